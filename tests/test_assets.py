@@ -55,7 +55,7 @@ def no_pip(index, monkeypatch):
     """Where pip is not the point, the wheels are taken as downloaded: pip takes a second each."""
 
     def download(wheel: assets.Wheel, into: Path) -> Path:
-        into.mkdir(exist_ok=True)
+        into.mkdir(parents=True, exist_ok=True)
         return index / f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
 
     monkeypatch.setattr(assets, "_download", download)
@@ -177,16 +177,24 @@ def test_interrupted(no_pip, cache, monkeypatch):
     assert content(cache) == before
 
 
-def test_another_process_was_quicker(no_pip, cache, monkeypatch):
-    """Both unpacked; the folder of the other is there when ours is to be renamed."""
+def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
+    """The first one finishes while the second waits for the lock."""
+    waits = []
 
-    def dequantise(ready: Path) -> None:
-        (ready / "model").mkdir()
+    def flock(*_):
+        waits.append(True)
         (assets.folder() / "model").mkdir(parents=True)
 
-    monkeypatch.setattr(assets, "_dequantise", dequantise)
+    monkeypatch.setattr(assets.fcntl, "flock", flock)
     assert content(assets.fetch()) == {"model": None}
-    assert not list(cache.glob(".fetch-*"))
+    assert waits and not (cache / ".fetch").exists()
+
+
+def test_what_a_killed_fetch_left_is_swept(no_pip, cache):
+    (cache / ".fetch" / "wheels").mkdir(parents=True)
+    (cache / ".fetch" / "wheels" / "half.whl").write_bytes(b"x")
+    assets.fetch()
+    assert not (cache / ".fetch").exists()
 
 
 KILLED = """

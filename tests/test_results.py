@@ -17,7 +17,11 @@ from tipmini.lab import results
 from tipmini.lab.results import Cell
 
 VALUES = [1.0, 0.0, 0.25, 1.0, 1 / 3]
-PROVENANCE = {"machine": results.machine(), "versions": results.versions()}
+PROVENANCE = {
+    "date": results.today(),
+    "machine": results.machine(),
+    "versions": results.versions(),
+}
 values = st.lists(st.sampled_from([0.0, 1.0, 0.5, 1 / 3]), min_size=2, max_size=40)
 
 
@@ -92,6 +96,11 @@ def test_saved_and_loaded_alike(tmp_path_factory, numbers):
     file = tmp_path_factory.getbasetemp() / "cells" / "tip-coqa.json"
     results.save(file, cell(numbers))
     assert results.load(file) == cell(numbers)
+
+
+def test_a_cell_of_another_format_counts_as_none(tmp_path):
+    (tmp_path / "cell.json").write_text('{"key": "k", "values": [1, 0]}')
+    assert results.load(tmp_path / "cell.json") is None
 
 
 def test_a_right_row_takes_one_letter(tmp_path):

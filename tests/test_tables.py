@@ -29,7 +29,11 @@ def cell(method: str, task: str) -> Cell:
     return Cell(
         **{"key": "k", "inputs": {"model": "m"}, "profile": "smoke", "method": method},
         **{"task": task, "metric": METRIC[task], "values": values, "seconds": 1.5},
-        **{"machine": {"processor": "P", "cores": 2}, "versions": {"torch": "2"}},
+        **{
+            "date": "2026-01-31",
+            "machine": {"processor": "P", "cores": 2},
+            "versions": {"torch": "2"},
+        },
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,15 @@ from hypothesis import strategies as st
 from labs import llama
 
 import tipmini as tm
-from tipmini.lab import assets, evaluation, paths, tasks, training
-from tipmini.lab.packing import collate, pack
-from tipmini.lab.training import Example, Recipe, Run
+from tipmini.lab import assets, objective, paths, tasks, training
+from tipmini.lab.training import Recipe, Run
 
-CHOICE_TASKS = [task for task in tasks.TASKS if task != "coqa"]
 RECIPES = {
-    "rte": Recipe(rows=12, epochs=2, batch=4, tokens=600, rank=2),
-    "openbookqa": Recipe(rows=24, batch=6, tokens=300, rank=2, targets=("v_proj",)),
-    "coqa": Recipe(rows=4, batch=2, rank=2),
+    "rte": Recipe(rows=12, epochs=2, batch=4, tokens=600, rank=2, held_out=4, checks=2),
+    "openbookqa": Recipe(
+        rows=24, batch=6, tokens=300, rank=2, held_out=4, checks=2, targets=("v_proj",)
+    ),
+    "coqa": Recipe(rows=4, batch=2, rank=2, held_out=4, checks=2),
 }
 
 
@@ -30,9 +29,8 @@ def model():
 
 
 def make_small(patch: pytest.MonkeyPatch, tiny: Path, tokenizer) -> None:
-    """The tiny model, four held-out rows, and a tokenizer that need not be read each time."""
+    """The tiny model, and a tokenizer that need not be read each time."""
     patch.setattr(assets, "embedded", lambda: tiny)
-    patch.setattr(training, "HELD_OUT", 4)
     patch.setattr(training, "keep_memory", lambda: None)
     patch.setattr(training, "load_tokenizer", lambda _: tokenizer)
 
@@ -40,127 +38,6 @@ def make_small(patch: pytest.MonkeyPatch, tiny: Path, tokenizer) -> None:
 @pytest.fixture
 def small(tiny, tokenizer, monkeypatch):
     make_small(monkeypatch, tiny, tokenizer)
-
-
-# What is scored -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("task", CHOICE_TASKS)
-def test_choices_are_cut_as_lm_eval_cuts_them(embedded, model, tokenizer, task):
-    lm = evaluation.PackedLM(model, tokenizer=tokenizer)
-    definition = tasks.load(task, evaluation=1, train=6)
-    examples = training.examples(task, tokenizer, 6)
-    for doc, example in zip(definition.training_docs(), examples, strict=True):
-        text, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
-        pairs = [lm._encode_pair(text, f" {choice}") for choice in choices]
-        assert example.row == pack(pairs[0][0], [continuation for _, continuation in pairs])
-        assert example.gold == int(definition.doc_to_target(doc))
-
-
-@pytest.mark.parametrize("task", CHOICE_TASKS)
-def test_the_best_score_is_what_the_metric_calls_best(embedded, tokenizer, task):
-    """Random log-likelihoods: the choice with the highest score is right where lm-eval says so."""
-    definition = tasks.load(task, evaluation=1, train=6)
-    draw = random.Random(0)
-    group = training.examples(task, tokenizer, 6)
-    for doc, example in zip(definition.training_docs(), group, strict=True):
-        said = [-draw.uniform(5, 50) for _ in example.lengths]
-        batch = collate([example.row])
-        counts = torch.bincount(batch.owners)
-        logp = torch.tensor([said[o] / counts[o] for o in batch.owners.tolist()])
-        best = int(training.choice_scores(logp, batch, [example]).argmax())
-        metrics = definition.process_results(doc, [(value, False) for value in said])
-        assert float(best == example.gold) == metrics[tasks.METRIC[task]]
-
-
-def test_every_answer_of_a_story_is_scored(embedded, tokenizer):
-    """And the blank line and "Q:" after it, so that the model learns to stop there."""
-    definition = tasks.load("coqa", evaluation=1, train=8)
-    for doc in definition.training_docs():
-        example = training.conversation(definition, doc, tokenizer)
-        said = "".join(f" {answer}\n\nQ:" for answer in doc["answers"]["input_text"])
-        assert tokenizer.decode(example.row.targets) == said
-        for read, target in zip(example.row.reads, example.row.targets, strict=True):
-            assert example.row.tokens[read + 1] == target
-
-
-def slow_scores(logp: list[float], lengths: list[list[int]], owners) -> list[list[float]]:
-    """Question by question, choice by choice."""
-    scores = []
-    for row, own in enumerate(lengths):
-        sums = [0.0] * len(own)
-        for value, (where, owner) in zip(logp, owners, strict=True):
-            if where == row:
-                sums[owner] += value
-        mean = sum(own) / len(own)
-        scores.append([total * mean / length for total, length in zip(sums, own, strict=True)])
-    return scores
-
-
-group_of = st.lists(
-    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30)), min_size=1, max_size=5),
-    min_size=1,
-    max_size=4,
-)
-
-
-@given(group_of, st.randoms(use_true_random=False))
-def test_choice_scores_against_slow_sums(questions, draw):
-    group = [
-        Example(pack([1], [[2] * tokens for tokens, _ in choices]), 0, tuple(n for _, n in choices))
-        for choices in questions
-    ]
-    batch = collate([example.row for example in group])
-    logp = [-draw.uniform(0, 9) for _ in batch.owners]
-    found = training.choice_scores(torch.tensor(logp), batch, group)
-    owners = list(zip(batch.rows.tolist(), batch.owners.tolist(), strict=True))
-    expected = slow_scores(logp, [[n for _, n in choices] for choices in questions], owners)
-    for row, scores in enumerate(expected):
-        assert found[row, : len(scores)].tolist() == pytest.approx(scores, rel=1e-4, abs=1e-4)
-        assert (found[row, len(scores) :] == -torch.inf).all()
-
-
-def slow_logp(model, context: list[int], choice: list[int]) -> torch.Tensor:
-    logits = model(torch.tensor([context + choice])).logits[0].log_softmax(-1)
-    return sum(logits[len(context) - 1 + i, token] for i, token in enumerate(choice))
-
-
-@torch.no_grad()
-def test_losses_of_choices_against_plain_passes(model):
-    questions = [([5, 6, 7], [[8, 9], [10]]), ([4], [[1, 2, 3], [4, 5], [6]])]
-    lengths = [(11, 4), (3, 20, 6)]
-    group = [
-        Example(pack(context, choices), gold, own)
-        for (context, choices), own, gold in zip(questions, lengths, (1, 0), strict=True)
-    ]
-    expected = []
-    for (context, choices), own, example in zip(questions, lengths, group, strict=True):
-        mean = sum(own) / len(own)
-        pairs = zip(choices, own, strict=True)
-        scores = torch.stack([slow_logp(model, context, c) * mean / n for c, n in pairs])
-        expected.append(-scores.log_softmax(0)[example.gold])
-    torch.testing.assert_close(
-        training.losses(model, group), torch.stack(expected), atol=1e-4, rtol=1e-4
-    )
-
-
-@torch.no_grad()
-def test_losses_of_a_conversation_against_a_plain_pass(model):
-    """The mean over a story's own scored tokens."""
-    stories = [([3, 4, 5, 6, 7, 8], [1, 3, 4]), ([9, 8, 7], [0])]
-    group = []
-    for tokens, reads in stories:
-        row = pack(tokens, [])
-        for index in reads:
-            row.read(index, tokens[index + 1], 0)
-        group.append(Example(row))
-    expected = []
-    for tokens, reads in stories:
-        logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-        expected.append(-torch.stack([logits[i, tokens[i + 1]] for i in reads]).mean())
-    torch.testing.assert_close(
-        training.losses(model, group), torch.stack(expected), atol=1e-4, rtol=1e-4
-    )
 
 
 # Schedule -------------------------------------------------------------------------------------
@@ -293,7 +170,9 @@ def test_another_recipe_is_not_continued(small, tmp_path, change):
 
 
 @pytest.mark.parametrize("task", ["openbookqa", "coqa"])
-def test_an_adapter_and_its_story(small, tmp_path, task):
+def test_an_adapter_and_its_story(small, tmp_path, monkeypatch, task):
+    falling = iter([(0.3, 0.5), (0.2, 0.5), (0.1, 0.5)])
+    monkeypatch.setattr(Run, "choices", lambda *_: next(falling))
     recipe = RECIPES[task]
     out = tmp_path / task
     assert training.train(task, out, recipe) == out
@@ -302,14 +181,15 @@ def test_an_adapter_and_its_story(small, tmp_path, task):
     assert set(adapter.ranks.values()) == {2} and set(adapter.scaling.values()) == {8.0}
     story = json.loads((out / "training.json").read_text())
     assert story["steps"] == len(story["loss"]) == -(-recipe.rows // recipe.batch)
-    assert [number for number, _ in story["held_out"]] == [0, story["steps"] // 2, story["steps"]]
+    checked = [check["step"] for check in story["held_out"]]
+    assert checked == [0, story["steps"] // 2, story["steps"]]
     assert story["held_out_rows"] == 4 and story["seed"] == 0
 
 
-def test_the_factors_kept_are_those_that_scored_best(small, tmp_path, monkeypatch):
+def test_the_factors_kept_are_those_of_the_lowest_held_out_loss(small, tmp_path, monkeypatch):
     """The checkpoint in the middle, when the last one is worse."""
-    scores = iter([0.1, 0.9, 0.2])
-    monkeypatch.setattr(training, "held_out_score", lambda *_: next(scores))
+    found = iter([(0.9, 0.5), (0.1, 0.2), (0.2, 0.8)])
+    monkeypatch.setattr(Run, "choices", lambda *_: next(found))
     run = Run("rte", RECIPES["rte"], tmp_path / "rte")
     seen = []
     score = run.score
@@ -325,17 +205,12 @@ def test_the_factors_kept_are_those_that_scored_best(small, tmp_path, monkeypatc
         assert not torch.equal(pair.a, *(f.half() for f in last.values()))
 
 
-@torch.no_grad()
-def test_held_out_score_is_the_share_of_right_choices(model):
-    group = [
-        Example(pack([n], [[n + 1], [n + 2, 3]]), gold, (1, 1)) for n, gold in ((5, 0), (9, 1))
-    ]
-    best = [
-        int(torch.stack([slow_logp(model, [n], c) for c in ([n + 1], [n + 2, 3])]).argmax())
-        for n in (5, 9)
-    ]
-    right = sum(b == e.gold for b, e in zip(best, group, strict=True))
-    assert training.held_out_score(model, group, 100) == right / 2
+def test_an_adapter_that_never_bettered_the_base_is_not_saved(small, tmp_path, monkeypatch):
+    found = iter([(0.1, 0.5), (0.3, 0.9), (0.2, 0.8)])
+    monkeypatch.setattr(Run, "choices", lambda *_: next(found))
+    with pytest.raises(tm.TipminiError, match=r"^adapter rte: no checkpoint is better than"):
+        training.train("rte", tmp_path / "rte", RECIPES["rte"])
+    assert not (tmp_path / "rte" / "training.json").exists()
 
 
 # The committed adapters -----------------------------------------------------------------------
@@ -376,7 +251,7 @@ def test_committed_adapters_were_trained_on_these_rows(embedded, tokenizer):
         recipe = Recipe(**story["recipe"] | {"targets": tuple(story["recipe"]["targets"])})
         run = Run.__new__(Run)
         run.task, run.recipe = folder.name, recipe
-        every = training.examples(folder.name, tokenizer, recipe.rows + training.HELD_OUT)
+        every = objective.examples(folder.name, tokenizer, recipe.rows + recipe.held_out)
         run.train, run.held_out = every[: recipe.rows], every[recipe.rows :]
         assert run.identity() == story["data"]
         assert len(run.held_out) == story["held_out_rows"]

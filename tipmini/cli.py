@@ -151,6 +151,20 @@ def measure(
             _show(lab.cell(way, name), as_json)
 
 
+@app.command(epilog="Example: `tipmini norms --profile smoke --task rte`")
+def norms(
+    task: Annotated[list[str] | None, typer.Option(help="all of the profile by default")] = None,
+    profile: Profile = "mini",
+) -> None:
+    """Measure the input norms of a profile's adapters and store them; what is stored is kept."""
+    from tipmini.lab.experiments import Lab
+    from tipmini.lab.profiles import load_profile
+
+    lab = Lab(load_profile(profile))
+    for name in task or lab.profile.tasks:
+        print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
+
+
 def _lab(base: str, **settings: object):
     """A Lab of its own for one command, which stores nothing."""
     from tipmini.lab.experiments import Lab

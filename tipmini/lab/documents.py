@@ -128,3 +128,5 @@ TRAIN = {
     "piqa": _piqa_train,
     "rte": lambda: _half(arrow("glue-rte"), "idx", 0),
 }
+
+TASKS = tuple(EVALUATION)

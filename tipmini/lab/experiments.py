@@ -230,6 +230,7 @@ class Lab:
             metric=tasks.METRIC[task],
             values=values,
             seconds=round(time.perf_counter() - start, 1),
+            date=results.today(),
             machine=results.machine(),
             versions=results.versions(),
         )

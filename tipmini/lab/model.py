@@ -26,8 +26,12 @@ def keep_memory() -> None:
         libc.mallopt(top_pad, 1 << 28)
 
 
-def load_base(path: Path | str, dtype: str = "bfloat16", device: str = "cpu") -> nn.Module:
+def load_base(
+    path: Path | str, dtype: str = "bfloat16", device: str = "cpu", attention: str = "sdpa"
+) -> nn.Module:
     """A frozen causal LM in evaluation mode; `path` is a folder or a hub id.
+
+    attention="eager" trains faster on a CPU: the backward pass of sdpa's takes five times as long.
 
     Raises
     ------
@@ -39,7 +43,9 @@ def load_base(path: Path | str, dtype: str = "bfloat16", device: str = "cpu") ->
     if device == "cuda" and not torch.cuda.is_available():
         raise TipminiError(f"model {path}: device cuda: no GPU here; run it where there is one")
     with _from_hub(path):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -74,19 +80,60 @@ def _from_hub(name: Path | str) -> Iterator[None]:
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
 
 
-def target_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(P, V) float32 logits, made only where a prediction is scored."""
-    device = model.device
+def target_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """(P, D) last hidden states where a prediction is scored."""
     hidden = model.base_model(
-        batch.tokens.to(device),
-        attention_mask=None if batch.mask is None else batch.mask.to(device),
-        position_ids=batch.positions.to(device),
+        batch.tokens.to(model.device),
+        attention_mask=None if batch.mask is None else _additive(batch.mask, model),
+        position_ids=batch.positions.to(model.device),
         use_cache=False,
     ).last_hidden_state
-    return model.lm_head(hidden[batch.rows, batch.reads]).float()
+    return hidden[batch.rows, batch.reads]
+
+
+def _additive(mask: Tensor, model: nn.Module) -> Tensor:
+    """0 where a token may attend, -inf elsewhere: what every attention takes."""
+    blank = torch.zeros(mask.shape, dtype=model.dtype)
+    return blank.masked_fill_(~mask, -torch.inf).to(model.device)
+
+
+def target_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """(P, V) float32 logits, made only where a prediction is scored."""
+    return model.lm_head(target_hidden(model, batch)).float()
 
 
 def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """(P, V), (P,) -> (P,) log-probabilities of the targets."""
     at_target = logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
     return at_target - logits.logsumexp(-1)
+
+
+class HeadLogprobs(torch.autograd.Function):
+    """(P, D) hidden states, (V, D) frozen head, (P,) targets -> (P,) float32 log-probabilities.
+
+    The gradient is made on the way, in chunks, so that no (P, V) tensor is ever kept:
+
+        d log p_t / d h = W_t - sum_v p_v W_v
+    """
+
+    CHUNK = 256
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        logp, slopes = [], []
+        parts = zip(
+            hidden.split(HeadLogprobs.CHUNK), targets.split(HeadLogprobs.CHUNK), strict=True
+        )
+        for h, t in parts:
+            logits = (h @ head.T).float()
+            logp.append(target_logprobs(logits, t))
+            if ctx.needs_input_grad[0]:
+                slopes.append(head[t] - logits.softmax(-1).to(head.dtype) @ head)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logp)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes.dtype), None, None

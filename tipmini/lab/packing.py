@@ -94,10 +94,15 @@ def _mask(segments: Tensor) -> Tensor:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Row numbers in batches of at most `tokens` padded tokens (or one row), longest first."""
+    """Row numbers in batches of at most `tokens` padded tokens (or one row), longest first.
+
+    A row under 3/4 of the longest of its batch starts another: padding costs more than a pass.
+    """
     result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not result or lengths[result[-1][0]] * (len(result[-1]) + 1) > tokens:
+        longest = lengths[result[-1][0]] if result else 0
+        fits = longest * (len(result[-1]) + 1) <= tokens if result else False
+        if not fits or 4 * lengths[index] < 3 * longest:
             result.append([])
         result[-1].append(index)
     return result

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tipmini.errors import TipminiError
-from tipmini.lab import paths, tasks
+from tipmini.lab import documents, paths
 
 FOLDER = paths.REPOSITORY / "profiles"
 
@@ -26,7 +26,7 @@ class Profile(BaseModel):
     data: Literal["embedded", "hub"] = "embedded"
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    tasks: tuple[str, ...] = tasks.TASKS
+    tasks: tuple[str, ...] = documents.TASKS
     evaluation_rows: int | None = Field(None, ge=1, description="rows a task; null: all")
     evaluation_rows_of: dict[str, int] = Field({}, description="exceptions, by task")
     calibration_rows: int = Field(128, ge=1, description="train rows a task")
@@ -43,8 +43,8 @@ class Profile(BaseModel):
     @classmethod
     def _known(cls, names: tuple[str, ...] | dict) -> tuple[str, ...] | dict:
         for name in names:
-            if name not in tasks.TASKS:
-                raise ValueError(f"{name!r} is not one of {', '.join(tasks.TASKS)}")
+            if name not in documents.TASKS:
+                raise ValueError(f"{name!r} is not one of {', '.join(documents.TASKS)}")
         return names
 
     @property

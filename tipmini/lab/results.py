@@ -9,10 +9,11 @@ import os
 import platform
 import textwrap
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
@@ -30,6 +31,7 @@ class Cell(BaseModel):
     metric: str
     values: list[float]  # in the fixed order of the task's rows
     seconds: float
+    date: str  # of the measurement, UTC
     machine: dict[str, str | int]
     versions: dict[str, str]
 
@@ -101,8 +103,15 @@ def save(path: Path, cell: Cell) -> None:
 
 
 def load(path: Path) -> Cell | None:
-    """The stored cell, or None where there is none."""
-    return Cell.model_validate_json(path.read_text()) if path.is_file() else None
+    """The stored cell; None where there is none, or one of another format."""
+    try:
+        return Cell.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def machine() -> dict[str, str | int]:

@@ -1,11 +1,6 @@
-r"""Training of the seven adapters: LoRA on a bfloat16 base with float32 factors.
+"""Training of the seven adapters: LoRA on a bfloat16 base with float32 factors.
 
-Multiple choice is trained on the listed choices, as it is scored: with log-likelihood l_i of
-choice i and, where the task's metric is length-normalised, its length b_i,
-
-    loss = -log softmax_i(l_i \bar b / b_i)[gold].
-
-CoQA is trained on the likelihood of every answer of a story, all turns in one pass.
+Held-out train rows choose between checkpoints; evaluation rows are never looked at.
 """
 
 import hashlib
@@ -19,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import tipmini as tm
-from tipmini.lab import assets, paths, results, tasks
-from tipmini.lab.model import keep_memory, load_base, load_tokenizer, target_logits, target_logprobs
-from tipmini.lab.packing import Row, batches, collate, pack
+from tipmini.errors import TipminiError
+from tipmini.lab import assets, objective, paths, results
+from tipmini.lab.model import keep_memory, load_base, load_tokenizer
+from tipmini.lab.packing import batches
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-quantised
-HELD_OUT = 160  # train rows that only choose between checkpoints
 
 
 @dataclass(frozen=True)
@@ -40,103 +35,20 @@ class Recipe:
     batch: int = 16
     tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
     warmup: float = 0.05
+    held_out: int = 400  # the train rows after those; they only choose between checkpoints
+    checks: int = 4  # how often they are scored
     seed: int = 0
 
 
 RECIPES = {
-    "arc_challenge": Recipe(rows=959, epochs=2),
-    "boolq": Recipe(rows=800),
-    "coqa": Recipe(rows=160, batch=4),
-    "hellaswag": Recipe(rows=640),
-    "openbookqa": Recipe(rows=4797),
-    "piqa": Recipe(rows=1120),
-    "rte": Recipe(rows=106, epochs=5, batch=8),
+    "arc_challenge": Recipe(rows=959, epochs=3, held_out=160),
+    "boolq": Recipe(rows=1200, held_out=240, batch=32),
+    "coqa": Recipe(rows=206, held_out=60, batch=4, learning_rate=5e-4),
+    "hellaswag": Recipe(rows=2000, held_out=320, batch=32, checks=3),
+    "openbookqa": Recipe(rows=4557, epochs=2, batch=32),
+    "piqa": Recipe(rows=6000, batch=32, learning_rate=5e-4),
+    "rte": Recipe(rows=106, epochs=5, held_out=32, batch=8),
 }
-
-
-@dataclass
-class Example:
-    """A packed row, the gold choice (None: all targets are right) and the choices' lengths."""
-
-    row: Row
-    gold: int | None = None
-    lengths: tuple[int, ...] = ()
-
-
-def examples(task: str, tokenizer, count: int) -> list[Example]:
-    """The first `count` train rows of the fixed order, packed."""
-    definition = tasks.load(task, evaluation=1, train=count)
-    make = conversation if task == "coqa" else question
-    return [make(definition, doc, tokenizer) for doc in definition.training_docs()]
-
-
-def question(definition, doc: dict, tokenizer) -> Example:
-    """A multiple-choice document with its choices; lm-eval's template and its lengths."""
-    context, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
-    head = tokenizer(context)["input_ids"]
-    whole = [tokenizer(f"{context} {choice}")["input_ids"] for choice in choices]
-    normed = tasks.METRIC[definition.config.task] == "acc_norm"
-    lengths = tuple(len(c) if normed else 1 for c in choices)
-    gold = int(definition.doc_to_target(doc))
-    return Example(pack(head, [w[len(head) :] for w in whole]), gold, lengths)
-
-
-def conversation(definition, doc: dict, tokenizer) -> Example:
-    """A whole CoQA story; scored are all answers and the turn that follows each."""
-    answers = doc["answers"]["input_text"]
-    text = definition.doc_to_text(doc) + f" {answers[-1]}\n\nQ:"
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    spans, end = [], len(doc["story"])
-    for asked, answer in zip(doc["questions"]["input_text"], answers, strict=True):
-        turn = f"Q: {asked}\n\nA:"
-        start = text.index(turn, end) + len(turn)
-        end = start + len(f" {answer}\n\n")
-        spans.append((start, end + len("Q:")))
-    row = pack(encoded["input_ids"], [])
-    for index, (left, _) in enumerate(encoded["offset_mapping"]):
-        if any(start <= left < stop for start, stop in spans):
-            row.read(index - 1, encoded["input_ids"][index], 0)
-    return Example(row)
-
-
-def losses(model: nn.Module, group: list[Example]) -> Tensor:
-    """(len(group),) one loss an example."""
-    batch = collate([example.row for example in group], multiple=8)
-    logp = target_logprobs(target_logits(model, batch), batch.targets)
-    if group[0].gold is None:
-        total = torch.zeros(len(group)).index_add(0, batch.rows, logp)
-        return -total / torch.bincount(batch.rows, minlength=len(group))
-    scores = choice_scores(logp, batch, group)
-    return nn.functional.cross_entropy(
-        scores, torch.tensor([e.gold for e in group]), reduction="none"
-    )
-
-
-def choice_scores(logp: Tensor, batch, group: list[Example]) -> Tensor:
-    """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
-    width = max(len(example.lengths) for example in group)
-    flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
-    scale = torch.full((len(group), width), torch.inf)
-    for i, example in enumerate(group):
-        lengths = torch.tensor(example.lengths, dtype=torch.float32)
-        scale[i, : len(lengths)] = lengths.mean() / lengths
-    return torch.where(scale.isinf(), -torch.inf, flat.view(len(group), width) * scale)
-
-
-@torch.inference_mode()
-def held_out_score(model: nn.Module, held_out: list[Example], tokens: int) -> float:
-    """Accuracy on the held-out rows (CoQA: minus the mean loss)."""
-    total = 0.0
-    for part in batches([len(e.row) for e in held_out], tokens):
-        group = [held_out[i] for i in part]
-        if group[0].gold is None:
-            total -= losses(model, group).sum().item()
-            continue
-        batch = collate([example.row for example in group])
-        logp = target_logprobs(target_logits(model, batch), batch.targets)
-        best = choice_scores(logp, batch, group).argmax(1)
-        total += sum(int(b) == e.gold for b, e in zip(best, group, strict=True))
-    return total / len(held_out)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -166,7 +78,7 @@ class Run:
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         model_path = assets.embedded() / "model"
         tokenizer = load_tokenizer(model_path)
-        every = examples(task, tokenizer, recipe.rows + HELD_OUT)
+        every = objective.examples(task, tokenizer, recipe.rows + recipe.held_out)
         self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
         torch.manual_seed(recipe.seed)  # PEFT draws A from the global generator
         config = LoraConfig(
@@ -175,7 +87,7 @@ class Run:
             target_modules=list(recipe.targets),
             task_type="CAUSAL_LM",
         )
-        self.peft = get_peft_model(load_base(model_path), config)
+        self.peft = get_peft_model(load_base(model_path, attention="eager"), config)
         self.model = self.peft.get_base_model()
         self.factors = {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
@@ -188,7 +100,8 @@ class Run:
         group = [self.train[i] for i in self.steps[number]]
         total = 0.0
         for part in batches([len(e.row) for e in group], self.recipe.tokens):
-            loss = losses(self.model, [group[i] for i in part]).sum() / len(group)
+            rows = [group[i] for i in part]
+            loss = objective.losses(self.model, rows, self.temperature).sum() / len(group)
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(self.factors.values(), 1.0)
@@ -248,20 +161,41 @@ class Run:
         content = json.dumps([self.task, asdict(self.recipe), rows]).encode()
         return hashlib.sha256(content).hexdigest()
 
+    @property
+    def temperature(self) -> float:
+        return self.log.get("temperature", 1.0)
+
+    @torch.no_grad()
     def score(self, number: int) -> None:
-        """Note the held-out score; remember the factors when it is the best so far."""
-        value = held_out_score(self.model, self.held_out, self.recipe.tokens)
-        self.log["held_out"].append([number, value])
-        if number and (self.best is None or value > self.best[0]):
-            self.best = (value, {n: p.detach().clone() for n, p in self.factors.items()})
+        """Note loss and accuracy on the held-out rows; remember the factors of the lowest loss."""
+        loss, accuracy = self.texts() if self.task == "coqa" else self.choices(number)
+        self.log["held_out"].append({"step": number, "loss": loss, "accuracy": accuracy})
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, {n: p.detach().clone() for n, p in self.factors.items()})
+
+    def texts(self) -> tuple[float, None]:
+        """Mean held-out loss of conversations; which of their answers are right is not known."""
+        parts = batches([len(e.row) for e in self.held_out], self.recipe.tokens)
+        groups = [[self.held_out[i] for i in part] for part in parts]
+        total = sum(objective.losses(self.model, group).sum().item() for group in groups)
+        return total / len(self.held_out), None
+
+    def choices(self, number: int) -> tuple[float, float]:
+        """Mean held-out loss and accuracy; before the first step they set the temperature."""
+        scores = objective.all_scores(self.model, self.held_out, self.recipe.tokens)
+        right = objective.gold(self.held_out)
+        if number == 0:
+            self.log["temperature"] = objective.fit_temperature(scores, right)
+        loss = objective.choice_losses(scores, right, self.temperature).mean().item()
+        return loss, (scores.argmax(1) == right).float().mean().item()
 
     def run(self) -> Path:
         """Train to the end; PEFT folder and `training.json` in `out`."""
         from tqdm import tqdm
 
         done, last = self.resume(), len(self.steps)
-        parts = max(2, self.recipe.epochs)
-        marks = {last * (k + 1) // parts for k in range(parts)}
+        checks = self.recipe.checks
+        marks = {last * (k + 1) // checks for k in range(checks)}
         if not done:
             self.score(0)
         for number in tqdm(range(done, last), initial=done, total=last, desc=self.task):
@@ -276,7 +210,12 @@ class Run:
 
     @torch.no_grad()
     def finish(self) -> Path:
-        """Save the best factors, and beside them how they were made."""
+        """Save the best factors, and beside them how they were made.
+
+        Raises TipminiError where training never bettered the base on the held-out rows.
+        """
+        if self.best[0] == self.log["held_out"][0]["loss"]:
+            raise TipminiError(f"adapter {self.task}: no checkpoint is better than the base model")
         (self.out / "training.json").unlink(missing_ok=True)
         self.adapter().save(self.out, torch.float16)
         results.write(self.out / "training.json", json.dumps(self.story()) + "\n")
@@ -305,7 +244,9 @@ class Run:
             "steps": len(self.steps),
             "train_tokens": sum(len(e.row) for e in self.train) * self.recipe.epochs,
             "held_out_rows": len(self.held_out),
+            "date": results.today(),
             "machine": results.machine(),
+            "threads": torch.get_num_threads(),
             "versions": results.versions(),
             **self.log,
         }

@@ -14,8 +14,14 @@ from tipmini.lab import assets, paths, results
 from tipmini.lab.profiles import load_profile
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
-# Modules that don't touch a measured number: a change there executes no notebook again.
-OUTSIDE = ("cli.py", "lab/book.py", "lab/workflow.py", "lab/bench.py", "lab/training.py")
+# Modules that don't touch a measured number: a change there executes no notebook again ...
+OUTSIDE = (
+    "cli.py",
+    *(f"lab/{name}.py" for name in ("bench", "book", "objective", "training", "workflow")),
+)
+# ... and those that show the numbers only: a change there measures nothing again.
+SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
+MEMORY = 6000  # MB that measurements side by side may take
 
 
 def notebooks() -> list[str]:
@@ -28,14 +34,22 @@ def notebook_digest(name: str) -> str:
     return results.digest(["".join(c["source"]) for c in cells if c["cell_type"] == "code"])
 
 
-def inputs_digest(profile: str) -> str:
-    """Of everything else that a notebook's outputs depend on."""
-    package = paths.REPOSITORY / "tipmini"
-    modules = [f for f in package.rglob("*.py") if str(f.relative_to(package)) not in OUTSIDE]
-    committed = load_profile("full").store
-    data = [paths.PRINTED, *paths.ADAPTERS.rglob("*.safetensors"), *committed.rglob("*.json")]
+def measurement_digest(profile: str) -> str:
+    """Of everything that a stored number can depend on."""
+    adapters = list(paths.ADAPTERS.rglob("*.safetensors"))
     chosen = load_profile(profile).model_dump_json()
-    return results.digest([chosen, _contents(modules), _contents(data)])
+    return results.digest([chosen, _contents(_modules(OUTSIDE + SHOWN)), _contents(adapters)])
+
+
+def inputs_digest(profile: str) -> str:
+    """Of everything that a notebook's outputs depend on besides its own code."""
+    data = [paths.PRINTED, *load_profile("full").store.rglob("*.json")]
+    return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
+
+
+def _modules(without: tuple[str, ...]) -> list[Path]:
+    package = paths.REPOSITORY / "tipmini"
+    return [f for f in package.rglob("*.py") if str(f.relative_to(package)) not in without]
 
 
 def builder_digest() -> str:
@@ -62,6 +76,10 @@ def _contents(files: list[Path]) -> str:
     )
 
 
+RUNNING = ["--cores", "all", "--resources", f"mem_mb={MEMORY}", "gpu=1"]
+RUNNING += ["--rerun-incomplete", "--quiet", "rules"]
+
+
 def run(profile: str) -> None:
     """Execute what is not up to date; after a kill, only what was lost.
 
@@ -78,7 +96,7 @@ def run(profile: str) -> None:
             (paths.BUILD / "published").unlink(missing_ok=True)
         # A killed run leaves Snakemake's own lock; that nobody else runs is known by ours.
         subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
-        done = subprocess.run([*command, "--cores", "2", "--rerun-incomplete", "--quiet", "rules"])
+        done = subprocess.run([*command, *RUNNING])
     if done.returncode:
         raise TipminiError("book: a step failed, see above; the same command goes on from there")
 

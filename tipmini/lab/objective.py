@@ -1,0 +1,119 @@
+r"""What an adapter is trained on: packed train rows and their losses.
+
+Multiple choice is trained on the listed choices, as it is scored: with log-likelihood l_i of
+choice i and, where the task's metric is length-normalised, its length b_i,
+
+    score_i = l_i \bar b / b_i,    loss = -log softmax_i(score_i / T)[gold].
+
+T makes the untrained model's confidence fit its accuracy (temperature scaling): sums over many
+tokens differ so much that without it a few surely wrong rows make all of the gradient.
+
+CoQA is trained on the likelihood of every answer of a story, all turns in one pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tipmini.lab import tasks
+from tipmini.lab.model import HeadLogprobs, target_hidden
+from tipmini.lab.packing import Row, batches, collate, pack
+
+
+@dataclass
+class Example:
+    """A packed row, the gold choice (None: all targets are right) and the choices' lengths."""
+
+    row: Row
+    gold: int | None = None
+    lengths: tuple[int, ...] = ()
+
+
+def examples(task: str, tokenizer, count: int) -> list[Example]:
+    """The first `count` train rows of the fixed order, packed."""
+    definition = tasks.load(task, evaluation=1, train=count)
+    make = conversation if task == "coqa" else question
+    return [make(definition, doc, tokenizer) for doc in definition.training_docs()]
+
+
+def question(definition, doc: dict, tokenizer) -> Example:
+    """A multiple-choice document with its choices; lm-eval's template and its lengths."""
+    context, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
+    head = tokenizer(context)["input_ids"]
+    whole = [tokenizer(f"{context} {choice}")["input_ids"] for choice in choices]
+    normed = tasks.METRIC[definition.config.task] == "acc_norm"
+    lengths = tuple(len(c) if normed else 1 for c in choices)
+    gold = int(definition.doc_to_target(doc))
+    return Example(pack(head, [w[len(head) :] for w in whole]), gold, lengths)
+
+
+def conversation(definition, doc: dict, tokenizer) -> Example:
+    """A whole CoQA story; scored are all answers and the turn that follows each."""
+    answers = doc["answers"]["input_text"]
+    text = definition.doc_to_text(doc) + f" {answers[-1]}\n\nQ:"
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    spans, end = [], len(doc["story"])
+    for asked, answer in zip(doc["questions"]["input_text"], answers, strict=True):
+        turn = f"Q: {asked}\n\nA:"
+        start = text.index(turn, end) + len(turn)
+        end = start + len(f" {answer}\n\n")
+        spans.append((start, end + len("Q:")))
+    row = pack(encoded["input_ids"], [])
+    for index, (left, _) in enumerate(encoded["offset_mapping"]):
+        if any(start <= left < stop for start, stop in spans):
+            row.read(index - 1, encoded["input_ids"][index], 0)
+    return Example(row)
+
+
+def losses(model: nn.Module, group: Sequence[Example], temperature: float = 1.0) -> Tensor:
+    """(len(group),) one loss an example."""
+    batch = collate([example.row for example in group], multiple=8)
+    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+    if group[0].gold is None:
+        total = torch.zeros(len(group)).index_add(0, batch.rows, logp)
+        return -total / torch.bincount(batch.rows, minlength=len(group))
+    return choice_losses(choice_scores(logp, batch, group), gold(group), temperature)
+
+
+def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
+    """(questions, choices), (questions,) -> (questions,) -log softmax(scores / T) at the gold."""
+    return nn.functional.cross_entropy(scores / temperature, right, reduction="none")
+
+
+def gold(group: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.gold for example in group])
+
+
+def choice_scores(logp: Tensor, batch, group: Sequence[Example]) -> Tensor:
+    """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
+    width = max(len(example.lengths) for example in group)
+    flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
+    scale = torch.full((len(group), width), torch.inf)
+    for i, example in enumerate(group):
+        lengths = torch.tensor(example.lengths, dtype=torch.float32)
+        scale[i, : len(lengths)] = lengths.mean() / lengths
+    return torch.where(scale.isinf(), -torch.inf, flat.view(len(group), width) * scale)
+
+
+@torch.no_grad()
+def all_scores(model: nn.Module, every: Sequence[Example], tokens: int) -> Tensor:
+    """(questions, choices) `choice_scores` of all examples; absent choices -inf."""
+    width = max(len(example.lengths) for example in every)
+    scores = torch.full((len(every), width), -torch.inf)
+    for part in batches([len(example.row) for example in every], tokens):
+        group = [every[i] for i in part]
+        batch = collate([example.row for example in group], multiple=8)
+        logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+        found = choice_scores(logp, batch, group)
+        scores[part, : found.shape[1]] = found
+    return scores
+
+
+def fit_temperature(scores: Tensor, right: Tensor) -> float:
+    """The T > 0 with the smallest mean loss, between 1/100 and 100."""
+    from scipy.optimize import minimize_scalar
+
+    mean = lambda log: choice_losses(scores, right, 10**log).mean().item()  # noqa: E731
+    return 10 ** minimize_scalar(mean, bounds=(-2, 2), method="bounded").x
