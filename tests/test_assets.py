@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -178,16 +179,17 @@ def test_interrupted(no_pip, cache, monkeypatch):
 
 
 def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
-    """The first one finishes while the second waits for the lock."""
-    waits = []
+    """The first one finishes while the second waits."""
 
-    def flock(*_):
-        waits.append(True)
+    @contextmanager
+    def waiting(folder):
+        assert folder == cache
         (assets.folder() / "model").mkdir(parents=True)
+        yield
 
-    monkeypatch.setattr(assets.fcntl, "flock", flock)
+    monkeypatch.setattr(assets, "alone", waiting)
     assert content(assets.fetch()) == {"model": None}
-    assert waits and not (cache / ".fetch").exists()
+    assert not (cache / ".fetch").exists()
 
 
 def test_what_a_killed_fetch_left_is_swept(no_pip, cache):

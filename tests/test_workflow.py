@@ -1,6 +1,5 @@
 """What makes a step run again, and what doesn't."""
 
-import fcntl
 import json
 import shutil
 
@@ -8,6 +7,7 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths, workflow
+from tipmini.lab.locks import alone
 
 
 @pytest.fixture
@@ -50,7 +50,5 @@ def test_an_unknown_profile_is_refused_before_anything_runs():
 
 def test_a_second_run_beside_the_first_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
-    with open(tmp_path / ".lock", "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(TipminiError, match="another run is at work"):
-            workflow.run("smoke")
+    with alone(tmp_path), pytest.raises(TipminiError, match="another run is at work"):
+        workflow.run("smoke")

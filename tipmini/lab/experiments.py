@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import tipmini as tm
 from tipmini import calibration
 from tipmini.lab import assets, evaluation, model, packing, paths, results, tasks
+from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
 
@@ -158,7 +159,10 @@ class Lab:
         """The PEFT folder of all adapters merged by a method."""
         if method not in self._merged:
             folder = self.profile.store / "merged" / method
-            self._merge(method).save(folder, torch.float32)
+            merged = self._merge(method)
+            with alone(folder.parent):  # processes side by side merge the same
+                if not _holds(folder, merged):
+                    merged.save(folder, torch.float32)
             self._merged[method] = folder
         return self._merged[method]
 
@@ -243,6 +247,17 @@ def cell_file(profile: Profile, method: str, task: str) -> Path:
 def stored(profile: Profile, method: str, task: str) -> Cell | None:
     """What was measured before, without measuring; None where nothing was."""
     return results.load(cell_file(profile, method, task))
+
+
+def _holds(folder: Path, adapter: tm.LoraAdapter) -> bool:
+    """Whether the folder's factors are these, bit for bit."""
+    try:
+        found = tm.load_adapter(folder).factors
+    except tm.TipminiError:
+        return False
+    pairs = ((found[m], pair) for m, pair in adapter.factors.items() if m in found)
+    same = [torch.equal(f.a, p.a) and torch.equal(f.b, p.b) for f, p in pairs]
+    return len(same) == len(adapter.factors) == len(found) and all(same)
 
 
 def _adapter_hash(folder: Path) -> str:

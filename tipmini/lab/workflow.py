@@ -1,16 +1,13 @@
 """What the workflow's steps depend on, and the call that runs it."""
 
-import fcntl
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, paths, results
+from tipmini.lab.locks import alone
 from tipmini.lab.profiles import load_profile
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
@@ -91,24 +88,18 @@ def run(profile: str) -> None:
     load_profile(profile)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     command += ["--directory", str(paths.REPOSITORY), "--config", f"profile={profile}"]
-    with _alone():
-        if not (paths.BUILD / "html" / "index.html").is_file():
-            (paths.BUILD / "published").unlink(missing_ok=True)
-        # A killed run leaves Snakemake's own lock; that nobody else runs is known by ours.
-        subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
-        done = subprocess.run([*command, *RUNNING])
+    try:
+        with alone(paths.BUILD, wait=False):
+            done = _execute(command)
+    except BlockingIOError:
+        raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
     if done.returncode:
         raise TipminiError("book: a step failed, see above; the same command goes on from there")
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the build folder; the kernel lets go of it when this process ends, however it does."""
-    paths.BUILD.mkdir(exist_ok=True)
-    with open(paths.BUILD / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
-        lock.write(f"{os.getpid()}\n")
-        yield
+def _execute(command: list[str]) -> subprocess.CompletedProcess:
+    if not (paths.BUILD / "html" / "index.html").is_file():
+        (paths.BUILD / "published").unlink(missing_ok=True)
+    # A killed run leaves Snakemake's own lock; that nobody else runs is known by ours.
+    subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
+    return subprocess.run([*command, *RUNNING])
