@@ -18,6 +18,7 @@ from tipmini.errors import TipminiError
 from tipmini.lab import assets, objective, paths, results
 from tipmini.lab.model import keep_memory, load_base, load_tokenizer
 from tipmini.lab.packing import batches
+from tipmini.lab.tasks import METRIC
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-quantised
 
@@ -47,7 +48,7 @@ RECIPES = {
     "hellaswag": Recipe(rows=2000, held_out=320, batch=32, checks=3),
     "openbookqa": Recipe(rows=4557, epochs=2, batch=32),
     "piqa": Recipe(rows=6000, batch=32, learning_rate=5e-4),
-    "rte": Recipe(rows=106, epochs=5, held_out=32, batch=8),
+    "rte": Recipe(rows=106, epochs=5, held_out=32, batch=8, learning_rate=5e-4),
 }
 
 
@@ -185,7 +186,9 @@ class Run:
         scores = objective.all_scores(self.model, self.held_out, self.recipe.tokens)
         right = objective.gold(self.held_out)
         if number == 0:
-            self.log["temperature"] = objective.fit_temperature(scores, right)
+            # A choice of one token has the confidence that training and scoring use.
+            summed = METRIC[self.task] == "acc_norm"
+            self.log["temperature"] = objective.fit_temperature(scores, right) if summed else 1.0
         loss = objective.choice_losses(scores, right, self.temperature).mean().item()
         return loss, (scores.argmax(1) == right).float().mean().item()
 
