@@ -265,17 +265,17 @@ def test_the_options_reach_layer_sparsity():
 def test_b_left_whole_counts_for_nothing():
     adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
     only_x = {module: norms[module] for module in MODULES}  # B needs no norms then
-    pruned = tm.tip_prune(adapter, only_x, 0.5, factors="A")
+    pruned = tm.tip_prune(adapter, only_x, 0.5, on="A")
     scores = [tm.wanda_score(adapter.factors[m].a, norms[m]) for m in MODULES[:2]]
-    importance = tm.tip_importance(adapter, only_x, factors="A")
+    importance = tm.tip_importance(adapter, only_x, on="A")
     assert importance[0].item() == tm.layer_importance(scores)
     assert torch.equal(
-        tm.layer_sparsity(importance, 0.5), tm.tip_sparsities(adapter, only_x, 0.5, factors="A")
+        tm.layer_sparsity(importance, 0.5), tm.tip_sparsities(adapter, only_x, 0.5, on="A")
     )
     for module in MODULES:
         assert torch.equal(pruned.factors[module].b, adapter.factors[module].b)
     assert any((factors.a == 0).any() for factors in pruned.factors.values())
-    merged = tm.merge([adapter], norms=[only_x], sparsity=0.5, factors="A", summation="cat")
+    merged = tm.merge([adapter], norms=[only_x], sparsity=0.5, on="A", summation="cat")
     assert torch.equal(merged.delta(MODULES[0]), pruned.delta(MODULES[0]))
 
 
@@ -295,7 +295,7 @@ def test_layers_are_blocks_in_the_order_of_the_model():
 @pytest.mark.parametrize(
     ("norms", "message"),
     [
-        (None, "tip needs norms, one dict for each adapter"),
+        (None, "norms are needed, one dict for each adapter"),
         ([{}], r"under 'model\.layers\.0\.self_attn\.q_proj', got nothing"),
         (
             [NORMS["boolq"] | {f"{MODULES[1]}.lora_B": torch.ones(3)}],
@@ -396,7 +396,11 @@ OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8
 @pytest.mark.parametrize(
     ("adapters", "arguments", "message"),
     [
-        (ADAPTERS, {"method": "soup"}, "no merge method 'soup'; there are linear, cat, dare, tip"),
+        (
+            ADAPTERS,
+            {"method": "soup"},
+            "no merge method 'soup'; there are linear, cat, svd, dare, ties",
+        ),
         (
             ADAPTERS,
             {"sparsity": 0.5},
@@ -407,8 +411,8 @@ OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8
             {"method": "dare", "density": 0.5},
             "no option 'density'; it has drop_rate, resc",
         ),
-        (ADAPTERS, {"method": "dare", "summation": "svd"}, "linear, cat, got 'svd'"),
-        (ADAPTERS, {"method": "tip", "norms": NORMS, "factors": "B"}, "AB, A, got 'B'"),
+        (ADAPTERS, {"method": "dare", "summation": "sum"}, "linear, cat, svd, got 'sum'"),
+        (ADAPTERS, {"method": "tip", "norms": NORMS, "on": "B"}, "factors, A, delta, got 'B'"),
         ([], {}, "nothing to merge"),
         ({}, {}, "nothing to merge"),
         (["boolq"], {}, "adapter 0 is a str; merge takes what load_adapter returns"),

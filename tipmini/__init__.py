@@ -10,7 +10,7 @@ from tipmini.calibration import calibrate, calibrate_adapter
 from tipmini.dare import dare
 from tipmini.errors import TipminiError
 from tipmini.loraprune import lora_gradient, lora_guided_importance, taylor_importance
-from tipmini.merge import METHODS, merge, method_options
+from tipmini.merge import METHODS, PRESETS, merge, merge_update, method_options
 from tipmini.sparsity import (
     layer_importance,
     layer_sparsity,
@@ -22,6 +22,7 @@ from tipmini.wanda import prune_rows, row_mask, wanda_score
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "LoraAdapter",
     "LoraFactors",
     "TipminiError",
@@ -34,6 +35,7 @@ __all__ = [
     "lora_gradient",
     "lora_guided_importance",
     "merge",
+    "merge_update",
     "method_options",
     "normalize_importance",
     "prune_rows",

@@ -64,7 +64,7 @@ def layer_sparsity(
     layers, all by the same amount, so that the mean stays base_sparsity.
     Raises TipminiError for an argument outside its range.
     """
-    _check_options(base_sparsity, sign, shift_range, bounds)
+    check_options(base_sparsity, sign, shift_range, bounds)
     shift = sparsity_shift(normalize_importance(importance))
     sparsity = base_sparsity + sign * shift_range * shift
     if bounds == "mean_preserving":
@@ -72,7 +72,8 @@ def layer_sparsity(
     return sparsity.clamp(0, 1)
 
 
-def _check_options(base_sparsity: float, sign: int, shift_range: float, bounds: str) -> None:
+def check_options(base_sparsity: float, sign: int, shift_range: float, bounds: str) -> None:
+    """Raise TipminiError for an option of `layer_sparsity` outside its range."""
     if not 0 <= base_sparsity <= 1:
         raise TipminiError(f"base sparsity must lie in [0, 1], got {base_sparsity}")
     if sign not in (1, -1):
