@@ -5,19 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tipmini.dare import dare, named_generator
-from tipmini.errors import TipminiError
-from tipmini.summation import (
-    Change,
-    Combine,
-    Part,
-    Parts,
-    Update,
-    merge_tensors,
-    require,
-)
+from tipmini.dare import check_options, dare, named_generator
+from tipmini.errors import TipminiError, require, require_share
+from tipmini.summation import SPACES, Change, Combine, Part, Parts, Update, merge_tensors
 from tipmini.ties import VARIANTS, elect, electing, majority, trim, trim_threshold
-from tipmini.tip import Reading, tip_change, tip_tensors
+from tipmini.tip import GROUPS, TARGETS, Reading, tip_change, tip_tensor
 from tipmini.wanda import prune_rows
 
 
@@ -51,9 +43,11 @@ def merge_magnitude(
 ) -> Update:
     """The smallest elements pruned, then summed (PEFT's magnitude_prune).
 
-    group: whose smallest go, the whole tensor's or each row's.
+    group: whose smallest go, the whole tensor's or each row's. floor(sparsity n) of n elements go;
+    PEFT keeps floor(density n), which is one less where density n is not whole.
     """
-    require("group", group, ("matrix", "row"))
+    require("group", group, GROUPS)
+    require_share("sparsity", sparsity)
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
         flat = tensor.reshape(1, -1) if group == "matrix" else tensor
@@ -121,13 +115,12 @@ def merge_ties(
 ) -> Update:
     """Trimmed by size, one sign elected a place, those that agree averaged (TIES).
 
-    density is the share that stays; variant is "peft", "authors" or "mergekit" (see `ties`).
+    density is the share that stays; variant is "peft", "authors" or "mergekit" (see `ties`), the
+    last with on="delta" alone: the weights it divides by would take the scaling away from factors.
     """
-    _check_density(density)
-    if variant != "authors":
-        change = lambda part, name, tensor: trim(tensor, density)  # noqa: E731
-    else:
-        change = _trimming(parts, density, on)
+    require_share("density", density)
+    require("on", on, SPACES)
+    change = _trimming(parts, density, on) if variant == "authors" else _trimming_each(density)
     combine = _electing(variant, parts, change, on)
     return merge_tensors(parts, change, on=on, rank=rank, combine=combine)
 
@@ -152,6 +145,7 @@ def merge_dare_ties(
 
 def _dropping(drop_rate: float, rescale: str | None) -> Change:
     """A `Change` that drops by the seed, the adapter's name and the tensor's."""
+    check_options(drop_rate, rescale)
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
         generator = named_generator(part.seed, part.name, name)
@@ -160,19 +154,24 @@ def _dropping(drop_rate: float, rescale: str | None) -> Change:
     return change
 
 
+def _trimming_each(density: float) -> Change:
+    return lambda part, name, tensor: trim(tensor, density)
+
+
 def _trimming(parts: Parts, density: float, on: str) -> Change:
-    """The authors' `Change`: one threshold over all tensors of an adapter."""
-    require("on", on, ("factors", "delta"))
+    """The authors' `Change`: one threshold over all tensors of an adapter, held all at once."""
     bars = {}
     for part in parts:
         pairs = part.adapter.factors.values()
-        tensors = [tensor for pair in pairs for tensor in tip_tensors(pair, on).values()]
+        tensors = [tip_tensor(pair, name) for pair in pairs for name in TARGETS[on]]
         bars[part.name] = trim_threshold(tensors, density)
     return lambda part, name, tensor: tensor.masked_fill(tensor.abs() < bars[part.name], 0)
 
 
 def _electing(variant: str, parts: Parts, change: Change, on: str) -> Combine:
     require("variant", variant, VARIANTS)
+    if variant == "mergekit" and on != "delta":
+        raise TipminiError("variant 'mergekit' merges whole weights; it needs on='delta'")
     return electing(variant, _majority(parts, change, on) if variant == "authors" else 1.0)
 
 
@@ -181,14 +180,9 @@ def _majority(parts: Parts, change: Change, on: str) -> float:
     signs: list[Tensor] = []
 
     def note(tensors: Sequence[Tensor], _: Sequence[float]) -> Tensor:
-        signs.append(elect(torch.stack(list(tensors)), zero=0.0).sum())
+        signs.append(elect(torch.stack(list(tensors)), zero=0.0).sum(dtype=torch.float64))
         return tensors[0]
 
     for _ in merge_tensors(parts, change, on=on, combine=note).values():
         pass  # each module is merged as it is read
     return majority(torch.stack(signs))
-
-
-def _check_density(density: float) -> None:
-    if not 0 <= density <= 1:
-        raise TipminiError(f"density must lie in [0, 1], got {density}")

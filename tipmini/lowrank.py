@@ -38,10 +38,10 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
     With $B = Q_B R_B$ and $A^\top = Q_A R_A$ the singular values of B A are those of
     $R_B R_A^\top$. The root of each singular value goes to either factor; the scaling becomes 1.
     """
-    _check_rank(rank)
+    check_rank(rank)
     q_b, r_b = torch.linalg.qr(factors.b * factors.scaling)
     q_a, r_a = torch.linalg.qr(factors.a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return _split(q_b @ u[:, :rank], s[:rank], vh[:rank] @ q_a.T)
 
 
@@ -50,7 +50,7 @@ def factorise(delta: Tensor, rank: int) -> LoraFactors:
 
     Lanczos (ARPACK) from a fixed start where few of many singular vectors are wanted, else LAPACK.
     """
-    _check_rank(rank)
+    check_rank(rank)
     smaller = min(delta.shape)
     if 4 * rank > smaller or not delta.any():
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)
@@ -73,10 +73,11 @@ def stack(pairs: Sequence[tuple[Tensor, Tensor]]) -> LoraFactors:
 
 
 def _split(u: Tensor, s: Tensor, vh: Tensor) -> LoraFactors:
-    root = s.clamp(min=0).sqrt()
+    root = s.sqrt()
     return LoraFactors(root[:, None] * vh, u * root, scaling=1.0)
 
 
-def _check_rank(rank: int) -> None:
+def check_rank(rank: object) -> None:
+    """Raise TipminiError unless the rank is a whole number from 1 on."""
     if not (isinstance(rank, int) and rank > 0):
         raise TipminiError(f"rank must be a whole number from 1 on, got {rank!r}")

@@ -8,6 +8,11 @@ the function and name it in METHODS; a PRESET is a method with some options set.
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.elementwise import (
@@ -18,10 +23,10 @@ from tipmini.elementwise import (
     merge_tip,
     merge_wanda,
 )
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, is_number
 from tipmini.lowrank import factorise
 from tipmini.subspace import merge_knots, merge_regmean
-from tipmini.summation import Part, Update, sum_cat, sum_linear, sum_svd, top
+from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
 from tipmini.tip import Norms
 
 
@@ -41,10 +46,10 @@ def merge(
     order. In a list an adapter's name is its place: "0", "1", ...
     method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
     sparsity, sign, on and summation (see `method_options`).
-    weights: one for each adapter; 1 each by default, a plain sum; "mean" is 1 / T each and "sqrt"
-    1 / sqrt(T) for T adapters. norms: one dict for each adapter as `calibrate_adapter` returns it;
-    tip and wanda need them. grams: {module: (k, k)} for each adapter; regmean needs them. Lists go
-    with a list of adapters, mappings with a mapping.
+    weights: one for each adapter; 1 each by default, a plain sum ("sum"); "mean" is 1 / T each and
+    "sqrt" 1 / sqrt(T) for T adapters. norms: one dict for each adapter as `calibrate_adapter`
+    returns it; tip and wanda need them. grams: the same with statistic="gram"; regmean needs them.
+    Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
 
     A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
@@ -84,11 +89,11 @@ def merge_update(
 
 
 def _as_factors(
-    module: str, merged: object, parts: Sequence[Part], rank: int | None
+    module: str, merged: LoraFactors | Tensor, parts: Sequence[Part], rank: int | None
 ) -> LoraFactors:
     if isinstance(merged, LoraFactors):
         return merged
-    return factorise(merged, rank or top(module, [p for p in parts if module in p.adapter.factors]))
+    return factorise(merged, rank or top(module, having(module, parts)))
 
 
 def method_options(method: str) -> dict[str, object]:
@@ -136,14 +141,14 @@ def _parts(
     adapters: object, weights: object, norms: object, grams: object, seed: int
 ) -> list[Part]:
     """One Part for each adapter, in an order that no mapping's order changes."""
-    adapters = _by_name(adapters)
+    adapters = _in_one_dtype(_by_name(adapters))
     if isinstance(weights, str):
         weights = dict.fromkeys(adapters, _equal_weight(weights, len(adapters)))
     weights = _beside(adapters, "weights", weights, 1.0)
     norms = _beside(adapters, "norms", norms, None)
     grams = _beside(adapters, "grams", grams, None)
     for name, weight in weights.items():
-        if not math.isfinite(weight):
+        if not (is_number(weight) and math.isfinite(weight)):
             raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
     return [
         Part(name, adapter, float(weights[name]), norms[name], seed, grams[name])
@@ -169,6 +174,18 @@ def _by_name(adapters: object) -> dict[str, LoraAdapter]:
             kind = type(adapter).__name__
             raise TipminiError(f"adapter {name} is a {kind}; merge takes what load_adapter returns")
     return named
+
+
+def _in_one_dtype(adapters: dict[str, LoraAdapter]) -> dict[str, LoraAdapter]:
+    """All factors in float32, or in float64 where any is, so that they add and multiply."""
+    pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
+    dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
+    wide = reduce(torch.promote_types, dtypes, torch.float32)
+
+    def widen(_: str, pair: LoraFactors) -> LoraFactors:
+        return replace(pair, a=pair.a.detach().to(wide), b=pair.b.detach().to(wide))
+
+    return {name: adapter.map(widen) for name, adapter in adapters.items()}
 
 
 def _beside(adapters: dict[str, LoraAdapter], what: str, values: object, default: object) -> dict:

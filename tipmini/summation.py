@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32, natural_order
-from tipmini.errors import TipminiError
-from tipmini.lowrank import stack, truncate
+from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
+from tipmini.errors import TipminiError, require
+from tipmini.lowrank import check_rank, stack, truncate
 
 
 @dataclass(frozen=True)
 class Part:
     """One adapter of a merge, its weight in the sum, and what a method may need besides: its input
-    norms, its Gram matrices, and the seed that with the name decides its random draws."""
+    norms, its Gram matrices, and the seed that with the name decides its random draws.
+
+    The factors of all parts are of one dtype, float32 or float64."""
 
     name: str
     adapter: LoraAdapter
@@ -45,17 +47,22 @@ class Lazy(Mapping[str, LoraFactors | Tensor]):
     def __init__(self, parts: Parts, merge: Callable[[str, Parts], LoraFactors | Tensor]):
         self.parts, self.merge = parts, merge
         self.modules = natural_order({m for part in parts for m in part.adapter.factors})
+        for module in self.modules:  # all of them before any is merged
+            _check_shapes(module, having(module, parts))
 
     def __getitem__(self, module: str) -> LoraFactors | Tensor:
-        having = [part for part in self.parts if module in part.adapter.factors]
-        _check_shapes(module, having)
-        return self.merge(module, having)
+        return self.merge(module, having(module, self.parts))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
 
     def __len__(self) -> int:
         return len(self.modules)
+
+
+def having(module: str, parts: Parts) -> list[Part]:
+    """The parts whose adapter changes the module."""
+    return [part for part in parts if module in part.adapter.factors]
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -66,18 +73,23 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
     """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
-    return Lazy(parts, lambda module, having: _sum_factors(module, having, combine))
+    update = Lazy(parts, lambda module, own: _sum_factors(module, own, combine))
+    for module in update:
+        _check_ranks(module, having(module, parts))
+    return update
 
 
 def sum_cat(parts: Parts) -> Update:
     """Factors stacked along the rank (PEFT's cat): exactly the sum of the deltas."""
-    return Lazy(parts, lambda module, having: _stack_factors(module, having))
+    return Lazy(parts, _stack_factors)
 
 
 def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
     """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
+    if rank is not None:
+        check_rank(rank)
     return Lazy(
-        parts, lambda m, having: truncate(_stack_factors(m, having), rank or top(m, having))
+        parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
     )
 
 
@@ -94,24 +106,27 @@ def merge_tensors(
 
     on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
     `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
-    update is dense.
+    update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
+    together; "cat" and "svd" don't use it. Raises TipminiError for options that would do nothing.
     """
-    require("on", on, SPACES)
+    _check_addition(on, summation, rank)
     if on == "delta":
-        return Lazy(parts, lambda module, having: _sum_deltas(module, having, change, combine))
-    return sum_parts([_changed(part, change) for part in parts], summation, rank, combine)
-
-
-def sum_parts(
-    parts: Parts, summation: str, rank: int | None = None, combine: Combine = weighted_sum
-) -> Update:
-    """Add the parts up by a name in SUMMATIONS; raises TipminiError for another name."""
-    require("summation", summation, SUMMATIONS)
+        return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
+    changed = [_changed(part, change) for part in parts]
     if summation == "linear":
-        return sum_linear(parts, combine)
-    if combine is not weighted_sum:
-        raise TipminiError(f"summation {summation!r} only adds; this method needs 'linear'")
-    return sum_cat(parts) if summation == "cat" else sum_svd(parts, rank=rank)
+        return sum_linear(changed, combine)
+    return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
+
+
+def _check_addition(on: str, summation: str, rank: int | None) -> None:
+    require("on", on, SPACES)
+    require("summation", summation, SUMMATIONS)
+    if on == "delta" and summation != "linear":
+        raise TipminiError(f"on='delta' adds up exactly; summation={summation!r} is for factors")
+    if rank is not None and on == "factors" and summation != "svd":
+        raise TipminiError("rank is for on='delta' or summation='svd'; nothing else is cut")
+    if rank is not None:
+        check_rank(rank)
 
 
 def top(module: str, parts: Parts) -> int:
@@ -119,15 +134,10 @@ def top(module: str, parts: Parts) -> int:
     return max(part.adapter.factors[module].rank for part in parts)
 
 
-def require(what: str, value: object, known: Sequence) -> None:
-    if value not in known:
-        raise TipminiError(f"{what} must be one of {', '.join(map(str, known))}, got {value!r}")
-
-
 def _changed(part: Part, change: Change) -> Part:
     def both(module: str, factors: LoraFactors) -> LoraFactors:
-        a = change(part, f"{module}.lora_A", at_least_float32(factors.a))
-        b = change(part, f"{module}.lora_B", at_least_float32(factors.b))
+        a = change(part, f"{module}.lora_A", factors.a)
+        b = change(part, f"{module}.lora_B", factors.b)
         return replace(factors, a=a, b=b)
 
     return replace(part, adapter=part.adapter.map(both))
@@ -142,9 +152,10 @@ def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> 
 
 
 def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
+    """Product and sum apart: a fused one would round by where a thread's share of rows ends."""
     total = next(tensors) * weights[0]
     for tensor, weight in zip(tensors, weights[1:], strict=True):
-        total.add_(tensor, alpha=weight)
+        total += tensor * weight
     return total
 
 
@@ -153,15 +164,12 @@ def _sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> 
 
     The sign sits on A alone: on both it would cancel.
     """
-    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
-    if len(set(ranks.values())) > 1:
-        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
     pairs = [part.adapter.factors[module] for part in parts]
     shares = [part.weight * pair.scaling for part, pair in zip(parts, pairs, strict=True)]
     roots = [math.sqrt(abs(share)) for share in shares]
     signed = [math.copysign(root, share) for root, share in zip(roots, shares, strict=True)]
-    a = combine([at_least_float32(pair.a) for pair in pairs], signed)
-    b = combine([at_least_float32(pair.b) for pair in pairs], roots)
+    a = combine([pair.a for pair in pairs], signed)
+    b = combine([pair.b for pair in pairs], roots)
     return LoraFactors(a, b, scaling=1.0)
 
 
@@ -170,9 +178,14 @@ def _stack_factors(module: str, parts: Parts) -> LoraFactors:
     pairs = []
     for part in parts:
         factors = part.adapter.factors[module]
-        a = at_least_float32(factors.a) * part.weight * factors.scaling
-        pairs.append((at_least_float32(factors.b), a))
+        pairs.append((factors.b, factors.a * part.weight * factors.scaling))
     return stack(pairs)
+
+
+def _check_ranks(module: str, parts: Parts) -> None:
+    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
+    if len(set(ranks.values())) > 1:
+        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
 
 
 def _check_shapes(module: str, parts: Parts) -> None:

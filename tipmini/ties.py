@@ -8,15 +8,17 @@ Three algorithms carry the name, here by `variant`:
 | trimmed over | the whole adapter, ties stay | a tensor, floor(k n) stay | as peft |
 | elected from | sum; 0: the majority's sign | sum; 0: plus | weighted sum; 0: plus |
 | divided by | count that agrees | count that agrees | weights that agree |
+
+An element agrees when its own sign was elected, with mergekit the sign of its weighted value.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tipmini.wanda import row_mask
+from tipmini.wanda import count_mask
 
 VARIANTS = ("peft", "authors", "mergekit")
 
@@ -28,20 +30,18 @@ def trim(tensor: Tensor, density: float) -> Tensor:
     """
     flat = tensor.reshape(1, -1)
     gone = flat.shape[1] - int(density * flat.shape[1])
-    # Half an element above the count, so that no rounding of the ratio takes one less.
-    share = min(1.0, (gone + 0.5) / flat.shape[1])
-    return flat.masked_fill(~row_mask(flat.abs(), share), 0).view_as(tensor)
+    return flat.masked_fill(~count_mask(flat.abs(), gone), 0).view_as(tensor)
 
 
 def trim_threshold(tensors: Sequence[Tensor], density: float) -> float:
     r"""The authors': the magnitude from which on an element stays, over all tensors flattened.
 
-    As their release takes it with `kthvalue`: elements as large as it stay, so that at density 0
-    the largest one is left.
+    It is the $(n - \lfloor k n \rfloor)$-th smallest, as in their release: one element more than
+    PEFT keeps, and all that equal it. So at density 0 the largest is left.
     """
     flat = torch.cat([tensor.abs().reshape(-1) for tensor in tensors])
-    gone = min(len(flat) - int(len(flat) * density), len(flat) - 1) or 1
-    return flat.kthvalue(gone).values.item() if density < 1 else 0.0
+    gone = len(flat) - int(len(flat) * density)
+    return flat.kthvalue(gone).values.item() if gone else 0.0
 
 
 def elect(stacked: Tensor, zero: float = 1.0) -> Tensor:
@@ -51,21 +51,11 @@ def elect(stacked: Tensor, zero: float = 1.0) -> Tensor:
 
 
 def majority(signs: Tensor) -> float:
-    """+1 or -1, whichever more places elected; the authors give it to sums of 0."""
-    return math.copysign(1.0, signs.sum().item()) if signs.sum() != 0 else 1.0
+    """+1 or -1, whichever more places elected; the authors give it to sums of 0.
 
-
-def disjoint_mean(stacked: Tensor, sign: Tensor, weights: Sequence[float], by: str) -> Tensor:
-    r"""The weighted sum of the elements whose own sign was elected, over their count or weight.
-
-    stacked is (T, ...), sign (...); by is "count" or "weight". Zero where none agrees.
+    Their release leaves a draw at 0, and then keeps what is negative.
     """
-    scale = torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * sign.ndim)
-    agrees = stacked.sign() == sign
-    total = (stacked * scale * agrees).sum(0)
-    share = agrees if by == "count" else agrees * scale
-    divisor = share.sum(0)
-    return total / torch.where(divisor == 0, 1, divisor)
+    return 1.0 if signs.sum() > 0 else -1.0
 
 
 def electing(
@@ -75,11 +65,16 @@ def electing(
 
     zero: the sign where a sum is 0.
     """
+    return partial(_elect_and_average, by_weight=variant == "mergekit", zero=zero)
 
-    def combine(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        stacked = torch.stack(list(tensors))
-        scale = torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * (stacked.ndim - 1))
-        sign = elect(stacked * scale if variant == "mergekit" else stacked, zero)
-        return disjoint_mean(stacked, sign, weights, "weight" if variant == "mergekit" else "count")
 
-    return combine
+def _elect_and_average(
+    tensors: Sequence[Tensor], weights: Sequence[float], by_weight: bool, zero: float
+) -> Tensor:
+    stacked = torch.stack(list(tensors))  # (T, ...)
+    scale = torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * (stacked.ndim - 1))
+    weighted = stacked * scale
+    votes = weighted if by_weight else stacked
+    agrees = votes.sign() == elect(votes, zero)
+    share = (agrees * scale if by_weight else agrees).sum(0)
+    return (weighted * agrees).sum(0) / torch.where(share == 0, 1, share)  # 0 where none agrees

@@ -6,25 +6,27 @@ words. Norms are keyed as `tipmini.calibration` returns them: x under the module
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 from tipmini.sparsity import check_options, layer_importance, layer_sparsity
-from tipmini.summation import Change, Part, require
+from tipmini.summation import Change, Part
 from tipmini.wanda import prune_rows, wanda_score
 
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
 
-Shares = dict[tuple[str, str], float]  # (module, tensor) -> sparsity
+Place = tuple[str, str]  # (module, "a", "b" or "delta")
+Shares = dict[Place, float]  # place -> sparsity
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
-TARGETS = ("factors", "A", "delta")
+TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
 LAYERS = ("block", "module", "factor")
 MEANS = ("elements", "modules")
 NORMALISED = ("within", "across")
@@ -60,6 +62,7 @@ class Reading:
         require("mean", self.mean, MEANS)
         require("normalized", self.normalized, NORMALISED)
         require("group", self.group, GROUPS)
+        require("rescale", self.rescale, (False, True))
         check_options(self.sparsity, self.sign, self.shift_range, self.bounds)
 
 
@@ -75,12 +78,9 @@ def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
     return layers
 
 
-def tip_tensors(factors: LoraFactors, on: str = "factors") -> dict[str, Tensor]:
-    """What is scored and pruned of one module, by name, in float32 at least."""
-    if on == "delta":
-        return {"delta": factors.delta()}
-    a, b = at_least_float32(factors.a), at_least_float32(factors.b)
-    return {"a": a, "b": b} if on == "factors" else {"a": a}
+def tip_tensor(factors: LoraFactors, name: str) -> Tensor:
+    """What is scored and pruned of a module: its "a", "b" or "delta", in float32 at least."""
+    return factors.delta() if name == "delta" else at_least_float32(getattr(factors, name))
 
 
 def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Scores:
@@ -91,15 +91,15 @@ def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Score
     Raises TipminiError when a norm is missing or has another size.
     """
     require("on", on, TARGETS)
-    return {module: _module_scores(adapter, module, norms, on) for module in adapter.modules}
-
-
-def _module_scores(adapter: LoraAdapter, module: str, norms: Norms, on: str) -> dict[str, Tensor]:
-    tensors = tip_tensors(adapter.factors[module], on)
     return {
-        name: wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
-        for name, tensor in tensors.items()
+        module: {name: _score(adapter, norms, module, name) for name in TARGETS[on]}
+        for module in adapter.modules
     }
+
+
+def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
+    tensor = tip_tensor(adapter.factors[module], name)
+    return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
 
 
 def input_norm(norms: Norms, module: str, name: str, channels: int) -> Tensor:
@@ -113,9 +113,9 @@ def input_norm(norms: Norms, module: str, name: str, channels: int) -> Tensor:
     return norms[key]
 
 
-def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[tuple[str, str]]]:
-    """The (module, tensor) pairs of every layer."""
-    names = ("delta",) if reading.on == "delta" else ("a", "b") if reading.on == "factors" else "a"
+def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:
+    """The places of every layer; those of one module follow each other."""
+    names = TARGETS[reading.on]
     if reading.layer == "factor":
         return [[(module, name)] for module in adapter.modules for name in names]
     blocks = reading.layer == "block"
@@ -126,21 +126,22 @@ def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[tuple[str, str]
 def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Tensor:
     """TIP Eqs. 1 and 2: the importance of every layer, (L,) float64, in the model's order.
 
-    options are `Reading`'s on, layer and mean. Layer after layer, so that no more than one layer's
-    scores are held.
+    options are `Reading`'s on, layer and mean. Tensor after tensor, so that no more than one
+    tensor's scores are held.
     """
     reading = Reading(**options)
     found = [_importance(adapter, norms, layer, reading) for layer in _layers(adapter, reading)]
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _importance(adapter: LoraAdapter, norms: Norms, layer: list, reading: Reading) -> float:
-    modules = list(dict.fromkeys(module for module, _ in layer))
-    scores = {module: _module_scores(adapter, module, norms, reading.on) for module in modules}
-    if reading.mean == "modules":
-        own = [[scores[m][name] for m, name in layer if m == module] for module in modules]
-        return sum(map(layer_importance, own)) / len(own)
-    return layer_importance([scores[module][name] for module, name in layer])
+def _importance(adapter: LoraAdapter, norms: Norms, layer: list[Place], reading: Reading) -> float:
+    def mean(places: Iterable[Place]) -> float:
+        return layer_importance(_score(adapter, norms, *place) for place in places)
+
+    if reading.mean == "elements":
+        return mean(layer)
+    own = [mean(places) for _, places in groupby(layer, key=lambda place: place[0])]
+    return sum(own) / len(own)
 
 
 def tip_sparsities(
@@ -156,6 +157,9 @@ def tip_sparsities(
 
 def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Reading) -> list[Tensor]:
     """`tip_sparsities` of several adapters, which matters where they are normalised across."""
+    if not reading.shift_range:  # the importances would be multiplied by 0
+        counts = [len(_layers(adapter, reading)) for adapter, _ in adapters]
+        return [torch.full((n,), float(reading.sparsity), dtype=torch.float64) for n in counts]
     own = {"on": reading.on, "layer": reading.layer, "mean": reading.mean}
     found = [tip_importance(adapter, norms, **own) for adapter, norms in adapters]
     sizes = [len(importance) for importance in found]
@@ -166,7 +170,7 @@ def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Readin
 
 
 def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) -> Shares:
-    """{(module, tensor): its layer's sparsity}."""
+    """{place: its layer's sparsity}."""
     pairs = zip(_layers(adapter, reading), layers.tolist(), strict=True)
     return {place: share for layer, share in pairs for place in layer}
 
@@ -192,22 +196,17 @@ def tip_prune(
     reading = Reading(sparsity=sparsity, **options)
     if reading.on == "delta":
         raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
-    shares = tensor_sparsities(
-        adapter, tip_sparsities(adapter, norms, sparsity, **options), reading
-    )
+    layers = sparsities_of([(adapter, norms)], reading)[0]
+    shares = tensor_sparsities(adapter, layers, reading)
 
     def change(module: str, pair: LoraFactors) -> LoraFactors:
-        new = {n: _pruned(norms, module, n, t, shares, reading) for n, t in _tensors(pair, reading)}
-        return LoraFactors(new.get("a", pair.a), new.get("b", pair.b), pair.scaling)
+        pruned = {  # as stored: pruning keeps the dtype
+            name: _pruned(norms, module, name, getattr(pair, name), shares, reading)
+            for name in TARGETS[reading.on]
+        }
+        return replace(pair, **pruned)
 
     return adapter.map(change)
-
-
-def _tensors(pair: LoraFactors, reading: Reading) -> Iterator[tuple[str, Tensor]]:
-    """As stored: pruning keeps their dtype."""
-    yield "a", pair.a
-    if reading.on == "factors":
-        yield "b", pair.b
 
 
 def _pruned(

@@ -40,12 +40,16 @@ def row_mask(score: Tensor, sparsity: float) -> Tensor:
     """
     if not 0 <= sparsity <= 1:
         raise TipminiError(f"sparsity must lie in [0, 1], got {float(sparsity)}")
+    return count_mask(score, math.floor(score.shape[-1] * float(sparsity)))
+
+
+def count_mask(score: Tensor, count: int) -> Tensor:
+    """`row_mask` of a number instead of a share: False at the `count` lowest of each row."""
     if score.isnan().any():
         raise TipminiError("scores contain NaN; check the weight and the input norms")
-    pruned = math.floor(score.shape[-1] * float(sparsity))
     mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
     for rows, part in zip(score.split(CHUNK), mask.split(CHUNK), strict=True):
-        part.copy_(_above(rows, pruned))
+        part.copy_(_above(rows, count))
     return mask
 
 
