@@ -25,12 +25,14 @@ ADAPTERS = [
 ]
 LAB = [
     "tipmini.lab.paths",
+    "tipmini.lab.locks",
     "tipmini.lab.assets",
     "tipmini.lab.documents",
     "tipmini.lab.tasks",
     "tipmini.lab.packing",
     "tipmini.lab.model",
     "tipmini.lab.results",
+    "tipmini.lab.objective",
     "tipmini.lab.training",
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
@@ -42,6 +44,7 @@ LAB = [
     "tipmini.lab.book",
     "tipmini.lab.workflow",
     "tipmini.lab.bench",
+    "tipmini.lab.bench_merging",
 ]
 ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", "tipmini.cli"]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import ADAPTERS, MODULES, WEIGHTS, peft_factors, peft_llama, saved, whole_adapter
 
 import tipmini as tm
+from tipmini import summation, wanda
 from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
 from tipmini.ties import electing, majority, trim, trim_threshold
@@ -117,6 +118,19 @@ def test_deltas_are_pefts_to_the_last_bit(method, density):
         torch.testing.assert_close(update[module], expected, rtol=1e-6, atol=1e-6)
         if method == "ties":
             assert torch.equal(update[module], expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 512])
+@pytest.mark.parametrize("variant", ["peft", "authors", "mergekit"])
+def test_rows_at_a_time_change_no_bit(monkeypatch, rows, variant):
+    def merged() -> list[torch.Tensor]:
+        options = {"variant": variant, "on": "delta", "weights": WEIGHTS}
+        return list(tm.merge_update(ADAPTERS, "ties", **options)[1].values())
+
+    reference = merged()
+    monkeypatch.setattr(summation, "ROWS", rows)
+    monkeypatch.setattr(wanda, "CHUNK", rows)
+    assert all(map(torch.equal, merged(), reference))
 
 
 @pytest.mark.parametrize("on", ["factors", "delta"])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tipmini.dare import check_options, dare, named_generator
 from tipmini.errors import TipminiError, require, require_share
-from tipmini.summation import SPACES, Change, Combine, Part, Parts, Update, merge_tensors
+from tipmini.summation import Change, Combine, Part, Parts, Update, check_addition, merge_tensors
 from tipmini.ties import VARIANTS, elect, electing, majority, trim, trim_threshold
 from tipmini.tip import GROUPS, TARGETS, Reading, tip_change, tip_tensor
 from tipmini.wanda import prune_rows
@@ -94,12 +94,13 @@ def merge_tip(
 
     Options as in `tipmini.tip.Reading`; summation as in `merge_tensors`.
     """
+    space = "factors" if on == "A" else on
     reading = Reading(
         **{"sparsity": sparsity, "on": on, "layer": layer, "mean": mean, "normalized": normalized},
         **{"sign": sign, "shift_range": shift_range, "bounds": bounds, "group": group},
         rescale=rescale,
     )
-    space = "delta" if on == "delta" else "factors"
+    check_addition(space, summation, rank)  # before the importances, which take a while
     return merge_tensors(
         parts, tip_change(parts, reading), on=space, summation=summation, rank=rank
     )
@@ -119,7 +120,7 @@ def merge_ties(
     last with on="delta" alone: the weights it divides by would take the scaling away from factors.
     """
     require_share("density", density)
-    require("on", on, SPACES)
+    check_addition(on, "linear", rank)
     change = _trimming(parts, density, on) if variant == "authors" else _trimming_each(density)
     combine = _electing(variant, parts, change, on)
     return merge_tensors(parts, change, on=on, rank=rank, combine=combine)

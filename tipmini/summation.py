@@ -37,6 +37,7 @@ Update = Mapping[str, LoraFactors | Tensor]
 Change = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tensor) -> tensor
 Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
 
+ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
 SUMMATIONS = ("linear", "cat", "svd")
 SPACES = ("factors", "delta")
 
@@ -109,7 +110,7 @@ def merge_tensors(
     update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
     together; "cat" and "svd" don't use it. Raises TipminiError for options that would do nothing.
     """
-    _check_addition(on, summation, rank)
+    check_addition(on, summation, rank)
     if on == "delta":
         return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
     changed = [_changed(part, change) for part in parts]
@@ -118,7 +119,8 @@ def merge_tensors(
     return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
 
 
-def _check_addition(on: str, summation: str, rank: int | None) -> None:
+def check_addition(on: str, summation: str, rank: int | None) -> None:
+    """Raise TipminiError for options of `merge_tensors` that there are not or that do nothing."""
     require("on", on, SPACES)
     require("summation", summation, SUMMATIONS)
     if on == "delta" and summation != "linear":
@@ -148,7 +150,8 @@ def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> 
     weights = [part.weight for part in parts]
     if combine is weighted_sum:  # one at a time: all at once would not fit beside a large model's
         return _running_sum(changed, weights)
-    return combine(list(changed), weights)
+    rows = zip(*(tensor.split(ROWS) for tensor in changed), strict=True)
+    return torch.cat([combine(tensors, weights) for tensors in rows])
 
 
 def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
