@@ -258,12 +258,12 @@ def test_an_overflow_is_refused(tmp_path):
 
 
 def fill_disk(monkeypatch):
-    """The disk fills after the first file's header."""
+    """The disk fills while the first file is written."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "_merged", full)
+    monkeypatch.setattr(weights, "_added", full)
 
 
 def too_small_disk(monkeypatch):

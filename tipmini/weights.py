@@ -76,12 +76,15 @@ def _write_tensors(
 ) -> None:
     places = plan(base, shard_bytes)
     files = _file_names(places)
+    changed = {f"{module}.weight": module for module in update}
     for number, group in groupby(progress(places), key=lambda place: place[0]):
         inside = {name: base.entry(name) for n, name in places if n == number}
         with (folder / files[number]).open("xb") as opened:
             opened.write(_header(inside))
             for _, name in group:
-                tensor = _merged(base, name, update)
+                tensor = base.files[name][name]
+                if name in changed:
+                    tensor = _added(base, name, tensor, update[changed[name]])
                 opened.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     if len(files) > 1:
         weight_map = {name: files[number] for number, name in places}
@@ -126,15 +129,10 @@ def _header(entries: Mapping[str, Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _merged(base: BaseFolder, name: str, update: Update) -> Tensor:
-    """One tensor of the base, with its module's update added where there is one."""
-    tensor = base.files[name][name]
-    module = name.removesuffix(".weight")
-    if module == name or module not in update:
-        return tensor
-    change = update[module]
+def _added(base: BaseFolder, name: str, tensor: Tensor, change: LoraFactors | Tensor) -> Tensor:
+    """A tensor of the base with its module's update added, in its own dtype."""
     delta = change.delta() if isinstance(change, LoraFactors) else change
-    base.check({module: tuple(delta.shape)})  # else the sum could broadcast
+    base.check({name.removesuffix(".weight"): tuple(delta.shape)})  # else it could broadcast
     total = (at_least_float32(tensor) + delta).to(tensor.dtype)
     if not total.isfinite().all():
         raise TipminiError(f"{base.folder}: {name} overflows in {tensor.dtype} once merged")
