@@ -65,14 +65,15 @@ app.command(
 def main() -> None:
     """Run; what the user can mend is one line and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(prog_name="tipmini", standalone_mode=False) or 0)
     except TipminiError as error:
         line = f"tipmini: {error}"
     except UsageError as error:
-        if not error.format_message():  # no arguments at all: the help was shown instead
+        told = " ".join(error.format_message().split()).rstrip(".")
+        if not told:  # no arguments at all: the help was shown instead
             sys.exit(2)
         where = error.ctx.command_path if error.ctx else "tipmini"
-        line = f"{where}: {' '.join(error.format_message().split())}; see `{where} --help`"
+        line = f"{where}: {told}; see `{where} --help`"
     except typer.Abort:
         sys.exit(130)
     print(line, file=sys.stderr)
