@@ -38,6 +38,7 @@ def merge(
     norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
     grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
     seed: int = 0,
+    progress: Callable[[Update], Iterable[str]] = iter,
     **options: object,
 ) -> LoraAdapter:
     """Merge adapters of one base model into one adapter, in float32 at least, with scaling 1.
@@ -51,6 +52,7 @@ def merge(
     returns it; tip and wanda need them. grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
+    progress: wraps the modules, e.g. `tqdm.tqdm`.
 
     A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
     `merge_update` for the whole. A module that some adapters lack is merged from those that have
@@ -62,7 +64,7 @@ def merge(
     )
     rank = options.get("rank")
     return LoraAdapter(
-        {module: _as_factors(module, merged, parts, rank) for module, merged in update.items()},
+        {module: _as_factors(module, update[module], parts, rank) for module in progress(update)},
         base_model=_if_common(part.adapter.base_model for part in parts),
         task_type=_if_common(part.adapter.task_type for part in parts),
     )

@@ -14,6 +14,8 @@ SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
     "cli.py",
+    *(f"commands/{name}.py" for name in ("__init__", "arguments", "laboratory", "listing")),
+    *(f"commands/{name}.py" for name in ("merge_plan", "merge_request", "merge_run", "merging")),
     *(f"lab/{name}.py" for name in ("bench", "book", "objective", "training", "workflow")),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
