@@ -1,5 +1,6 @@
 """Tables: every number comes from a cell, and where there is no cell the text says so."""
 
+import json
 import math
 import statistics
 
@@ -125,6 +126,24 @@ def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
     monkeypatch.setattr(tables, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
     monkeypatch.setattr(tables, "stored", lambda profile, method, task: cell(method, task))
     assert tables.front_page_values()["full_base"].startswith("0.250 ± ")
+
+
+def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
+    checks = [
+        {"step": 0, "loss": 1.5, "accuracy": 0.25},
+        {"step": 2, "loss": 1.25, "accuracy": 0.5},
+        {"step": 4, "loss": 1.375, "accuracy": 0.75},
+    ]
+    recipe = {"rows": 1200, "epochs": 2, "learning_rate": 5e-4}
+    story = {"recipe": recipe, "held_out": checks, "held_out_rows": 40, "seconds": 600}
+    (tmp_path / "rte").mkdir()
+    (tmp_path / "rte" / "training.json").write_text(json.dumps(story))
+    monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
+    found = dict(tables.training().loc["RTE"])
+    assert found["rows × epochs"] == "1,200 × 2" and found["learning rate"] == "0.0005"
+    assert found["their loss"] == "1.500 → 1.250"
+    assert found["their accuracy"] == "0.250 → 0.500"
+    assert found["minutes"] == "10" and found["held-out rows"] == "40"
 
 
 # The tables of the method -------------------------------------------------------------------

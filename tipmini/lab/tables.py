@@ -16,6 +16,7 @@ from tipmini.lab import assets, documents, paths, results
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, paired_p
+from tipmini.lab.show import markdown_table
 from tipmini.lab.tasks import METRIC, TASKS
 
 Cells = Mapping[tuple[str, str], Cell]  # (method, task) -> cell
@@ -27,6 +28,32 @@ TITLES = {
     **{"base": "Base", "single": "Single", "linear": "Linear", "dare": "DARE", "tip": "TIP"},
 }
 HALVED = ("coqa", "rte")
+
+
+# How the adapters were trained --------------------------------------------------------------
+
+
+def training() -> pd.DataFrame:
+    """What every committed adapter was trained on, and its held-out rows before and after."""
+    stories = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
+    found = {task: json.loads(f.read_text()) for task, f in stories.items() if f.is_file()}
+    rows = {TITLES[task]: _trained(story) for task, story in found.items()}
+    return pd.DataFrame(rows).T.rename_axis("adapter")
+
+
+def _trained(story: dict) -> dict[str, str]:
+    recipe, checks = story["recipe"], story["held_out"]
+    kept = min(checks, key=lambda check: check["loss"])
+    known = kept["accuracy"] is not None
+    shares = f"{checks[0]['accuracy']:.3f} → {kept['accuracy']:.3f}" if known else "-"
+    return {
+        "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
+        "learning rate": f"{recipe['learning_rate']:g}",
+        "minutes": f"{story['seconds'] / 60:.0f}",
+        "held-out rows": str(story["held_out_rows"]),
+        "their loss": f"{checks[0]['loss']:.3f} → {kept['loss']:.3f}",
+        "their accuracy": shares,
+    }
 
 
 # Cells and their means ----------------------------------------------------------------------
@@ -208,6 +235,7 @@ def front_page_values() -> dict[str, str]:
     }
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
+    values["training"] = markdown_table(training())
     available = row_counts()
     for task, (rows, train) in available.items():
         values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
