@@ -12,8 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
 ADAPTERS = [
+    "tipmini.strict",
+    "tipmini.peft_config",
+    "tipmini.peft_tensors",
     "tipmini.peft_folder",
     "tipmini.adapter",
+    "tipmini.bases",
+    "tipmini.inspection",
+    "tipmini.model_card",
     "tipmini.calibration",
     "tipmini.lowrank",
     "tipmini.summation",
@@ -22,6 +28,21 @@ ADAPTERS = [
     "tipmini.elementwise",
     "tipmini.subspace",
     "tipmini.merge",
+    "tipmini.tensor_file",
+    "tipmini.base_folder",
+    "tipmini.fidelity",
+    "tipmini.weights",
+]
+COMMANDS = [
+    "tipmini.commands",
+    "tipmini.commands.arguments",
+    "tipmini.commands.listing",
+    "tipmini.commands.laboratory",
+    "tipmini.commands.merge_request",
+    "tipmini.commands.merge_run",
+    "tipmini.commands.merge_plan",
+    "tipmini.commands.merging",
+    "tipmini.cli",
 ]
 LAB = [
     "tipmini.lab.paths",
@@ -37,16 +58,16 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
     "tipmini.lab.experiments",
+    "tipmini.lab.show",
     "tipmini.lab.tables",
     "tipmini.lab.method_tables",
     "tipmini.lab.figures",
-    "tipmini.lab.show",
     "tipmini.lab.book",
     "tipmini.lab.workflow",
     "tipmini.lab.bench",
     "tipmini.lab.bench_merging",
 ]
-ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", "tipmini.cli"]
+ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", *COMMANDS]
 
 
 def dotted(path: Path) -> str:

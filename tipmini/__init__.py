@@ -9,6 +9,7 @@ from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter
 from tipmini.calibration import calibrate, calibrate_adapter
 from tipmini.dare import dare
 from tipmini.errors import TipminiError
+from tipmini.inspection import inspect_folder
 from tipmini.loraprune import lora_gradient, lora_guided_importance, taylor_importance
 from tipmini.merge import METHODS, PRESETS, merge, merge_update, method_options
 from tipmini.sparsity import (
@@ -29,6 +30,7 @@ __all__ = [
     "calibrate",
     "calibrate_adapter",
     "dare",
+    "inspect_folder",
     "layer_importance",
     "layer_sparsity",
     "load_adapter",

@@ -11,6 +11,7 @@ from torch import Tensor
 from tipmini.adapter import LoraFactors
 from tipmini.lowrank import product_norm, relative_error
 from tipmini.summation import Update
+from tipmini.tip import block_of
 
 
 class Fidelity(Mapping[str, LoraFactors | Tensor]):
@@ -44,6 +45,20 @@ class Fidelity(Mapping[str, LoraFactors | Tensor]):
     def modules(self) -> dict[str, float | None]:
         """Of each module read so far; None where its exact sum is 0."""
         return {module: _ratio(self.apart[module], norm) for module, norm in self.norm.items()}
+
+    def layers(self) -> dict[str, float]:
+        """Of each transformer block read so far; without those where its exact sum is 0."""
+        blocks: dict[str, list[str]] = {}
+        for module in self.norm:
+            blocks.setdefault(block_of(module), []).append(module)
+        found = {
+            block: _ratio(
+                math.hypot(*(self.apart[module] for module in modules)),
+                math.hypot(*(self.norm[module] for module in modules)),
+            )
+            for block, modules in blocks.items()
+        }
+        return {block: ratio for block, ratio in found.items() if ratio is not None}
 
 
 def _ratio(apart: float, norm: float) -> float | None:

@@ -21,7 +21,7 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
     """The facts of a PEFT folder; never raises for an adapter that `load_adapter` refuses.
 
     base, task: as the settings name them; modules: how many; targets: the last parts of their
-    names; ranks, scaling, dtypes: the distinct ones; parameters, bytes: of the factors; problems:
+    names; ranks, scaling, dtypes: the distinct ones; parameters: of the factors; problems:
     why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth
     knowing. A refused folder has what could be read of it and no scaling.
     """

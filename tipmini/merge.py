@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors
+from tipmini.bases import common_base
 from tipmini.elementwise import (
     merge_dare,
     merge_dare_ties,
@@ -38,6 +39,7 @@ def merge(
     norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
     grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
     seed: int = 0,
+    base_model: str | None = None,
     progress: Callable[[Update], Iterable[str]] = iter,
     **options: object,
 ) -> LoraAdapter:
@@ -52,7 +54,8 @@ def merge(
     returns it; tip and wanda need them. grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
-    progress: wraps the modules, e.g. `tqdm.tqdm`.
+    base_model: what the result names as its base, and that adapters which name different ones
+    belong to it; else those are refused. progress: wraps the modules, e.g. `tqdm.tqdm`.
 
     A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
     `merge_update` for the whole. A module that some adapters lack is merged from those that have
@@ -63,9 +66,10 @@ def merge(
         adapters, method, weights=weights, norms=norms, grams=grams, seed=seed, **options
     )
     rank = options.get("rank")
+    base_model = base_model or common_base({p.name: p.adapter.base_model for p in parts})
     return LoraAdapter(
         {module: _as_factors(module, update[module], parts, rank) for module in progress(update)},
-        base_model=_if_common(part.adapter.base_model for part in parts),
+        base_model=base_model,
         task_type=_if_common(part.adapter.task_type for part in parts),
     )
 

@@ -73,9 +73,14 @@ def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
     """
     layers: dict[str, list[str]] = {}
     for module in adapter.modules:
-        block = BLOCK.match(module)
-        layers.setdefault(block[0] if block else module, []).append(module)
+        layers.setdefault(block_of(module), []).append(module)
     return layers
+
+
+def block_of(module: str) -> str:
+    """The transformer block of a module, which itself is one where it lies outside of all."""
+    block = BLOCK.match(module)
+    return block[0] if block else module
 
 
 def tip_tensor(factors: LoraFactors, name: str) -> Tensor:
@@ -121,6 +126,16 @@ def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:
     blocks = reading.layer == "block"
     groups = tip_layers(adapter).values() if blocks else [[module] for module in adapter.modules]
     return [[(module, name) for module in group for name in names] for group in groups]
+
+
+def layer_names(adapter: LoraAdapter, reading: Reading) -> list[str]:
+    """What the layers are called, in `tip_importance`'s order."""
+    if reading.layer == "block":
+        return list(tip_layers(adapter))
+    groups = _layers(adapter, reading)
+    if reading.layer == "module":
+        return [places[0][0] for places in groups]
+    return [f"{module} ({name})" for ((module, name),) in groups]
 
 
 def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Tensor:

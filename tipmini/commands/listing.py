@@ -22,24 +22,16 @@ def _method(name: str) -> dict[str, object]:
 
 
 def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
-    """Show rank, scaling, targets, size and base model of adapters."""
-    found = {str(path): _description(tm.load_adapter(path)) for path in adapters}
+    """Show rank, scaling, targets, size and base model of adapters, and what bars a merge."""
+    found = {str(path): tm.inspect_folder(path) for path in adapters}
     if as_json:
         print(json.dumps(found))
         return
     for path, facts in found.items():
         print(path)
         for name, value in facts.items():
-            print(f"  {name:10} {value}")
+            print(f"  {name:10} {_shown(value)}")
 
 
-def _description(adapter: tm.LoraAdapter) -> dict[str, object]:
-    factors = adapter.factors.values()
-    return {
-        "base": adapter.base_model,
-        "modules": len(adapter.modules),
-        "targets": sorted({module.rsplit(".", 1)[-1] for module in adapter.modules}),
-        "ranks": sorted(set(adapter.ranks.values())),
-        "scaling": sorted(set(adapter.scaling.values())),
-        "parameters": sum(pair.a.numel() + pair.b.numel() for pair in factors),
-    }
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)

@@ -14,7 +14,7 @@ import tipmini as tm
 from tipmini.commands.arguments import nearest
 from tipmini.errors import TipminiError
 
-ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed")
+ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
 NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
 
 
@@ -31,6 +31,7 @@ class Request:
     grams: list[Path] | None
     seed: int
     into: Path | None
+    base_model: str | None
 
 
 def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
@@ -51,6 +52,7 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
         grams=_paths("grams", given.get("grams")),
         seed=_seed(given.get("seed", 0)),
         into=_path("into", given.get("into"), needed=False),
+        base_model=_name("base_model", given.get("base_model")),
     )
     _check(request)
     return request
@@ -150,6 +152,12 @@ def _path(name: str, value: object, *, needed: bool = True) -> Path | None:
     if not isinstance(value, str | Path) or not str(value):
         raise TipminiError(f"--{name} must be a folder, got {value!r}")
     return Path(value)
+
+
+def _name(name: str, value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise TipminiError(f"{name} must be a model's name, got {value!r}")
+    return value
 
 
 def _weights(value: object) -> str | list[float]:

@@ -88,6 +88,9 @@ def merge(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of the random methods; 0 by default")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="name of the adapters' one base, where they name it unlike")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of these arguments")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check, tell what it would cost, write nothing")
@@ -105,7 +108,12 @@ def merge(
         [*(option or ()), *(f"{n}={v}" for n, v in common.items() if v is not None)]
     )
     flags = {"adapters": adapters, "out": out, "into": into, "method": method, "seed": seed}
-    flags |= {"weights": _one_of(weight, weights), "norms": norms, "grams": grams}
+    flags |= {
+        "weights": _one_of(weight, weights),
+        "norms": norms,
+        "grams": grams,
+        "base_model": base_model,
+    }
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     request = make_request(given | options, config)
     inputs = open_inputs(request)
