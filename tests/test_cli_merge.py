@@ -83,8 +83,8 @@ def test_every_option_of_every_method_is_reachable(method):
         ),
         (
             "ties",
-            ["--density", 0.5, "-o", "variant=mergekit"],
-            {"density": 0.5, "variant": "mergekit"},
+            ["--density", 0.5, "-o", "variant=authors"],
+            {"density": 0.5, "variant": "authors"},
         ),
     ],
 )

@@ -4,6 +4,7 @@ import json
 
 import tipmini as tm
 from tipmini.commands.arguments import Adapters, AsJson, first_line
+from tipmini.errors import TipminiError
 
 
 def methods(as_json: AsJson = False) -> None:
@@ -26,7 +27,14 @@ def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
     found = {str(path): tm.inspect_folder(path) for path in adapters}
     if as_json:
         print(json.dumps(found))
-        return
+    else:
+        _print(found)
+    for facts in found.values():
+        for problem in facts["problems"]:
+            raise TipminiError(problem)
+
+
+def _print(found: dict[str, dict[str, object]]) -> None:
     for path, facts in found.items():
         print(path)
         for name, value in facts.items():
