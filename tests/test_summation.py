@@ -90,6 +90,9 @@ def test_unequal_ranks_are_for_cat_and_svd():
     adapters = {"four": random_adapter(0), "two": random_adapter(1, rank=2)}
     assert set(tm.merge(adapters, "cat").ranks.values()) == {6}
     assert set(tm.merge(adapters, "svd").ranks.values()) == {4}
+    lower = [random_adapter(1, rank=2), random_adapter(2, rank=3)]  # the largest of them by default
+    assert set(tm.merge(lower, "svd").ranks.values()) == {3}
+    assert set(tm.merge(lower, "magnitude", on="delta").ranks.values()) == {3}
     for method, options in [("linear", {}), ("ties", {}), ("magnitude", {})]:
         with pytest.raises(TipminiError, match=r"q_proj has 4 in four, 2 in two; try cat"):
             tm.merge_update(adapters, method, **options)  # before anything is merged

@@ -100,14 +100,17 @@ def bits(adapter: LoraAdapter) -> dict[str, bytes]:
 
 
 def whole_adapter(seed: int, rank: int = 3, d: int = 6, k: int = 10) -> LoraAdapter:
-    """Small whole numbers in float64, so that equal sizes and sums of 0 are common; two blocks."""
+    """Small whole numbers in float64, so that equal sizes and sums of 0 are common; two blocks of
+    a q and a smaller v."""
     generator = torch.Generator().manual_seed(seed)
 
     def factor(*shape: int) -> torch.Tensor:
         return torch.randint(-3, 4, shape, generator=generator).double()
 
     modules = [f"layers.{i}.{name}" for i in range(2) for name in ("q", "v")]
-    return LoraAdapter({m: LoraFactors(factor(rank, k), factor(d, rank), 2.0) for m in modules})
+    sizes = [d if module.endswith("q") else (d + 1) // 2 for module in modules]
+    pairs = [LoraFactors(factor(rank, k), factor(size, rank), 2.0) for size in sizes]
+    return LoraAdapter(dict(zip(modules, pairs, strict=True)))
 
 
 def saved(model: PeftModel, folder: Path, names: str = "abc") -> dict[str, LoraAdapter]:
