@@ -25,6 +25,9 @@ def _method(name: str) -> dict[str, object]:
 def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
     """Show rank, scaling, targets, size and base model of adapters, and what bars a merge."""
     found = {str(path): tm.inspect_folder(path) for path in adapters}
+    for facts in found.values():
+        if not facts["modules"]:  # nothing to show
+            raise TipminiError(facts["problems"][0])
     if as_json:
         print(json.dumps(found))
     else:
