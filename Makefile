@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: setup book test adapters bench clean help
+.PHONY: setup book test adapters bench parity clean help
 
 PROFILE ?= mini
 BIN := .venv/bin
@@ -20,6 +20,7 @@ book: $(READY) ## recompute what changed and build _build/html/index.html (PROFI
 
 test: $(READY) ## lint, formatting and all tests
 	scripts/debian-packages
+	scripts/peers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m pytest -q
@@ -29,6 +30,10 @@ adapters: $(READY) ## train the seven task adapters again (hours; resumes where 
 
 bench: $(READY) ## measure the time and memory of the main steps
 	$(BIN)/python -m tipmini.lab.bench
+
+parity: $(READY) ## compare merges with those of PEFT, mergekit, fusion-bench and loralib
+	scripts/peers
+	$(BIN)/python -m tipmini.lab.parity.measure
 
 clean: ## delete what was built; .venv, fetched assets, adapters and committed results stay
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .snakemake

@@ -1,18 +1,26 @@
+import dataclasses
 import errno
 import json
 import math
 import os
 import pickle
+import re
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from tiny import MODULES, llama, peft_llama, random_adapter, tokens
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter, natural_order
 from tipmini.errors import TipminiError
+from tipmini.model_card import model_card
+from tipmini.peft_config import EXTRAS, SETTINGS
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -92,6 +100,12 @@ def test_save_stores_the_dtype_asked_for(tmp_path, dtype):
     assert torch.equal(stored, adapter.factors[MODULES[0]].a.to(dtype or torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64])
+def test_a_dtype_that_no_adapter_has_is_refused(tmp_path, dtype):
+    with pytest.raises(TipminiError, match="dtype must be a floating one"):
+        random_adapter(0).save(tmp_path / "out", dtype=dtype)
+
+
 def test_patterns_name_only_the_odd_ones_out(tmp_path):
     odd = MODULES[0]
     factors = dict(random_adapter(0).factors)
@@ -101,6 +115,77 @@ def test_patterns_name_only_the_odd_ones_out(tmp_path):
     assert (config["r"], config["lora_alpha"]) == (4, 8)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({odd: 1}, {odd: 0.1})
     assert config["target_modules"] == MODULES
+
+
+def test_a_name_that_ends_another_keeps_its_own_rank(tmp_path):
+    """PEFT reads a name in rank_pattern as a pattern for the ends of names."""
+    ranks = {"q": 2, "a.q": 3, "b.q": 3, "b.q+": 1}
+    factors = {m: LoraFactors(torch.ones(r, 4), torch.ones(4, r), r / 2) for m, r in ranks.items()}
+    LoraAdapter(factors).save(tmp_path / "out")
+    assert load_adapter(tmp_path / "out").ranks == ranks
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    for module, rank in ranks.items():
+        key = get_pattern_key(config["rank_pattern"], module)
+        assert config["rank_pattern"].get(key, config["r"]) == rank
+
+
+PATTERNS = [
+    {"q_proj": 2},
+    {"layers.1.*": 2, "v_proj": 5},
+    {"^model.layers.0.self_attn.q_proj": 3},
+    {"^q_proj": 3},
+    {r"model\.layers\.[02]\.self_attn\.(q|v)_proj": 6},
+    {"proj": 2, "_proj": 3, "q": 5, "attn.q_proj": 7},
+    {"layers.1.self_attn.q_proj|v_proj": 3},
+    {".*": 1, "q_proj": 3},
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_patterns_match_as_pefts_do(tmp_path, pattern):
+    model = peft_llama(default={"rank_pattern": pattern, "alpha_pattern": pattern})
+    model.save_pretrained(tmp_path / "peft")
+    adapter = load_adapter(tmp_path / "peft")
+    for module in adapter.modules:
+        layer = model.get_base_model().get_submodule(module)
+        assert adapter.ranks[module] == layer.r["default"]
+        assert adapter.scaling[module] == layer.scaling["default"]
+    adapter.save(tmp_path / "ours")
+    loaded = PeftModel.from_pretrained(llama(), tmp_path / "ours")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_patterns_are_read_in_the_order_of_the_file(tmp_path):
+    """PEFT sorts them when it saves, so that another one may come first: the folder decides."""
+    write_peft(tmp_path, alpha_pattern={"self_attn.q_proj": 2, "q_proj": 5})
+    reloaded = PeftModel.from_pretrained(llama(), tmp_path).get_base_model()
+    for module, scaling in load_adapter(tmp_path).scaling.items():
+        assert scaling == reloaded.get_submodule(module).scaling["default"]
+    write_peft(tmp_path, rank_pattern={"self_attn.q_proj": 2, "q_proj": 5})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(llama(), tmp_path)
+    with pytest.raises(TipminiError, match=r"rank 5 for .*q_proj, whose tensors have rank 2"):
+        load_adapter(tmp_path)
+
+
+def gpt2() -> GPT2LMHeadModel:
+    """A base that stores its weights transposed."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_fan_in_fan_out_only_transposes_the_base(tmp_path):
+    arguments = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": False}
+    model = get_peft_model(gpt2(), LoraConfig(r=2, task_type="CAUSAL_LM", **arguments)).eval()
+    model.save_pretrained(tmp_path / "peft")
+    adapter = load_adapter(tmp_path / "peft")
+    for module in adapter.modules:
+        layer = model.get_base_model().get_submodule(module)
+        torch.testing.assert_close(adapter.delta(module).T, layer.get_delta_weight("default"))
+    adapter.save(tmp_path / "ours")
+    loaded = PeftModel.from_pretrained(gpt2(), tmp_path / "ours")
+    torch.testing.assert_close(logits(loaded), logits(model))
 
 
 def test_factors_that_share_memory_can_be_saved(tmp_path):
@@ -132,6 +217,12 @@ def test_modules_come_in_the_order_of_the_layers():
     names = [f"model.layers.{i}.{m}" for i in range(12) for m in ("q", "v")]
     assert natural_order(reversed(names)) == names
     assert natural_order(["a.b", "1.b", "a", "a.1"]) == ["1.b", "a", "a.1", "a.b"]
+
+
+@pytest.mark.parametrize("scaling", [math.nan, math.inf])
+def test_a_scaling_that_is_no_number_is_refused(scaling):
+    with pytest.raises(TipminiError, match="scaling must be finite"):
+        LoraFactors(torch.ones(2, 3), torch.ones(4, 2), scaling)
 
 
 def test_an_unknown_module_is_refused():
@@ -172,6 +263,11 @@ def make_pickle(folder: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({}))
 
 
+def pickle_renamed(folder: Path) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    torch.save(tensors, folder / WEIGHTS)
+
+
 def truncate(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
@@ -190,6 +286,12 @@ BROKEN = {
     "no config": (lambda f: (f / CONFIG).unlink(), CONFIG, "missing"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), WEIGHTS, "missing; save"),
     "a pickle": (make_pickle, WEIGHTS, "adapter_model.bin is a pickle"),
+    "a pickle in its place": (pickle_renamed, WEIGHTS, "a pickle, which could run code"),
+    "an old pickle in its place": (
+        lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({"a": [1.0] * 99})),
+        WEIGHTS,
+        "a pickle, which could run code",
+    ),
     "half a file": (truncate, WEIGHTS, "not a readable safetensors file"),
     "an empty file": (lambda f: (f / WEIGHTS).write_bytes(b""), WEIGHTS, "not a readable"),
     "text for weights": (lambda f: (f / WEIGHTS).write_text("hello " * 99), WEIGHTS, "not a read"),
@@ -220,15 +322,36 @@ BROKEN = {
         "model.layers.0.self_attn.q_proj: lora_A must be",
     ),
     "rank unlike the config": (lambda f: edit_config(f, r=16), CONFIG, "rank 16 for model.layers"),
-    "no alpha": (lambda f: edit_config(f, lora_alpha=None), CONFIG, "must be a number, got None"),
-    "alpha of words": (lambda f: edit_config(f, lora_alpha="8"), CONFIG, "must be a number"),
-    "DoRA": (lambda f: edit_config(f, use_dora=True), CONFIG, "use_dora is True"),
-    "a bias": (lambda f: edit_config(f, bias="all"), CONFIG, "bias is 'all'"),
-    "lora_bias": (lambda f: edit_config(f, lora_bias=True), CONFIG, "lora_bias is True"),
-    "whole modules": (
-        lambda f: edit_config(f, modules_to_save=["lm_head"]),
+    "no alpha": (
+        lambda f: edit_config(f, lora_alpha=None),
         CONFIG,
-        "modules_to_save is",
+        "lora_alpha must be a number that",
+    ),
+    "alpha of words": (lambda f: edit_config(f, lora_alpha="8"), CONFIG, "must be a number"),
+    "a target that PEFT leaves out": (
+        lambda f: edit_config(f, target_modules=["v_proj"]),
+        CONFIG,
+        "model.layers.0.self_attn.q_proj has tensors but is no target",
+    ),
+    "a layer that PEFT leaves out": (
+        lambda f: edit_config(f, layers_to_transform=[0, 2]),
+        CONFIG,
+        "model.layers.1.self_attn.q_proj has tensors but is no target",
+    ),
+    "an excluded module": (
+        lambda f: edit_config(f, exclude_modules=["v_proj"]),
+        CONFIG,
+        "v_proj has tensors but is no target",
+    ),
+    "a switch of a newer PEFT": (
+        lambda f: edit_config(f, use_marvel=True),
+        CONFIG,
+        "'use_marvel' is no setting of PEFT 0.21",
+    ),
+    "a start of a newer PEFT": (
+        lambda f: edit_config(f, init_lora_weights="marvel"),
+        CONFIG,
+        "init_lora_weights 'marvel' is unknown to PEFT 0.21",
     ),
     "PiSSA": (
         lambda f: edit_config(f, init_lora_weights="pissa_niter_4"),
@@ -255,6 +378,34 @@ BROKEN = {
 }
 
 
+# A value that PEFT's own setting takes and that makes the adapter more than s B A.
+SET = {
+    "alora_invocation_tokens": [1],
+    "arrow_config": {"top_k": 3},
+    "bias": "all",
+    "ensure_weight_tying": True,
+    "kasa_config": {"beta": 1e-4},
+    "layer_replication": [[0, 2]],
+    "lora_bias": True,
+    "megatron_config": {"hidden_size": 32},
+    "modules_to_save": ["lm_head"],
+    "monteclora_config": {"num_samples": 2},
+    "target_parameters": ["experts.down_proj"],
+    "trainable_token_indices": [3],
+    "use_bdlora": {"nblocks": 2},
+    "use_dora": True,
+    "use_qalora": True,
+}
+
+
+def test_who_overwrites_the_file_does_not_end_the_program(tmp_path):
+    random_adapter(0).save(tmp_path)
+    adapter = load_adapter(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"")  # a mapped file would now be a bus error
+    expected = random_adapter(0).factors[MODULES[0]].a
+    assert torch.equal(adapter.factors[MODULES[0]].a, expected)
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     return write_peft(tmp_path_factory.mktemp("good"))
@@ -272,9 +423,42 @@ def test_a_broken_folder_is_one_line_that_names_the_file(good, tmp_path, damage,
     assert line.startswith(f"{tmp_path / file}: ") and message in line and "\n" not in line
 
 
+@pytest.mark.parametrize("name", EXTRAS)
+def test_what_is_more_than_lora_is_refused_with_a_reason(good, tmp_path, name):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    edit_config(tmp_path, **{name: SET[name]})
+    with pytest.raises(TipminiError, match=rf"{name} is .*; {re.escape(EXTRAS[name])}; only plain"):
+        load_adapter(tmp_path)
+
+
+def test_every_setting_of_the_installed_peft_is_known():
+    assert {field.name for field in dataclasses.fields(LoraConfig)} <= SETTINGS
+
+
+@pytest.mark.parametrize("init", ["gaussian", "eva", "orthogonal", "mica", True, False, None])
+def test_starts_that_leave_the_base_alone_are_read(good, tmp_path, init):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    edit_config(tmp_path, init_lora_weights=init)
+    assert load_adapter(tmp_path).modules == MODULES
+
+
 def test_what_peft_writes_for_dora_is_refused(tmp_path):
     with pytest.raises(TipminiError, match="use_dora"):
         load_adapter(write_peft(tmp_path, use_dora=True))
+
+
+EMBEDDING = {
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "whole module": {"modules_to_save": ["lm_head"]},
+    "bias": {"bias": "lora_only"},
+    "token embeddings": {"trainable_token_indices": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("arguments", EMBEDDING.values(), ids=EMBEDDING)
+def test_what_peft_writes_beyond_linear_modules_is_refused(tmp_path, arguments):
+    with pytest.raises(TipminiError, match=r"only plain LoRA|is no LoRA factor"):
+        load_adapter(write_peft(tmp_path, **arguments))
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -317,6 +501,26 @@ def test_other_files_are_never_swept_away(tmp_path):
     assert listing(tmp_path) == {"notes.txt": b"mine"}
 
 
+def test_a_card_goes_with_its_adapter(tmp_path):
+    card = model_card("cat", {}, {}, seed=0, version="1")
+    random_adapter(0).save(tmp_path / "out", card=card)
+    assert (tmp_path / "out" / "README.md").read_text() == card
+    assert PeftModel.from_pretrained(llama(), tmp_path / "out").peft_config["default"].r == 4
+    random_adapter(1).save(tmp_path / "out", card=card)
+    random_adapter(2).save(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize("text", ["", "# Mine", "- tipmini", "---\n- tipmini\n"])
+def test_a_card_written_by_hand_is_never_swept_away(tmp_path, text):
+    random_adapter(0).save(tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text(text)
+    before = listing(tmp_path)
+    with pytest.raises(TipminiError, match=r"also holds README\.md; choose another folder"):
+        random_adapter(1).save(tmp_path / "out", card="mine")
+    assert listing(tmp_path) == before
+
+
 def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -330,6 +534,38 @@ def test_a_full_disk_leaves_all_as_it_was(tmp_path, monkeypatch, older):
     with pytest.raises(TipminiError, match=r"out: cannot be written \(.*No space left"):
         random_adapter(1).save(tmp_path / "out")
     assert listing(tmp_path) == before and os.listdir(tmp_path) == (["out"] if older else [])
+
+
+@pytest.mark.parametrize("room", [0, 100, 5000])
+@pytest.mark.parametrize("older", [True, False])
+def test_a_disk_that_fills_in_the_middle_of_a_file(tmp_path, older, room):
+    """A real one: the system refuses to let any file grow beyond `room` bytes."""
+    if older:
+        random_adapter(0).save(tmp_path / "out")
+    before = listing(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(TipminiError, match=r"out: cannot be written \(.*File too large"):
+            random_adapter(1).save(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert listing(tmp_path) == before and os.listdir(tmp_path) == (["out"] if older else [])
+
+
+def test_an_interrupted_swap_brings_the_older_one_back(tmp_path, monkeypatch):
+    random_adapter(0).save(tmp_path / "out")
+    before, rename = listing(tmp_path), os.rename
+
+    def interrupted(source, target):
+        if Path(source).name == "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        random_adapter(1).save(tmp_path / "out")
+    assert listing(tmp_path) == before
 
 
 def test_a_failed_rename_brings_the_older_one_back(tmp_path, monkeypatch):

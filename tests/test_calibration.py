@@ -2,10 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import HIDDEN, LAYERS, llama, peft_llama, tokens
+from tiny import HIDDEN, LAYERS, llama, peft_llama, saved, tokens
 
 from tipmini.calibration import _InputSums, calibrate, calibrate_adapter
 from tipmini.errors import TipminiError
+from tipmini.merge import merge
 
 Q, V, GATE, DOWN = (
     f"model.layers.1.{name}"
@@ -89,23 +90,44 @@ def test_wanda_worked_by_hand():
         assert result.tolist() == pytest.approx(norm)
 
 
+def test_a_gram_matrix_is_the_slow_one(model):
+    """Pair by pair of channels, token by token."""
+    grams = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic="gram")
+    for module, gram in grams.items():
+        inputs = torch.cat(slow_inputs(model, module))
+        slow = sum(torch.outer(x, x) for x in inputs) / len(LENGTHS)
+        assert gram.dtype == torch.float32 and gram.shape == slow.shape
+        torch.testing.assert_close(gram.double(), slow, rtol=1e-5, atol=1e-5)
+        assert torch.equal(gram, gram.T)
+
+
+def test_the_diagonal_of_a_gram_matrix_is_the_norms_square(model):
+    batches = [batch_of(sequences()[:2], "left"), batch_of(sequences()[2:])]
+    norms = calibrate(model, batches, [Q, GATE, DOWN])
+    for module, gram in calibrate(model, batches, norms, statistic="gram").items():
+        torch.testing.assert_close(gram.diagonal(), norms[module].square(), rtol=1e-5, atol=1e-7)
+
+
 @settings(max_examples=15)
 @given(
     st.permutations(range(len(LENGTHS))),
     st.lists(st.booleans(), min_size=len(LENGTHS), max_size=len(LENGTHS)),
     st.sampled_from(["left", "right"]),
     st.integers(0, 3),
+    st.sampled_from(["wanda", "gram"]),
 )
-def test_norms_do_not_depend_on_batching(model, order, cuts, side, extra):
+def test_statistics_do_not_depend_on_batching(model, order, cuts, side, extra, statistic):
     batches = [[]]
     for i, cut in zip(order, cuts, strict=True):
         if cut and batches[-1]:
             batches.append([])
         batches[-1].append(sequences()[i])
-    shuffled = calibrate(model, [batch_of(rows, side, extra) for rows in batches], [Q, GATE, DOWN])
-    together = calibrate(model, [batch_of(sequences())], [Q, GATE, DOWN])
-    for module, norm in shuffled.items():
-        torch.testing.assert_close(norm, together[module], rtol=1e-6, atol=1e-6)
+    padded, names = [batch_of(rows, side, extra) for rows in batches], [Q, GATE, DOWN]
+    shuffled = calibrate(model, padded, names, statistic=statistic)
+    together = calibrate(model, [batch_of(sequences())], names, statistic=statistic)
+    for module, found in shuffled.items():
+        limit = 1e-6 * max(1.0, found.abs().max().item())
+        torch.testing.assert_close(found, together[module], rtol=1e-6, atol=limit)
 
 
 def test_without_a_mask_every_token_counts(model):
@@ -189,7 +211,7 @@ def test_hooks_are_gone_after_an_error(model):
         (["zzz"], [tokens(1, 2)], {}, "no module 'zzz'$"),
         (["lm_head"], [tokens(1, 2)], {}, "'lm_head' read nothing; the LM head never runs"),
         ([Q], [], {}, "no token to calibrate with"),
-        ([Q], [tokens(1, 2)], {"statistic": "l2"}, "wanda, rms, mean_l2, got 'l2'"),
+        ([Q], [tokens(1, 2)], {"statistic": "l2"}, "wanda, rms, mean_l2, gram, got 'l2'"),
         (["model.embed_tokens"], [tokens(2, 2)], {}, r"reads \(2, 2\); calibration needs one row"),
     ],
 )
@@ -226,6 +248,17 @@ def test_adapter_norms_are_of_x_and_of_A_x(peft_model):
     torch.testing.assert_close(norms[Q], slow_norm(inputs, "wanda"), rtol=1e-5, atol=1e-6)
     reduced = slow_norm([x @ a.T for x in inputs], "wanda")
     torch.testing.assert_close(norms[f"{Q}.lora_B"], reduced, rtol=1e-5, atol=1e-6)
+
+
+def test_grams_are_of_x_alone_and_do_for_regmean(peft_model, tmp_path):
+    batches = [batch_of(sequences())]
+    grams = calibrate_adapter(peft_model, batches, "two", statistic="gram")
+    norms = calibrate_adapter(peft_model, batches, "two")
+    assert list(grams) == [name for name in norms if not name.endswith("lora_B")]
+    torch.testing.assert_close(grams[Q].diagonal(), norms[Q].square(), rtol=1e-5, atol=1e-7)
+    adapter = saved(peft_model, tmp_path, ["two"])["two"]
+    merged = merge([adapter, adapter], "regmean", grams=[grams, grams])
+    torch.testing.assert_close(merged.delta(Q), adapter.delta(Q), rtol=1e-3, atol=1e-3)
 
 
 def test_each_adapter_is_measured_in_its_own_stream(peft_model):

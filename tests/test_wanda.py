@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tipmini import wanda
 from tipmini.errors import TipminiError
 from tipmini.wanda import prune_rows, row_mask, wanda_score
 
@@ -61,6 +62,23 @@ def test_score_refuses_norms_of_another_shape(shape):
 @given(SCORES, SPARSITIES)
 def test_mask_is_the_slow_one(score, sparsity):
     assert row_mask(torch.tensor(score), sparsity).tolist() == slow_mask(score, sparsity)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+@pytest.mark.parametrize("distinct", [1, 2, 5, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mask_is_that_of_a_stable_sort_of_whole_rows(monkeypatch, chunk, distinct, dtype):
+    """At any number of rows at a time, from all scores equal to hardly any."""
+    monkeypatch.setattr(wanda, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(distinct)
+    score = torch.randint(distinct, (7, 400), generator=generator).to(dtype)
+    score[0, ::3] = torch.inf
+    for sparsity in (0.0, 0.01, 0.25, 0.5, 0.9975, 1.0):
+        lowest = score.sort(dim=1, stable=True).indices[:, : math.floor(400 * sparsity)]
+        sorted_out = torch.ones(score.shape, dtype=torch.bool).scatter(1, lowest, False)
+        assert torch.equal(row_mask(score, sparsity), sorted_out)
+        turned = score.T.contiguous().T
+        assert torch.equal(row_mask(turned, sparsity), sorted_out)
 
 
 @given(SCORES, SPARSITIES)

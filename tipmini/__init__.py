@@ -9,8 +9,9 @@ from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter
 from tipmini.calibration import calibrate, calibrate_adapter
 from tipmini.dare import dare
 from tipmini.errors import TipminiError
+from tipmini.inspection import inspect_folder
 from tipmini.loraprune import lora_gradient, lora_guided_importance, taylor_importance
-from tipmini.merge import METHODS, merge, method_options
+from tipmini.merge import METHODS, PRESETS, merge, merge_update, method_options
 from tipmini.sparsity import (
     layer_importance,
     layer_sparsity,
@@ -22,18 +23,21 @@ from tipmini.wanda import prune_rows, row_mask, wanda_score
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "LoraAdapter",
     "LoraFactors",
     "TipminiError",
     "calibrate",
     "calibrate_adapter",
     "dare",
+    "inspect_folder",
     "layer_importance",
     "layer_sparsity",
     "load_adapter",
     "lora_gradient",
     "lora_guided_importance",
     "merge",
+    "merge_update",
     "method_options",
     "normalize_importance",
     "prune_rows",

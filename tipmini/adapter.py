@@ -4,6 +4,7 @@ Notation (LoRA, Hu et al., 2022): A is (r, k), B is (d, r), the scaling s is alp
 alpha / sqrt(r) with rsLoRA; the adapter adds s B A to the (d, k) weight of its module.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,18 +15,10 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError
-from tipmini.peft_folder import (
-    CONFIG,
-    WEIGHTS,
-    lora_config,
-    read_config,
-    read_tensors,
-    scaling_of,
-    write_folder,
-)
-
-PREFIX = "base_model.model."  # PEFT's wrapping, before the module's own name
-TENSOR_NAME = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+from tipmini.peft_config import FLOAT32_MAX, is_targeted, scaling_of
+from tipmini.peft_folder import CONFIG, WEIGHTS, lora_config, read_folder, write_folder
+from tipmini.peft_tensors import factor_names, largest, modules_of
+from tipmini.strict import naming
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +39,8 @@ class LoraFactors:
             raise TipminiError("rank is 0; a factor needs at least one row")
         if not (self.a.is_floating_point() and self.b.is_floating_point()):
             raise TipminiError(f"factors must be floating, got {self.a.dtype} and {self.b.dtype}")
+        if not math.isfinite(self.scaling):
+            raise TipminiError(f"scaling must be finite, got {self.scaling}")
 
     @property
     def rank(self) -> int:
@@ -100,18 +95,25 @@ class LoraAdapter:
         changed = {module: change(module, self.factors[module]) for module in self.modules}
         return replace(self, factors=changed)
 
-    def save(self, path: str | PathLike, dtype: torch.dtype | None = None) -> None:
+    def save(
+        self, path: str | PathLike, dtype: torch.dtype | None = None, card: str | None = None
+    ) -> None:
         """Write a PEFT folder that `PeftModel.from_pretrained` loads, all at once or not at all.
 
-        dtype: what the factors are stored in; None keeps theirs. Raises TipminiError when a
-        number overflows in it, when `path` holds other files, or when it can't be written.
+        dtype: what the factors are stored in; None keeps theirs. card: the text of a README.md
+        beside them (see `model_card`). Raises TipminiError when a number overflows in the dtype,
+        when `path` holds other files (a README.md without our tag is one), or when it can't be
+        written.
         """
+        if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TipminiError(f"dtype must be a floating one of 16, 32 or 64 bits, got {dtype}")
         tensors = {}
         for module in self.modules:
-            for letter, factor in (("A", self.factors[module].a), ("B", self.factors[module].b)):
-                tensors[f"{PREFIX}{module}.lora_{letter}.weight"] = factor.to("cpu", dtype)
+            pair = self.factors[module]
+            for name, factor in zip(factor_names(module), (pair.a, pair.b), strict=True):
+                tensors[name] = factor.to("cpu", dtype)
         config = lora_config(self.ranks, self.scaling, self.base_model, self.task_type)
-        write_folder(Path(path), config, tensors)
+        write_folder(Path(path), config, tensors, card)
 
 
 def load_adapter(path: str | PathLike) -> LoraAdapter:
@@ -119,37 +121,37 @@ def load_adapter(path: str | PathLike) -> LoraAdapter:
 
     Only safetensors and only plain LoRA on linear modules: a pickle, a missing or damaged file,
     NaN or Inf, a factor without its partner, and DoRA, bias or embedding tensors each raise a
-    TipminiError of one line that names the file. rsLoRA, rank_pattern and alpha_pattern are
-    read as PEFT reads them.
+    TipminiError of one line that names the file (`inspect_folder` lists all that is wrong).
+    rsLoRA, rank_pattern and alpha_pattern are read as PEFT reads them, and tensors that PEFT
+    would leave out, as their module is no target, are refused.
     """
     folder = Path(path)
-    config = read_config(folder)
-    pairs = _pair_factors(folder / WEIGHTS, read_tensors(folder))
+    config, tensors = read_folder(folder)
     factors = {}
-    for module, (a, b) in pairs.items():
-        try:
-            whole = LoraFactors(a, b, scaling=1.0)
-        except TipminiError as error:
-            raise TipminiError(f"{folder / WEIGHTS}: {module}: {error}") from None
-        scaling = scaling_of(folder / CONFIG, config, module, whole.rank)
-        factors[module] = replace(whole, scaling=scaling)
+    for module in modules_of(tensors):
+        a, b = (tensors[name] for name in factor_names(module))
+        with naming(folder / CONFIG):
+            scaling = _scaling(config, module, a.shape[0])
+        with naming(folder / WEIGHTS):
+            factors[module] = _bounded(module, LoraFactors(a, b, scaling))
     return LoraAdapter(factors, config.get("base_model_name_or_path"), config.get("task_type"))
 
 
-def _pair_factors(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module to (A, B); refuses a tensor that is neither and a factor without its partner."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        found = TENSOR_NAME.fullmatch(name)
-        if not found:
-            raise TipminiError(f"{file}: {name} is no LoRA factor of a linear module")
-        halves.setdefault(found["module"], {})[found["factor"]] = tensor
-    if not halves:
-        raise TipminiError(f"{file}: holds no tensor; an adapter has lora_A and lora_B")
-    for module, half in halves.items():
-        for letter in {"A", "B"} - half.keys():
-            raise TipminiError(f"{file}: {PREFIX}{module}.lora_{letter}.weight is missing")
-    return {module: (half["A"], half["B"]) for module, half in halves.items()}
+def _scaling(config: dict, module: str, rank: int) -> float:
+    if not is_targeted(config, module):
+        raise TipminiError(f"{module} has tensors but is no target, so PEFT would leave it out")
+    return scaling_of(config, module, rank)
+
+
+def _bounded(module: str, factors: LoraFactors) -> LoraFactors:
+    """Refuses finite numbers so large, as damage leaves them, that the update overflows."""
+    a, b = largest(factors.a), largest(factors.b)
+    if max(1.0, abs(factors.scaling)) * factors.rank * a * b > FLOAT32_MAX:  # B A as well
+        raise TipminiError(
+            f"{module}: its update overflows float32: numbers up to {a:.0e} in lora_A and "
+            f"{b:.0e} in lora_B, scaling {factors.scaling:.3g}"
+        )
+    return factors
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ r"""Input norms: how strongly every input channel of a module is driven by a tas
 Wanda's released statistic for channel j is $n_j^2 = \frac1N \sum x_j^2$ over all tokens of N
 sequences (sequences, not tokens). `norms[name]` is always the norm of what the module `name` reads:
 for a LoRA adapter on "model.layers.0.self_attn.q_proj" that is x under this very name, which goes
-with A, and A x under "model.layers.0.self_attn.q_proj.lora_B", which goes with B.
+with A, and A x under "model.layers.0.self_attn.q_proj.lora_B", which goes with B. RegMean needs
+more than norms: the whole Gram matrix, whose diagonal is $n_j^2$.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 
 Batch = Mapping[str, Tensor]
 Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
 
-STATISTICS = ("wanda", "rms", "mean_l2")
+STATISTICS = ("wanda", "rms", "mean_l2", "gram")
 
 
 def calibrate(
@@ -38,7 +39,8 @@ def calibrate(
     which side the padding lies and how sequences are batched does not matter.
     modules: names as in the base model, also below a PEFT layer ("...q_proj.lora_B.default").
     statistic: "wanda" as above; "rms" divides by tokens instead of sequences; "mean_l2" is the
-    mean over sequences of a sequence's L2 norm (the words of TIP).
+    mean over sequences of a sequence's L2 norm (the words of TIP). "gram" returns no norms but
+    $\frac1N \sum x x^\top$, (k, k) for each module; until the end all are held in float64.
     progress: wraps the batches, e.g. `tqdm.tqdm`.
 
     The LM head never runs, so no logits are computed, and gradients are off. Modules that read the
@@ -53,7 +55,7 @@ def calibrate(
     with torch.no_grad(), _evaluating(decoder), sums.hooked(found):
         for batch in progress(batches):
             decoder(**sums.start(batch, device), use_cache=False)
-    return {name: sums.norm(name) for name in found}
+    return {name: sums.result(name) for name in found}
 
 
 def calibrate_adapter(
@@ -64,11 +66,12 @@ def calibrate_adapter(
     statistic: str = "wanda",
     progress: Progress = iter,
 ) -> dict[str, Tensor]:
-    """The norms that TIP needs of one adapter: of x and of A x for each of its modules.
+    """What a merge needs of one adapter: the norms of x and of A x for each of its modules.
 
     model is a PeftModel that holds `adapter`, which alone is active during the run. Returns
-    {"<module>": (k,), "<module>.lora_B": (r,)}, float32. Else as `calibrate`; raises TipminiError
-    also when the model has no such adapter.
+    {"<module>": (k,), "<module>.lora_B": (r,)}, float32; with statistic="gram", which is for
+    RegMean, {"<module>": (k, k)}. Else as `calibrate`; raises TipminiError also when the model has
+    no such adapter.
     """
     known = getattr(model, "peft_config", {})
     if adapter not in known:
@@ -76,7 +79,8 @@ def calibrate_adapter(
     layers = model.get_base_model().named_modules()
     names = [name for name, layer in layers if adapter in getattr(layer, "lora_A", ())]
     reads = {name: name for name in names}
-    reads |= {f"{name}.lora_B": f"{name}.lora_B.{adapter}" for name in names}
+    if statistic != "gram":
+        reads |= {f"{name}.lora_B": f"{name}.lora_B.{adapter}" for name in names}
     with _active(model, adapter):
         norms = calibrate(model, batches, reads.values(), statistic=statistic, progress=progress)
     return {name: norms[hooked] for name, hooked in reads.items()}
@@ -86,10 +90,7 @@ class _InputSums:
     """Running sums over sequences of what each hooked module reads."""
 
     def __init__(self, statistic: str) -> None:
-        if statistic not in STATISTICS:
-            raise TipminiError(
-                f"statistic must be one of {', '.join(STATISTICS)}, got {statistic!r}"
-            )
+        require("statistic", statistic, STATISTICS)
         self.statistic = statistic
         self.totals: dict[str, Tensor] = {}
         self.sequences = self.tokens = 0
@@ -124,7 +125,8 @@ class _InputSums:
         self.totals[name] = self.totals.get(name, 0) + self.shared[x]
 
     def _sum(self, name: str, x: Tensor) -> Tensor:
-        """(B, T, k) to (k,): squares summed over a sequence in float32, over sequences in float64.
+        """(B, T, k) to (k,): squares summed over a sequence in float32, over sequences in float64;
+        to (k, k), all in float64, for Gram matrices.
 
         The double sum over sequences keeps the result from depending on how they were batched.
         """
@@ -134,12 +136,15 @@ class _InputSums:
                 f"{tuple(self.mask.shape)} of them"
             )
         x = x.reshape(*self.mask.shape, -1).float()
+        if self.statistic == "gram":
+            rows = x[self.mask.to(x.device)].double()  # (tokens, k)
+            return rows.T @ rows
         squares = x.masked_fill(~self.mask[..., None].to(x.device), 0).square().sum(1)  # (B, k)
         by_sequence = squares.sqrt() if self.statistic == "mean_l2" else squares
         return by_sequence.sum(0, dtype=torch.float64)
 
-    def norm(self, name: str) -> Tensor:
-        """The finished statistic of one module, (k,) float32."""
+    def result(self, name: str) -> Tensor:
+        """The finished statistic of one module, (k,) or (k, k) float32."""
         if not self.tokens:
             raise TipminiError("no token to calibrate with; the batches are empty")
         if name not in self.totals:
@@ -147,10 +152,10 @@ class _InputSums:
                 f"module {name!r} read nothing; the LM head never runs, an inactive adapter neither"
             )
         mean = self.totals[name] / (self.tokens if self.statistic == "rms" else self.sequences)
-        norm = mean if self.statistic == "mean_l2" else mean.sqrt()
-        if not norm.isfinite().all():
+        done = mean.sqrt() if self.statistic in ("wanda", "rms") else mean
+        if not done.isfinite().all():
             raise TipminiError(f"module {name!r} read NaN or Inf; check the model and its dtype")
-        return norm.float().cpu()
+        return done.float().cpu()
 
 
 def _find_modules(

@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, is_number
 
 RESCALES = ("expected", "l1", None)
 
@@ -30,7 +30,9 @@ def dare(
     None leaves the survivors as they are. The draws come from `generator` alone, in float32, so a
     mask does not depend on delta's dtype. Raises TipminiError for an argument outside its range.
     """
-    _check_options(drop_rate, generator, rescale)
+    check_options(drop_rate, rescale)
+    if not isinstance(generator, torch.Generator):
+        raise TipminiError(f"dare needs a torch.Generator, got {type(generator).__name__}")
     draws = torch.rand(delta.shape, generator=generator, device=generator.device)
     kept = delta.masked_fill(draws.to(delta.device) < drop_rate, 0)
     if rescale == "expected":
@@ -56,12 +58,11 @@ def _l1_ratio(before: Tensor, after: Tensor) -> float:
     return before.abs().sum(dtype=torch.float64).item() / norm if norm else 1.0
 
 
-def _check_options(drop_rate: float, generator: object, rescale: str | None) -> None:
-    if not 0 <= drop_rate < 1:
+def check_options(drop_rate: float, rescale: str | None) -> None:
+    """Raise TipminiError for an option of `dare` outside its range."""
+    if not (is_number(drop_rate) and 0 <= drop_rate < 1):
         raise TipminiError(
             f"drop_rate must lie in [0, 1), got {drop_rate}: at 1 nothing is left to rescale"
         )
-    if not isinstance(generator, torch.Generator):
-        raise TipminiError(f"dare needs a torch.Generator, got {type(generator).__name__}")
     if rescale not in RESCALES:
         raise TipminiError(f"rescale must be 'expected', 'l1' or None, got {rescale!r}")

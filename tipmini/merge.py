@@ -1,132 +1,172 @@
 r"""Merging: several LoRA adapters become one, by a method named in METHODS.
 
-A method is one function from parts, the adapters with their weights, to a LoraAdapter. Its keyword
+A method is one function from parts, the adapters with their weights, to an update. Its keyword
 arguments are its options, and the first line of its docstring describes it. To add a method, write
-the function and name it in METHODS.
+the function and name it in METHODS; a PRESET is a method with some options set.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
+import torch
 from torch import Tensor
 
-from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
-from tipmini.dare import dare, named_generator
-from tipmini.errors import TipminiError
-from tipmini.summation import Part, sum_cat, sum_linear, sum_parts
-from tipmini.tip import Norms, tip_prune
+from tipmini.adapter import LoraAdapter, LoraFactors
+from tipmini.bases import common_base
+from tipmini.elementwise import (
+    merge_dare,
+    merge_dare_ties,
+    merge_magnitude,
+    merge_ties,
+    merge_tip,
+    merge_wanda,
+)
+from tipmini.errors import TipminiError, is_number
+from tipmini.lowrank import factorise
+from tipmini.subspace import merge_knots, merge_regmean
+from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
+from tipmini.tip import Norms
 
 
 def merge(
     adapters: Iterable[LoraAdapter] | Mapping[str, LoraAdapter],
     method: str = "tip",
     *,
-    weights: Iterable[float] | Mapping[str, float] | None = None,
+    weights: str | Iterable[float] | Mapping[str, float] | None = None,
     norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
+    grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
     seed: int = 0,
+    base_model: str | None = None,
+    progress: Callable[[Update], Iterable[str]] = iter,
     **options: object,
 ) -> LoraAdapter:
     """Merge adapters of one base model into one adapter, in float32 at least, with scaling 1.
 
     adapters: a list, or a mapping by name; then no bit of the result depends on the mapping's
     order. In a list an adapter's name is its place: "0", "1", ...
-    method: a name in METHODS. options: the method's own keyword arguments, e.g. tip's sparsity,
-    sign, shift_range, bounds, factors and summation (see `method_options`).
-    weights: one for each adapter; 1 each by default, a plain sum. norms: one dict for each adapter
-    as `calibrate_adapter` returns it; tip needs them. Lists go with a list of adapters, mappings
-    with a mapping.
+    method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
+    sparsity, sign, on and summation (see `method_options`).
+    weights: one for each adapter; 1 each by default, a plain sum ("sum"); "mean" is 1 / T each and
+    "sqrt" 1 / sqrt(T) for T adapters. norms: one dict for each adapter as `calibrate_adapter`
+    returns it; tip and wanda need them. grams: the same with statistic="gram"; regmean needs them.
+    Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
+    base_model: what the result names as its base, and that adapters which name different ones
+    belong to it; else those are refused. progress: wraps the modules, e.g. `tqdm.tqdm`.
 
-    A module that some adapters lack is merged from those that have it. Raises TipminiError for an
-    unknown method or option, and for adapters, weights or norms that don't fit together.
+    A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
+    `merge_update` for the whole. A module that some adapters lack is merged from those that have
+    it. Raises TipminiError for an unknown method or option, and for adapters, weights or norms
+    that don't fit together.
     """
+    parts, update = merge_update(
+        adapters, method, weights=weights, norms=norms, grams=grams, seed=seed, **options
+    )
+    rank = options.get("rank")
+    base_model = base_model or common_base({p.name: p.adapter.base_model for p in parts})
+    return LoraAdapter(
+        {module: _as_factors(module, update[module], parts, rank) for module in progress(update)},
+        base_model=base_model,
+        task_type=_if_common(part.adapter.task_type for part in parts),
+    )
+
+
+def merge_update(
+    adapters: Iterable[LoraAdapter] | Mapping[str, LoraAdapter],
+    method: str = "tip",
+    *,
+    weights: str | Iterable[float] | Mapping[str, float] | None = None,
+    norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
+    grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
+    seed: int = 0,
+    **options: object,
+) -> tuple[list[Part], Update]:
+    """The adapters as parts, and their update: factors, or the whole (d, k) delta of a module.
+
+    Arguments as `merge`'s. Each module is computed when it is read, so that the deltas of a large
+    model need not be held at once.
+    """
+    function, settings = _resolve(method, options)
+    parts = _parts(adapters, weights, norms, grams, seed)
+    return parts, function(parts, **settings)
+
+
+def _as_factors(
+    module: str, merged: LoraFactors | Tensor, parts: Sequence[Part], rank: int | None
+) -> LoraFactors:
+    if isinstance(merged, LoraFactors):
+        return merged
+    return factorise(merged, rank or top(module, having(module, parts)))
+
+
+def method_options(method: str) -> dict[str, object]:
+    """{option: default} of a method or preset; raises TipminiError for an unknown one."""
+    name, preset = PRESETS.get(method, (method, {}))
+    if name not in METHODS:
+        known = ", ".join([*METHODS, *PRESETS])
+        raise TipminiError(f"no merge method {method!r}; there are {known}")
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | preset
+
+
+def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Update], dict]:
+    """The method's function and its options, a preset's among them; refuses unknown ones."""
     known = method_options(method)
     for option in options:
         if option not in known:
             listed = ", ".join(known) or "no options"
             raise TipminiError(f"merge method {method} has no option {option!r}; it has {listed}")
-    return METHODS[method](_parts(adapters, weights, norms, seed), **options)
+    return METHODS[PRESETS.get(method, (method, {}))[0]], known | options
 
 
-def method_options(method: str) -> dict[str, object]:
-    """{option: default} of a merge method; raises TipminiError for an unknown method."""
-    if method not in METHODS:
-        raise TipminiError(f"no merge method {method!r}; there are {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def merge_dare(
-    parts: Sequence[Part],
-    *,
-    drop_rate: float = 0.7,
-    rescale: str | None = "expected",
-    summation: str = "linear",
-) -> LoraAdapter:
-    """Random elements of A and B dropped, the others rescaled, then summed (DARE).
-
-    By default PEFT's dare_linear with density 1 - drop_rate. Options as in `dare`; summation is
-    "linear" or "cat".
-    """
-    return sum_parts([_drop(part, drop_rate, rescale) for part in parts], summation)
-
-
-def merge_tip(
-    parts: Sequence[Part],
-    *,
-    sparsity: float = 0.7,
-    sign: int = 1,
-    shift_range: float = 1.0,
-    bounds: str = "clip",
-    factors: str = "AB",
-    summation: str = "linear",
-) -> LoraAdapter:
-    """The least important elements pruned at each layer's own sparsity, then summed (TIP).
-
-    sparsity is S_org; sign, shift_range and bounds as in `layer_sparsity`; factors is "AB", or "A"
-    to leave B whole; summation is "linear" or "cat".
-    """
-    options = {"sign": sign, "shift_range": shift_range, "bounds": bounds, "factors": factors}
-    return sum_parts([_prune(part, sparsity, **options) for part in parts], summation)
-
-
-METHODS: dict[str, Callable[..., LoraAdapter]] = {
+METHODS: dict[str, Callable[..., Update]] = {
     "linear": sum_linear,
     "cat": sum_cat,
+    "svd": sum_svd,
     "dare": merge_dare,
+    "ties": merge_ties,
+    "dare_ties": merge_dare_ties,
+    "magnitude": merge_magnitude,
+    "wanda": merge_wanda,
     "tip": merge_tip,
+    "regmean": merge_regmean,
+    "knots": merge_knots,
+}
+
+PRESETS: dict[str, tuple[str, dict[str, object]]] = {
+    "tip-printed": ("tip", {}),
+    "tip-inverted": ("tip", {"sign": -1}),
+    "tip-dlp": ("tip", {"shift_range": 0.3}),
 }
 
 
-def _drop(part: Part, drop_rate: float, rescale: str | None) -> Part:
-    def drop(factor: Tensor, name: str) -> Tensor:
-        generator = named_generator(part.seed, part.name, name)
-        return dare(at_least_float32(factor), drop_rate, generator=generator, rescale=rescale)
-
-    def change(module: str, factors: LoraFactors) -> LoraFactors:
-        a, b = drop(factors.a, f"{module}.lora_A"), drop(factors.b, f"{module}.lora_B")
-        return replace(factors, a=a, b=b)
-
-    return replace(part, adapter=part.adapter.map(change))
-
-
-def _prune(part: Part, sparsity: float, **options: object) -> Part:
-    if part.norms is None:
-        raise TipminiError("tip needs norms, one dict for each adapter, from calibrate_adapter")
-    return replace(part, adapter=tip_prune(part.adapter, part.norms, sparsity, **options))
-
-
-def _parts(adapters: object, weights: object, norms: object, seed: int) -> list[Part]:
+def _parts(
+    adapters: object, weights: object, norms: object, grams: object, seed: int
+) -> list[Part]:
     """One Part for each adapter, in an order that no mapping's order changes."""
-    adapters = _by_name(adapters)
+    adapters = _in_one_dtype(_by_name(adapters))
+    if isinstance(weights, str):
+        weights = dict.fromkeys(adapters, _equal_weight(weights, len(adapters)))
     weights = _beside(adapters, "weights", weights, 1.0)
     norms = _beside(adapters, "norms", norms, None)
+    grams = _beside(adapters, "grams", grams, None)
     for name, weight in weights.items():
-        if not math.isfinite(weight):
+        if not (is_number(weight) and math.isfinite(weight)):
             raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
-    return [Part(n, adapter, float(weights[n]), norms[n], seed) for n, adapter in adapters.items()]
+    return [
+        Part(name, adapter, float(weights[name]), norms[name], seed, grams[name])
+        for name, adapter in adapters.items()
+    ]
+
+
+def _equal_weight(rule: str, count: int) -> float:
+    weights = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
+    if rule not in weights:
+        raise TipminiError(f"weights must be numbers or one of {', '.join(weights)}, got {rule!r}")
+    return weights[rule]
 
 
 def _by_name(adapters: object) -> dict[str, LoraAdapter]:
@@ -142,6 +182,18 @@ def _by_name(adapters: object) -> dict[str, LoraAdapter]:
     return named
 
 
+def _in_one_dtype(adapters: dict[str, LoraAdapter]) -> dict[str, LoraAdapter]:
+    """All factors in float32, or in float64 where any is, so that they add and multiply."""
+    pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
+    dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
+    wide = reduce(torch.promote_types, dtypes, torch.float32)
+
+    def widen(_: str, pair: LoraFactors) -> LoraFactors:
+        return replace(pair, a=pair.a.detach().to(wide), b=pair.b.detach().to(wide))
+
+    return {name: adapter.map(widen) for name, adapter in adapters.items()}
+
+
 def _beside(adapters: dict[str, LoraAdapter], what: str, values: object, default: object) -> dict:
     """The values by the adapters' names."""
     if values is None:
@@ -155,3 +207,8 @@ def _beside(adapters: dict[str, LoraAdapter], what: str, values: object, default
 
 def _places(values: Iterable) -> list[tuple[str, object]]:
     return [(str(place), value) for place, value in enumerate(values)]
+
+
+def _if_common(values: Iterable[str | None]) -> str | None:
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None

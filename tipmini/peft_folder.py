@@ -1,12 +1,12 @@
 r"""A PEFT adapter folder on disk: adapter_config.json beside adapter_model.safetensors.
 
-What is read is checked here, file by file, so that every error names its file. What is written is
-plain LoRA that stock `PeftModel.from_pretrained` loads: rsLoRA's scaling becomes an alpha, and
-modules of another rank or alpha go into PEFT's `rank_pattern` and `alpha_pattern`.
+What is read is checked file by file, so that every error names its file. What is written is plain
+LoRA that stock `PeftModel.from_pretrained` loads: rsLoRA's scaling becomes an alpha, and modules
+of another rank or alpha go into PEFT's `rank_pattern` and `alpha_pattern`.
 """
 
+import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -16,112 +16,97 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from tipmini.errors import TipminiError
+from tipmini.peft_config import config_problems
+from tipmini.peft_tensors import read_header, read_tensors, refuse_non_finite, tensor_problems
+from tipmini.strict import naming, one_line, parse_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
 PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
-
-# Settings with which an adapter is more than s B A on a linear module.
-EXTRAS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "bias",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-)
-# Initialisations that move part of the base model's weights into the adapter.
-BASE_CHANGING = ("corda", "loftq", "lora_ga", "olora", "pissa")
+INDEX = "adapter_model.safetensors.index.json"
+MAX_CONFIG = 8 << 20  # bytes; twenty thousand modules named in full take less
+CARD_MARK = "tipmini"  # a tag in the front matter of our own cards
 
 
-def read_config(folder: Path) -> dict:
-    """The settings of the adapter; raises TipminiError unless they describe plain LoRA."""
-    file = folder / CONFIG
+def read_settings(folder: Path) -> object:
+    """adapter_config.json as JSON; raises TipminiError when there is no such thing."""
+    file = own_file(folder, CONFIG, "give the folder of a PEFT adapter")
+    with naming(file), file.open("rb") as stream:
+        data = stream.read(MAX_CONFIG + 1)
+        if len(data) > MAX_CONFIG:
+            raise TipminiError(f"larger than {MAX_CONFIG >> 20} MB; settings take a few kB")
+        try:
+            return parse_json(data)
+        except ValueError as error:
+            raise TipminiError(f"not a readable JSON file ({one_line(error)})") from None
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of the factors; raises TipminiError for a pickle or shards in its place."""
+    found = ""
+    if (folder / PICKLE).exists():
+        found = f"{PICKLE} is a pickle, which could run code; "
+    elif (folder / INDEX).exists():
+        found = f"{INDEX} names other files, and an adapter is one; "
+    return own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")
+
+
+def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The settings and the tensors of plain LoRA; raises TipminiError for anything else."""
+    try:
+        config = read_settings(folder)
+        _refuse(folder / CONFIG, config_problems(config))
+        file = weights_file(folder)
+        with naming(file):
+            header = read_header(file)
+        _refuse(file, tensor_problems(header))
+        with naming(file):
+            return config, read_tensors(file)
+    except OSError as error:
+        raise TipminiError(f"{folder}: cannot be read ({one_line(error)})") from None
+
+
+def _refuse(file: Path, problems: list[str]) -> None:
+    if problems:
+        more = len(problems) - 1
+        tail = f" (and {more} more: `tipmini inspect` lists them)" if more else ""
+        raise TipminiError(f"{file}: {problems[0]}{tail}")
+
+
+def own_file(folder: Path, name: str, mend: str) -> Path:
+    """The path of a file; refuses what is missing, no file, or a link that leaves the folder."""
+    file = folder / name
     if not folder.is_dir():
         raise TipminiError(f"{folder}: no such folder; a PEFT adapter has {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TipminiError(f"{file}: missing; give the folder of a PEFT adapter") from None
-    except (OSError, ValueError) as error:
-        raise TipminiError(f"{file}: not a readable JSON file ({_line(error)})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise TipminiError(f'{file}: not a LoRA adapter; "peft_type" must be "LORA"')
-    _refuse_extras(file, config)
-    return config
+    if not os.path.lexists(file):
+        raise TipminiError(f"{file}: missing; {mend}")
+    real = Path(os.path.realpath(file))
+    if not any(real.is_relative_to(home) for home in _homes(folder)):
+        raise TipminiError(f"{file}: a link that leaves the folder; copy the file it names here")
+    if not file.is_file():  # a device or a pipe may never end
+        raise TipminiError(f"{file}: not a file; {mend}")
+    return file
 
 
-def _refuse_extras(file: Path, config: dict) -> None:
-    for name in EXTRAS:
-        if config.get(name) not in (None, False, "none", [], {}):
-            raise TipminiError(f"{file}: {name} is {config[name]!r}; only plain LoRA can be merged")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING):
-        raise TipminiError(
-            f"{file}: init_lora_weights {init!r} changes the base model; save the adapter "
-            "with PEFT's path_initial_model_for_weight_conversion"
-        )
+def _homes(folder: Path) -> list[Path]:
+    """The folder, and where the hub's cache keeps the files that its snapshots link to."""
+    real = Path(os.path.realpath(folder))
+    caches = [above.parent / "blobs" for above in real.parents if above.name == "snapshots"]
+    return [real, *caches]
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors by name, all finite; raises TipminiError for a pickle or a damaged file."""
-    file = folder / WEIGHTS
-    if not file.exists():
-        pickled = (folder / PICKLE).exists()
-        found = f"; {PICKLE} is a pickle, which could run code" if pickled else ""
-        raise TipminiError(f"{file}: missing{found}; save the adapter as safetensors")
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise TipminiError(f"{file}: not a readable safetensors file ({_line(error)})") from None
-    refuse_non_finite(file, tensors)
-    return tensors
+def weights_sha256(folder: Path) -> str:
+    """The hash of the factors' file, as the hub shows it, for a model card."""
+    with weights_file(folder).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def refuse_non_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise TipminiError(f"{file}: tensor {name} has NaN or Inf; every number must be finite")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-# The meaning of the settings ----------------------------------------------------------------
-
-
-def scaling_of(file: Path, config: dict, module: str, rank: int) -> float:
-    r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
-
-    Raises TipminiError where the settings and the tensor's own rank disagree.
-    """
-    r = _setting(file, config, "r", "rank_pattern", module)
-    alpha = _setting(file, config, "lora_alpha", "alpha_pattern", module)
-    if r != rank:
-        raise TipminiError(f"{file}: rank {r} for {module}, whose tensors have rank {rank}")
-    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-
-
-def _setting(file: Path, config: dict, name: str, pattern: str, module: str) -> float:
-    """One number; PEFT takes the first pattern that ends the module's name, then the default."""
-    patterns = config.get(pattern) or {}
-    first = (v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    value = next(first, config.get(name))
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise TipminiError(f"{file}: {name} of {module} must be a number, got {value!r}")
-    return value
+# Writing -------------------------------------------------------------------------------------
 
 
 def lora_config(
@@ -144,13 +129,25 @@ def lora_config(
         "inference_mode": True,
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != r},
-        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
+        "rank_pattern": _pattern(ranks, r),
+        "alpha_pattern": _pattern(alphas, alpha),
         "target_modules": list(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
+    }
+
+
+def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+    """The modules that differ. A name is a pattern for the ends of names: where it would match
+    another module too, or is no plain name, it is anchored and escaped."""
+    ends = {name[at + 1 :] for name in values for at, c in enumerate(name) if c == "."}
+    plain = {name: re.fullmatch(r"[\w.]+", name) and name not in ends for name in values}
+    return {
+        name if plain[name] else f"^{re.escape(name)}": value
+        for name, value in values.items()
+        if value != default
     }
 
 
@@ -162,18 +159,18 @@ def _whole(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-# Writing ------------------------------------------------------------------------------------
-
-
-def write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> None:
-    """Write both files, so that `path` only ever holds a whole adapter.
+def write_folder(
+    path: Path, config: dict, tensors: Mapping[str, Tensor], card: str | None = None
+) -> None:
+    """Write the files, so that `path` only ever holds a whole adapter; card becomes README.md.
 
     They are written into a temporary folder beside `path`, which is then renamed. An adapter that
     is there already is replaced; a folder that holds anything else is refused. Raises TipminiError
     when that is so or the disk does not take it; what was there before is then unharmed.
     """
-    refuse_non_finite(path / WEIGHTS, tensors)
-    path = path.resolve()
+    with naming(path / WEIGHTS):
+        refuse_non_finite(tensors)
+    path = Path(os.path.realpath(path))  # a loop of links is then refused like any other file
     try:
         _refuse_foreign_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,17 +182,30 @@ def write_folder(path: Path, config: dict, tensors: Mapping[str, Tensor]) -> Non
             copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
             (new / WEIGHTS).write_bytes(save(copies))
             (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            if card is not None:
+                (new / CARD).write_text(card, encoding="utf-8")
             _swap(new, path, Path(staging) / "old")
-    except (OSError, SafetensorError) as error:
-        raise TipminiError(f"{path}: cannot be written ({_line(error)})") from None
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
+        raise TipminiError(f"{path}: cannot be written ({one_line(error)})") from None
 
 
 def _refuse_foreign_files(path: Path) -> None:
     if not path.is_dir():
         return
-    foreign = sorted({file.name for file in path.iterdir()} - {CONFIG, WEIGHTS})
+    ours = {CONFIG, WEIGHTS} | ({CARD} if is_our_card(path / CARD) else set())
+    foreign = sorted({file.name for file in path.iterdir()} - ours)
     if foreign:
         raise TipminiError(f"{path}: also holds {', '.join(foreign)}; choose another folder")
+
+
+def is_our_card(file: Path) -> bool:
+    """Whether the front matter has our tag: a card that someone wrote by hand is never replaced."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        fence, *lines = stream.read(1 << 16).splitlines() or [b""]
+    matter = lines[: lines.index(b"---")] if b"---" in lines else []
+    return fence == b"---" and f"- {CARD_MARK}".encode() in matter
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:
@@ -206,7 +216,7 @@ def _swap(new: Path, path: Path, old: Path) -> None:
     os.rename(path, old)
     try:
         os.rename(new, path)
-    except OSError:
-        os.rename(old, path)
-        raise
+    finally:  # an interrupted program puts it back as well
+        if not path.exists():
+            os.rename(old, path)
     shutil.rmtree(old)

@@ -4,26 +4,32 @@ L is the number of layers; a layer is a transformer block in TIP. The functions 
 the importances they are given; use float64 where `floor(k * sparsity)` follows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, is_number, require, require_share
 
 BOUNDS = ("clip", "mean_preserving")
+PIECE = 16_384  # elements; torch sums no more than this in one thread, so in one order
 
 
-def layer_importance(scores: Sequence[Tensor]) -> float:
+def layer_importance(scores: Iterable[Tensor]) -> float:
     r"""TIP Eq. 2: $I_l = \mathrm{mean}(A^l_{ij})$, over all elements of the layer pooled.
 
     scores are the layer's score matrices, of any shapes; a large matrix weighs more than a small
-    one. Summed in float64. Raises TipminiError when there is nothing to average.
+    one. Summed in float64, one matrix after the other, alike with any number of threads. Raises
+    TipminiError when there is nothing to average.
     """
-    count = sum(score.numel() for score in scores)
+    total, count = 0.0, 0
+    for score in scores:
+        pieces = score.flatten().split(PIECE)
+        total += sum(piece.sum(dtype=torch.float64).item() for piece in pieces)
+        count += score.numel()
     if not count:
         raise TipminiError("layer_importance: a layer needs at least one score")
-    return sum(score.sum(dtype=torch.float64).item() for score in scores) / count
+    return total / count
 
 
 def normalize_importance(importance: Tensor) -> Tensor:
@@ -64,7 +70,7 @@ def layer_sparsity(
     layers, all by the same amount, so that the mean stays base_sparsity.
     Raises TipminiError for an argument outside its range.
     """
-    _check_options(base_sparsity, sign, shift_range, bounds)
+    check_options(base_sparsity, sign, shift_range, bounds)
     shift = sparsity_shift(normalize_importance(importance))
     sparsity = base_sparsity + sign * shift_range * shift
     if bounds == "mean_preserving":
@@ -72,15 +78,14 @@ def layer_sparsity(
     return sparsity.clamp(0, 1)
 
 
-def _check_options(base_sparsity: float, sign: int, shift_range: float, bounds: str) -> None:
-    if not 0 <= base_sparsity <= 1:
-        raise TipminiError(f"base sparsity must lie in [0, 1], got {base_sparsity}")
+def check_options(base_sparsity: float, sign: int, shift_range: float, bounds: str) -> None:
+    """Raise TipminiError for an option of `layer_sparsity` outside its range."""
+    require_share("base sparsity", base_sparsity)
     if sign not in (1, -1):
         raise TipminiError(f"sign must be 1 (as printed) or -1 (inverted), got {sign}")
-    if not 0 <= shift_range < float("inf"):
+    if not (is_number(shift_range) and 0 <= shift_range < float("inf")):
         raise TipminiError(f"shift_range must be a finite number from 0 on, got {shift_range}")
-    if bounds not in BOUNDS:
-        raise TipminiError(f"bounds must be one of {', '.join(BOUNDS)}, got {bounds!r}")
+    require("bounds", bounds, BOUNDS)
 
 
 def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:

@@ -1,94 +1,197 @@
-r"""Adding LoRA adapters up, factor by factor ("linear") or exactly ("cat"), as PEFT does."""
+r"""Adding LoRA adapters up: factor by factor ("linear"), exactly ("cat"), exactly then cut ("svd").
+
+An update is what a merge results in: for every module LoRA factors, or a dense delta where no
+factors give it. It may be computed module by module as it is read, so that a merge of a large
+model's adapters holds one delta at a time.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32, natural_order
-from tipmini.errors import TipminiError
+from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
+from tipmini.errors import TipminiError, require
+from tipmini.lowrank import check_rank, stack, truncate
 
 
 @dataclass(frozen=True)
 class Part:
-    """One adapter of a merge, its weight in the sum, and what its pruning may need: its input
-    norms, and the seed that with the name decides its random draws."""
+    """One adapter of a merge, its weight in the sum, and what a method may need besides: its input
+    norms, its Gram matrices, and the seed that with the name decides its random draws.
+
+    The factors of all parts are of one dtype, float32 or float64."""
 
     name: str
     adapter: LoraAdapter
     weight: float = 1.0
     norms: Mapping[str, Tensor] | None = None
     seed: int = 0
+    grams: Mapping[str, Tensor] | None = None
 
 
-def sum_linear(parts: Sequence[Part]) -> LoraAdapter:
+Parts = Sequence[Part]
+Update = Mapping[str, LoraFactors | Tensor]
+Change = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tensor) -> tensor
+Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
+
+ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
+SUMMATIONS = ("linear", "cat", "svd")
+SPACES = ("factors", "delta")
+
+
+class Lazy(Mapping[str, LoraFactors | Tensor]):
+    """An update that is computed module by module, each time it is read."""
+
+    def __init__(self, parts: Parts, merge: Callable[[str, Parts], LoraFactors | Tensor]):
+        self.parts, self.merge = parts, merge
+        self.modules = natural_order({m for part in parts for m in part.adapter.factors})
+        for module in self.modules:  # all of them before any is merged
+            _check_shapes(module, having(module, parts))
+
+    def __getitem__(self, module: str) -> LoraFactors | Tensor:
+        return self.merge(module, having(module, self.parts))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def having(module: str, parts: Parts) -> list[Part]:
+    """The parts whose adapter changes the module."""
+    return [part for part in parts if module in part.adapter.factors]
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Stacked and summed as PEFT does, so that the results agree to the last bit."""
+    scaled = [tensor * weight for tensor, weight in zip(tensors, weights, strict=True)]
+    return torch.stack(scaled).sum(0)
+
+
+def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
     """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
-    return _by_module(parts, _sum_factors)
+    update = Lazy(parts, lambda module, own: _sum_factors(module, own, combine))
+    for module in update:
+        _check_ranks(module, having(module, parts))
+    return update
 
 
-def sum_cat(parts: Sequence[Part]) -> LoraAdapter:
+def sum_cat(parts: Parts) -> Update:
     """Factors stacked along the rank (PEFT's cat): exactly the sum of the deltas."""
-    return _by_module(parts, _stack_factors)
+    return Lazy(parts, _stack_factors)
 
 
-SUMMATIONS = {"linear": sum_linear, "cat": sum_cat}
-
-
-def sum_parts(parts: Sequence[Part], summation: str) -> LoraAdapter:
-    """Add the parts up by a name in SUMMATIONS; raises TipminiError for another name."""
-    if summation not in SUMMATIONS:
-        raise TipminiError(f"summation must be one of {', '.join(SUMMATIONS)}, got {summation!r}")
-    return SUMMATIONS[summation](parts)
-
-
-def _sum_factors(module: str, parts: Sequence[Part]) -> LoraFactors:
-    r"""$A^* = \sum \mathrm{sgn}(w s) \sqrt{|w s|} A$ and $B^* = \sum \sqrt{|w s|} B$.
-
-    The sign sits on A alone: on both it would cancel. Stacked and summed as PEFT does, so that
-    the results agree to the last bit.
-    """
-    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
-    if len(set(ranks.values())) > 1:
-        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
-    a, b = [], []
-    for part in parts:
-        factors = part.adapter.factors[module]
-        share = part.weight * factors.scaling
-        root = math.sqrt(abs(share))
-        a.append(at_least_float32(factors.a) * math.copysign(root, share))
-        b.append(at_least_float32(factors.b) * root)
-    return LoraFactors(torch.stack(a).sum(0), torch.stack(b).sum(0), scaling=1.0)
-
-
-def _stack_factors(module: str, parts: Sequence[Part]) -> LoraFactors:
-    r"""$A^*$: all $w s A$ above each other; $B^*$: all B side by side; $B^* A^* = \sum w s B A$."""
-    a, b = [], []
-    for part in parts:
-        factors = part.adapter.factors[module]
-        a.append(at_least_float32(factors.a) * part.weight * factors.scaling)
-        b.append(at_least_float32(factors.b))
-    return LoraFactors(torch.cat(a, dim=0), torch.cat(b, dim=1), scaling=1.0)
-
-
-def _by_module(
-    parts: Sequence[Part], add: Callable[[str, Sequence[Part]], LoraFactors]
-) -> LoraAdapter:
-    """Add up each module over those parts that have it."""
-    summed = {}
-    for module in natural_order({module for part in parts for module in part.adapter.factors}):
-        having = [part for part in parts if module in part.adapter.factors]
-        _check_shapes(module, having)
-        summed[module] = add(module, having)
-    return LoraAdapter(
-        summed,
-        base_model=_if_common(part.adapter.base_model for part in parts),
-        task_type=_if_common(part.adapter.task_type for part in parts),
+def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
+    """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
+    if rank is not None:
+        check_rank(rank)
+    return Lazy(
+        parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
     )
 
 
-def _check_shapes(module: str, parts: Sequence[Part]) -> None:
+def merge_tensors(
+    parts: Parts,
+    change: Change,
+    *,
+    on: str = "factors",
+    summation: str = "linear",
+    rank: int | None = None,
+    combine: Combine = weighted_sum,
+) -> Update:
+    """Change every tensor of every adapter, then add the adapters up.
+
+    on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
+    `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
+    update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
+    together; "cat" and "svd" don't use it. Raises TipminiError for options that would do nothing.
+    """
+    check_addition(on, summation, rank)
+    if on == "delta":
+        return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
+    changed = [_changed(part, change) for part in parts]
+    if summation == "linear":
+        return sum_linear(changed, combine)
+    return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
+
+
+def check_addition(on: str, summation: str, rank: int | None) -> None:
+    """Raise TipminiError for options of `merge_tensors` that there are not or that do nothing."""
+    require("on", on, SPACES)
+    require("summation", summation, SUMMATIONS)
+    if on == "delta" and summation != "linear":
+        raise TipminiError(f"on='delta' adds up exactly; summation={summation!r} is for factors")
+    if rank is not None and on == "factors" and summation != "svd":
+        raise TipminiError("rank is for on='delta' or summation='svd'; nothing else is cut")
+    if rank is not None:
+        check_rank(rank)
+
+
+def top(module: str, parts: Parts) -> int:
+    """The largest rank that an adapter has on the module."""
+    return max(part.adapter.factors[module].rank for part in parts)
+
+
+def _changed(part: Part, change: Change) -> Part:
+    def both(module: str, factors: LoraFactors) -> LoraFactors:
+        a = change(part, f"{module}.lora_A", factors.a)
+        b = change(part, f"{module}.lora_B", factors.b)
+        return replace(factors, a=a, b=b)
+
+    return replace(part, adapter=part.adapter.map(both))
+
+
+def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> Tensor:
+    changed = (change(part, module, part.adapter.factors[module].delta()) for part in parts)
+    weights = [part.weight for part in parts]
+    if combine is weighted_sum:  # one at a time: all at once would not fit beside a large model's
+        return _running_sum(changed, weights)
+    rows = zip(*(tensor.split(ROWS) for tensor in changed), strict=True)
+    return torch.cat([combine(tensors, weights) for tensors in rows])
+
+
+def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
+    """Product and sum apart: a fused one would round by where a thread's share of rows ends."""
+    total = next(tensors) * weights[0]
+    for tensor, weight in zip(tensors, weights[1:], strict=True):
+        total += tensor * weight
+    return total
+
+
+def _sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> LoraFactors:
+    r"""$A^* = \sum \mathrm{sgn}(w s) \sqrt{|w s|} A$ and $B^* = \sum \sqrt{|w s|} B$.
+
+    The sign sits on A alone: on both it would cancel.
+    """
+    pairs = [part.adapter.factors[module] for part in parts]
+    shares = [part.weight * pair.scaling for part, pair in zip(parts, pairs, strict=True)]
+    roots = [math.sqrt(abs(share)) for share in shares]
+    signed = [math.copysign(root, share) for root, share in zip(roots, shares, strict=True)]
+    a = combine([pair.a for pair in pairs], signed)
+    b = combine([pair.b for pair in pairs], roots)
+    return LoraFactors(a, b, scaling=1.0)
+
+
+def _stack_factors(module: str, parts: Parts) -> LoraFactors:
+    r"""$A^*$: all $w s A$ above each other; $B^*$: all B side by side; $B^* A^* = \sum w s B A$."""
+    pairs = []
+    for part in parts:
+        factors = part.adapter.factors[module]
+        pairs.append((factors.b, factors.a * part.weight * factors.scaling))
+    return stack(pairs)
+
+
+def _check_ranks(module: str, parts: Parts) -> None:
+    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
+    if len(set(ranks.values())) > 1:
+        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
+
+
+def _check_shapes(module: str, parts: Parts) -> None:
     shapes = {part.name: part.adapter.factors[module].shape for part in parts}
     if len(set(shapes.values())) > 1:
         raise TipminiError(f"adapters of different base models: {module} is {_listed(shapes)}")
@@ -96,8 +199,3 @@ def _check_shapes(module: str, parts: Sequence[Part]) -> None:
 
 def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{value} in {name}" for name, value in values.items())
-
-
-def _if_common(values: Iterable[str | None]) -> str | None:
-    distinct = set(values)
-    return distinct.pop() if len(distinct) == 1 else None

@@ -1,27 +1,69 @@
-r"""TIP on one adapter: the importance of its layers, their sparsities, and the pruned factors.
+r"""TIP on adapters: the importance of their layers, their sparsities, and the pruned tensors.
 
-Read with the paper's defaults: a layer is a transformer block; A is scored with the norms of x and
-B with those of A x; Eq. 2 pools all elements of A and B of all modules of the block; rows are
-compared within; nothing is rescaled. Norms are keyed as `tipmini.calibration` returns them.
+Everything that the paper leaves open is a field of `Reading`, whose defaults are the paper's own
+words. Norms are keyed as `tipmini.calibration` returns them: x under the module's name, A x under
+"<module>.lora_B".
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
-from tipmini.errors import TipminiError
-from tipmini.sparsity import layer_importance, layer_sparsity
+from tipmini.errors import TipminiError, require
+from tipmini.sparsity import check_options, layer_importance, layer_sparsity
+from tipmini.summation import Change, Part
 from tipmini.wanda import prune_rows, wanda_score
 
 Norms = Mapping[str, Tensor]
-Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}
+Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
+
+Place = tuple[str, str]  # (module, "a", "b" or "delta")
+Shares = dict[Place, float]  # place -> sparsity
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
-FACTORS = ("AB", "A")
+TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
+LAYERS = ("block", "module", "factor")
+MEANS = ("elements", "modules")
+NORMALISED = ("within", "across")
+GROUPS = ("row", "matrix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How TIP is read where the paper leaves it open.
+
+    sparsity: S_org of Eq. 5. on: W of Eq. 1 is A and B ("factors"), A alone ("A": B is left whole
+    and counts for nothing), or s B A ("delta"). layer: a transformer block, a module or a factor.
+    mean: Eq. 2 over all elements pooled, or over the modules' own means. normalized: Eqs. 3 and 4
+    within each adapter, or across all that are merged. sign, shift_range, bounds: of
+    `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
+    survivors times 1 / (1 - S_l).
+    """
+
+    sparsity: float = 0.7
+    on: str = "factors"
+    layer: str = "block"
+    mean: str = "elements"
+    normalized: str = "within"
+    sign: int = 1
+    shift_range: float = 1.0
+    bounds: str = "clip"
+    group: str = "row"
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        require("on", self.on, TARGETS)
+        require("layer", self.layer, LAYERS)
+        require("mean", self.mean, MEANS)
+        require("normalized", self.normalized, NORMALISED)
+        require("group", self.group, GROUPS)
+        require("rescale", self.rescale, (False, True))
+        check_options(self.sparsity, self.sign, self.shift_range, self.bounds)
 
 
 def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
@@ -31,88 +73,183 @@ def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
     """
     layers: dict[str, list[str]] = {}
     for module in adapter.modules:
-        block = BLOCK.match(module)
-        layers.setdefault(block[0] if block else module, []).append(module)
+        layers.setdefault(block_of(module), []).append(module)
     return layers
 
 
-def tip_scores(adapter: LoraAdapter, norms: Norms, factors: str = "AB") -> Scores:
-    """TIP Eq. 1 for both factors: {module: {"a": (r, k) scores, "b": (d, r) scores}}.
+def block_of(module: str) -> str:
+    """The transformer block of a module, which itself is one where it lies outside of all."""
+    block = BLOCK.match(module)
+    return block[0] if block else module
 
-    norms has (k,) under the module's name and (r,) under "<module>.lora_B" (`calibrate_adapter`).
-    factors="A" leaves B out, here and in all that follows from the scores; B then needs no norms.
+
+def tip_tensor(factors: LoraFactors, name: str) -> Tensor:
+    """What is scored and pruned of a module: its "a", "b" or "delta", in float32 at least."""
+    return factors.delta() if name == "delta" else at_least_float32(getattr(factors, name))
+
+
+def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Scores:
+    """TIP Eq. 1 for every module: {module: {"a": (r, k) scores, "b": (d, r) scores}}.
+
+    norms has (k,) under the module's name and (r,) under "<module>.lora_B" (`calibrate_adapter`);
+    on="A" leaves B out, on="delta" scores {"delta": (d, k)}, and both need no norms of B.
     Raises TipminiError when a norm is missing or has another size.
     """
-    if factors not in FACTORS:
-        raise TipminiError(f"factors must be one of {', '.join(FACTORS)}, got {factors!r}")
-    scores = {}
-    for module in adapter.modules:
-        a, b = (at_least_float32(f) for f in (adapter.factors[module].a, adapter.factors[module].b))
-        scores[module] = {"a": wanda_score(a, _norm(norms, module, a.shape[1]))}
-        if factors == "AB":
-            norm = _norm(norms, f"{module}.lora_B", b.shape[1])
-            scores[module]["b"] = wanda_score(b, norm)
-    return scores
+    require("on", on, TARGETS)
+    return {
+        module: {name: _score(adapter, norms, module, name) for name in TARGETS[on]}
+        for module in adapter.modules
+    }
 
 
-def _norm(norms: Norms, name: str, channels: int) -> Tensor:
-    shape = tuple(norms[name].shape) if name in norms else "nothing"
+def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
+    tensor = tip_tensor(adapter.factors[module], name)
+    return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
+
+
+def input_norm(norms: Norms, module: str, name: str, channels: int) -> Tensor:
+    """The norms of what a tensor of the module reads: A x for B, x for everything else."""
+    key = f"{module}.lora_B" if name == "b" else module
+    shape = tuple(norms[key].shape) if key in norms else "nothing"
     if shape != (channels,):
         raise TipminiError(
-            f"norms need {(channels,)} under {name!r}, got {shape}; use calibrate_adapter"
+            f"norms need {(channels,)} under {key!r}, got {shape}; use calibrate_adapter"
         )
-    return norms[name]
+    return norms[key]
 
 
-def tip_importance(adapter: LoraAdapter, norms: Norms, factors: str = "AB") -> Tensor:
-    """TIP Eqs. 1 and 2: the importance of every layer, (L,) float64, in `tip_layers`' order."""
-    return _importance(adapter, tip_scores(adapter, norms, factors))
+def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:
+    """The places of every layer; those of one module follow each other."""
+    names = TARGETS[reading.on]
+    if reading.layer == "factor":
+        return [[(module, name)] for module in adapter.modules for name in names]
+    blocks = reading.layer == "block"
+    groups = tip_layers(adapter).values() if blocks else [[module] for module in adapter.modules]
+    return [[(module, name) for module in group for name in names] for group in groups]
 
 
-def _importance(adapter: LoraAdapter, scores: Scores) -> Tensor:
-    layers = tip_layers(adapter).values()
-    pooled = [[score for m in modules for score in scores[m].values()] for modules in layers]
-    return torch.tensor([layer_importance(layer) for layer in pooled], dtype=torch.float64)
+def layer_names(adapter: LoraAdapter, reading: Reading) -> list[str]:
+    """What the layers are called, in `tip_importance`'s order."""
+    if reading.layer == "block":
+        return list(tip_layers(adapter))
+    groups = _layers(adapter, reading)
+    if reading.layer == "module":
+        return [places[0][0] for places in groups]
+    return [f"{module} ({name})" for ((module, name),) in groups]
+
+
+def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Tensor:
+    """TIP Eqs. 1 and 2: the importance of every layer, (L,) float64, in the model's order.
+
+    options are `Reading`'s on, layer and mean. Tensor after tensor, so that no more than one
+    tensor's scores are held.
+    """
+    reading = Reading(**options)
+    found = [_importance(adapter, norms, layer, reading) for layer in _layers(adapter, reading)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _importance(adapter: LoraAdapter, norms: Norms, layer: list[Place], reading: Reading) -> float:
+    def mean(places: Iterable[Place]) -> float:
+        return layer_importance(_score(adapter, norms, *place) for place in places)
+
+    if reading.mean == "elements":
+        return mean(layer)
+    own = [mean(places) for _, places in groupby(layer, key=lambda place: place[0])]
+    return sum(own) / len(own)
 
 
 def tip_sparsities(
-    adapter: LoraAdapter,
-    norms: Norms,
-    sparsity: float = 0.7,
-    *,
-    factors: str = "AB",
-    **options: object,
+    adapter: LoraAdapter, norms: Norms, sparsity: float = 0.7, **options: object
 ) -> Tensor:
-    """TIP Eqs. 1-5: the sparsity of every layer, (L,) float64, in `tip_layers`' order.
+    """TIP Eqs. 1-5: the sparsity of every layer, (L,) float64, in `tip_importance`'s order.
 
-    sparsity is S_org; options are `layer_sparsity`'s sign, shift_range and bounds; norms and
-    factors as in `tip_scores`.
+    sparsity is S_org; options are `Reading`'s.
     """
-    return layer_sparsity(tip_importance(adapter, norms, factors), sparsity, **options)
+    reading = Reading(sparsity=sparsity, **options)
+    return sparsities_of([(adapter, norms)], reading)[0]
+
+
+def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Reading) -> list[Tensor]:
+    """`tip_sparsities` of several adapters, which matters where they are normalised across."""
+    if not reading.shift_range:  # the importances would be multiplied by 0
+        counts = [len(_layers(adapter, reading)) for adapter, _ in adapters]
+        return [torch.full((n,), float(reading.sparsity), dtype=torch.float64) for n in counts]
+    own = {"on": reading.on, "layer": reading.layer, "mean": reading.mean}
+    found = [tip_importance(adapter, norms, **own) for adapter, norms in adapters]
+    sizes = [len(importance) for importance in found]
+    groups = [torch.cat(found)] if reading.normalized == "across" else found
+    bound = {"sign": reading.sign, "shift_range": reading.shift_range, "bounds": reading.bounds}
+    shares = [layer_sparsity(group, reading.sparsity, **bound) for group in groups]
+    return list(torch.cat(shares).split(sizes))
+
+
+def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) -> Shares:
+    """{place: its layer's sparsity}."""
+    pairs = zip(_layers(adapter, reading), layers.tolist(), strict=True)
+    return {place: share for layer, share in pairs for place in layer}
+
+
+def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading) -> Tensor:
+    """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype."""
+    score = wanda_score(tensor, norm)
+    if reading.group == "matrix":
+        flat = prune_rows(tensor.reshape(1, -1), score.reshape(1, -1), sparsity)
+        pruned = flat.view_as(tensor)
+    else:
+        pruned = prune_rows(tensor, score, sparsity)
+    return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
 
 
 def tip_prune(
-    adapter: LoraAdapter,
-    norms: Norms,
-    sparsity: float = 0.7,
-    *,
-    factors: str = "AB",
-    **options: object,
+    adapter: LoraAdapter, norms: Norms, sparsity: float = 0.7, **options: object
 ) -> LoraAdapter:
-    """The adapter with the factors of every module pruned, row by row, at its layer's sparsity.
+    """The adapter with its factors pruned at their layers' sparsities; shapes and scaling stay.
 
-    Arguments as in `tip_sparsities`; shapes, dtypes and scaling stay.
+    Arguments as in `tip_sparsities`, but for on="delta", which leaves no factors (see `merge`).
     """
-    scores = tip_scores(adapter, norms, factors)
-    sparsities = layer_sparsity(_importance(adapter, scores), sparsity, **options).tolist()
-    layers = tip_layers(adapter).values()
-    of_module = {m: s for s, modules in zip(sparsities, layers, strict=True) for m in modules}
+    reading = Reading(sparsity=sparsity, **options)
+    if reading.on == "delta":
+        raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
+    layers = sparsities_of([(adapter, norms)], reading)[0]
+    shares = tensor_sparsities(adapter, layers, reading)
 
-    def prune(module: str, pair: LoraFactors) -> LoraFactors:
-        pruned = {
-            name: prune_rows(getattr(pair, name), score, of_module[module])
-            for name, score in scores[module].items()
+    def change(module: str, pair: LoraFactors) -> LoraFactors:
+        pruned = {  # as stored: pruning keeps the dtype
+            name: _pruned(norms, module, name, getattr(pair, name), shares, reading)
+            for name in TARGETS[reading.on]
         }
         return replace(pair, **pruned)
 
-    return adapter.map(prune)
+    return adapter.map(change)
+
+
+def _pruned(
+    norms: Norms, module: str, name: str, tensor: Tensor, shares: Shares, reading: Reading
+) -> Tensor:
+    norm = input_norm(norms, module, name, tensor.shape[1])
+    return prune(tensor, norm, shares[module, name], reading)
+
+
+def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
+    """What TIP does to each tensor of a merge: a `Change` for `merge_tensors`."""
+    adapters = [(part.adapter, _norms(part)) for part in parts]
+    shares = {
+        part.name: tensor_sparsities(part.adapter, layers, reading)
+        for part, layers in zip(parts, sparsities_of(adapters, reading), strict=True)
+    }
+
+    def change(part: Part, full_name: str, tensor: Tensor) -> Tensor:
+        module, _, factor = full_name.partition(".lora_")
+        name = factor.lower() or "delta"
+        if (module, name) not in shares[part.name]:
+            return tensor  # B, where A alone is pruned
+        return _pruned(part.norms, module, name, tensor, shares[part.name], reading)
+
+    return change
+
+
+def _norms(part: Part) -> Norms:
+    if part.norms is None:
+        raise TipminiError("norms are needed, one dict for each adapter, from calibrate_adapter")
+    return part.norms

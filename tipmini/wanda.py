@@ -7,10 +7,13 @@ large language models" (Wanda), arXiv 2306.11695.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError
+
+CHUNK = 512  # rows at a time; the result does not depend on it
 
 
 def wanda_score(weight: Tensor, input_norm: Tensor) -> Tensor:
@@ -37,12 +40,42 @@ def row_mask(score: Tensor, sparsity: float) -> Tensor:
     """
     if not 0 <= sparsity <= 1:
         raise TipminiError(f"sparsity must lie in [0, 1], got {float(sparsity)}")
+    return count_mask(score, math.floor(score.shape[-1] * float(sparsity)))
+
+
+def count_mask(score: Tensor, count: int) -> Tensor:
+    """`row_mask` of a number instead of a share: False at the `count` lowest of each row."""
     if score.isnan().any():
         raise TipminiError("scores contain NaN; check the weight and the input norms")
-    pruned = math.floor(score.shape[-1] * float(sparsity))
-    ascending = score.argsort(dim=-1, stable=True)
-    mask = torch.ones_like(score, dtype=torch.bool)
-    return mask.scatter_(-1, ascending[..., :pruned], False)
+    mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+    for rows, part in zip(score.split(CHUNK), mask.split(CHUNK), strict=True):
+        part.copy_(_above(rows, count))
+    return mask
+
+
+def _above(score: Tensor, count: int) -> Tensor:
+    """False at the `count` lowest of each row, as a stable ascending sort would order them.
+
+    A partition finds the last that goes and the first that stays without sorting either side;
+    only where the two are equal does the order of the ties matter.
+    """
+    if count in (0, score.shape[-1]):
+        return torch.full_like(score, count == 0, dtype=torch.bool)
+    last, first = _around(score, count)
+    keep = score > last
+    for row in (last == first)[:, 0].nonzero()[:, 0].tolist():
+        ties = (score[row] == last[row]).nonzero()[:, 0]
+        gone = count - int((score[row] < last[row]).sum())
+        keep[row, ties[gone:]] = True
+    return keep
+
+
+def _around(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(d, 1) each: the highest of the `count` lowest of every row, and the lowest of the others."""
+    exact = score.detach().to("cpu", torch.promote_types(score.dtype, torch.float32)).numpy()
+    parted = np.partition(exact, (count - 1, count), axis=-1)[:, count - 1 : count + 1]
+    pair = torch.from_numpy(parted).to(score.device, score.dtype)
+    return pair[:, :1], pair[:, 1:]
 
 
 def prune_rows(weight: Tensor, score: Tensor, sparsity: float) -> Tensor:

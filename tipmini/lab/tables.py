@@ -14,6 +14,7 @@ import yaml
 
 from tipmini.lab import assets, documents, paths, results
 from tipmini.lab.experiments import METHODS, stored
+from tipmini.lab.parity.stored import page_values
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, paired_p
 from tipmini.lab.show import markdown_table
@@ -228,12 +229,13 @@ def provenance(cells: Cells) -> pd.DataFrame:
 
 
 def front_page_values() -> dict[str, str]:
-    """Markdown for every {{ name }} of book/*.md, from printed.yaml, profiles and stored cells."""
+    """Markdown for every {{ name }} of book/*.md, from printed.yaml, profiles, stored results."""
     mini, full = load_profile("mini"), load_profile("full")
     shared = {
         n: f"{getattr(mini, n)}" for n in ("base_sparsity", "drop_rate", "seed", "answer_tokens")
     }
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
+    values |= page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values["training"] = markdown_table(training())
     available = row_counts()

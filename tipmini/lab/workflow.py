@@ -8,13 +8,14 @@ from pathlib import Path
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, paths, results
 from tipmini.lab.locks import alone
+from tipmini.lab.parity.stored import STORED
 from tipmini.lab.profiles import load_profile
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
-    "cli.py",
-    *(f"lab/{name}.py" for name in ("bench", "book", "objective", "training", "workflow")),
+    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/objective.py", "lab/parity/"),
+    *("lab/peers.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
 SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
@@ -46,13 +47,14 @@ def inputs_digest(profile: str) -> str:
 
 def _modules(without: tuple[str, ...]) -> list[Path]:
     package = paths.REPOSITORY / "tipmini"
-    return [f for f in package.rglob("*.py") if str(f.relative_to(package)) not in without]
+    every = {file: str(file.relative_to(package)) for file in package.rglob("*.py")}
+    return [file for file, name in every.items() if not name.startswith(without)]
 
 
 def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
-    return _contents([package / name for name in ("book.py", "tables.py")])
+    return _contents([package / name for name in ("book.py", "tables.py", "parity/stored.py")])
 
 
 def assets_digest() -> str:
@@ -60,9 +62,10 @@ def assets_digest() -> str:
 
 
 def pages() -> list[str]:
-    """Every file of the book but its notebooks."""
+    """Every file of the book but its notebooks, and the stored results that pages show."""
     files = [file for file in paths.BOOK.rglob("*") if file.is_file()]
     tops = [paths.REPOSITORY / name for name in ("_config.yml", "_toc.yml")]
+    tops.append(STORED)
     return sorted(str(file.relative_to(paths.REPOSITORY)) for file in [*files, *tops])
 
 

@@ -1,0 +1,69 @@
+"""Arguments that several commands share, and what the shell completes them with."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tipmini as tm
+
+Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+Base = Annotated[str, typer.Option(help="model folder, hub id, or `embedded`")]
+
+
+def examples(*lines: str) -> str:
+    """A command's epilog; tests run every line of it."""
+    return "\n\n".join(["Examples:" if len(lines) > 1 else "Example:", *(f"`{x}`" for x in lines)])
+
+
+def nearest(word: object, known: list[str]) -> str:
+    """'; did you mean ...?', or nothing where no known word is near."""
+    near = get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(method: str) -> str:
+    """What a method does, or which method a preset sets which options of."""
+    if method in tm.METHODS:
+        return tm.METHODS[method].__doc__.splitlines()[0]
+    name, options = tm.PRESETS[method]
+    settings = ", ".join(f"{option}={value}" for option, value in options.items())
+    return f"Preset: {name} with {settings or 'its defaults, as the paper prints it'}."
+
+
+def complete_method(incomplete: str) -> list[tuple[str, str]]:
+    known = [*tm.METHODS, *tm.PRESETS]
+    return [(name, first_line(name)) for name in known if name.startswith(incomplete)]
+
+
+def complete_option(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """`name=` of every option that the method given before has."""
+    method = context.params.get("method") or "tip"
+    if method not in (*tm.METHODS, *tm.PRESETS):
+        return []
+    options = tm.method_options(method).items()
+    return [(f"{n}=", f"default {v}") for n, v in options if f"{n}=".startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    from tipmini.lab.documents import TASKS
+
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    from tipmini.lab import profiles
+
+    return [name for name in profiles.names() if name.startswith(incomplete)]
+
+
+Profile = Annotated[
+    str,
+    typer.Option(help="smoke, mini, full, a40, or a YAML file", autocompletion=complete_profile),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="again for several; all by default", autocompletion=complete_task),
+]

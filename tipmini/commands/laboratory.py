@@ -1,0 +1,138 @@
+"""The commands that run models, measure, train and build the book; they import what they need."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tipmini.commands.arguments import AsJson, Base, Profile, Tasks, complete_task
+
+
+def calibrate(
+    task: Annotated[
+        str, typer.Option(help="its train rows are read", autocompletion=complete_task)
+    ],
+    out: Annotated[Path, typer.Option(help="where the norms are written")],
+    base: Base = "embedded",
+    adapter: Annotated[Path | None, typer.Option(help="default `adapters/TASK`")] = None,
+    rows: Annotated[int, typer.Option(help="train rows")] = 128,
+) -> None:
+    """Measure the input norms that tip needs of an adapter, on a task's own train rows."""
+    from tipmini.lab.experiments import save_tensors
+
+    own = str((adapter or Path("adapters") / task).resolve())
+    lab = _lab(base, adapters=own, calibration_rows=rows)
+    save_tensors(lab.calibrate(task), out, {"task": task, "adapter": own, "base": base})
+    print(f"{out}: input norms of {own} on {rows} rows of {task}")
+
+
+def evaluate(
+    task: Annotated[
+        list[str],
+        typer.Option("--task", "--tasks", help="again for several", autocompletion=complete_task),
+    ],
+    base: Base = "embedded",
+    adapter: Annotated[Path | None, typer.Option(help="PEFT folder; none: the base alone")] = None,
+    limit: Annotated[int | None, typer.Option(help="rows a task; all by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model, with or without an adapter, on tasks."""
+    from tipmini.lab import results
+
+    lab = _lab(base, evaluation_rows=limit)
+    names = [name for given in task for name in given.split(",")]
+    way = "adapter" if adapter else "base"
+    cells = [lab.measure(way, adapter, lab.task(name)) for name in names]
+    for cell in cells:
+        _show(cell, as_json)
+    if out:
+        results.write(out, json.dumps([cell.model_dump() for cell in cells]) + "\n")
+
+
+def measure(
+    method: Annotated[list[str] | None, typer.Option(help="all by default")] = None,
+    task: Tasks = None,
+    profile: Profile = "mini",
+    as_json: AsJson = False,
+) -> None:
+    """Measure cells of a profile and store them; what is stored is read."""
+    from tipmini.lab.experiments import METHODS, Lab
+    from tipmini.lab.profiles import load_profile
+
+    lab = Lab(load_profile(profile))
+    for name in task or lab.profile.tasks:
+        for way in method or METHODS:
+            _show(lab.cell(way, name), as_json)
+
+
+def norms(task: Tasks = None, profile: Profile = "mini") -> None:
+    """Measure the input norms of a profile's adapters and store them; what is stored is kept."""
+    from tipmini.lab.experiments import Lab
+    from tipmini.lab.profiles import load_profile
+
+    lab = Lab(load_profile(profile))
+    for name in task or lab.profile.tasks:
+        print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
+
+
+def _lab(base: str, **settings: object):
+    """A Lab of its own for one command, which stores nothing."""
+    from tipmini.lab.experiments import Lab
+    from tipmini.lab.profiles import Profile
+
+    made = {"name": "command line", "description": "one command", "results": "_build/results/cli"}
+    return Lab(Profile(**made, model=base, **settings))
+
+
+def _show(cell, as_json: bool) -> None:
+    facts = cell.model_dump(include={"method", "task", "metric"})
+    facts |= {"mean": cell.mean, "stderr": cell.stderr, "count": cell.count}
+    line = f"{cell.method:7} {cell.task:14} {cell.metric:8} {cell.mean:.4f} +- {cell.stderr:.4f}"
+    print(json.dumps(facts) if as_json else f"{line} ({cell.count} rows)", flush=True)
+
+
+def fetch() -> None:
+    """Fetch the embedded model and data, verified by hash, into the cache."""
+    from tipmini.lab import assets
+
+    print(assets.fetch())
+
+
+def adapters(
+    task: Tasks = None,
+    out: Annotated[Path | None, typer.Option(help="folder; default `adapters`")] = None,
+) -> None:
+    """Train the task adapters; a killed training goes on where it stopped."""
+    from tipmini.lab import assets, paths, training
+
+    assets.fetch()
+    for name in task or training.RECIPES:
+        print(training.train(name, (out or paths.ADAPTERS) / name))
+
+
+def book(profile: Profile = "mini") -> None:
+    """Recompute what changed, execute the notebooks, build `_build/html/index.html`."""
+    from tipmini.lab import workflow
+
+    workflow.run(profile)
+
+
+def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
+    """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
+    from tipmini.lab import book, paths, tables
+
+    book.stage(executed, paths.BUILD / "stage", tables.front_page_values())
+    book.build(paths.BUILD / "stage", paths.BUILD / "html")
+
+
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval's own command line, with the model `tipmini` registered."""
+    from lm_eval.__main__ import cli_evaluate
+
+    import tipmini.lab  # noqa: F401  registers the model
+
+    sys.argv = ["lm-eval", *context.args]
+    cli_evaluate()

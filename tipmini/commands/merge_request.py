@@ -1,0 +1,200 @@
+"""What one `tipmini merge` is asked to do: flags and a YAML file, checked and typed."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import get_args
+
+import yaml
+
+import tipmini as tm
+from tipmini.commands.arguments import nearest
+from tipmini.errors import TipminiError
+
+ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
+NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of `tm.merge`, with paths in place of what they hold."""
+
+    adapters: list[Path]
+    out: Path
+    method: str
+    options: dict[str, object]  # all of the method's, defaults among them
+    weights: str | list[float]
+    norms: list[Path] | None
+    grams: list[Path] | None
+    seed: int
+    into: Path | None
+    base_model: str | None
+
+
+def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
+    """The flags over the file's keys; raises TipminiError for what is unknown, missing or wrong.
+
+    flags has only what was given; it and the file name the method's options beside ARGUMENTS.
+    """
+    given = (_read(config) if config else {}) | dict(flags)
+    method = _method(given.get("method", "tip"))
+    options = _options(method, {k: v for k, v in given.items() if k not in ARGUMENTS})
+    request = Request(
+        adapters=_paths("adapters", given.get("adapters")) or [],
+        out=_path("out", given.get("out")),
+        method=method,
+        options=options,
+        weights=_weights(given.get("weights", "sum")),
+        norms=_paths("norms", given.get("norms")),
+        grams=_paths("grams", given.get("grams")),
+        seed=_seed(given.get("seed", 0)),
+        into=_path("into", given.get("into"), needed=False),
+        base_model=_name("base_model", given.get("base_model")),
+    )
+    _check(request)
+    return request
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())
+        raise TipminiError(f"{file}: not a readable YAML file ({line})") from None
+    if not isinstance(content, dict):
+        raise TipminiError(f"{file}: must hold merge's arguments as `name: value` lines")
+    # YAML 1.1 reads the bare word on as true, also where it is a key.
+    content = {"on" if key is True else key: value for key, value in content.items()}
+    known = [*ARGUMENTS, *tm.method_options(_method(content.get("method", "tip")))]
+    for key in content:
+        if key not in known and not _of_another_method(key):
+            hint = nearest(key, known)
+            raise TipminiError(f"{file}: merge has no argument {key!r}{hint}")
+    # An empty argument is one not given; an empty option says None, e.g. of rescale.
+    return {k: value for k, value in content.items() if value is not None or k not in ARGUMENTS}
+
+
+def _of_another_method(key: object) -> bool:
+    """Whether it can still be right, should the command line name another method."""
+    return any(key in tm.method_options(method) for method in tm.METHODS)
+
+
+def _method(name: object) -> str:
+    known = [*tm.METHODS, *tm.PRESETS]
+    if name not in known:
+        listed = ", ".join(known)
+        raise TipminiError(f"no merge method {name!r}{nearest(name, known)}; there are {listed}")
+    return str(name)
+
+
+def _options(method: str, given: Mapping[str, object]) -> dict[str, object]:
+    """All options of the method, those given in the type that the method declares."""
+    known = tm.method_options(method)
+    for name in given:
+        if name not in known:
+            listed = f"it has {', '.join(known)}" if known else "it has none"
+            hint = nearest(name, list(known))
+            raise TipminiError(f"merge method {method} has no option {name!r}{hint}; {listed}")
+    return known | {name: _typed(method, name, value) for name, value in given.items()}
+
+
+def _typed(method: str, name: str, value: object) -> object:
+    """A value from YAML or the command line, where all is text, as what the method declares."""
+    function = tm.METHODS[tm.PRESETS.get(method, (method,))[0]]
+    declared = inspect.signature(function).parameters[name].annotation
+    kinds = get_args(declared) or (declared,)  # `int | None` is (int, NoneType)
+    if NoneType in kinds and str(value).lower() in ("none", "null"):
+        return None
+    what, read = READERS[kinds[0]]
+    try:
+        return read(str(value))
+    except (KeyError, ValueError):
+        raise TipminiError(f"option {name} of {method} must be {what}, got {value!r}") from None
+
+
+READERS = {
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a word", str),
+}
+
+
+def parse_options(given: Sequence[str]) -> dict[str, str]:
+    """{name: text} of `name=value` items; dashes in a name stand for underscores."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and equals):
+            raise TipminiError(f"--option needs name=value, e.g. sign=-1, got {item!r}")
+        if name in found:
+            raise TipminiError(f"option {name} is given twice")
+        found[name] = value.strip()
+    return found
+
+
+def _paths(name: str, value: object) -> list[Path] | None:
+    if value is None:
+        return None
+    values = [value] if isinstance(value, str | Path) else value
+    if not (isinstance(values, list) and all(isinstance(v, str | Path) for v in values)):
+        raise TipminiError(f"{name} must be a list of paths, got {value!r}")
+    return [Path(v) for v in values]
+
+
+def _path(name: str, value: object, *, needed: bool = True) -> Path | None:
+    if value is None and not needed:
+        return None
+    if not isinstance(value, str | Path) or not str(value):
+        raise TipminiError(f"--{name} must be a folder, got {value!r}")
+    return Path(value)
+
+
+def _name(name: str, value: object) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise TipminiError(f"{name} must be a model's name, got {value!r}")
+    return value
+
+
+def _weights(value: object) -> str | list[float]:
+    if isinstance(value, str):
+        if value not in ("sum", "mean", "sqrt"):
+            raise TipminiError(f"weights must be numbers, sum, mean or sqrt, got {value!r}")
+        return value
+    numbers = value if isinstance(value, list) else [value]
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise TipminiError(f"weights must be finite numbers, sum, mean or sqrt, got {value!r}")
+    return [float(n) for n in numbers]
+
+
+def _seed(value: object) -> int:
+    if type(value) is not int:
+        raise TipminiError(f"seed must be a whole number, got {value!r}")
+    return value
+
+
+def _check(request: Request) -> None:
+    """What no single argument can tell."""
+    if not request.adapters:
+        raise TipminiError("nothing to merge; give at least one adapter folder")
+    _check_counts(request)
+    need = NEEDS.get(tm.PRESETS.get(request.method, (request.method,))[0])
+    if need and getattr(request, need) is None:
+        raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
+    if request.into and request.options.get("on") == "delta" and request.options["rank"]:
+        raise TipminiError("rank cuts a merged adapter; with --into a delta is added whole")
+    for source in [*request.adapters, *([request.into] if request.into else [])]:
+        if source.resolve() in (request.out.resolve(), *request.out.resolve().parents):
+            raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
+
+
+def _check_counts(request: Request) -> None:
+    count = len(request.adapters)
+    for name in ("weights", "norms", "grams"):
+        values = getattr(request, name)
+        if isinstance(values, list) and len(values) != count:
+            raise TipminiError(f"{name} must be one an adapter, {count}, got {len(values)}")

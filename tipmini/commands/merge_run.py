@@ -1,0 +1,157 @@
+"""`tipmini merge` at work: read the inputs, merge, measure the fidelity, write."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import tipmini as tm
+from tipmini.base_folder import BaseFolder, open_base
+from tipmini.commands.merge_request import Request
+from tipmini.fidelity import Fidelity
+from tipmini.model_card import CardInput, model_card
+from tipmini.peft_folder import weights_sha256
+from tipmini.tensor_file import TensorFile
+from tipmini.tip import Reading, layer_names, sparsities_of
+from tipmini.weights import save_merged
+
+Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a request names, opened: adapters whole, everything else read when it is needed."""
+
+    adapters: list[tm.LoraAdapter]
+    norms: list[Mapping] | None
+    grams: list[Mapping] | None
+    base: BaseFolder | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d, k) of every module that is merged."""
+        factors = [item for adapter in self.adapters for item in adapter.factors.items()]
+        return {module: pair.shape for module, pair in factors}
+
+
+def open_inputs(request: Request) -> Inputs:
+    """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base."""
+    inputs = Inputs(
+        [tm.load_adapter(path) for path in request.adapters],
+        _tensor_files(request.norms),
+        _tensor_files(request.grams),
+        open_base(request.into) if request.into else None,
+    )
+    if inputs.base:
+        inputs.base.check(inputs.shapes)
+    return inputs
+
+
+def _tensor_files(paths: list[Path] | None) -> list[Mapping] | None:
+    return None if paths is None else [TensorFile(path) for path in paths]
+
+
+def run(request: Request, inputs: Inputs, progress: Progress) -> dict[str, object]:
+    """Merge and write; returns what there is to tell of it."""
+    start = time.perf_counter()
+    if inputs.base:
+        fidelity = measured_update(request, inputs)
+        step = partial(progress, what="merging", unit="tensor")
+        save_merged(inputs.base, fidelity, request.out, progress=step)
+    else:
+        merged, fidelity = merged_adapter(request, inputs, progress)
+        merged.save(request.out, card=_card(request, inputs, merged, fidelity))
+    return _told(request, inputs, fidelity) | {"seconds": time.perf_counter() - start}
+
+
+def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fidelity) -> str:
+    """The README.md of the merged adapter."""
+    names = [path.name or str(path) for path in request.adapters]
+    if len(set(names)) < len(names):  # folders of one name
+        names = [str(path) for path in request.adapters]
+    parts, _ = tm.merge_update(inputs.adapters, "cat", weights=request.weights)
+    used = zip(names, request.adapters, parts, strict=True)
+    return model_card(
+        request.method,
+        request.options,
+        {n: CardInput(str(path), weights_sha256(path), part.weight) for n, path, part in used},
+        seed=request.seed,
+        version=version("tipmini"),
+        base_model=merged.base_model,
+        task_type=merged.task_type,
+        sparsity=_sparsities(request, inputs, names),
+        fidelity=fidelity.layers() if request.options.get("layer", "block") == "block" else None,
+    )
+
+
+def _sparsities(
+    request: Request, inputs: Inputs, names: list[str]
+) -> dict[str, dict[str, float]] | None:
+    """{adapter: {layer: S_l}} of a method that prunes by TIP's layers, as wanda does with one S."""
+    fields = {field.name for field in dataclasses.fields(Reading)}
+    if "layer" not in request.options:
+        return None
+    reading = Reading(**{n: value for n, value in request.options.items() if n in fields})
+    found = sparsities_of(list(zip(inputs.adapters, inputs.norms, strict=True)), reading)
+    return {
+        name: dict(zip(layer_names(adapter, reading), shares.tolist(), strict=True))
+        for name, adapter, shares in zip(names, inputs.adapters, found, strict=True)
+    }
+
+
+def _told(request: Request, inputs: Inputs, fidelity: Fidelity) -> dict[str, object]:
+    """How the merge was made and what came out."""
+    measured = {"whole": fidelity.whole(), "modules": fidelity.modules()}
+    return describe(request, inputs) | {"fidelity": measured}
+
+
+def describe(request: Request, inputs: Inputs) -> dict[str, object]:
+    """What is merged how into what."""
+    return {
+        "out": str(request.out),
+        "into": str(request.into) if request.into else None,
+        "method": request.method,
+        "options": request.options,
+        "seed": request.seed,
+        "weights": request.weights,
+        "adapters": [str(path) for path in request.adapters],
+        "modules": len(inputs.shapes),
+    }
+
+
+def merged_adapter(
+    request: Request, inputs: Inputs, progress: Progress
+) -> tuple[tm.LoraAdapter, Fidelity]:
+    """The merged adapter, and its fidelity measured."""
+    step = partial(progress, what="merging", unit="module")
+    settings = _settings(request, inputs) | {"base_model": request.base_model}
+    merged = tm.merge(inputs.adapters, **settings, progress=step)
+    fidelity = Fidelity(merged.factors, _exact_sum(request, inputs))
+    for _ in map(fidelity.__getitem__, progress(merged.modules, what="comparing", unit="module")):
+        pass  # reading measures
+    return merged, fidelity
+
+
+def measured_update(request: Request, inputs: Inputs) -> Fidelity:
+    """The update of a base, merged and measured module by module as it is read."""
+    _, update = tm.merge_update(inputs.adapters, **_settings(request, inputs))
+    return Fidelity(update, _exact_sum(request, inputs))
+
+
+def _settings(request: Request, inputs: Inputs) -> dict[str, object]:
+    """The keyword arguments of `tm.merge` and `tm.merge_update`."""
+    return {
+        "method": request.method,
+        "weights": request.weights,
+        "norms": inputs.norms,
+        "grams": inputs.grams,
+        "seed": request.seed,
+        **request.options,
+    }
+
+
+def _exact_sum(request: Request, inputs: Inputs) -> Mapping[str, tm.LoraFactors]:
+    _, exact = tm.merge_update(inputs.adapters, "cat", weights=request.weights)
+    return exact
