@@ -37,6 +37,8 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
     "tipmini.lab.experiments",
+    "tipmini.lab.parity",
+    "tipmini.lab.parity.stored",
     "tipmini.lab.tables",
     "tipmini.lab.method_tables",
     "tipmini.lab.figures",
@@ -45,6 +47,9 @@ LAB = [
     "tipmini.lab.workflow",
     "tipmini.lab.bench",
     "tipmini.lab.bench_merging",
+    "tipmini.lab.peers",
+    *(f"tipmini.lab.parity.{name}" for name in ("inputs", "theirs", "ours", "pitfalls")),
+    *(f"tipmini.lab.parity.{name}" for name in ("cases", "measure")),
 ]
 ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", "tipmini.cli"]
 
