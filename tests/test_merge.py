@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,10 +113,18 @@ def test_all_signs_turned_turn_the_result(method):
 # What is asked and refused ---------------------------------------------------------------------
 
 
-def test_base_and_task_are_kept_where_the_adapters_agree():
-    one, two = ADAPTERS["boolq"], LoraAdapter(ADAPTERS["coqa"].factors, "another", None)
-    merged = tm.merge([one, two], "linear")
-    assert (merged.base_model, merged.task_type) == (None, None)
+def test_the_task_is_kept_where_the_adapters_agree():
+    one, two = ADAPTERS["boolq"], replace(ADAPTERS["coqa"], task_type=None)
+    assert tm.merge([one, one], "linear").task_type == one.task_type
+    assert tm.merge([one, two], "linear").task_type is None
+
+
+def test_adapters_of_different_bases_are_merged_only_by_name():
+    one, two = ADAPTERS["boolq"], replace(ADAPTERS["coqa"], base_model="another")
+    with pytest.raises(TipminiError, match="adapters of different base models: 0 of tiny, 1 of"):
+        tm.merge([one, two], "linear")
+    assert tm.merge([one, two], "linear", base_model="tiny").base_model == "tiny"
+    assert tm.merge([one, one], "linear").base_model == one.base_model
 
 
 @pytest.mark.parametrize("method", METHODS)
