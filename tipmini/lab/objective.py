@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tipmini.lab import tasks
 from tipmini.lab.model import HeadLogprobs, target_hidden
-from tipmini.lab.packing import Row, batches, collate, pack
+from tipmini.lab.packing import Batch, Row, batches, collate, pack
 
 
 @dataclass
@@ -69,12 +69,18 @@ def conversation(definition, doc: dict, tokenizer) -> Example:
 
 def losses(model: nn.Module, group: Sequence[Example], temperature: float = 1.0) -> Tensor:
     """(len(group),) one loss an example."""
-    batch = collate([example.row for example in group], multiple=8)
-    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+    batch, logp = _scored(model, group)
     if group[0].gold is None:
         total = torch.zeros(len(group)).index_add(0, batch.rows, logp)
         return -total / torch.bincount(batch.rows, minlength=len(group))
     return choice_losses(choice_scores(logp, batch, group), gold(group), temperature)
+
+
+def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    """The examples' batch and the (P,) log-probabilities of its targets."""
+    batch = collate([example.row for example in group], multiple=8)
+    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+    return batch, logp
 
 
 def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
@@ -86,7 +92,7 @@ def gold(group: Sequence[Example]) -> Tensor:
     return torch.tensor([example.gold for example in group])
 
 
-def choice_scores(logp: Tensor, batch, group: Sequence[Example]) -> Tensor:
+def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:
     """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
     width = max(len(example.lengths) for example in group)
     flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
@@ -104,8 +110,7 @@ def all_scores(model: nn.Module, every: Sequence[Example], tokens: int) -> Tenso
     scores = torch.full((len(every), width), -torch.inf)
     for part in batches([len(example.row) for example in every], tokens):
         group = [every[i] for i in part]
-        batch = collate([example.row for example in group], multiple=8)
-        logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+        batch, logp = _scored(model, group)
         found = choice_scores(logp, batch, group)
         scores[part, : found.shape[1]] = found
     return scores
