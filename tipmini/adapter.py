@@ -53,7 +53,7 @@ class LoraFactors:
 
     def delta(self) -> Tensor:
         """scaling * B @ A, (d, k), in float32 at least."""
-        return self.scaling * (at_least_float32(self.b) @ at_least_float32(self.a))
+        return (at_least_float32(self.b) @ at_least_float32(self.a)).mul_(self.scaling)
 
 
 @dataclass(frozen=True, eq=False)
