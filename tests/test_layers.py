@@ -68,13 +68,18 @@ LAB = [
     "tipmini.lab.parity.cases",
     "tipmini.lab.parity.measure",
     "tipmini.lab.show",
+    "tipmini.lab.figures",
+    "tipmini.lab.bench",
+    "tipmini.lab.bench.timing",
+    "tipmini.lab.bench.shapes",
+    "tipmini.lab.bench.merging",
+    "tipmini.lab.bench.inference",
+    "tipmini.lab.bench.stored",
+    "tipmini.lab.bench.__main__",
     "tipmini.lab.tables",
     "tipmini.lab.method_tables",
-    "tipmini.lab.figures",
     "tipmini.lab.book",
     "tipmini.lab.workflow",
-    "tipmini.lab.bench",
-    "tipmini.lab.bench_merging",
 ]
 ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", *COMMANDS]
 
