@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tipmini.lab.model import load_base, load_tokenizer, target_logits, target_logprobs
-from tipmini.lab.packing import batches, collate, pack
+from tipmini.lab.model import load_base, load_tokenizer, scored_targets
+from tipmini.lab.packing import Row, batches, collate, pack_requests, together
 
 MAX_GENERATED = 256  # lm-eval's own default
 
@@ -92,14 +92,15 @@ class PackedLM(TemplateLM):
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
-        """Requests with the same context are the choices of one row."""
-        groups: dict[tuple, list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            # A continuation's last token is predicted, never read.
-            context = context[-(self.max_length + 1 - len(continuation)) :]
-            groups.setdefault(tuple(context), []).append(number)
-        members = list(groups.values())
-        rows = [pack(context, [requests[i][2] for i in g]) for context, g in groups.items()]
+        """Requests whose contexts begin alike share a row."""
+        pairs = [(self._cut(context, len(asked)), asked) for _, context, asked in requests]
+        asking: dict[tuple, list[int]] = {}
+        for number, (context, _) in enumerate(pairs):
+            asking.setdefault(context, []).append(number)
+        contexts = list(asking)
+        groups = together(contexts, self.tokens // 2)
+        members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
+        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
         answers: list = [None] * len(requests)
         parts = batches([len(row) for row in rows], self.tokens)
         for part in _progress(parts, rows, disable_tqdm):
@@ -107,17 +108,18 @@ class PackedLM(TemplateLM):
                 answers[members[part[row]][owner]] = (logp, greedy)
         return answers
 
-    def _score(self, rows):
-        """(row, choice, log-likelihood, greedy) of every choice of a batch."""
+    def _cut(self, context: Sequence[int], continuation: int) -> tuple[int, ...]:
+        """The end of a context that fits; a continuation's last token is predicted, never read."""
+        return tuple(context[-(self.max_length + 1 - continuation) :])
+
+    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
+        """(row, request, log-likelihood, greedy) of every request of a batch."""
         batch = collate(rows)
-        logits = target_logits(self.model, batch).cpu()
-        logp = target_logprobs(logits, batch.targets)
-        wrong = (logits.argmax(-1) != batch.targets).float()
+        logp, greedy = scored_targets(self.model, batch)
         width = int(batch.owners.max()) + 1
         cell = batch.rows * width + batch.owners
-        total = torch.zeros(len(rows) * width, dtype=torch.float64)
-        misses = torch.zeros(len(rows) * width).index_add(0, cell, wrong)
-        total.index_add_(0, cell, logp.double())
+        total = torch.zeros(len(rows) * width, dtype=torch.float64).index_add(0, cell, logp)
+        misses = torch.zeros(len(rows) * width).index_add(0, cell, (~greedy).float())
         for index in cell.unique().tolist():
             yield *divmod(index, width), total[index].item(), misses[index].item() == 0
 

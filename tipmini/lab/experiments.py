@@ -25,10 +25,13 @@ METHODS = ("base", "single", "linear", "dare", "tip")
 MERGES = METHODS[2:]
 
 EVALUATION_CODE = (
-    packing.pack,
+    packing.Row,
+    packing.pack_requests,
+    packing.together,
     packing.collate,
     packing.batches,
-    model.target_logits,
+    model.target_hidden,
+    model.scored_targets,
     model.target_logprobs,
     evaluation.PackedLM,
     evaluation.Stop,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tipmini.errors import TipminiError
 from tipmini.lab.packing import Batch
 
+CHUNK = 256  # predictions whose logits are held at a time
+
 
 def keep_memory() -> None:
     """Let glibc keep freed blocks instead of handing each back to the kernel.
@@ -97,9 +99,18 @@ def _additive(mask: Tensor, model: nn.Module) -> Tensor:
     return blank.masked_fill_(~mask, -torch.inf).to(model.device)
 
 
-def target_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(P, V) float32 logits, made only where a prediction is scored."""
-    return model.lm_head(target_hidden(model, batch)).float()
+def scored_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(P,) float64 log-probabilities of the targets, (P,) whether each is the likeliest token.
+
+    The (P, V) logits are made and read in chunks: whole they would take a gigabyte.
+    """
+    logp, greedy = [], []
+    hidden, targets = target_hidden(model, batch), batch.targets.to(model.device)
+    for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = model.lm_head(h).float()
+        logp.append(target_logprobs(logits, t))
+        greedy.append(logits.argmax(-1) == t)
+    return torch.cat(logp).double().cpu(), torch.cat(greedy).cpu()
 
 
 def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -116,15 +127,10 @@ class HeadLogprobs(torch.autograd.Function):
         d log p_t / d h = W_t - sum_v p_v W_v
     """
 
-    CHUNK = 256
-
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         logp, slopes = [], []
-        parts = zip(
-            hidden.split(HeadLogprobs.CHUNK), targets.split(HeadLogprobs.CHUNK), strict=True
-        )
-        for h, t in parts:
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = (h @ head.T).float()
             logp.append(target_logprobs(logits, t))
             if ctx.needs_input_grad[0]:
