@@ -55,6 +55,7 @@ LAB = [
     "tipmini.lab.results",
     "tipmini.lab.objective",
     "tipmini.lab.training",
+    "tipmini.lab.resident",
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
     "tipmini.lab.experiments",

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from lm_eval.api.model import TemplateLM
@@ -13,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tipmini.lab.model import load_base, load_tokenizer, scored_targets
 from tipmini.lab.packing import Row, batches, collate, pack_requests, together
+from tipmini.lab.resident import Resident
 
 MAX_GENERATED = 256  # lm-eval's own default
 
@@ -40,8 +42,9 @@ class PackedLM(TemplateLM):
     Parameters
     ----------
     pretrained : a folder, a hub id, or a loaded model (then with its `tokenizer`)
-    adapter : a PEFT folder
+    adapter : a PEFT folder; `adapter` can be set to another one, or None, at any time
     tokens : padded tokens of one forward pass
+    dtype : "auto" takes bfloat16 where its products are measured to be faster than float32's
     first_line : stop generating after the first line that is not empty. CoQA's scoring reads
         nothing else, so its numbers do not change.
     answer_tokens : the most tokens to generate where the task itself sets no limit
@@ -50,10 +53,10 @@ class PackedLM(TemplateLM):
     def __init__(
         self,
         pretrained,
-        adapter: str | None = None,
+        adapter: Path | str | None = None,
         tokenizer=None,
         tokens: int = 2048,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         device: str = "cpu",
         first_line: bool = False,
         answer_tokens: int = MAX_GENERATED,
@@ -63,11 +66,8 @@ class PackedLM(TemplateLM):
         super().__init__()
         loaded = isinstance(pretrained, nn.Module)
         self.model = pretrained if loaded else load_base(pretrained, dtype, device)
+        self.resident, self.adapter = Resident(self.model), adapter
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
-        if adapter:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model().eval()
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
 
@@ -90,7 +90,16 @@ class PackedLM(TemplateLM):
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return self.tokenizer.encode(string, **given)
 
-    @torch.inference_mode()
+    def get_model_info(self) -> dict:
+        """What lm-eval notes beside the results."""
+        return {
+            "model_dtype": str(self.model.dtype),
+            "model_device": str(self.model.device),
+            "model_num_parameters": self.model.num_parameters(),
+            "adapter": self.adapter and str(self.adapter),
+        }
+
+    @torch.no_grad()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
         """Requests whose contexts begin alike share a row."""
         pairs = [(self._cut(context, len(asked)), asked) for _, context, asked in requests]
@@ -103,9 +112,10 @@ class PackedLM(TemplateLM):
         rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
         answers: list = [None] * len(requests)
         parts = batches([len(row) for row in rows], self.tokens)
-        for part in _progress(parts, rows, disable_tqdm):
-            for row, owner, logp, greedy in self._score([rows[i] for i in part]):
-                answers[members[part[row]][owner]] = (logp, greedy)
+        with self.resident.wearing(self.adapter):
+            for part in _progress(parts, rows, disable_tqdm):
+                for row, owner, logp, greedy in self._score([rows[i] for i in part]):
+                    answers[members[part[row]][owner]] = (logp, greedy)
         return answers
 
     def _cut(self, context: Sequence[int], continuation: int) -> tuple[int, ...]:
@@ -137,17 +147,18 @@ class PackedLM(TemplateLM):
             results.append(sum(scored))
         return results
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy; sequences of similar length together; each ends at its own stop string."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)
         parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
         groups = [g for part in parts for g in _same_settings(part, requests)]
-        for group in _progress(groups, prompts, disable_tqdm):
-            texts = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
-            for i, text in zip(group, texts, strict=True):
-                answers[i] = text
+        with self.resident.wearing(self.adapter):
+            for group in _progress(groups, prompts, disable_tqdm):
+                texts = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
+                for i, text in zip(group, texts, strict=True):
+                    answers[i] = text
         return answers
 
     def _generate(self, prompts: list[list[int]], settings: dict) -> list[str]:
