@@ -75,6 +75,8 @@ LAB = [
     "tipmini.lab.bench.shapes",
     "tipmini.lab.bench.merging",
     "tipmini.lab.bench.inference",
+    "tipmini.lab.bench.evaluation",
+    "tipmini.lab.bench.calibration",
     "tipmini.lab.bench.stored",
     "tipmini.lab.bench.__main__",
     "tipmini.lab.tables",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
 from torch import nn
 from tqdm import tqdm
@@ -70,6 +70,7 @@ class PackedLM(TemplateLM):
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
+        self.needed = 0  # tokens read and written so far, padding and what was finished left out
 
     @property
     def eot_token_id(self) -> int:
@@ -125,6 +126,7 @@ class PackedLM(TemplateLM):
     def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
         """(row, request, log-likelihood, greedy) of every request of a batch."""
         batch = collate(rows)
+        self.needed += sum(map(len, rows))
         logp, greedy = scored_targets(self.model, batch)
         width = int(batch.owners.max()) + 1
         cell = batch.rows * width + batch.owners
@@ -180,7 +182,9 @@ class PackedLM(TemplateLM):
                 [Stop(self.tokenizer, longest, until, self.first_line)]
             ),
         )
-        texts = self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        said = out[:, longest:]
+        self.needed += sum(map(len, prompts)) + int((said != pad).sum())
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
 
 
@@ -203,12 +207,16 @@ def _progress(parts: list[list[int]], rows: Sequence, disable: bool):
             bar.update(sum(len(rows[i]) for i in part))
 
 
-def evaluate(lm: PackedLM, task, metric: str) -> list[float]:
-    """One value a row of `task`'s evaluation split, in the split's order."""
+def samples(lm: LM, task) -> list[dict]:
+    """What lm-eval notes of every row of `task`'s evaluation split, in the split's order."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = task.config.task
     found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-    return [float(sample[metric]) for sample in samples]
+    return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+
+
+def evaluate(lm: LM, task, metric: str) -> list[float]:
+    """One value a row of `task`'s evaluation split, in the split's order."""
+    return [float(sample[metric]) for sample in samples(lm, task)]
