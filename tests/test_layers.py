@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
 ADAPTERS = [
     "tipmini.strict",
+    "tipmini.tensor_header",
+    "tipmini.tensor_file",
     "tipmini.peft_config",
     "tipmini.peft_tensors",
     "tipmini.peft_folder",
@@ -28,7 +30,6 @@ ADAPTERS = [
     "tipmini.elementwise",
     "tipmini.subspace",
     "tipmini.merge",
-    "tipmini.tensor_file",
     "tipmini.base_folder",
     "tipmini.fidelity",
     "tipmini.weights",

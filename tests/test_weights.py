@@ -293,20 +293,6 @@ def test_what_is_there_is_kept(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
-def test_a_tensor_file_refuses_non_finite_numbers_when_they_are_read(tmp_path):
-    tensors = {"good": torch.ones(2), "bad": torch.tensor([1.0, float("nan")])}
-    save_file(tensors, tmp_path / "n.safetensors")
-    read = TensorFile(tmp_path / "n.safetensors")
-    assert set(read) == set(tensors) and len(read) == 2 and "ugly" not in read
-    assert torch.equal(read["good"], tensors["good"])
-    with pytest.raises(tm.TipminiError, match="tensor bad has NaN or Inf"):
-        read["bad"]
-    with pytest.raises(KeyError):
-        read["ugly"]
-    assert read.get("ugly") is None
-    assert TensorFile(tmp_path / "n.safetensors", finite=False)["bad"].isnan().any()
-
-
 def test_value_projections_are_not_square(tmp_path):
     """A transposed delta would go unseen if every module were square."""
     assert random_adapter(1).factors[MODULES[1]].shape == (KEY_VALUE, HIDDEN)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from tipmini.errors import TipminiError
 from tipmini.peft_config import config_problems
-from tipmini.peft_tensors import read_header, read_tensors, refuse_non_finite, tensor_problems
+from tipmini.peft_tensors import tensor_problems
 from tipmini.strict import naming, one_line, parse_json
+from tipmini.tensor_file import TensorFile, refuse_non_finite
+from tipmini.tensor_header import read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -62,11 +64,8 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
         config = read_settings(folder)
         _refuse(folder / CONFIG, config_problems(config))
         file = weights_file(folder)
-        with naming(file):
-            header = read_header(file)
-        _refuse(file, tensor_problems(header))
-        with naming(file):
-            return config, read_tensors(file)
+        _refuse(file, tensor_problems(read_header(file)))
+        return config, TensorFile(file).read_all()
     except OSError as error:
         raise TipminiError(f"{folder}: cannot be read ({one_line(error)})") from None
 
