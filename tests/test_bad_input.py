@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from tiny import random_adapter
 
-from tipmini import peft_config
+from tipmini import peft_config, peft_modules
 from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter
 from tipmini.errors import TipminiError
 from tipmini.inspection import inspect_folder
@@ -105,7 +105,7 @@ def test_every_setting_with_a_kind_is_tried():
     ids=["bracket", "repeat", "deep", "flag", "slow"],
 )
 def test_patterns_that_cannot_be_matched_are_refused(folder, monkeypatch, key, why):
-    monkeypatch.setattr(peft_config, "MATCH_SECONDS", 0.1)
+    monkeypatch.setattr(peft_modules, "MATCH_SECONDS", 0.1)
     set_config(folder, rank_pattern={key: 4})
     assert why in refusal(folder)
 
