@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from folders import join
 from safetensors.torch import save, save_file
-from test_bad_input import join
 
 import tipmini as tm
 from tipmini.tensor_file import TensorFile
