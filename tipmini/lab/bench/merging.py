@@ -5,7 +5,13 @@ from torch import Tensor
 
 import tipmini as tm
 from tipmini.lab.bench.shapes import BLOCKS, SIZE, Adapters, first_blocks, in_peft, several
-from tipmini.lab.bench.timing import median_seconds, peak_memory, seconds, side_by_side
+from tipmini.lab.bench.timing import (
+    in_new_process,
+    median_seconds,
+    peak_memory,
+    seconds,
+    side_by_side,
+)
 from tipmini.wanda import row_mask
 
 ADAPTERS, MOST = 7, 32  # adapters of the comparisons, and of the plot
@@ -21,7 +27,11 @@ def measure() -> dict:
     seven = dict(list(every.items())[:ADAPTERS])
     own = {name: norms[name] for name in seven}
     beside = [*beside_peft(seven), *beside_wanda(first_blocks(seven, 1), own)]
-    return {"beside": beside, "whole": whole(seven, own), "growth": growth(every, norms)}
+    return {
+        "beside": beside,
+        "whole": in_new_process(whole, ADAPTERS),
+        "growth": growth(every, norms),
+    }
 
 
 def beside_peft(adapters: Adapters) -> list[dict]:
@@ -100,8 +110,9 @@ def wandas_merge(adapters: Adapters, norms: Norms) -> dict[str, Tensor]:
     return total
 
 
-def whole(adapters: Adapters, norms: Norms) -> dict[str, float | None]:
+def whole(count: int) -> dict[str, float | None]:
     """TIP over delta W of all modules: seconds, and peak bytes beyond the one delta it yields."""
+    adapters, norms = several(count)
 
     def work() -> None:
         _, update = tm.merge_update(adapters, "tip", norms=norms, on="delta")

@@ -3,9 +3,11 @@
 A ratio compares medians of the same run, the two sides taken in turn.
 """
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -50,6 +52,12 @@ def peak_memory(work: Callable[[], object]) -> float | None:
 def _bytes(status: Path, field: str) -> float:
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
     return 1024.0 * int(lines[field].split()[0])
+
+
+def in_new_process(work: Callable, *arguments: object):
+    """The result of a call in a process of its own, which holds no memory of earlier ones."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
