@@ -54,6 +54,8 @@ LAB = [
     "tipmini.lab.documents",
     "tipmini.lab.tasks",
     "tipmini.lab.packing",
+    "tipmini.lab.attention",
+    "tipmini.lab.llama",
     "tipmini.lab.model",
     "tipmini.lab.results",
     "tipmini.lab.objective",

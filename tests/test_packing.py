@@ -1,5 +1,6 @@
 """Packed rows against one row a choice, run alone through the plain model."""
 
+import functools
 import itertools
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from labs import llama
 
 from tipmini.lab.model import scored_targets, target_logprobs
-from tipmini.lab.packing import batches, collate, pack, pack_requests, together
+from tipmini.lab.packing import batches, collate, flatten, pack, pack_requests, runs, together
 
 tokens = st.integers(0, 63)
 questions = st.lists(
@@ -35,10 +36,17 @@ def alone(model, context: list[int], choice: list[int]) -> list[float]:
     return [logits[start + i, token].item() for i, token in enumerate(choice)]
 
 
+LAYOUTS = {
+    "padded": collate,
+    "padded to eights": functools.partial(collate, multiple=8),
+    "one after the other": flatten,
+}
+
+
 @torch.no_grad()
-def packed(model, group, multiple: int = 1) -> dict[tuple[int, int], list[float]]:
+def packed(model, group, lay) -> dict[tuple[int, int], list[float]]:
     """(row, choice) -> log-probability of each of its tokens."""
-    batch = collate([pack(*question) for question in group], multiple)
+    batch = lay([pack(*question) for question in group])
     logp, _ = scored_targets(model, batch)
     found: dict[tuple[int, int], list[float]] = {}
     places = zip(batch.rows.tolist(), batch.owners.tolist(), strict=True)
@@ -58,20 +66,20 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("lay", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("group", TABLE.values(), ids=TABLE)
-def test_choices_score_as_if_alone(model, group, multiple):
-    found = packed(model, group, multiple)
+def test_choices_score_as_if_alone(model, group, lay):
+    found = packed(model, group, lay)
     for row, (context, choices) in enumerate(group):
         for owner, choice in enumerate(choices):
             assert found[row, owner] == pytest.approx(alone(model, context, choice), abs=1e-4)
 
 
 @settings(max_examples=15)
-@given(questions)
-def test_choices_score_as_if_alone_whatever_the_batch(group):
+@given(questions, st.sampled_from(list(LAYOUTS.values())))
+def test_choices_score_as_if_alone_whatever_the_batch(group, lay):
     model = llama(vocabulary=64, length=64)
-    found = packed(model, group)
+    found = packed(model, group, lay)
     assert set(found) == {(r, o) for r, (_, cs) in enumerate(group) for o in range(len(cs))}
     for (row, owner), values in found.items():
         context, choices = group[row]
@@ -179,6 +187,31 @@ def test_batches_hold_every_row_once_and_fit(lengths, limit):
 def test_batches_are_as_full_as_they_can_be():
     """4 and 3 share a batch, the 1 would be mostly padding there."""
     assert batches([4, 5, 5, 3, 1], 12) == [[1, 2], [0, 3], [4]]
+
+
+@given(questions)
+def test_flat_rows_stand_one_after_the_other(group):
+    rows = [pack(*question) for question in group]
+    flat = flatten(rows)
+    assert len(flat.tokens) == sum(map(len, rows)) == flat.spans[-1][1]
+    for i, (row, (start, stop), mask) in enumerate(zip(rows, flat.spans, flat.masks, strict=True)):
+        assert flat.tokens[start:stop].tolist() == row.tokens
+        assert flat.positions[start:stop].tolist() == row.positions
+        assert (flat.reads[flat.rows == i] - start).tolist() == row.reads
+        assert mask is None or mask.tolist() == slow_mask(row, len(row))
+        assert (mask is None) == (not row.branches)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+def test_runs_hold_every_row_once_and_fit(lengths, limit):
+    parts = runs(lengths, limit)
+    flat = [lengths[i] for part in parts for i in part]
+    assert flat == sorted(lengths, reverse=True)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or sum(lengths[i] for i in part) <= limit
+    for part, after in itertools.pairwise(parts):
+        assert sum(lengths[i] for i in part) + lengths[after[0]] > limit
 
 
 def test_target_logprobs_against_log_softmax():

@@ -12,8 +12,17 @@ from torch import nn
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from tipmini.lab import llama
 from tipmini.lab.model import load_base, load_tokenizer, scored_targets
-from tipmini.lab.packing import Row, batches, collate, pack_requests, together
+from tipmini.lab.packing import (
+    Row,
+    batches,
+    collate,
+    flatten,
+    pack_requests,
+    runs,
+    together,
+)
 from tipmini.lab.resident import Resident
 
 MAX_GENERATED = 256  # lm-eval's own default
@@ -67,6 +76,7 @@ class PackedLM(TemplateLM):
         loaded = isinstance(pretrained, nn.Module)
         self.model = pretrained if loaded else load_base(pretrained, dtype, device)
         self.resident, self.adapter = Resident(self.model), adapter
+        self.flat = llama.supports(self.model)
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
@@ -112,7 +122,8 @@ class PackedLM(TemplateLM):
         members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
         rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
         answers: list = [None] * len(requests)
-        parts = batches([len(row) for row in rows], self.tokens)
+        group = runs if self.flat else batches
+        parts = group([len(row) for row in rows], self.tokens)
         with self.resident.wearing(self.adapter):
             for part in _progress(parts, rows, disable_tqdm):
                 for row, owner, logp, greedy in self._score([rows[i] for i in part]):
@@ -125,7 +136,7 @@ class PackedLM(TemplateLM):
 
     def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
         """(row, request, log-likelihood, greedy) of every request of a batch."""
-        batch = collate(rows)
+        batch = flatten(rows) if self.flat else collate(rows)
         self.needed += sum(map(len, rows))
         logp, greedy = scored_targets(self.model, batch)
         width = int(batch.owners.max()) + 1

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini import calibration
-from tipmini.lab import assets, evaluation, model, packing, paths, resident, results, tasks
+from tipmini.lab import (
+    assets,
+    attention,
+    evaluation,
+    llama,
+    model,
+    packing,
+    paths,
+    resident,
+    results,
+    tasks,
+)
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
@@ -26,8 +37,12 @@ EVALUATION_CODE = (
     packing.Row,
     packing.pack_requests,
     packing.together,
+    packing.flatten,
+    packing.runs,
     packing.collate,
     packing.batches,
+    attention,
+    llama,
     model.target_hidden,
     model.scored_targets,
     model.target_logprobs,
@@ -131,20 +146,27 @@ class Lab:
         chosen = tasks.order(len(docs))[: self.profile.calibration_rows]
         return [tasks.text(definition, docs[i]) for i in chosen]
 
-    def calibrate(self, task: str, texts: list[str] | None = None) -> dict[str, Tensor]:
-        """Measure a task's input norms, on its calibration texts by default."""
+    def calibrate(
+        self, task: str, texts: list[str] | None = None, statistic: str = "wanda"
+    ) -> dict[str, Tensor]:
+        """Measure a task's input norms or Gram matrices, on its calibration texts by default."""
         from tqdm import tqdm
 
         texts = texts or self.calibration_texts(task)
-        encoded = self.tokenizer(texts)["input_ids"]
-        parts = packing.batches([len(tokens) for tokens in encoded], self.profile.tokens)
-        padded = [
-            self.tokenizer.pad({"input_ids": [encoded[i] for i in p]}, return_tensors="pt")
-            for p in parts
-        ]
+        batches = self.padded(self.tokenizer(texts)["input_ids"])
         bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
         with self.lm.resident.wearing(self.adapter_path(task)) as peft:
-            return tm.calibrate_adapter(peft, padded, peft.active_adapter, progress=bar)
+            return tm.calibrate_adapter(
+                peft, batches, peft.active_adapter, statistic=statistic, progress=bar
+            )
+
+    def padded(self, encoded: list[list[int]]) -> list[dict[str, Tensor]]:
+        """Batches of similar lengths, under 5% of padding, as `tm.calibrate` takes them."""
+        parts = packing.batches([len(tokens) for tokens in encoded], self.profile.tokens, 0.9)
+        return [
+            self.tokenizer.pad({"input_ids": [encoded[i] for i in part]}, return_tensors="pt")
+            for part in parts
+        ]
 
     # Merge ----------------------------------------------------------------------------------
 

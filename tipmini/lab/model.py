@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tipmini.errors import TipminiError
-from tipmini.lab.packing import Batch
+from tipmini.lab import llama
+from tipmini.lab.attention import NAME, additive
+from tipmini.lab.packing import Batch, Flat
 
 CHUNK = 256  # predictions whose logits are held at a time
 
@@ -46,7 +48,7 @@ def fastest_dtype(device: str = "cpu", size: int = 768) -> str:
 
 
 def load_base(
-    path: Path | str, dtype: str = "bfloat16", device: str = "cpu", attention: str = "sdpa"
+    path: Path | str, dtype: str = "bfloat16", device: str = "cpu", attention: str = NAME
 ) -> nn.Module:
     """A frozen causal LM in evaluation mode; `path` is a folder or a hub id.
 
@@ -101,24 +103,22 @@ def _from_hub(name: Path | str) -> Iterator[None]:
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
 
 
-def target_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """(P, D) last hidden states where a prediction is scored."""
+def target_hidden(model: nn.Module, batch: Batch | Flat) -> Tensor:
+    """(P, D) last hidden states where a prediction is scored; of a Flat `llama.supports` only."""
+    if isinstance(batch, Flat):
+        return llama.hidden_states(model, batch)[batch.reads]
     hidden = model.base_model(
         batch.tokens.to(model.device),
-        attention_mask=None if batch.mask is None else _additive(batch.mask, model),
+        attention_mask=None
+        if batch.mask is None
+        else additive(batch.mask, model.dtype).to(model.device),
         position_ids=batch.positions.to(model.device),
         use_cache=False,
     ).last_hidden_state
     return hidden[batch.rows, batch.reads]
 
 
-def _additive(mask: Tensor, model: nn.Module) -> Tensor:
-    """0 where a token may attend, -inf elsewhere: what every attention takes."""
-    blank = torch.zeros(mask.shape, dtype=model.dtype)
-    return blank.masked_fill_(~mask, -torch.inf).to(model.device)
-
-
-def scored_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def scored_targets(model: nn.Module, batch: Batch | Flat) -> tuple[Tensor, Tensor]:
     """(P,) float64 log-probabilities of the targets, (P,) whether each is the likeliest token.
 
     The (P, V) logits are made and read in chunks: whole they would take a gigabyte.

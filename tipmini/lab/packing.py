@@ -9,6 +9,7 @@ is predicted, never read: a choice of one token adds nothing to the row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -96,16 +97,43 @@ def _common(one: Tokens, other: Tokens) -> int:
 
 
 @dataclass
-class Batch:
-    """Rows padded on the right. B rows, T tokens, P scored predictions."""
+class Scored:
+    """What is scored of several rows: P predictions."""
+
+    rows: Tensor  # (P,) the row of each prediction ...
+    reads: Tensor  # (P,) ... its index there (of a Flat: among all tokens) ...
+    targets: Tensor  # (P,) ... its token ...
+    owners: Tensor  # (P,) ... and its request
+
+
+@dataclass
+class Flat(Scored):
+    """Rows one after the other, nothing padded. N tokens."""
+
+    tokens: Tensor  # (N,)
+    positions: Tensor  # (N,)
+    spans: list[tuple[int, int]]  # first token of every row, and the first after it
+    masks: list[Tensor | None]  # (T, T) bool of every row, True may attend; None: plain causal
+
+
+@dataclass
+class Batch(Scored):
+    """Rows padded on the right. B rows, T tokens."""
 
     tokens: Tensor  # (B, T)
     positions: Tensor  # (B, T)
     mask: Tensor | None  # (B, 1, T, T) bool, True may attend; None: plain causal
-    rows: Tensor  # (P,) the row of each prediction ...
-    reads: Tensor  # (P,) ... its index there ...
-    targets: Tensor  # (P,) ... its token ...
-    owners: Tensor  # (P,) ... and its request
+
+
+def flatten(rows: Sequence[Row]) -> Flat:
+    starts = [0, *accumulate(map(len, rows))]
+    return Flat(
+        **_scored(rows, starts),
+        tokens=torch.tensor([token for row in rows for token in row.tokens]),
+        positions=torch.tensor([place for row in rows for place in row.positions]),
+        spans=list(pairwise(starts)),
+        masks=[_mask([row], len(row))[0, 0] if row.branches else None for row in rows],
+    )
 
 
 def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
@@ -115,14 +143,20 @@ def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
     """
     length = -(-max(map(len, rows)) // multiple) * multiple
     return Batch(
+        **_scored(rows, [0] * len(rows)),
         tokens=_padded([row.tokens for row in rows], length),
         positions=_padded([row.positions for row in rows], length),
         mask=_mask(rows, length) if any(row.branches for row in rows) else None,
-        rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
-        reads=torch.tensor([index for row in rows for index in row.reads]),
-        targets=torch.tensor([token for row in rows for token in row.targets]),
-        owners=torch.tensor([owner for row in rows for owner in row.owners]),
     )
+
+
+def _scored(rows: Sequence[Row], starts: Sequence[int]) -> dict[str, Tensor]:
+    return {
+        "rows": torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
+        "reads": torch.tensor([starts[i] + at for i, row in enumerate(rows) for at in row.reads]),
+        "targets": torch.tensor([token for row in rows for token in row.targets]),
+        "owners": torch.tensor([owner for row in rows for owner in row.owners]),
+    }
 
 
 def _padded(lists: Sequence[Tokens], length: int) -> Tensor:
@@ -140,16 +174,29 @@ def _mask(rows: Sequence[Row], length: int) -> Tensor:
     return torch.from_numpy(mask)
 
 
-def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], tokens: int, fill: float = 0.75) -> list[list[int]]:
     """Row numbers in batches of at most `tokens` padded tokens (or one row), longest first.
 
-    A row under 3/4 of the longest of its batch starts another: padding costs more than a pass.
+    A row under `fill` of the longest of its batch starts another: padding costs more than a pass.
     """
     result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         longest = lengths[result[-1][0]] if result else 0
         fits = longest * (len(result[-1]) + 1) <= tokens if result else False
-        if not fits or 4 * lengths[index] < 3 * longest:
+        if not fits or lengths[index] < fill * longest:
             result.append([])
         result[-1].append(index)
+    return result
+
+
+def runs(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Row numbers in runs of at most `tokens` tokens (or one row), longest rows first."""
+    result: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not result or lengths[index] > room:
+            result.append([])
+            room = tokens
+        result[-1].append(index)
+        room -= lengths[index]
     return result

@@ -1,30 +1,51 @@
 """Calibration beside Wanda's procedure: block after block, each sequence twice."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 import tipmini as tm
-from tipmini.lab import packing
-from tipmini.lab.bench.timing import peak_memory, side_by_side
+from tipmini.lab.bench.timing import in_new_process, peak_memory, side_by_side
 from tipmini.lab.experiments import Lab
+from tipmini.lab.profiles import load_profile
+
+TASK = "hellaswag"
 
 
-def measure(lab: Lab, task: str = "hellaswag") -> dict:
+def measure(lab: Lab) -> dict:
     """The norms of what every linear layer reads, of the same texts, with both."""
-    encoded = lab.tokenizer(lab.calibration_texts(task))["input_ids"]
-    modules = [n for n, m in lab.base.model.named_modules(prefix="model") if _linear(m)]
-    parts = packing.batches([len(tokens) for tokens in encoded], lab.profile.tokens)
-    padded = [
-        lab.tokenizer.pad({"input_ids": [encoded[i] for i in part]}, return_tensors="pt")
-        for part in parts
-    ]
-    ours = lambda: tm.calibrate(lab.base, padded, modules)  # noqa: E731
-    theirs = lambda: wandas_norms(lab.base, encoded)  # noqa: E731
-    mine, other = ours(), theirs()
-    apart = max(((mine[n] - other[n]).norm() / other[n].norm()).item() for n in modules)
-    memory = {"bytes": peak_memory(ours), "peer_bytes": peak_memory(theirs)}
-    size = {"rows": len(encoded), "tokens": sum(map(len, encoded)), "modules": len(modules)}
-    return {"task": task, **size, "apart": apart, **memory, **side_by_side(ours, theirs)}
+    mine, other = ours(lab), theirs(lab)
+    apart = max(((mine[n] - other[n]).norm() / other[n].norm()).item() for n in other)
+    encoded = sequences(lab)
+    size = {"rows": len(encoded), "tokens": sum(map(len, encoded)), "modules": len(other)}
+    memory = {
+        "bytes": in_new_process(memory_of, ours),
+        "peer_bytes": in_new_process(memory_of, theirs),
+    }
+    timed = side_by_side(lambda: ours(lab), lambda: theirs(lab))
+    return {"task": TASK, **size, "apart": apart, **memory, **timed}
+
+
+def sequences(lab: Lab) -> list[list[int]]:
+    return lab.tokenizer(lab.calibration_texts(TASK))["input_ids"]
+
+
+def ours(lab: Lab) -> dict[str, Tensor]:
+    blocks = lab.base.model.layers.named_modules(prefix="model.layers")
+    modules = [name for name, module in blocks if _linear(module)]
+    return tm.calibrate(lab.base, lab.padded(sequences(lab)), modules)
+
+
+def theirs(lab: Lab) -> dict[str, Tensor]:
+    return wandas_norms(lab.base, sequences(lab))
+
+
+def memory_of(work: Callable[[Lab], object]) -> float | None:
+    """Bytes above the model's own; to be called in a process of its own."""
+    lab = Lab(load_profile("mini"))
+    sequences(lab), lab.base
+    return peak_memory(lambda: work(lab))
 
 
 def _linear(module: nn.Module) -> bool:
