@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tiny import llama, random_adapter, random_norms
+from transformers import LlamaForCausalLM
 
 TASKS = ("piqa", "rte", "boolq")
+SHARDED, SINGLE = "20KB", "1GB"
 
 
 def write_all(folder: Path) -> None:
@@ -26,3 +28,13 @@ def random_grams(adapter, seed: int) -> dict[str, torch.Tensor]:
         for module, pair in adapter.factors.items()
     }
     return {module: x.T @ x for module, x in inputs.items()}
+
+
+def tiny_base(folder: Path, *, dtype=torch.float32, tied=False, shards=SINGLE) -> LlamaForCausalLM:
+    """A tiny random LLaMA, and the folder that transformers writes of it."""
+    config = llama().config
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval().to(dtype)
+    model.save_pretrained(folder, max_shard_size=shards)
+    return model

@@ -8,8 +8,29 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("folders", "merge_command")
 settings.register_profile("tipmini", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("tipmini")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A whole adapter of one module."""
+    from folders import MODULE
+    from tiny import random_adapter
+
+    random_adapter(0, modules=[MODULE]).save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def on_disk(tmp_path, monkeypatch) -> Path:
+    """The working folder, with all that adapters_on_disk writes."""
+    from adapters_on_disk import write_all
+
+    write_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+from matplotlib.figure import Figure
 
 from tipmini.lab import book, paths
 
@@ -15,6 +16,7 @@ FIGURE = (
     '<rect width="640" height="320" fill="white"/><path d="M40 280L600 40" stroke="black"/></svg>'
 )
 TABLE = re.compile(r'name="(tab-[\w-]+)"')  # of `show.numbered`
+PICTURE = re.compile(r"pictures/(\w+)\.svg")
 
 
 def execute(source: Path, executed: Path) -> None:
@@ -47,11 +49,17 @@ def values() -> dict[str, str]:
     return {name: "0.500" for page in pages for name in book.VALUE.findall(page)}
 
 
+def pictures() -> dict[str, Figure]:
+    """An empty figure for every picture that a page shows."""
+    pages = [page.read_text() for page in paths.BOOK.glob("*.md")]
+    return {name: Figure() for page in pages for name in PICTURE.findall(page)}
+
+
 def stage(work: Path) -> Path:
     """The real pages and the real text of the notebooks, with made-up outputs and values."""
     for source in paths.NOTEBOOKS.glob("*.ipynb"):
         execute(source, work / "executed")
-    book.stage(work / "executed", work / "stage", values())
+    book.stage(work / "executed", work / "stage", values(), pictures())
     return work / "stage"
 
 

@@ -122,7 +122,7 @@ def test_a_value_that_is_missing_is_named_and_the_stage_stays(tmp_path):
     values = standins.values()
     values.pop("printed_tip")
     with pytest.raises(TipminiError, match=r"book/index\.md: no value .* printed_tip"):
-        book.stage(tmp_path / "executed", stage, values)
+        book.stage(tmp_path / "executed", stage, values, standins.pictures())
     assert _hashes(stage) == before
 
 

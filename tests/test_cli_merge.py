@@ -1,13 +1,12 @@
-"""`tipmini merge`: every option reachable and checked, what is told and what is written."""
+"""`tipmini merge`: every option reachable, what is told and what is written."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from adapters_on_disk import TASKS, write_all
+from adapters_on_disk import TASKS
+from merge_command import ADAPTERS, GRAMS, NORMS, assert_same, expected, merge
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -15,41 +14,9 @@ import tipmini as tm
 from tipmini import cli
 from tipmini.commands import merging
 
-ADAPTERS = [f"adapters/{task}" for task in TASKS]
-NORMS = [word for task in TASKS for word in ("--norms", f"{task}.safetensors")]
-GRAMS = [word for task in TASKS for word in ("--grams", f"{task}-grams.safetensors")]
+pytestmark = pytest.mark.usefixtures("on_disk")
+
 ALL = [*tm.METHODS, *tm.PRESETS]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    write_all(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def merge(*given, out="m", adapters=ADAPTERS):
-    """What `tipmini merge --json` prints."""
-    words = ["merge", "--json", "--out", out, *given, *adapters]
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output or result.exception
-    return json.loads(result.stdout)
-
-
-def expected(method, **options):
-    """What the library makes of the same."""
-    adapters = [tm.load_adapter(path) for path in ADAPTERS]
-    norms = [load_file(f"{task}.safetensors") for task in TASKS]
-    grams = [load_file(f"{task}-grams.safetensors") for task in TASKS]
-    return tm.merge(adapters, method, norms=norms, grams=grams, **options)
-
-
-def assert_same(out, merged):
-    written = tm.load_adapter(out)
-    assert written.modules == merged.modules
-    for module in merged.modules:
-        assert torch.equal(written.factors[module].a, merged.factors[module].a)
-        assert torch.equal(written.factors[module].b, merged.factors[module].b)
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -187,10 +154,10 @@ def test_into_writes_the_base_merged(method, given):
         ["--method", "cat"],
     ],
 )
-def test_a_dry_run_tells_and_writes_nothing(folder, given, into):
-    before = sorted(folder.rglob("*"))
+def test_a_dry_run_tells_and_writes_nothing(on_disk, given, into):
+    before = sorted(on_disk.rglob("*"))
     facts = merge("--dry-run", *given, *into)
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(on_disk.rglob("*")) == before
     estimate = facts.pop("estimate")
     assert facts.pop("dry_run") is True
     assert estimate["memory_bytes"] > 10**7 and 0 < estimate["seconds"] < 60
@@ -201,7 +168,7 @@ def test_a_dry_run_tells_and_writes_nothing(folder, given, into):
     assert 0 <= file.stat().st_size - estimate["output_bytes"] < 5000  # the header
 
 
-def test_a_dry_run_knows_adapters_that_lack_a_module(folder):
+def test_a_dry_run_knows_adapters_that_lack_a_module():
     whole = tm.load_adapter(ADAPTERS[0])
     tm.LoraAdapter({whole.modules[0]: whole.factors[whole.modules[0]]}).save("adapters/small")
     weights = ["--weight", 1, "--weight", 2]
@@ -218,139 +185,7 @@ def test_a_dry_run_in_plain_text_lists_everything():
     assert [line.split()[0] for line in lines[1:]] == starts
 
 
-# Configuration --------------------------------------------------------------------------------
-
-
-def configured(*given, **content):
-    Path("c.yaml").write_text(yaml.safe_dump(content))
-    words = ["merge", "--json", "--config", "c.yaml", *map(str, given)]
-    result = CliRunner().invoke(cli.app, words)
-    assert result.exit_code == 0, result.output or result.exception
-    return json.loads(result.stdout)
-
-
-def test_a_configuration_holds_all_arguments():
-    norms = [f"{task}.safetensors" for task in TASKS]
-    facts = configured(
-        adapters=ADAPTERS, out="m", method="tip", weights=[1, 0.5, 2], norms=norms, seed=4,
-        sparsity=0.3, sign=-1, on="delta", rank=None,
-    )  # fmt: skip
-    assert facts["seed"] == 4 and facts["weights"] == [1.0, 0.5, 2.0]
-    options = {"sparsity": 0.3, "sign": -1, "on": "delta"}
-    assert facts["options"] == tm.method_options("tip") | options
-    assert_same("m", expected("tip", weights=[1, 0.5, 2], **options))
-
-
-def test_the_command_line_counts_over_the_configuration():
-    facts = configured(
-        "--method", "dare", "--seed", 9, "--drop-rate", 0.2, "--weights", "mean", *ADAPTERS[:2],
-        adapters=ADAPTERS, out="m", method="dare", seed=1, drop_rate=0.9, weights=[1, 2, 3],
-        rescale="l1",
-    )  # fmt: skip
-    assert facts["adapters"] == ADAPTERS[:2] and facts["weights"] == "mean"
-    assert facts["seed"] == 9
-    assert facts["options"]["drop_rate"] == 0.2 and facts["options"]["rescale"] == "l1"
-
-
-def test_yaml_reads_a_bare_on_as_true():
-    Path("c.yaml").write_text("method: magnitude\non: delta\nrank: 2\n")
-    facts = merge("--config", "c.yaml")
-    assert facts["options"]["on"] == "delta"
-
-
-def test_the_helps_configuration_is_a_valid_one():
-    Path("c.yaml").write_text(merging.CONFIG)
-    result = CliRunner().invoke(cli.app, ["merge", "--json", "--config", "c.yaml"])
-    options = {"sparsity": 0.6, "sign": -1}
-    assert json.loads(result.stdout)["options"] == tm.method_options("tip") | options
-
-
-# Errors ---------------------------------------------------------------------------------------
-
-LINEAR = ["--method", "linear", "--out", "m"]
-BAD = [
-    (["--method", "tipp", "--out", "m", *ADAPTERS], "no merge method 'tipp'; did you mean 'tip'?"),
-    (["--out", "m", *ADAPTERS], "method tip needs --norms, one file an adapter"),
-    (["--method", "regmean", "--out", "m", *ADAPTERS], "method regmean needs --grams"),
-    (["--norms", "none.st", *NORMS[:4], "--out", "m", *ADAPTERS], "none.st: no such file"),
-    (["--norms", "c.yaml", *NORMS[:4], "--out", "m", *ADAPTERS], "c.yaml: not a readable safet"),
-    ([*NORMS[:2], "--out", "m", *ADAPTERS], "norms must be one an adapter, 3, got 1"),
-    (LINEAR, "give at least one adapter folder"),
-    (["--method", "linear", *ADAPTERS], "--out must be a folder"),
-    ([*LINEAR, "--sparsity", "0.5", *ADAPTERS], "linear has no option 'sparsity'; it has none"),
-    ([*LINEAR, "--weight", "1", *ADAPTERS], "weights must be one an adapter, 3, got 1"),
-    ([*LINEAR, "--weight", "nan", ADAPTERS[0]], "weights must be finite numbers"),
-    ([*LINEAR, "--weights", "avg", *ADAPTERS], "sum, mean or sqrt, got 'avg'"),
-    ([*LINEAR, "--weights", "mean", "--weight", "1", ADAPTERS[0]], "not both"),
-    (["--method", "ties", "-o", "densty=1", *LINEAR[2:], *ADAPTERS], "did you mean 'density'?"),
-    (["--method", "ties", "-o", "density", *LINEAR[2:], *ADAPTERS], "needs name=value"),
-    (["--method", "ties", "--density", "x", *LINEAR[2:], *ADAPTERS], "must be a number, got 'x'"),
-    (["--method", "ties", "--rank", "1.5", *LINEAR[2:], *ADAPTERS], "must be a whole number"),
-    (["-o", "rescale=1", *NORMS, "--out", "m", *ADAPTERS], "must be true or false, got '1'"),
-    (["--sparsity", "1", "-o", "sparsity=1", *NORMS, *LINEAR[2:], *ADAPTERS], "given twice"),
-    (["--sparsity", "1.5", *NORMS, *LINEAR[2:], *ADAPTERS], "must lie in [0, 1], got 1.5"),
-    (["--sign", "2", *NORMS, *LINEAR[2:], *ADAPTERS], "sign must be 1"),
-    (["--method", "linear", "--out", ADAPTERS[0], *ADAPTERS], "lies in the input adapters/piqa"),
-    (["--method", "linear", "--out", "adapters/rte/x/y", *ADAPTERS], "lies in the input"),
-    ([*LINEAR[:2], "--into", "base", "--out", "base/x", *ADAPTERS], "lies in the input base"),
-    ([*LINEAR[:2], "--into", "base", "--out", "adapters", *ADAPTERS], "is there already"),
-    ([*LINEAR, "--into", "nothing", *ADAPTERS], "nothing: no such folder"),
-    ([*LINEAR, "--into", "adapters/rte", *ADAPTERS], "config.json: missing"),
-    (
-        ["--on", "delta", "--rank", "2", "--into", "base", *NORMS, "--out", "m", *ADAPTERS],
-        "with --into a delta is added whole",
-    ),
-    (["--config", "none.yaml"], "none.yaml: not a readable YAML file"),
-    (["--config", "c.yaml", *LINEAR, *ADAPTERS], "c.yaml: merge has no argument 'adapter'; did"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-@pytest.mark.parametrize(("given", "line"), BAD, ids=[line for _, line in BAD])
-def test_what_the_user_can_mend_is_one_line(folder, monkeypatch, capsys, given, line, dry):
-    Path("c.yaml").write_text("adapter: [adapters/piqa]\n")
-    before = sorted(folder.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["tipmini", "merge", *dry, *given])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    (told,) = capsys.readouterr().err.strip().splitlines()
-    assert line in told
-    assert sorted(folder.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("[1, 2]", "must hold merge's arguments"),
-        ("a: b: c", "not a readable YAML file"),
-        ("\x00", "not a readable YAML file"),
-        ("seed: many", "seed must be a whole number, got 'many'"),
-        ("seed: true", "seed must be a whole number, got True"),
-        ("adapters: {a: b}", "adapters must be a list of paths"),
-        ("adapters: [1]", "adapters must be a list of paths"),
-        ("out: [m]", "--out must be a folder"),
-        ("weights: [a, b, c]", "weights must be finite numbers"),
-        ("method: [tip]", "no merge method ['tip']"),
-        ("sparcity: 0.5", "no argument 'sparcity'; did you mean 'sparsity'?"),
-        ("density: 0.5", "tip has no option 'density'"),
-        ("sparsity: [0.5]", "sparsity of tip must be a number, got [0.5]"),
-    ],
-)
-def test_a_wrong_configuration_is_one_line(monkeypatch, capsys, text, line):
-    Path("c.yaml").write_text(text)
-    key = text.partition(":")[0]
-    given = ADAPTERS if key != "adapters" else []
-    given = given + (["--out", "m"] if key != "out" else [])
-    monkeypatch.setattr(sys, "argv", ["tipmini", "merge", "--config", "c.yaml", *NORMS, *given])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    (told,) = capsys.readouterr().err.strip().splitlines()
-    assert line in told and not Path("m").exists()
-
-
-# Progress and memory --------------------------------------------------------------------------
+# Progress -------------------------------------------------------------------------------------
 
 
 def test_progress_goes_to_a_terminal_alone(monkeypatch, capsys):

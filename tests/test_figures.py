@@ -11,6 +11,7 @@ LAYERS = {f"task {n}": RANDOM.random(6) * 1.6 - 0.3 for n in range(3)}
 MATRICES = {task: RANDOM.standard_normal((4, 9)) for task in ("one", "two")}
 MASKS = {task: matrix > 0 for task, matrix in MATRICES.items()}
 ACCURACIES = {task: {"Base": (0.4, 0.05), "TIP": (0.5, 0.0)} for task in LAYERS}
+GROWTH = {"linear": ((2, 4), (0.1, 0.2)), "tip": ((2, 4), (0.3, 0.7))}
 
 DRAWN = {
     "score_maps": lambda: figures.score_maps(MATRICES["one"], np.ones(9), abs(MATRICES["one"])),
@@ -18,6 +19,7 @@ DRAWN = {
     "sparsity_lines": lambda: figures.sparsity_lines(LAYERS, 0.7),
     "sparsity_panels": lambda: figures.sparsity_panels(LAYERS, 0.7),
     "merging_steps": lambda: figures.merging_steps(MATRICES, MATRICES, MASKS, MATRICES["one"]),
+    "growth": lambda: figures.growth({"adapters": GROWTH, "blocks": GROWTH}),
     "accuracy_panels": lambda: figures.accuracy_panels(ACCURACIES, "Base"),
 }
 

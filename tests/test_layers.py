@@ -13,9 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
 ADAPTERS = [
     "tipmini.strict",
+    "tipmini.tensor_header",
+    "tipmini.tensor_file",
     "tipmini.peft_config",
+    "tipmini.peft_modules",
     "tipmini.peft_tensors",
     "tipmini.peft_folder",
+    "tipmini.peft_write",
     "tipmini.adapter",
     "tipmini.bases",
     "tipmini.inspection",
@@ -28,7 +32,6 @@ ADAPTERS = [
     "tipmini.elementwise",
     "tipmini.subspace",
     "tipmini.merge",
-    "tipmini.tensor_file",
     "tipmini.base_folder",
     "tipmini.fidelity",
     "tipmini.weights",
@@ -68,13 +71,18 @@ LAB = [
     "tipmini.lab.parity.cases",
     "tipmini.lab.parity.measure",
     "tipmini.lab.show",
+    "tipmini.lab.figures",
+    "tipmini.lab.bench",
+    "tipmini.lab.bench.timing",
+    "tipmini.lab.bench.shapes",
+    "tipmini.lab.bench.merging",
+    "tipmini.lab.bench.inference",
+    "tipmini.lab.bench.stored",
+    "tipmini.lab.bench.__main__",
     "tipmini.lab.tables",
     "tipmini.lab.method_tables",
-    "tipmini.lab.figures",
     "tipmini.lab.book",
     "tipmini.lab.workflow",
-    "tipmini.lab.bench",
-    "tipmini.lab.bench_merging",
 ]
 ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", *COMMANDS]
 

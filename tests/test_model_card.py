@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from tipmini.errors import TipminiError
 from tipmini.model_card import CardInput, model_card
-from tipmini.peft_folder import is_our_card
+from tipmini.peft_write import is_our_card
 
 INPUTS = {
     "boolq": CardInput("adapters/boolq", "a1" * 32),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters_on_disk import SHARDED, SINGLE, tiny_base
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import HIDDEN, KEY_VALUE, MODULES, llama, random_adapter
+from tiny import HIDDEN, KEY_VALUE, MODULES, random_adapter
 from transformers import LlamaForCausalLM
 
 import tipmini as tm
@@ -19,18 +20,6 @@ from tipmini import weights
 from tipmini.base_folder import open_base
 from tipmini.tensor_file import TensorFile
 from tipmini.weights import save_merged
-
-SHARDED, SINGLE = "20KB", "1GB"
-
-
-def tiny_base(folder: Path, *, dtype=torch.float32, tied=False, shards=SINGLE) -> LlamaForCausalLM:
-    """A tiny random LLaMA, and the folder that transformers writes of it."""
-    config = llama().config
-    config.tie_word_embeddings = tied
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval().to(dtype)
-    model.save_pretrained(folder, max_shard_size=shards)
-    return model
 
 
 def peft_adapter(model: LlamaForCausalLM, folder: Path):
@@ -70,6 +59,11 @@ def test_as_peft_merges_and_unloads(tmp_path, dtype, tied, shards):
         torch.testing.assert_close(ours[name], peft[name], rtol=rounding, atol=rounding)
     changed = [n for n, t in tensors_of(tmp_path / "base").items() if (t != ours[n]).any()]
     assert sorted(changed) == sorted(f"{module}.weight" for module in MODULES)
+
+
+def test_value_projections_are_not_square():
+    """A transposed delta would go unseen if every module were square."""
+    assert random_adapter(1).factors[MODULES[1]].shape == (KEY_VALUE, HIDDEN)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -167,91 +161,9 @@ def test_configuration_and_tokenizer_are_copied_weights_and_card_not(tmp_path):
     assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "base").stat().st_mode & 0o777
 
 
-# What can be mended ---------------------------------------------------------------------------
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-def edit_index(folder: Path, **places: str) -> None:
-    file = folder / "model.safetensors.index.json"
-    index = json.loads(file.read_text())
-    index["weight_map"] |= {name.replace("__", "."): place for name, place in places.items()}
-    file.write_text(json.dumps(index))
-
-
-def only_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def cut(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def pickled(folder: Path) -> None:
-    torch.save({"a": torch.ones(2)}, folder / "model.safetensors")
-
-
-SPOILT = [
-    (SINGLE, shutil.rmtree, "no such folder"),
-    (SINGLE, only_pickle, "pytorch_model.bin is a pickle"),
-    (SINGLE, pickled, "not a readable safetensors file"),
-    (SINGLE, cut, "not a readable safetensors file"),
-    (SINGLE, lambda f: (f / "config.json").unlink(), "config.json: missing"),
-    (SINGLE, lambda f: (f / "config.json").write_text("{"), "not a readable JSON file"),
-    (SINGLE, lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
-    (SINGLE, lambda f: edit_config(f, quantization_config={"bits": 4}), "quantised"),
-    (SINGLE, lambda f: edit_config(f, model_type="gpt2"), "transposed"),
-    (SHARDED, lambda f: edit_index(f, x="../base/x.safetensors"), "lies outside the folder"),
-    (SHARDED, lambda f: edit_index(f, x="x.safetensors"), "x.safetensors: no such file"),
-    (SHARDED, lambda f: edit_index(f, x=sorted(f.glob("*.safetensors"))[0].name), "lacks x"),
-    (SHARDED, lambda f: edit_index(f, x=3), "weight_map must give"),
-]
-
-
-@pytest.mark.parametrize(("shards", "spoil", "line"), SPOILT, ids=[line for *_, line in SPOILT])
-def test_a_base_that_cannot_be_read_is_one_line(tmp_path, shards, spoil, line):
-    tiny_base(tmp_path / "base", shards=shards)
-    spoil(tmp_path / "base")
-    with pytest.raises(tm.TipminiError, match=line) as raised:
-        open_base(tmp_path / "base")
-    assert "\n" not in str(raised.value) and "base" in str(raised.value)
-
-
-Q = "model.layers.0.self_attn.q_proj"
-UNFIT = [
-    ("model.layers.9.self_attn.q_proj", (32, 32), {}, "lacks model.layers.9.self_attn.q_proj.we"),
-    (Q, (16, 32), {}, r"q_proj.weight is \(32, 32\), the adapters' \(16, 32\)"),
-    (Q, (1, 32), {}, r"the adapters' \(1, 32\)"),  # it would broadcast
-    ("lm_head", (64, 32), {"tied": True}, "shares its weight with the embedding"),
-]
-
-
-@pytest.mark.parametrize(("module", "shape", "base", "line"), UNFIT)
-def test_a_module_that_does_not_fit_is_one_line(tmp_path, module, shape, base, line):
-    tiny_base(tmp_path / "base", **base)
-    opened = open_base(tmp_path / "base")
-    with pytest.raises(tm.TipminiError, match=line):
-        opened.check({module: shape})
-    with pytest.raises(tm.TipminiError, match=line):
-        save_merged(opened, {module: torch.ones(shape)}, tmp_path / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["base"]
-
-
-def test_whole_numbers_are_refused(tmp_path):
-    (tmp_path / "base").mkdir()
-    save_file({"a.weight": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "base/model.safetensors")
-    (tmp_path / "base" / "config.json").write_text("{}")
-    with pytest.raises(tm.TipminiError, match=r"a\.weight is I8; only floating"):
-        open_base(tmp_path / "base").check({"a": (2, 2)})
-
-
 def test_an_overflow_is_refused(tmp_path):
     tiny_base(tmp_path / "base", dtype=torch.float16)
-    update = {Q: torch.full((HIDDEN, HIDDEN), 1e5)}
+    update = {MODULES[0]: torch.full((HIDDEN, HIDDEN), 1e5)}
     with pytest.raises(tm.TipminiError, match=r"overflows in torch\.float16"):
         save_merged(open_base(tmp_path / "base"), update, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["base"]
@@ -291,22 +203,3 @@ def test_what_is_there_is_kept(tmp_path):
     with pytest.raises(tm.TipminiError, match="is there already"):
         save_merged(base, random_adapter(2).factors, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-
-
-def test_a_tensor_file_refuses_non_finite_numbers_when_they_are_read(tmp_path):
-    tensors = {"good": torch.ones(2), "bad": torch.tensor([1.0, float("nan")])}
-    save_file(tensors, tmp_path / "n.safetensors")
-    read = TensorFile(tmp_path / "n.safetensors")
-    assert set(read) == set(tensors) and len(read) == 2 and "ugly" not in read
-    assert torch.equal(read["good"], tensors["good"])
-    with pytest.raises(tm.TipminiError, match="tensor bad has NaN or Inf"):
-        read["bad"]
-    with pytest.raises(KeyError):
-        read["ugly"]
-    assert read.get("ugly") is None
-    assert TensorFile(tmp_path / "n.safetensors", finite=False)["bad"].isnan().any()
-
-
-def test_value_projections_are_not_square(tmp_path):
-    """A transposed delta would go unseen if every module were square."""
-    assert random_adapter(1).factors[MODULES[1]].shape == (KEY_VALUE, HIDDEN)

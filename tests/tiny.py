@@ -80,6 +80,11 @@ def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(tokens(2, 7)).logits
+
+
 def random_grams(adapter: LoraAdapter, seed: int) -> dict[str, torch.Tensor]:
     """The Gram matrix of 50 random inputs of every module."""
     generator = torch.Generator().manual_seed(seed)

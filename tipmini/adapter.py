@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError
-from tipmini.peft_config import FLOAT32_MAX, is_targeted, scaling_of
-from tipmini.peft_folder import CONFIG, WEIGHTS, lora_config, read_folder, write_folder
-from tipmini.peft_tensors import factor_names, largest, modules_of
+from tipmini.peft_config import FLOAT32_MAX
+from tipmini.peft_folder import CONFIG, WEIGHTS, read_folder
+from tipmini.peft_modules import is_targeted, lora_config, scaling_of
+from tipmini.peft_tensors import factor_names, modules_of
+from tipmini.peft_write import write_folder
 from tipmini.strict import naming
+from tipmini.tensor_file import largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class LoraFactors:
 
     def delta(self) -> Tensor:
         """scaling * B @ A, (d, k), in float32 at least."""
-        return self.scaling * (at_least_float32(self.b) @ at_least_float32(self.a))
+        return (at_least_float32(self.b) @ at_least_float32(self.a)).mul_(self.scaling)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from os import PathLike
 from pathlib import Path
 
 from tipmini.errors import TipminiError
-from tipmini.tensor_file import Entry, TensorFile
+from tipmini.strict import one_line
+from tipmini.tensor_file import TensorFile
+from tipmini.tensor_header import FLOATING, Entry
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOATING = ("F64", "F32", "F16", "BF16")
 # Their linear layers hold the transposed weight, which a square one would not show.
 TRANSPOSED = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 HEADS = ("embed_out", "lm_head")  # names of the layer that can share the embedding's weight
@@ -113,8 +114,7 @@ def _read_json(file: Path) -> dict:
     except FileNotFoundError:
         raise TipminiError(f"{file}: missing; give the folder of a whole model") from None
     except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise TipminiError(f"{file}: not a readable JSON file ({line})") from None
+        raise TipminiError(f"{file}: not a readable JSON file ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise TipminiError(f"{file}: must hold a JSON object")
     return content

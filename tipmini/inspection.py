@@ -11,8 +11,9 @@ from tipmini.adapter import LoraAdapter, load_adapter
 from tipmini.errors import TipminiError
 from tipmini.peft_config import config_problems, unknown_settings
 from tipmini.peft_folder import CONFIG, WEIGHTS, read_settings, weights_file
-from tipmini.peft_tensors import Header, factor_names, modules_of, read_header, tensor_problems
+from tipmini.peft_tensors import Header, factor_names, modules_of, tensor_problems
 from tipmini.strict import one_line, shown
+from tipmini.tensor_header import read_header
 
 QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf4", re.IGNORECASE)
 
@@ -62,11 +63,7 @@ def _config(folder: Path, problems: list[str]) -> dict:
 def _header(folder: Path, problems: list[str]) -> Header:
     found: Header = {}
     with _collecting(folder, problems):
-        file = weights_file(folder)
-        try:
-            found = read_header(file)
-        except TipminiError as error:
-            raise TipminiError(f"{file}: {error}") from None
+        found = read_header(weights_file(folder))
         problems += [f"{folder / WEIGHTS}: {problem}" for problem in tensor_problems(found)]
     return found
 

@@ -1,16 +1,10 @@
-r"""PEFT's settings of an adapter: which of them can be merged, and what they mean for a module."""
+"""Which settings of PEFT an adapter_config.json may have: those of plain LoRA."""
 
-import math
-import re
 from collections.abc import Callable
 
-import regex  # PEFT's patterns are anyone's regular expressions, and re has no time limit
-
-from tipmini.errors import TipminiError
-from tipmini.strict import one_line, shown
+from tipmini.strict import shown
 
 FLOAT32_MAX = 3.4028234663852886e38
-MATCH_SECONDS = 2.0
 
 # Settings with which an adapter is more than s B A on a linear module, and why they can't stay.
 EXTRAS = {
@@ -43,6 +37,11 @@ INERT = {
 UNSET = (None, False, "none", [], {})
 
 
+# What a setting may be -------------------------------------------------------------------------
+
+Check = Callable[[object], bool]
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= FLOAT32_MAX  # NaN compares false
 
@@ -51,51 +50,51 @@ def _is_rank(value: object) -> bool:
     return type(value) is int and 1 <= value < 2**31
 
 
-def _is_line(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096
-
-
-def _is_list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _is_pattern(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: (
-        value is None
-        or (isinstance(value, dict) and all(_is_line(k) and check(v) for k, v in value.items()))
-    )
-
-
-_names = _is_list_of(_is_line)
-
-
 def _is_index(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _names_with(check: Check) -> Check:
+    return lambda value: (
+        isinstance(value, dict) and all(_is_line(name) and check(v) for name, v in value.items())
+    )
+
+
+def _optional(*checks: Check) -> Check:
+    """null, or what one of the checks takes."""
+    return lambda value: value is None or any(check(value) for check in checks)
+
+
 # Setting -> (what it may be, in words).
-KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+KINDS: dict[str, tuple[Check, str]] = {
     "r": (_is_rank, "a whole number of at least 1"),
     "lora_alpha": (_is_number, "a number that float32 holds"),
-    "rank_pattern": (_is_pattern(_is_rank), "names with whole numbers of at least 1"),
-    "alpha_pattern": (_is_pattern(_is_number), "names with numbers that float32 holds"),
-    "use_rslora": (lambda v: v is None or isinstance(v, bool), "true or false"),
-    "fan_in_fan_out": (lambda v: v is None or isinstance(v, bool), "true or false"),
-    "base_model_name_or_path": (lambda v: v is None or _is_line(v), "one line of text"),
-    "task_type": (lambda v: v is None or v in TASKS, f"one of {', '.join(TASKS)}"),
-    "target_modules": (
-        lambda v: v is None or _is_line(v) or _names(v),
-        "a name or a list of names",
-    ),
-    "exclude_modules": (lambda v: v is None or _is_line(v) or _names(v), "names or nothing"),
-    "layers_to_transform": (
-        lambda v: v is None or _is_index(v) or _is_list_of(_is_index)(v),
-        "numbers of layers",
-    ),
-    "init_lora_weights": (
-        lambda v: v is None or isinstance(v, bool | str),
-        "true, false or a name",
-    ),
+    "rank_pattern": (_optional(_names_with(_is_rank)), "names with whole numbers of at least 1"),
+    "alpha_pattern": (_optional(_names_with(_is_number)), "names with numbers that float32 holds"),
+    "use_rslora": (_optional(_is_bool), "true or false"),
+    "fan_in_fan_out": (_optional(_is_bool), "true or false"),
+    "base_model_name_or_path": (_optional(_is_line), "one line of text"),
+    "task_type": (_optional(TASKS.__contains__), f"one of {', '.join(TASKS)}"),
+    "target_modules": (_optional(_is_line, _list_of(_is_line)), "a name or a list of names"),
+    "exclude_modules": (_optional(_is_line, _list_of(_is_line)), "names or nothing"),
+    "layers_to_transform": (_optional(_is_index, _list_of(_is_index)), "numbers of layers"),
+    "init_lora_weights": (_optional(_is_bool, _is_text), "true, false or a name"),
 }
 SETTINGS = INERT | EXTRAS.keys() | KINDS.keys()
 
@@ -147,61 +146,3 @@ def _base_changing(config: dict) -> list[str]:
         f"init_lora_weights {shown(init)} {what}; save the adapter with PEFT's "
         "path_initial_model_for_weight_conversion"
     ]
-
-
-# What they mean for a module ----------------------------------------------------------------
-
-
-def scaling_of(config: dict, module: str, rank: int) -> float:
-    r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
-
-    Raises TipminiError where the settings and the tensor's own rank disagree.
-    """
-    r = _setting(config, "r", "rank_pattern", module)
-    alpha = _setting(config, "lora_alpha", "alpha_pattern", module)
-    if r != rank:
-        raise TipminiError(f"rank {r} for {module}, whose tensors have rank {rank}")
-    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-
-
-def _setting(config: dict, name: str, pattern: str, module: str) -> float:
-    """As PEFT's get_pattern_key: the first pattern that ends the module's name, or the default."""
-    patterns = config.get(pattern) or {}
-    first = next((key for key in patterns if _ends(pattern, key, module)), module)
-    return patterns.get(first, config[name])
-
-
-def _ends(pattern: str, key: str, module: str) -> bool:
-    whole = rf"(.*\.)?({key})$"
-    try:
-        re.compile(whole)  # as PEFT does; regex takes more
-        return bool(regex.match(whole, module, timeout=MATCH_SECONDS))
-    except TimeoutError:
-        why = "takes too long to match"
-    except (re.error, regex.error, OverflowError, RecursionError) as error:
-        why = f"is no regular expression ({one_line(error)})"
-    raise TipminiError(f"{pattern}: {shown(key)} {why}; name the module in full")
-
-
-def is_targeted(config: dict, module: str) -> bool:
-    """Whether PEFT would give the module an adapter, and so read its tensors.
-
-    False only where that is sure: a regular expression in place of a list, and layers_pattern,
-    count as true.
-    """
-    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
-    if isinstance(config.get("exclude_modules"), list) and _among(
-        config["exclude_modules"], module
-    ):
-        return False
-    if not isinstance(targets, list) or module in targets:
-        return True
-    if layers in (None, []) or config.get("layers_pattern"):
-        return _among(targets, module)
-    index = re.match(r".*?\.[^.]*\.(\d+)\.", module)
-    wanted = layers if isinstance(layers, list) else [layers]
-    return _among(targets, module) and index is not None and int(index[1]) in wanted
-
-
-def _among(names: list[str], module: str) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -5,6 +5,7 @@ the importances they are given; use float64 where `floor(k * sparsity)` follows.
 """
 
 from collections.abc import Iterable
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ def layer_importance(scores: Iterable[Tensor]) -> float:
     if not count:
         raise TipminiError("layer_importance: a layer needs at least one score")
     return total / count
+
+
+def whole_pieces(score_width: int, rows: int) -> int:
+    """About so many rows of a score hold whole pieces: their sum does not depend on the number."""
+    step = PIECE // gcd(PIECE, score_width)
+    return step * max(1, rows // step)
 
 
 def normalize_importance(importance: Tensor) -> Tensor:

@@ -158,7 +158,8 @@ def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
     """Product and sum apart: a fused one would round by where a thread's share of rows ends."""
     total = next(tensors) * weights[0]
     for tensor, weight in zip(tensors, weights[1:], strict=True):
-        total += tensor * weight
+        for rows, more in zip(total.split(ROWS), tensor.split(ROWS), strict=True):
+            rows += more * weight
     return total
 
 

@@ -6,7 +6,7 @@ words. Norms are keyed as `tipmini.calibration` returns them: x under the module
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.errors import TipminiError, require
-from tipmini.sparsity import check_options, layer_importance, layer_sparsity
+from tipmini.sparsity import check_options, layer_importance, layer_sparsity, whole_pieces
 from tipmini.summation import Change, Part
-from tipmini.wanda import prune_rows, wanda_score
+from tipmini.wanda import CHUNK, prune_rows, prune_scored, wanda_score
 
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
@@ -107,6 +107,14 @@ def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor
     return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
 
 
+def _rows(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Iterator[Tensor]:
+    """`_score` in chunks of rows: those of a large delta are never held whole."""
+    tensor = tip_tensor(adapter.factors[module], name)
+    norm = input_norm(norms, module, name, tensor.shape[1])
+    chunks = tensor.split(whole_pieces(tensor.shape[1], CHUNK))
+    return (wanda_score(rows, norm) for rows in chunks)
+
+
 def input_norm(norms: Norms, module: str, name: str, channels: int) -> Tensor:
     """The norms of what a tensor of the module reads: A x for B, x for everything else."""
     key = f"{module}.lora_B" if name == "b" else module
@@ -151,7 +159,7 @@ def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Ten
 
 def _importance(adapter: LoraAdapter, norms: Norms, layer: list[Place], reading: Reading) -> float:
     def mean(places: Iterable[Place]) -> float:
-        return layer_importance(_score(adapter, norms, *place) for place in places)
+        return layer_importance(rows for place in places for rows in _rows(adapter, norms, *place))
 
     if reading.mean == "elements":
         return mean(layer)
@@ -192,12 +200,12 @@ def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) ->
 
 def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading) -> Tensor:
     """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype."""
-    score = wanda_score(tensor, norm)
     if reading.group == "matrix":
+        score = wanda_score(tensor, norm)
         flat = prune_rows(tensor.reshape(1, -1), score.reshape(1, -1), sparsity)
         pruned = flat.view_as(tensor)
     else:
-        pruned = prune_rows(tensor, score, sparsity)
+        pruned = prune_scored(tensor, norm, sparsity)
     return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
 
 

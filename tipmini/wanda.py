@@ -71,11 +71,15 @@ def _above(score: Tensor, count: int) -> Tensor:
 
 
 def _around(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(d, 1) each: the highest of the `count` lowest of every row, and the lowest of the others."""
+    """(d, 1) each: the highest of the `count` lowest of every row, and the lowest of the others.
+
+    One pivot and a maximum: with two pivots numpy leaves its vectorised partition (12 x slower).
+    """
     exact = score.detach().to("cpu", torch.promote_types(score.dtype, torch.float32)).numpy()
-    parted = np.partition(exact, (count - 1, count), axis=-1)[:, count - 1 : count + 1]
-    pair = torch.from_numpy(parted).to(score.device, score.dtype)
-    return pair[:, :1], pair[:, 1:]
+    parted = np.partition(exact, count, axis=-1)
+    last, first = parted[:, :count].max(axis=-1, keepdims=True), parted[:, count : count + 1]
+    back = lambda array: torch.from_numpy(array).to(score.device, score.dtype)  # noqa: E731
+    return back(last), back(first)
 
 
 def prune_rows(weight: Tensor, score: Tensor, sparsity: float) -> Tensor:
@@ -89,4 +93,15 @@ def prune_rows(weight: Tensor, score: Tensor, sparsity: float) -> Tensor:
             f"prune_rows: weight and score need one shape, "
             f"got {tuple(weight.shape)} and {tuple(score.shape)}"
         )
-    return weight.masked_fill(~row_mask(score, sparsity), 0)
+    return torch.where(row_mask(score, sparsity), weight, 0)
+
+
+def prune_scored(weight: Tensor, input_norm: Tensor, sparsity: float) -> Tensor:
+    """`prune_rows` by `wanda_score`, in chunks of rows: a large weight's scores are never whole.
+
+    weight is (d, k), input_norm (k,); the result is a new (d, k) tensor of the weight's dtype.
+    """
+    pruned = torch.empty_like(weight)
+    for rows, out in zip(weight.split(CHUNK), pruned.split(CHUNK), strict=True):
+        out.copy_(prune_rows(rows, wanda_score(rows, input_norm), sparsity))
+    return pruned

@@ -15,7 +15,8 @@ from torch import Tensor
 from tipmini.adapter import LoraFactors, at_least_float32
 from tipmini.base_folder import INDEX, SINGLE, BaseFolder
 from tipmini.errors import TipminiError
-from tipmini.tensor_file import Entry
+from tipmini.strict import one_line
+from tipmini.tensor_header import Entry
 
 SHARD_BYTES = 4 * 2**30  # of a written file, unless one tensor alone is larger
 COPIED = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
@@ -58,8 +59,7 @@ def save_merged(
             _copy_beside(base.folder, new)
             new.replace(out)  # also where an empty folder is
     except OSError as error:
-        line = " ".join(str(error).split())
-        raise TipminiError(f"{out}: cannot be written ({line})") from None
+        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
 
 
 def refuse_taken(out: Path, needed: int) -> None:

@@ -123,8 +123,9 @@ def book(profile: Profile = "mini") -> None:
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini.lab import book, paths, tables
+    from tipmini.lab.bench.stored import pictures
 
-    book.stage(executed, paths.BUILD / "stage", tables.front_page_values())
+    book.stage(executed, paths.BUILD / "stage", tables.front_page_values(), pictures())
     book.build(paths.BUILD / "stage", paths.BUILD / "html")
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths
+from tipmini.lab.show import svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
 VALUE = re.compile(r"{{\s*(\w+)\s*}}")
@@ -31,6 +33,7 @@ def stage(
     executed: Path,
     stage_dir: Path,
     values: dict[str, str],
+    pictures: dict[str, Figure],
     repository: Path = paths.REPOSITORY,
 ) -> None:
     """Write everything that Jupyter Book reads into `stage_dir`, which is emptied first.
@@ -41,6 +44,8 @@ def stage(
         The folder of the executed notebooks, each under the file name of its source.
     values
         What stands for each ``{{ name }}`` of a page: text, or Markdown such as a table.
+    pictures
+        Figures that pages show as ``pictures/NAME.svg``.
 
     Raises
     ------
@@ -56,6 +61,9 @@ def stage(
 
     shutil.rmtree(stage_dir, ignore_errors=True)
     shutil.copytree(repository / "book", stage_dir / "book")
+    (stage_dir / "book/pictures").mkdir()
+    for name, picture in pictures.items():
+        (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
     _front_page_first(contents, stage_dir)
     _configure(repository / "_config.yml", values, stage_dir)
     _vendor_mathjax(stage_dir / "vendor")

@@ -185,3 +185,22 @@ def accuracy_panels(
         axes.set_yticks(-np.arange(len(methods)), list(methods))
     figure.supxlabel("accuracy (share of rows, 95% interval)", fontsize=10)
     return figure
+
+
+@styled
+def growth(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    """Seconds against how many, a panel for what grows: {what: {method: (numbers, seconds)}}.
+
+    Grey lines pass through the origin and a method's last point: where time is proportional to
+    the number, the points lie on them.
+    """
+    figure = Figure((WIDTH, 5.2), layout="constrained")
+    for axes, (what, methods) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
+        for (method, (numbers, taken)), style in zip(methods.items(), SERIES, strict=False):
+            colour, _, marker = style
+            axes.plot((0, numbers[-1]), (0, taken[-1]), color=GREY, linewidth=0.9)
+            label = method if axes is figure.axes[0] else None
+            axes.plot(numbers, taken, marker, color=colour, markersize=5, label=label)
+        axes.set(xlabel=what, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure

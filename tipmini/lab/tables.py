@@ -13,8 +13,9 @@ import pandas as pd
 import yaml
 
 from tipmini.lab import assets, documents, paths, results
+from tipmini.lab.bench import stored as bench
 from tipmini.lab.experiments import METHODS, stored
-from tipmini.lab.parity.stored import page_values
+from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, paired_p
 from tipmini.lab.show import markdown_table
@@ -235,7 +236,7 @@ def front_page_values() -> dict[str, str]:
         n: f"{getattr(mini, n)}" for n in ("base_sparsity", "drop_rate", "seed", "answer_tokens")
     }
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
-    values |= page_values()
+    values |= parity.page_values() | bench.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values["training"] = markdown_table(training())
     available = row_counts()

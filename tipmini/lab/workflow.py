@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, paths, results
+from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
-from tipmini.lab.parity.stored import STORED
+from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import load_profile
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
@@ -54,7 +55,8 @@ def _modules(without: tuple[str, ...]) -> list[Path]:
 def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
-    return _contents([package / name for name in ("book.py", "tables.py", "parity/stored.py")])
+    names = ("book.py", "tables.py", "figures.py", "bench/stored.py", "parity/stored.py")
+    return _contents([package / name for name in names])
 
 
 def assets_digest() -> str:
@@ -65,7 +67,7 @@ def pages() -> list[str]:
     """Every file of the book but its notebooks, and the stored results that pages show."""
     files = [file for file in paths.BOOK.rglob("*") if file.is_file()]
     tops = [paths.REPOSITORY / name for name in ("_config.yml", "_toc.yml")]
-    tops.append(STORED)
+    tops += [parity.STORED, bench.STORED]
     return sorted(str(file.relative_to(paths.REPOSITORY)) for file in [*files, *tops])
 
 

@@ -1,0 +1,39 @@
+"""`tipmini merge` on the files of adapters_on_disk, and the library doing the same."""
+
+import json
+
+import torch
+from adapters_on_disk import TASKS
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import tipmini as tm
+from tipmini import cli
+
+ADAPTERS = [f"adapters/{task}" for task in TASKS]
+NORMS = [word for task in TASKS for word in ("--norms", f"{task}.safetensors")]
+GRAMS = [word for task in TASKS for word in ("--grams", f"{task}-grams.safetensors")]
+
+
+def merge(*given, out="m", adapters=ADAPTERS):
+    """What `tipmini merge --json` prints."""
+    words = ["merge", "--json", "--out", out, *given, *adapters]
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output or result.exception
+    return json.loads(result.stdout)
+
+
+def expected(method, **options):
+    """What the library makes of the same."""
+    adapters = [tm.load_adapter(path) for path in ADAPTERS]
+    norms = [load_file(f"{task}.safetensors") for task in TASKS]
+    grams = [load_file(f"{task}-grams.safetensors") for task in TASKS]
+    return tm.merge(adapters, method, norms=norms, grams=grams, **options)
+
+
+def assert_same(out, merged):
+    written = tm.load_adapter(out)
+    assert written.modules == merged.modules
+    for module in merged.modules:
+        assert torch.equal(written.factors[module].a, merged.factors[module].a)
+        assert torch.equal(written.factors[module].b, merged.factors[module].b)

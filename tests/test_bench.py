@@ -1,0 +1,76 @@
+"""What `make bench` stands on: its two sides compute the same, and what it stores can be shown."""
+
+import json
+
+import pytest
+import torch
+
+import tipmini as tm
+from tipmini.lab import paths, show
+from tipmini.lab.bench import merging, shapes, stored, timing
+
+ADAPTERS = {str(i): shapes.random_adapter(i, blocks=1, size=96) for i in range(3)}
+NORMS = {name: shapes.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
+
+
+def test_wandas_sort_and_the_partition_merge_to_the_same_bits():
+    ours, theirs = (f(ADAPTERS, NORMS) for f in (merging.over_delta, merging.wandas_merge))
+    assert ours.keys() == theirs.keys() == set(shapes.module_names(1))
+    assert all(torch.equal(ours[module], theirs[module]) for module in ours)
+
+
+def test_wandas_mask_is_that_of_a_stable_sort():
+    score = torch.tensor([[3.0, 1.0, 1.0, 2.0]])
+    assert merging.wandas_mask(score, 0.25).tolist() == [[True, False, True, True]]
+
+
+def test_peft_merges_the_very_adapters_in_the_same_precision():
+    model = shapes.in_peft(ADAPTERS, blocks=1, size=96)
+    model.add_weighted_adapter(list(ADAPTERS), [1.0] * len(ADAPTERS), "merged", "linear")
+    merged = tm.merge(ADAPTERS, "linear")
+    for name in shapes.module_names(1):
+        layer = model.base_model.model.get_submodule(name)
+        theirs = layer.lora_A["merged"].weight, layer.lora_B["merged"].weight
+        ours = merged.factors[name].a, merged.factors[name].b
+        assert all(torch.equal(p, o) for p, o in zip(theirs, ours, strict=True))
+
+
+def test_peak_memory_is_what_was_held_at_once():
+    def work() -> None:
+        for _ in range(3):
+            torch.ones(1 << 24)  # 64 MiB, freed before the next
+
+    peak = timing.peak_memory(work)
+    assert peak is None or 0.9 * 2**26 < peak < 1.6 * 2**26
+
+
+def test_side_by_side_divides_ours_by_the_peers():
+    found = timing.side_by_side(lambda: None, lambda: torch.ones(1 << 22).sum(), repeats=3)
+    assert found["ratio"] == found["seconds"] / found["peer_seconds"] < 1
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_is_that_of_the_power(power):
+    numbers = [2, 4, 8, 16]
+    assert stored.exponent(numbers, [3 * n**power for n in numbers]) == pytest.approx(power)
+
+
+def test_growth_lines_hold_all_but_one_number():
+    points = [
+        {"method": "tip", "adapters": a, "blocks": b, "seconds": a * b}
+        for a, b in [(4, 8), (2, 8), (7, 8), (7, 4), (7, 16)]
+    ]
+    found = {"merging": {"growth": points}}
+    assert stored.growth_lines(found, "adapters", "blocks") == {"tip": ([2, 4, 7], [16, 32, 56])}
+    assert stored.growth_lines(found, "blocks", "adapters") == {"tip": ([4, 8, 16], [28, 56, 112])}
+
+
+def test_the_page_names_what_is_stored_and_every_ratio():
+    found, values = stored.read(), stored.page_values()
+    page = (paths.BOOK / "performance.md").read_text()
+    assert all(f"{{{{ {name} }}}}" in page for name in values)
+    for row in found["merging"]["beside"]:
+        assert row["name"] in values["bench_beside"]
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["peer_seconds"])
+    assert json.dumps(found["machine"]["processor"])[1:-1] in values["bench_machine"]
+    assert all(show.svg(picture) for picture in stored.pictures().values())

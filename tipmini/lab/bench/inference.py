@@ -1,0 +1,21 @@
+"""How near a packed forward pass comes to the machine's matrix products."""
+
+import torch
+
+from tipmini.lab.bench.timing import median_seconds
+from tipmini.lab.experiments import Lab
+from tipmini.lab.model import target_logits
+from tipmini.lab.packing import collate, pack
+
+
+@torch.inference_mode()
+def forward(lab: Lab) -> dict[str, float | str]:
+    """Tokens and operations a second of one full pass of packed questions."""
+    questions = [pack(list(range(1, 65)), [[5] * 17] * 4) for _ in range(16)]
+    batch = collate(questions)
+    blocks = sum(p.numel() for n, p in lab.base.named_parameters() if ".layers." in n)
+    head = lab.base.lm_head.weight.numel()
+    operations = 2 * (blocks * batch.tokens.numel() + head * len(batch.reads))
+    taken = median_seconds(lambda: target_logits(lab.base, batch))
+    speed = {"tokens": batch.tokens.numel() / taken, "operations": operations / taken}
+    return {"dtype": lab.profile.dtype} | speed

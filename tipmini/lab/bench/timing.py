@@ -1,0 +1,72 @@
+"""How things are timed, and what this machine can do at best.
+
+A ratio compares medians of the same run, the two sides taken in turn.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+REPEATS = 5
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def median_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median time of a call, after one that warms up."""
+    work()
+    return statistics.median(seconds(work) for _ in range(repeats))
+
+
+def side_by_side(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int = REPEATS
+) -> dict[str, float]:
+    """Median seconds of both, taken in turn after a warm-up of each, and ours / peer's."""
+    ours(), peer()
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(repeats)]
+    mine, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {"seconds": mine, "peer_seconds": theirs, "ratio": mine / theirs}
+
+
+def peak_memory(work: Callable[[], object]) -> float | None:
+    """Bytes by which the resident memory rose above what it was before; None but on Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    before = _bytes(status, "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    work()
+    return _bytes(status, "VmHWM") - before
+
+
+def _bytes(status: Path, field: str) -> float:
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return 1024.0 * int(lines[field].split()[0])
+
+
+def in_new_process(work: Callable, *arguments: object):
+    """The result of a call in a process of its own, which holds no memory of earlier ones."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of a large square matrix product."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b)
+
+
+def bandwidth(size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    a, b = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    return 2 * size / median_seconds(lambda: b.copy_(a))
