@@ -142,6 +142,36 @@ def test_into_writes_the_base_merged(method, given):
     assert (facts["fidelity"]["whole"] < 1e-6) == (method == "cat")
 
 
+# Adapters of different base models ------------------------------------------------------------
+
+
+@pytest.fixture
+def unlike(folder):
+    """Adapters of two bases; each has a module that the other lacks."""
+    first, last = tm.load_adapter(ADAPTERS[0]), tm.load_adapter(ADAPTERS[1])
+    for name, adapter, modules in (
+        ("own", first, first.modules[:1]),
+        ("another", last, last.modules[1:]),
+    ):
+        factors = {module: adapter.factors[module] for module in modules}
+        tm.LoraAdapter(factors, base_model=name).save(f"adapters/{name}")
+    return ["adapters/own", "adapters/another"]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("into", [[], ["--into", "base"]])
+def test_adapters_of_different_bases_need_one_named(unlike, into, dry):
+    given = ["merge", "--method", "cat", "--out", "m", *into, *dry, *unlike]
+    refused = CliRunner().invoke(cli.app, given).exception
+    told = "base models: adapters/own of own, adapters/another of another; if they are one model"
+    assert isinstance(refused, tm.TipminiError) and told in str(refused)
+    assert not Path("m").exists()
+    facts = merge("--method", "cat", "--base-model", "named", *into, *dry, adapters=unlike)
+    assert facts["modules"] == 6 and Path("m").exists() == (not dry)
+    if not into and not dry:
+        assert tm.load_adapter("m").base_model == "named"
+
+
 # Dry run --------------------------------------------------------------------------------------
 
 

@@ -95,9 +95,12 @@ def test_the_global_seed_plays_no_part():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"drop_rate": 1.0}, r"drop_rate must lie in \[0, 1\), got 1.0"),
-        ({"drop_rate": -0.1}, "drop_rate"),
-        ({"drop_rate": math.nan}, "drop_rate"),
+        ({"drop_rate": 1.0}, r"drop_rate must be a number in \[0, 1\), got 1.0$"),
+        ({"drop_rate": -0.1}, r"in \[0, 1\), got -0.1$"),
+        ({"drop_rate": math.nan}, r"in \[0, 1\), got nan$"),
+        ({"drop_rate": None}, r"drop_rate must be a number in \[0, 1\), got None$"),
+        ({"drop_rate": "0.5"}, r"drop_rate must be a number in \[0, 1\), got '0.5'$"),
+        ({"drop_rate": True}, r"drop_rate must be a number in \[0, 1\), got True$"),
         ({"rescale": "l2"}, "'expected', 'l1' or None, got 'l2'"),
         ({"generator": None}, "needs a torch.Generator, got NoneType"),
     ],

@@ -143,8 +143,8 @@ def test_peft_prunes_one_more_where_the_share_is_not_whole():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("dare", {"drop_rate": 1.0}, r"drop_rate must lie in \[0, 1\), got 1.0"),
-        ("dare", {"drop_rate": "half"}, r"drop_rate must lie in \[0, 1\), got half"),
+        ("dare", {"drop_rate": 1.0}, r"drop_rate must be a number in \[0, 1\), got 1.0"),
+        ("dare", {"drop_rate": "half"}, r"drop_rate must be a number in \[0, 1\), got 'half'"),
         ("dare", {"rescale": True}, "rescale must be 'expected', 'l1' or None, got True"),
         ("magnitude", {"sparsity": -0.1}, r"sparsity must lie in \[0, 1\], got -0.1"),
         ("magnitude", {"sparsity": True}, r"sparsity must lie in \[0, 1\], got True"),

@@ -119,12 +119,25 @@ def test_the_task_is_kept_where_the_adapters_agree():
     assert tm.merge([one, two], "linear").task_type is None
 
 
-def test_adapters_of_different_bases_are_merged_only_by_name():
+def merged_base(adapters, **given):
+    return tm.merge(adapters, "linear", **given).base_model
+
+
+def base_of_the_update(adapters, **given):
+    parts, _ = tm.merge_update(adapters, "linear", **given)
+    (base,) = {part.adapter.base_model for part in parts}
+    return base
+
+
+@pytest.mark.parametrize("base_of", [merged_base, base_of_the_update])
+def test_adapters_of_different_bases_are_merged_only_by_name(base_of):
     one, two = ADAPTERS["boolq"], replace(ADAPTERS["coqa"], base_model="another")
     with pytest.raises(TipminiError, match="adapters of different base models: 0 of tiny, 1 of"):
-        tm.merge([one, two], "linear")
-    assert tm.merge([one, two], "linear", base_model="tiny").base_model == "tiny"
-    assert tm.merge([one, one], "linear").base_model == one.base_model
+        base_of([one, two])
+    assert base_of([one, two], base_model="named") == "named"
+    assert base_of([one, one]) == one.base_model == "tiny"
+    assert base_of([replace(two, base_model=None), one]) == "tiny"
+    assert base_of([replace(two, base_model=None)]) is None
 
 
 @pytest.mark.parametrize("method", METHODS)

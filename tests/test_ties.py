@@ -233,7 +233,7 @@ def test_one_adapter_untrimmed_stays_itself(variant):
         ("ties", {"variant": "soup"}, "variant must be one of peft, authors, mergekit, got 'soup'"),
         ("ties", {"variant": "mergekit"}, "variant 'mergekit' merges whole weights; it needs on="),
         ("dare_ties", {"variant": "mergekit"}, "it needs on='delta'"),
-        ("dare_ties", {"drop_rate": 1.0}, r"drop_rate must lie in \[0, 1\), got 1.0"),
+        ("dare_ties", {"drop_rate": 1.0}, r"drop_rate must be a number in \[0, 1\), got 1.0"),
         ("dare_ties", {"rescale": "l2"}, "rescale must be 'expected', 'l1' or None, got 'l2'"),
     ],
 )

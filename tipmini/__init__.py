@@ -6,6 +6,7 @@
 """
 
 from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.base_folder import open_base
 from tipmini.calibration import calibrate, calibrate_adapter
 from tipmini.dare import dare
 from tipmini.errors import TipminiError
@@ -20,6 +21,7 @@ from tipmini.sparsity import (
 )
 from tipmini.tip import tip_importance, tip_layers, tip_prune, tip_scores, tip_sparsities
 from tipmini.wanda import prune_rows, row_mask, wanda_score
+from tipmini.weights import save_merged
 
 __all__ = [
     "METHODS",
@@ -40,8 +42,10 @@ __all__ = [
     "merge_update",
     "method_options",
     "normalize_importance",
+    "open_base",
     "prune_rows",
     "row_mask",
+    "save_merged",
     "sparsity_shift",
     "taylor_importance",
     "tip_importance",

@@ -41,7 +41,10 @@ COMMANDS = {
         "tipmini inspect adapters/piqa adapters/boolq",
         "tipmini inspect --json adapters/piqa",
     ],
-    laboratory.calibrate: ["tipmini calibrate --task piqa --out piqa.safetensors"],
+    laboratory.calibrate: [
+        "tipmini calibrate --task piqa --out piqa.safetensors",
+        "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
+    ],
     laboratory.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],
     laboratory.measure: ["tipmini measure --profile smoke --method single --task rte"],
     laboratory.norms: ["tipmini norms --profile smoke --task rte"],

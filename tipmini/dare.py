@@ -61,8 +61,6 @@ def _l1_ratio(before: Tensor, after: Tensor) -> float:
 def check_options(drop_rate: float, rescale: str | None) -> None:
     """Raise TipminiError for an option of `dare` outside its range."""
     if not (is_number(drop_rate) and 0 <= drop_rate < 1):
-        raise TipminiError(
-            f"drop_rate must lie in [0, 1), got {drop_rate}: at 1 nothing is left to rescale"
-        )
+        raise TipminiError(f"drop_rate must be a number in [0, 1), got {drop_rate!r}")
     if rescale not in RESCALES:
         raise TipminiError(f"rescale must be 'expected', 'l1' or None, got {rescale!r}")

@@ -30,14 +30,18 @@ from tipmini.subspace import merge_knots, merge_regmean
 from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
 from tipmini.tip import Norms
 
+Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]
+Weights = str | Iterable[float] | Mapping[str, float] | None
+Measured = Iterable[Norms] | Mapping[str, Norms] | None
+
 
 def merge(
-    adapters: Iterable[LoraAdapter] | Mapping[str, LoraAdapter],
+    adapters: Adapters,
     method: str = "tip",
     *,
-    weights: str | Iterable[float] | Mapping[str, float] | None = None,
-    norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
-    grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
+    weights: Weights = None,
+    norms: Measured = None,
+    grams: Measured = None,
     seed: int = 0,
     base_model: str | None = None,
     progress: Callable[[Update], Iterable[str]] = iter,
@@ -62,34 +66,34 @@ def merge(
     it. Raises TipminiError for an unknown method or option, and for adapters, weights or norms
     that don't fit together.
     """
-    parts, update = merge_update(
-        adapters, method, weights=weights, norms=norms, grams=grams, seed=seed, **options
-    )
+    given = {"weights": weights, "norms": norms, "grams": grams, "seed": seed}
+    parts, update = merge_update(adapters, method, base_model=base_model, **given, **options)
     rank = options.get("rank")
-    base_model = base_model or common_base({p.name: p.adapter.base_model for p in parts})
     return LoraAdapter(
         {module: _as_factors(module, update[module], parts, rank) for module in progress(update)},
-        base_model=base_model,
+        base_model=parts[0].adapter.base_model,
         task_type=_if_common(part.adapter.task_type for part in parts),
     )
 
 
 def merge_update(
-    adapters: Iterable[LoraAdapter] | Mapping[str, LoraAdapter],
+    adapters: Adapters,
     method: str = "tip",
     *,
-    weights: str | Iterable[float] | Mapping[str, float] | None = None,
-    norms: Iterable[Norms] | Mapping[str, Norms] | None = None,
-    grams: Iterable[Norms] | Mapping[str, Norms] | None = None,
+    weights: Weights = None,
+    norms: Measured = None,
+    grams: Measured = None,
     seed: int = 0,
+    base_model: str | None = None,
     **options: object,
 ) -> tuple[list[Part], Update]:
     """The adapters as parts, and their update: factors, or the whole (d, k) delta of a module.
 
-    Arguments as `merge`'s. Each module is computed when it is read, so that the deltas of a large
-    model need not be held at once.
+    Arguments and errors as `merge`'s. Each module is computed when it is read, so that the deltas
+    of a large model need not be held at once. The parts' adapters name the common base.
     """
     function, settings = _resolve(method, options)
+    adapters = _of_one_base(_in_one_dtype(_by_name(adapters)), base_model)
     parts = _parts(adapters, weights, norms, grams, seed)
     return parts, function(parts, **settings)
 
@@ -144,10 +148,8 @@ PRESETS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def _parts(
-    adapters: object, weights: object, norms: object, grams: object, seed: int
+    adapters: dict[str, LoraAdapter], weights: object, norms: object, grams: object, seed: int
 ) -> list[Part]:
-    """One Part for each adapter, in an order that no mapping's order changes."""
-    adapters = _in_one_dtype(_by_name(adapters))
     if isinstance(weights, str):
         weights = dict.fromkeys(adapters, _equal_weight(weights, len(adapters)))
     weights = _beside(adapters, "weights", weights, 1.0)
@@ -170,6 +172,7 @@ def _equal_weight(rule: str, count: int) -> float:
 
 
 def _by_name(adapters: object) -> dict[str, LoraAdapter]:
+    """In an order that no mapping's order changes."""
     if isinstance(adapters, LoraAdapter):
         raise TipminiError("merge takes a list or a mapping of adapters, got a single one")
     named = dict(sorted(adapters.items()) if isinstance(adapters, Mapping) else _places(adapters))
@@ -192,6 +195,14 @@ def _in_one_dtype(adapters: dict[str, LoraAdapter]) -> dict[str, LoraAdapter]:
         return replace(pair, a=pair.a.detach().to(wide), b=pair.b.detach().to(wide))
 
     return {name: adapter.map(widen) for name, adapter in adapters.items()}
+
+
+def _of_one_base(
+    adapters: dict[str, LoraAdapter], base_model: str | None
+) -> dict[str, LoraAdapter]:
+    """All naming one base model: the given one, else the one that they have in common."""
+    base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
+    return {name: replace(adapter, base_model=base) for name, adapter in adapters.items()}
 
 
 def _beside(adapters: dict[str, LoraAdapter], what: str, values: object, default: object) -> dict:

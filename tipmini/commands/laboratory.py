@@ -7,25 +7,36 @@ from typing import Annotated
 
 import typer
 
+from tipmini.calibration import STATISTICS
 from tipmini.commands.arguments import AsJson, Base, Profile, Tasks, complete_task
+from tipmini.errors import require
 
 
 def calibrate(
     task: Annotated[
         str, typer.Option(help="its train rows are read", autocompletion=complete_task)
     ],
-    out: Annotated[Path, typer.Option(help="where the norms are written")],
+    out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    statistic: Annotated[
+        str, typer.Option(help="norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram")
+    ] = "wanda",
     base: Base = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="default `adapters/TASK`")] = None,
     rows: Annotated[int, typer.Option(help="train rows")] = 128,
 ) -> None:
-    """Measure the input norms that tip needs of an adapter, on a task's own train rows."""
+    """Measure what a merge needs to know of an adapter's inputs, on a task's own train rows.
+
+    tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
+    """
     from tipmini.lab.experiments import save_tensors
 
+    require("statistic", statistic, STATISTICS)
     own = str((adapter or Path("adapters") / task).resolve())
     lab = _lab(base, adapters=own, calibration_rows=rows)
-    save_tensors(lab.calibrate(task), out, {"task": task, "adapter": own, "base": base})
-    print(f"{out}: input norms of {own} on {rows} rows of {task}")
+    facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
+    save_tensors(lab.calibrate(task, statistic=statistic), out, facts)
+    what = "Gram matrices" if statistic == "gram" else "input norms"
+    print(f"{out}: {what} of {own} on {rows} rows of {task}")
 
 
 def evaluate(

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import tipmini as tm
 from tipmini.base_folder import BaseFolder, open_base
+from tipmini.bases import common_base
 from tipmini.commands.merge_request import Request
 from tipmini.fidelity import Fidelity
 from tipmini.model_card import CardInput, model_card
 from tipmini.peft_folder import weights_sha256
+from tipmini.summation import Part
 from tipmini.tensor_file import TensorFile
 from tipmini.tip import Reading, layer_names, sparsities_of
 from tipmini.weights import save_merged
@@ -27,7 +29,8 @@ class Inputs:
     adapters: list[tm.LoraAdapter]
     norms: list[Mapping] | None
     grams: list[Mapping] | None
-    base: BaseFolder | None
+    base: BaseFolder | None  # of --into
+    base_model: str | None  # what all adapters belong to
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -38,11 +41,14 @@ class Inputs:
 
 def open_inputs(request: Request) -> Inputs:
     """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base."""
+    adapters = {str(path): tm.load_adapter(path) for path in request.adapters}
+    named = {path: adapter.base_model for path, adapter in adapters.items()}
     inputs = Inputs(
-        [tm.load_adapter(path) for path in request.adapters],
+        [adapters[str(path)] for path in request.adapters],
         _tensor_files(request.norms),
         _tensor_files(request.grams),
         open_base(request.into) if request.into else None,
+        request.base_model or common_base(named),
     )
     if inputs.base:
         inputs.base.check(inputs.shapes)
@@ -71,7 +77,7 @@ def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fi
     names = [path.name or str(path) for path in request.adapters]
     if len(set(names)) < len(names):  # folders of one name
         names = [str(path) for path in request.adapters]
-    parts, _ = tm.merge_update(inputs.adapters, "cat", weights=request.weights)
+    parts, _ = _exact_sum(request, inputs)
     used = zip(names, request.adapters, parts, strict=True)
     return model_card(
         request.method,
@@ -126,9 +132,8 @@ def merged_adapter(
 ) -> tuple[tm.LoraAdapter, Fidelity]:
     """The merged adapter, and its fidelity measured."""
     step = partial(progress, what="merging", unit="module")
-    settings = _settings(request, inputs) | {"base_model": request.base_model}
-    merged = tm.merge(inputs.adapters, **settings, progress=step)
-    fidelity = Fidelity(merged.factors, _exact_sum(request, inputs))
+    merged = tm.merge(inputs.adapters, **_settings(request, inputs), progress=step)
+    fidelity = Fidelity(merged.factors, _exact_sum(request, inputs)[1])
     for _ in map(fidelity.__getitem__, progress(merged.modules, what="comparing", unit="module")):
         pass  # reading measures
     return merged, fidelity
@@ -137,7 +142,7 @@ def merged_adapter(
 def measured_update(request: Request, inputs: Inputs) -> Fidelity:
     """The update of a base, merged and measured module by module as it is read."""
     _, update = tm.merge_update(inputs.adapters, **_settings(request, inputs))
-    return Fidelity(update, _exact_sum(request, inputs))
+    return Fidelity(update, _exact_sum(request, inputs)[1])
 
 
 def _settings(request: Request, inputs: Inputs) -> dict[str, object]:
@@ -148,10 +153,12 @@ def _settings(request: Request, inputs: Inputs) -> dict[str, object]:
         "norms": inputs.norms,
         "grams": inputs.grams,
         "seed": request.seed,
+        "base_model": inputs.base_model,
         **request.options,
     }
 
 
-def _exact_sum(request: Request, inputs: Inputs) -> Mapping[str, tm.LoraFactors]:
-    _, exact = tm.merge_update(inputs.adapters, "cat", weights=request.weights)
-    return exact
+def _exact_sum(request: Request, inputs: Inputs) -> tuple[list[Part], Mapping[str, tm.LoraFactors]]:
+    """The parts of the merge with their weights as numbers, and the sum of their deltas."""
+    shared = {"weights": request.weights, "base_model": inputs.base_model}
+    return tm.merge_update(inputs.adapters, "cat", **shared)

@@ -29,6 +29,8 @@ EPILOG = f"""\
         "tipmini merge --method linear --weights mean --out merged adapters/piqa adapters/rte",
         "tipmini merge --method tip --sparsity 0.6 -o layer=module --out merged"
         " --norms piqa.safetensors --norms rte.safetensors adapters/piqa adapters/rte",
+        "tipmini merge --method regmean --out merged --grams piqa-grams.safetensors"
+        " --grams rte-grams.safetensors adapters/piqa adapters/rte",
         "tipmini merge --method ties -o variant=authors --dry-run --out merged"
         " adapters/piqa adapters/rte",
         "tipmini merge --method cat --into base --out merged-base adapters/piqa adapters/rte",

@@ -132,8 +132,10 @@ class Lab:
         chosen = tasks.order(len(docs))[: self.profile.calibration_rows]
         return [tasks.text(definition, docs[i]) for i in chosen]
 
-    def calibrate(self, task: str, texts: list[str] | None = None) -> dict[str, Tensor]:
-        """Measure a task's input norms, on its calibration texts by default."""
+    def calibrate(
+        self, task: str, texts: list[str] | None = None, statistic: str = "wanda"
+    ) -> dict[str, Tensor]:
+        """Measure a task's input norms or Gram matrices, on its calibration texts by default."""
         from tqdm import tqdm
 
         texts = texts or self.calibration_texts(task)
@@ -145,7 +147,7 @@ class Lab:
         ]
         with self.with_adapter(self.adapter_path(task)) as peft:
             bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
-            return tm.calibrate_adapter(peft, padded, progress=bar)
+            return tm.calibrate_adapter(peft, padded, statistic=statistic, progress=bar)
 
     # Merge ----------------------------------------------------------------------------------
 
