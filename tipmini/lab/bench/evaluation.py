@@ -39,12 +39,12 @@ def counted(model: nn.Module) -> Iterator[Counter]:
         handle.remove()
 
 
-def backend(lab: Lab, batch: int, model: nn.Module | None = None):
-    """lm-eval's `hf` model over the very same weights."""
+def backend(lab: Lab, batch: int, model: nn.Module):
+    """lm-eval's `hf` model."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        pretrained=model or lab.base,
+        pretrained=model,
         tokenizer=lab.tokenizer,
         backend="causal",
         batch_size=batch,
@@ -55,9 +55,11 @@ def backend(lab: Lab, batch: int, model: nn.Module | None = None):
 def measure(lab: Lab) -> dict:
     """Every task of the profile with both: tokens, seconds, and how often they say the same."""
     trial = {name: tasks.load(name, TRIAL) for name in lab.profile.tasks}
-    taken = {size: _suite_seconds(backend(lab, size), trial) for size in SIZES}
+    stock = load_base(lab.model_path, lab.profile.dtype, lab.profile.device, attention="sdpa")
+    taken = {size: _suite_seconds(backend(lab, size, stock), trial) for size in SIZES}
     best = min(taken, key=taken.__getitem__)
-    found = {name: beside(lab, backend(lab, best), name) for name in lab.profile.tasks}
+    peer = backend(lab, best, stock)
+    found = {name: beside(lab, peer, name) for name in lab.profile.tasks}
     return {"batch_size": best, "tried": taken, "tasks": found}
 
 
@@ -73,7 +75,7 @@ def beside(lab: Lab, peer, name: str) -> dict:
     before = lab.lm.needed
     said = {}
     for side, lm in rows.items():
-        with counted(lab.base) as counter:
+        with counted(lm.model) as counter:
             found[f"{side}_seconds"] = seconds(
                 lambda lm=lm, side=side: said.update({side: evaluation.samples(lm, definition)})
             )
