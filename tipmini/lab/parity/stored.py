@@ -11,8 +11,9 @@ from tipmini.lab import paths
 STORED = paths.REPOSITORY / "results" / "parity.json"
 BITS, ROUNDING, DIFFERS = RELATIONS = ("bit for bit", "to rounding", "differs")
 
-COLUMNS = ("function", "tipmini", "relation", "cases", "relative difference", "why")
-PITFALL_COLUMNS = ("`add_weighted_adapter`", "PEFT", "tipmini", "policy")
+# Few columns, so that a page shows them whole: of two calls the upper one is the peer's.
+COLUMNS = ("peer, tipmini", "relation", "cases", "why")
+PITFALL_COLUMNS = ("`add_weighted_adapter`", "what happens", "policy")
 
 
 def read() -> dict:
@@ -54,19 +55,26 @@ def _words(row: dict) -> bool:
 
 
 def _measured(row: dict) -> list[str]:
+    calls = f"`{row['function']}`<br>`{row['ours']}`"
+    return [calls, _relation(row), str(len(row["cases"])), row["reason"]]
+
+
+def _relation(row: dict) -> str:
+    """The relation, and the relative differences that were found."""
     found = [case["difference"] for case in row["cases"]]
-    if row["relation"] == DIFFERS and len(found) > 1:
-        difference = f"{min(found):.2g} to {max(found):.2g}"
-    else:
-        difference = f"{max(found):.1g}" if row["relation"] == ROUNDING else f"{max(found):.2g}"
-    calls = (f"`{row['function']}`", f"`{row['ours']}`")
-    return [*calls, row["relation"], str(len(found)), difference, row["reason"]]
+    if row["relation"] == BITS:
+        return BITS
+    if row["relation"] == ROUNDING:
+        return f"{ROUNDING}, {max(found):.1g}"
+    spread = sorted({f"{min(found):.2g}", f"{max(found):.2g}"}, key=float)
+    return f"{DIFFERS} by {' to '.join(spread)}"
 
 
 def _pitfall(row: dict) -> list[str]:
     case = row["cases"][0]
     situation = row["function"].removeprefix("add_weighted_adapter, ")
-    return [situation, case["theirs"], f"`{row['ours']}`: {case['mine']}", row["reason"]]
+    happens = f"PEFT: {case['theirs']}<br>`{row['ours']}`: {case['mine']}"
+    return [situation, happens, row["reason"]]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
