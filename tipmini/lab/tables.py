@@ -100,24 +100,27 @@ def printed() -> pd.DataFrame:
 
 
 def measured(cells: Cells, profile: Profile) -> pd.DataFrame:
-    """Table 1 as measured: accuracy, standard error and (right rows / rows), a row a task."""
+    """Table 1 as measured: accuracy, standard error and right rows of all, a row a task.
+
+    Cells have two lines: all methods are to be seen at once.
+    """
     tasks = tasks_of(cells)
     rows = {
-        _title(task, profile): {
-            "metric": METRIC[task],
-            **{TITLES[m]: _cell(cells.get((m, task))) for m in METHODS},
+        f"{_title(task, profile)}<br>{METRIC[task]}": {
+            TITLES[m]: _cell(cells.get((m, task))) for m in METHODS
         }
         for task in tasks
     }
-    means = {TITLES[m]: _estimate(mean_of(cells, m, tasks)) for m in METHODS}
-    rows[f"mean of {len(tasks)}"] = {"metric": ""} | means
+    rows[f"mean of {len(tasks)}"] = {
+        TITLES[m]: _estimate(mean_of(cells, m, tasks)) for m in METHODS
+    }
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
-    return f"{cell.mean:.3f} ± {cell.stderr:.3f} ({_count(cell.correct)}/{cell.count})"
+    return f"{cell.mean:.3f} ± {cell.stderr:.3f}<br>{_count(cell.correct)}/{cell.count}"
 
 
 def _count(correct: float) -> str:
