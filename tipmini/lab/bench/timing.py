@@ -68,5 +68,5 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
 
 def bandwidth(size: int = 1 << 28) -> float:
     """Bytes a second, read and written, of a copy that no cache holds."""
-    a, b = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    a, b = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
     return 2 * size / median_seconds(lambda: b.copy_(a))
