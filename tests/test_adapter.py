@@ -54,3 +54,8 @@ def test_an_unknown_module_is_refused():
 def test_factors_that_do_not_fit_are_refused(a, b, message):
     with pytest.raises(TipminiError, match=message):
         LoraFactors(a, b, 1.0)
+
+
+def test_a_raised_digit_in_a_name_is_no_number():
+    pair = LoraFactors(torch.ones(1, 2), torch.ones(2, 1), 1.0)
+    assert LoraAdapter({"x1\u00b23": pair, "x1": pair}).modules == ["x1", "x1\u00b23"]

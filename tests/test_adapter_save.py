@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,4 +122,19 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
     factors = LoraFactors(torch.full((1, 2), 1e6), torch.ones(2, 1), 1.0)
     with pytest.raises(TipminiError, match=r"x\.lora_A\.weight has NaN or Inf"):
         LoraAdapter({"x": factors}).save(tmp_path / "out", dtype=torch.float16)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"base_model": "a\nb"}, "base_model_name_or_path must be one line"),
+        ({"task_type": "CHAT"}, "task_type must be one of"),
+        ({"factors": {}}, "has no module"),
+        ({"factors": {"": random_adapter(0).factors[MODULES[0]]}}, "target_modules must be"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, changed, why):
+    with pytest.raises(TipminiError, match=why):
+        replace(random_adapter(0), **changed).save(tmp_path / "out")
     assert os.listdir(tmp_path) == []

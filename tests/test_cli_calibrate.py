@@ -1,5 +1,7 @@
 """`tipmini calibrate`: what is measured is what the library measures, and a merge can read it."""
 
+import sys
+
 import pytest
 import torch
 from labs import save_adapter
@@ -85,3 +87,33 @@ def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkey
     refused = CliRunner().invoke(cli.app, given).exception
     assert str(refused) == "statistic must be one of wanda, rms, mean_l2, gram, got 'grams'"
     assert not (place / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["{count}", "0"], "Invalid value for '{count}'"),
+        (["--adapter", "none"], "none: no such folder"),
+        (["--out", "adapters"], "adapters: a folder; name a file"),
+        (["--out", "adapters/rte/adapter_config.json/x"], "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize(("command", "count"), [("calibrate", "--rows"), ("evaluate", "--limit")])
+def test_what_is_wrong_is_told_before_the_model_is_loaded(
+    monkeypatch, capsys, command, count, given, line
+):
+    monkeypatch.setattr(experiments, "Lab", None)
+    words = ["tipmini", command, "--task", "rte", "--out", "x"]
+    words += [word.format(count=count) for word in given]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert line.format(count=count) in told
+
+
+def test_a_folders_braces_are_no_placeholder(place):
+    (place / "adapters" / "rte").rename(place / "{rte}")
+    run("calibrate", "--task", "rte", "--rows", "1", "--adapter", "{rte}", "--out", "x")
+    assert load_file("x")

@@ -225,3 +225,12 @@ def test_progress_goes_to_a_terminal_alone(monkeypatch, capsys):
     assert "merging" in shown.err and "module" in shown.err and shown.out == ""
     assert list(merging._bar(silent=True)([1, 2], what="merging", unit="module")) == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, "{0} (1),{0} (2)"), (1, "piqa")])
+def test_the_card_tells_an_adapter_as_often_as_it_is_merged(count, names):
+    merge("--method", "linear", adapters=ADAPTERS[:1] * count)
+    card = Path("m/README.md").read_text()
+    assert f"# A merge of {count} LoRA adapters" in card
+    for name in names.format(ADAPTERS[0]).split(","):
+        assert f"| `{name}` | 1 | `{ADAPTERS[0]}` |" in card

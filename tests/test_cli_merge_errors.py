@@ -41,15 +41,32 @@ BAD = [
         ["--on", "delta", "--rank", "2", "--into", "base", *NORMS, "--out", "m", *ADAPTERS],
         "with --into a delta is added whole",
     ),
+    ([*LINEAR[:3], "c.yaml", *ADAPTERS], "cannot be written (not a folder)"),
+    ([*LINEAR[:3], "adapters", *ADAPTERS], "also holds"),
+    ([*LINEAR[:3], "loop", *ADAPTERS], "cannot be written"),
+    ([*LINEAR, "loop", *ADAPTERS], "loop: no such folder"),
+    ([*LINEAR, "--into", "loop", *ADAPTERS], "loop: no such folder"),
+    ([*LINEAR[:2], "--into", "base", "--out", "loop", *ADAPTERS], "is there already"),
+    ([*LINEAR[:3], "x" * 300, *ADAPTERS], "cannot be written"),
+    ([*LINEAR[:2], "--into", "base", "--out", "x" * 300, *ADAPTERS], "cannot be written"),
+    ([*LINEAR, "--into", "x" * 300, *ADAPTERS], "no such folder"),
+    (["--method", "svd", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]], "take smaller weights"),
+    (
+        ["--method", "ties", "--on", "delta", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]],
+        "take smaller weights",
+    ),
     (["--config", "none.yaml"], "none.yaml: not a readable YAML file"),
     (["--config", "c.yaml", *LINEAR, *ADAPTERS], "c.yaml: merge has no argument 'adapter'; did"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-@pytest.mark.parametrize(("given", "line"), BAD, ids=[line for _, line in BAD])
+@pytest.mark.parametrize(
+    ("given", "line"), BAD, ids=[f"{number} {line}" for number, (_, line) in enumerate(BAD)]
+)
 def test_what_the_user_can_mend_is_one_line(on_disk, monkeypatch, capsys, given, line, dry):
     Path("c.yaml").write_text("adapter: [adapters/piqa]\n")
+    Path("loop").symlink_to("loop")
     before = sorted(on_disk.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["tipmini", "merge", *dry, *given])
     with pytest.raises(SystemExit) as stopped:

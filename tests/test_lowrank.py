@@ -103,3 +103,27 @@ def test_a_rank_that_is_none_is_refused(rank):
     ):
         with pytest.raises(TipminiError, match="rank must be a whole number from 1 on, got"):
             cut()
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_factorising_what_is_nearly_empty_again_gives_the_same_bits(count):
+    """Lanczos would soon have seen all of it, and go on from random numbers."""
+    delta = torch.zeros(300, 200)
+    for i in range(count):
+        delta[7 * i, 11 * i] = i + 1.0
+    ones = [factorise(delta, 8) for _ in range(3)]
+    for other in ones[1:]:
+        assert torch.equal(ones[0].a, other.a) and torch.equal(ones[0].b, other.b)
+    expected = slow_truncation(delta, 8)
+    torch.testing.assert_close(ones[0].delta().double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_what_has_overflowed_is_refused(number):
+    delta = torch.full((40, 60), number)
+    for cut in (
+        lambda: factorise(delta, 2),
+        lambda: truncate(LoraFactors(delta, torch.ones(3, 40), 1.0), 2),
+    ):
+        with pytest.raises(TipminiError, match=r"overflows torch\.float32; take smaller weights"):
+            cut()

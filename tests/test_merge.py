@@ -216,6 +216,7 @@ OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8
         ([ADAPTERS["boolq"]], {"norms": NORMS}, r"norms must be one for each adapter \(0\)"),
         ([ADAPTERS["boolq"]], {"grams": GRAMS}, r"grams must be one for each adapter \(0\)"),
         ([ADAPTERS["boolq"]], {"weights": [math.nan]}, "must be finite, got nan"),
+        ([ADAPTERS["boolq"]], {"weights": [10**400]}, "must be finite, got 1000"),
         ([ADAPTERS["boolq"], OTHER_BASE], {}, r"q_proj is \(32, 32\) in 0, \(8, 8\) in 1"),
     ],
 )

@@ -216,3 +216,14 @@ def test_readings_that_there_are_not_are_refused(options, message):
 def test_a_pruned_delta_has_no_factors():
     with pytest.raises(TipminiError, match="use merge with on='delta'"):
         tm.tip_prune(ADAPTERS["boolq"], NORMS["boolq"], on="delta")
+
+
+@pytest.mark.parametrize("group", ["row", "matrix"])
+def test_gradients_pass_what_survives(group):
+    """Factors may be those of a model in training."""
+    live = ADAPTERS["piqa"].map(
+        lambda _, f: LoraFactors(f.a.clone().requires_grad_(), f.b, f.scaling)
+    )
+    pruned = tm.tip_prune(live, NORMS["piqa"], group=group).factors[MODULES[0]].a
+    pruned.sum().backward()
+    assert torch.equal(live.factors[MODULES[0]].a.grad, (pruned != 0).float())

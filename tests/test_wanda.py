@@ -127,3 +127,9 @@ def test_scores_without_an_order_are_refused():
 def test_weight_and_score_of_two_shapes_are_refused():
     with pytest.raises(TipminiError, match=r"\(2, 3\) and \(3, 2\)"):
         prune_rows(torch.ones(2, 3), torch.ones(3, 2), 0.5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
+def test_only_matrices_have_rows(shape):
+    with pytest.raises(TipminiError, match=r"scores must be \(d, k\), got"):
+        prune_rows(torch.ones(shape), torch.ones(shape), 0.5)

@@ -104,12 +104,14 @@ class LoraAdapter:
         """Write a PEFT folder that `PeftModel.from_pretrained` loads, all at once or not at all.
 
         dtype: what the factors are stored in; None keeps theirs. card: the text of a README.md
-        beside them (see `model_card`). Raises TipminiError when a number overflows in the dtype,
-        when `path` holds other files (a README.md without our tag is one), or when it can't be
-        written.
+        beside them (see `model_card`). Raises TipminiError when there is no module, when a number
+        overflows in the dtype, when PEFT's settings can't hold a name or scaling, when `path` holds
+        other files (a README.md without our tag is one), or when it can't be written.
         """
         if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TipminiError(f"dtype must be a floating one of 16, 32 or 64 bits, got {dtype}")
+        if not self.factors:
+            raise TipminiError(f"{path}: the adapter has no module, so there is nothing to save")
         tensors = {}
         for module in self.modules:
             pair = self.factors[module]
@@ -168,4 +170,4 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def _part(text: str) -> tuple[int, int | str]:
-    return (0, int(text)) if text.isdigit() else (1, text)
+    return (0, int(text)) if text.isdecimal() else (1, text)

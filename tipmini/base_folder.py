@@ -1,6 +1,7 @@
 """A base model's folder on disk, of which only the safetensors' headers are read."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -73,7 +74,7 @@ def open_base(path: str | PathLike) -> BaseFolder:
     outside the folder, quantised weights, transposed layers (GPT-2).
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name that no disk takes
         raise TipminiError(f"{folder}: no such folder; give a local model with safetensors")
     config = _read_json(folder / "config.json")
     if config.get("quantization_config"):

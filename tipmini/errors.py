@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from numbers import Real
+from sys import float_info
 
 
 class TipminiError(ValueError):
@@ -27,3 +28,8 @@ def require_share(what: str, value: object) -> None:
 def is_number(value: object) -> bool:
     """What a file of options may hold in place of a number is no number: a text, yes, no."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """A number that a float holds: no NaN, no Inf, no whole number of a thousand digits."""
+    return is_number(value) and abs(value) <= float_info.max

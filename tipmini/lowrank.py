@@ -1,5 +1,6 @@
 r"""Products B A without ever forming them: norms, truncation, and factors of a dense delta."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from tipmini.adapter import LoraFactors
 from tipmini.errors import TipminiError
+from tipmini.tensor_file import largest
 
 
 def product_norm(b: Tensor, a: Tensor) -> float:
@@ -37,11 +39,14 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
 
     With $B = Q_B R_B$ and $A^\top = Q_A R_A$ the singular values of B A are those of
     $R_B R_A^\top$. The root of each singular value goes to either factor; the scaling becomes 1.
+    Raises TipminiError for a rank that is none and for factors that aren't finite.
     """
     check_rank(rank)
     q_b, r_b = torch.linalg.qr(factors.b * factors.scaling)
     q_a, r_a = torch.linalg.qr(factors.a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    inner = r_b @ r_a.T
+    _refuse_overflow(inner)
+    u, s, vh = torch.linalg.svd(inner, full_matrices=False)
     return _split(q_b @ u[:, :rank], s[:rank], vh[:rank] @ q_a.T)
 
 
@@ -49,10 +54,12 @@ def factorise(delta: Tensor, rank: int) -> LoraFactors:
     """The best approximation of a dense (d, k) delta of rank at most `rank`, scaling 1.
 
     Lanczos (ARPACK) from a fixed start where few of many singular vectors are wanted, else LAPACK.
+    Raises TipminiError for a rank that is none and for a delta that isn't finite.
     """
     check_rank(rank)
+    _refuse_overflow(delta)
     smaller = min(delta.shape)
-    if 4 * rank > smaller or not delta.any():
+    if 4 * rank > smaller or _exhausts_lanczos(delta, rank):
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)
         return _split(u[:, :rank], s[:rank], vh[:rank])
     import numpy as np
@@ -63,6 +70,18 @@ def factorise(delta: Tensor, rank: int) -> LoraFactors:
     order = s.argsort()[::-1].copy()
     u, s, vh = (torch.from_numpy(x.copy()) for x in (u[:, order], s[order], vh[order]))
     return _split(u, s, vh)
+
+
+def _exhausts_lanczos(delta: Tensor, rank: int) -> bool:
+    """Whether ARPACK's basis can span all that the delta reaches, as where most rows are pruned:
+    it then goes on from random numbers of its own, which differ from run to run."""
+    rows, columns = (int(delta.any(dim=dim).sum()) for dim in (1, 0))
+    return min(rows, columns) <= max(2 * rank + 1, 20)  # the size of its basis
+
+
+def _refuse_overflow(tensor: Tensor) -> None:
+    if not math.isfinite(largest(tensor)):
+        raise TipminiError(f"the sum overflows {tensor.dtype}; take smaller weights")
 
 
 def stack(pairs: Sequence[tuple[Tensor, Tensor]]) -> LoraFactors:

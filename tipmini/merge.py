@@ -24,7 +24,7 @@ from tipmini.elementwise import (
     merge_tip,
     merge_wanda,
 )
-from tipmini.errors import TipminiError, is_number
+from tipmini.errors import TipminiError, is_finite
 from tipmini.lowrank import factorise
 from tipmini.subspace import merge_knots, merge_regmean
 from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
@@ -156,7 +156,7 @@ def _parts(
     norms = _beside(adapters, "norms", norms, None)
     grams = _beside(adapters, "grams", grams, None)
     for name, weight in weights.items():
-        if not (is_number(weight) and math.isfinite(weight)):
+        if not is_finite(weight):
             raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
     return [
         Part(name, adapter, float(weights[name]), norms[name], seed, grams[name])

@@ -50,15 +50,16 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """The settings and the tensors of plain LoRA; raises TipminiError for anything else."""
     try:
         config = read_settings(folder)
-        _refuse(folder / CONFIG, config_problems(config))
+        refuse(folder / CONFIG, config_problems(config))
         file = weights_file(folder)
-        _refuse(file, tensor_problems(read_header(file)))
+        refuse(file, tensor_problems(read_header(file)))
         return config, TensorFile(file).read_all()
     except OSError as error:
         raise TipminiError(f"{folder}: cannot be read ({one_line(error)})") from None
 
 
-def _refuse(file: Path, problems: list[str]) -> None:
+def refuse(file: Path, problems: list[str]) -> None:
+    """Raise TipminiError that names the file and its first problem, if there is any."""
     if problems:
         more = len(problems) - 1
         tail = f" (and {more} more: `tipmini inspect` lists them)" if more else ""

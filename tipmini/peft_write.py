@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tipmini.errors import TipminiError
-from tipmini.peft_folder import CONFIG, WEIGHTS
+from tipmini.peft_config import config_problems
+from tipmini.peft_folder import CONFIG, WEIGHTS, refuse
 from tipmini.strict import naming, one_line
 from tipmini.tensor_file import refuse_non_finite
 
@@ -27,13 +28,15 @@ def write_folder(
 
     They are written into a temporary folder beside `path`, which is then renamed. An adapter that
     is there already is replaced; a folder that holds anything else is refused. Raises TipminiError
-    when that is so or the disk does not take it; what was there before is then unharmed.
+    when that is so, for settings or numbers that could not be read again, and when the disk does
+    not take it; what was there before is then unharmed.
     """
     with naming(path / WEIGHTS):
         refuse_non_finite(tensors)
-    path = Path(os.path.realpath(path))  # a loop of links is then refused like any other file
+    refuse(path / CONFIG, config_problems(config))
+    refuse_taken(path)
+    path = Path(os.path.realpath(path))  # what a link names, not the link, is replaced
     try:
-        _refuse_foreign_files(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as staging:
             new = Path(staging) / "new"
@@ -56,12 +59,17 @@ def _write_files(
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _refuse_foreign_files(path: Path) -> None:
-    if not path.is_dir():
-        return
-    ours = {CONFIG, WEIGHTS} | ({CARD} if is_our_card(path / CARD) else set())
-    foreign = sorted({file.name for file in path.iterdir()} - ours)
-    if foreign:
+def refuse_taken(path: Path) -> None:
+    """Raise TipminiError unless `path` is new, empty, or holds an adapter and nothing else."""
+    path = Path(os.path.realpath(path))  # a loop of links is then refused like any other file
+    try:
+        if os.path.lexists(path) and not path.is_dir():
+            raise TipminiError(f"{path}: cannot be written (not a folder); choose another")
+        found = {file.name for file in path.iterdir()} if path.is_dir() else set()
+        ours = {CONFIG, WEIGHTS} | ({CARD} if is_our_card(path / CARD) else set())
+    except OSError as error:
+        raise TipminiError(f"{path}: cannot be written ({one_line(error)})") from None
+    if foreign := sorted(found - ours):
         raise TipminiError(f"{path}: also holds {', '.join(foreign)}; choose another folder")
 
 

@@ -36,7 +36,7 @@ def row_mask(score: Tensor, sparsity: float) -> Tensor:
     score is (d, k); the mask is a (d, k) bool tensor. Among equal scores the lower index goes
     first. Rows are the comparison group, as in Wanda's release. Give the sparsity in double
     precision: the 0.7 of float32 lies below 0.7 and takes 6 of 10. Raises TipminiError for a
-    sparsity outside [0, 1] and for NaN scores, which have no order.
+    sparsity outside [0, 1], another shape, and NaN scores, which have no order.
     """
     if not 0 <= sparsity <= 1:
         raise TipminiError(f"sparsity must lie in [0, 1], got {float(sparsity)}")
@@ -45,6 +45,8 @@ def row_mask(score: Tensor, sparsity: float) -> Tensor:
 
 def count_mask(score: Tensor, count: int) -> Tensor:
     """`row_mask` of a number instead of a share: False at the `count` lowest of each row."""
+    if score.ndim != 2:
+        raise TipminiError(f"scores must be (d, k), got {tuple(score.shape)}")
     if score.isnan().any():
         raise TipminiError("scores contain NaN; check the weight and the input norms")
     mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
@@ -101,7 +103,7 @@ def prune_scored(weight: Tensor, input_norm: Tensor, sparsity: float) -> Tensor:
 
     weight is (d, k), input_norm (k,); the result is a new (d, k) tensor of the weight's dtype.
     """
-    pruned = torch.empty_like(weight)
-    for rows, out in zip(weight.split(CHUNK), pruned.split(CHUNK), strict=True):
-        out.copy_(prune_rows(rows, wanda_score(rows, input_norm), sparsity))
-    return pruned
+    keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    for rows, part in zip(weight.split(CHUNK), keep.split(CHUNK), strict=True):
+        part.copy_(row_mask(wanda_score(rows, input_norm), sparsity))
+    return torch.where(keep, weight, 0)  # in one piece: gradients can't pass a tensor filled so

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,9 +49,9 @@ def save_merged(
     """
     for module in update:
         base.locate(module)
-    out = Path(out).resolve()
+    refuse_taken(Path(out), base.size)
+    out = Path(os.path.realpath(out))  # what a link names, not the link, is replaced
     try:
-        refuse_taken(out, base.size)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
             new = Path(staging) / "new"
@@ -64,10 +65,14 @@ def save_merged(
 
 def refuse_taken(out: Path, needed: int) -> None:
     """Raise TipminiError unless `out` is new or empty and its disk has the bytes."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise TipminiError(f"{out}: is there already; choose a new folder")
-    there = next(folder for folder in out.resolve().parents if folder.is_dir())
-    if (free := shutil.disk_usage(there).free) < needed:
+    real = Path(os.path.realpath(out))
+    try:
+        if any(real.iterdir()) if real.is_dir() else os.path.lexists(real):
+            raise TipminiError(f"{out}: is there already; choose a new folder")
+        free = shutil.disk_usage(next(above for above in real.parents if above.is_dir())).free
+    except OSError as error:
+        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+    if free < needed:
         raise TipminiError(f"{out}: needs {needed:,} bytes, the disk has {free:,} left")
 
 

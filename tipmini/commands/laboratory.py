@@ -1,15 +1,20 @@
 """The commands that run models, measure, train and build the book; they import what they need."""
 
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tipmini.adapter import load_adapter
 from tipmini.calibration import STATISTICS
 from tipmini.commands.arguments import AsJson, Base, Profile, Tasks, complete_task
-from tipmini.errors import require
+from tipmini.errors import TipminiError, require
+from tipmini.peft_folder import read_settings, weights_file
+from tipmini.strict import one_line
 
 
 def calibrate(
@@ -22,7 +27,7 @@ def calibrate(
     ] = "wanda",
     base: Base = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="default `adapters/TASK`")] = None,
-    rows: Annotated[int, typer.Option(help="train rows")] = 128,
+    rows: Annotated[int, typer.Option(min=1, help="train rows")] = 128,
 ) -> None:
     """Measure what a merge needs to know of an adapter's inputs, on a task's own train rows.
 
@@ -31,8 +36,11 @@ def calibrate(
     from tipmini.lab.experiments import save_tensors
 
     require("statistic", statistic, STATISTICS)
-    own = str((adapter or Path("adapters") / task).resolve())
-    lab = _lab(base, adapters=own, calibration_rows=rows)
+    own = os.path.realpath(adapter or Path("adapters") / task)
+    load_adapter(own)  # before the model: refused is what no merge would take
+    _refuse_unwritable(out)
+    place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
+    lab = _lab(base, adapters=place, calibration_rows=rows)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     save_tensors(lab.calibrate(task, statistic=statistic), out, facts)
     what = "Gram matrices" if statistic == "gram" else "input norms"
@@ -46,13 +54,18 @@ def evaluate(
     ],
     base: Base = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="PEFT folder; none: the base alone")] = None,
-    limit: Annotated[int | None, typer.Option(help="rows a task; all by default")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="rows a task; all by default")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, with or without an adapter, on tasks."""
     from tipmini.lab import results
 
+    if adapter:
+        read_settings(adapter)  # before the model
+        weights_file(adapter)
+    if out:
+        _refuse_unwritable(out)
     lab = _lab(base, evaluation_rows=limit)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
@@ -96,6 +109,18 @@ def _lab(base: str, **settings: object):
 
     made = {"name": "command line", "description": "one command", "results": "_build/results/cli"}
     return Lab(Profile(**made, model=base, **settings))
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Raise TipminiError, before the long part, for a file that can't be written after it."""
+    try:
+        if out.is_dir():
+            raise TipminiError(f"{out}: a folder; name a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
 
 
 def _show(cell, as_json: bool) -> None:

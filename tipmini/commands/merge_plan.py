@@ -7,8 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from tipmini.commands.merge_request import Request
-from tipmini.commands.merge_run import Inputs, describe, measured_update, merged_adapter
-from tipmini.weights import refuse_taken
+from tipmini.commands.merge_run import (
+    Inputs,
+    describe,
+    measured_update,
+    merged_adapter,
+    refuse_out,
+)
 
 DISK = 300e6  # bytes a second, read or written; an ordinary SSD does more
 COPIES = 3  # of what is written: an adapter, its copy and bytes; a base tensor, sum and rounded
@@ -29,8 +34,7 @@ def reckon(request: Request, inputs: Inputs) -> dict[str, object]:
     """
     kinds = _kinds(inputs)
     size = inputs.base.size if inputs.base else 0
-    if inputs.base:
-        refuse_taken(request.out, size)
+    refuse_out(request, inputs)
     _try(request, inputs, next(iter(kinds.values()))[0])  # warms up: imports, caches
     trials = {kind: _try(request, inputs, modules[0]) for kind, modules in kinds.items()}
     seconds = sum(trials[kind].seconds * len(modules) for kind, modules in kinds.items())

@@ -1,7 +1,7 @@
 """What one `tipmini merge` is asked to do: flags and a YAML file, checked and typed."""
 
 import inspect
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ import yaml
 
 import tipmini as tm
 from tipmini.commands.arguments import nearest
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, is_finite
+from tipmini.strict import one_line, shown
 
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
 NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
@@ -60,10 +61,10 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
 
 def _read(file: Path) -> dict[str, object]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise TipminiError(f"{file}: not a readable YAML file ({line})") from None
+        content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader)
+    # ValueError: also of what YAML takes for a date.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise TipminiError(f"{file}: not a readable YAML file ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise TipminiError(f"{file}: must hold merge's arguments as `name: value` lines")
     # YAML 1.1 reads the bare word on as true, also where it is a key.
@@ -75,6 +76,16 @@ def _read(file: Path) -> dict[str, object]:
             raise TipminiError(f"{file}: merge has no argument {key!r}{hint}")
     # An empty argument is one not given; an empty option says None, e.g. of rescale.
     return {k: value for k, value in content.items() if value is not None or k not in ARGUMENTS}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a name that stands there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            raise ValueError(f"a name stands there twice{node.start_mark}")
+        return found
 
 
 def _of_another_method(key: object) -> bool:
@@ -141,7 +152,7 @@ def _paths(name: str, value: object) -> list[Path] | None:
     if value is None:
         return None
     values = [value] if isinstance(value, str | Path) else value
-    if not (isinstance(values, list) and all(isinstance(v, str | Path) for v in values)):
+    if not (isinstance(values, list) and all(map(_is_path, values))):
         raise TipminiError(f"{name} must be a list of paths, got {value!r}")
     return [Path(v) for v in values]
 
@@ -149,9 +160,13 @@ def _paths(name: str, value: object) -> list[Path] | None:
 def _path(name: str, value: object, *, needed: bool = True) -> Path | None:
     if value is None and not needed:
         return None
-    if not isinstance(value, str | Path) or not str(value):
+    if not _is_path(value) or not str(value):
         raise TipminiError(f"--{name} must be a folder, got {value!r}")
     return Path(value)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | Path) and "\0" not in str(value)
 
 
 def _name(name: str, value: object) -> str | None:
@@ -166,8 +181,8 @@ def _weights(value: object) -> str | list[float]:
             raise TipminiError(f"weights must be numbers, sum, mean or sqrt, got {value!r}")
         return value
     numbers = value if isinstance(value, list) else [value]
-    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-        raise TipminiError(f"weights must be finite numbers, sum, mean or sqrt, got {value!r}")
+    if not all(map(is_finite, numbers)):
+        raise TipminiError(f"weights must be finite numbers, sum, mean or sqrt, got {shown(value)}")
     return [float(n) for n in numbers]
 
 
@@ -188,8 +203,12 @@ def _check(request: Request) -> None:
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
         raise TipminiError("rank cuts a merged adapter; with --into a delta is added whole")
     for source in [*request.adapters, *([request.into] if request.into else [])]:
-        if source.resolve() in (request.out.resolve(), *request.out.resolve().parents):
+        if _real(request.out).is_relative_to(_real(source)):
             raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike resolve, which raises for a loop of links
 
 
 def _check_counts(request: Request) -> None:

@@ -8,16 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tipmini as tm
+from tipmini import weights
 from tipmini.base_folder import BaseFolder, open_base
 from tipmini.bases import common_base
 from tipmini.commands.merge_request import Request
 from tipmini.fidelity import Fidelity
 from tipmini.model_card import CardInput, model_card
 from tipmini.peft_folder import weights_sha256
+from tipmini.peft_write import refuse_taken
 from tipmini.summation import Part
 from tipmini.tensor_file import TensorFile
 from tipmini.tip import Reading, layer_names, sparsities_of
-from tipmini.weights import save_merged
 
 Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
 
@@ -62,21 +63,28 @@ def _tensor_files(paths: list[Path] | None) -> list[Mapping] | None:
 def run(request: Request, inputs: Inputs, progress: Progress) -> dict[str, object]:
     """Merge and write; returns what there is to tell of it."""
     start = time.perf_counter()
+    refuse_out(request, inputs)
     if inputs.base:
         fidelity = measured_update(request, inputs)
         step = partial(progress, what="merging", unit="tensor")
-        save_merged(inputs.base, fidelity, request.out, progress=step)
+        weights.save_merged(inputs.base, fidelity, request.out, progress=step)
     else:
         merged, fidelity = merged_adapter(request, inputs, progress)
         merged.save(request.out, card=_card(request, inputs, merged, fidelity))
     return _told(request, inputs, fidelity) | {"seconds": time.perf_counter() - start}
 
 
+def refuse_out(request: Request, inputs: Inputs) -> None:
+    """Raise TipminiError, before the long part, for a folder that the result can't go into."""
+    if inputs.base:
+        weights.refuse_taken(request.out, inputs.base.size)
+    else:
+        refuse_taken(request.out)
+
+
 def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fidelity) -> str:
     """The README.md of the merged adapter."""
-    names = [path.name or str(path) for path in request.adapters]
-    if len(set(names)) < len(names):  # folders of one name
-        names = [str(path) for path in request.adapters]
+    names = _names(request.adapters)
     parts, _ = _exact_sum(request, inputs)
     used = zip(names, request.adapters, parts, strict=True)
     return model_card(
@@ -90,6 +98,14 @@ def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fi
         sparsity=_sparsities(request, inputs, names),
         fidelity=fidelity.layers() if request.options.get("layer", "block") == "block" else None,
     )
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The folders' own names; where two have the same one their paths, numbered for one twice."""
+    own = [path.name or str(path) for path in paths]
+    whole = [str(path) for path in paths]
+    numbered = [f"{name} ({place})" for place, name in enumerate(whole, 1)]
+    return next(names for names in (own, whole, numbered) if len(set(names)) == len(names))
 
 
 def _sparsities(
