@@ -102,15 +102,20 @@ def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Score
     }
 
 
-def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
+def _weight_and_norm(
+    adapter: LoraAdapter, norms: Norms, module: str, name: str
+) -> tuple[Tensor, Tensor]:
     tensor = tip_tensor(adapter.factors[module], name)
-    return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
+    return tensor, input_norm(norms, module, name, tensor.shape[1])
+
+
+def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
+    return wanda_score(*_weight_and_norm(adapter, norms, module, name))
 
 
 def _rows(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Iterator[Tensor]:
     """`_score` in chunks of rows: those of a large delta are never held whole."""
-    tensor = tip_tensor(adapter.factors[module], name)
-    norm = input_norm(norms, module, name, tensor.shape[1])
+    tensor, norm = _weight_and_norm(adapter, norms, module, name)
     chunks = tensor.split(whole_pieces(tensor.shape[1], CHUNK))
     return (wanda_score(rows, norm) for rows in chunks)
 
