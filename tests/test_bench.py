@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+from labs import llama
 
 import tipmini as tm
 from tipmini.lab import paths, show
-from tipmini.lab.bench import merging, shapes, stored, timing
+from tipmini.lab.bench import calibration, evaluation, merging, shapes, stored, timing
 
 ADAPTERS = {str(i): shapes.random_adapter(i, blocks=1, size=96) for i in range(3)}
 NORMS = {name: shapes.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
@@ -34,6 +35,44 @@ def test_peft_merges_the_very_adapters_in_the_same_precision():
         theirs = layer.lora_A["merged"].weight, layer.lora_B["merged"].weight
         ours = merged.factors[name].a, merged.factors[name].b
         assert all(torch.equal(p, o) for p, o in zip(theirs, ours, strict=True))
+
+
+def test_wandas_procedure_and_one_pass_measure_the_same_norms():
+    model, rows = llama(vocabulary=64), [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+    theirs = calibration.wandas_norms(model, rows)
+    ours = tm.calibrate(model, [{"input_ids": torch.tensor([row])} for row in rows], theirs)
+    assert len(theirs) == 7 * model.config.num_hidden_layers
+    for name, norm in theirs.items():
+        torch.testing.assert_close(ours[name], norm, rtol=1e-4, atol=1e-6)
+
+
+def test_every_token_that_a_model_computes_is_counted():
+    model = llama(vocabulary=64)
+    with evaluation.counted(model) as counter:
+        model(torch.zeros(2, 5, dtype=torch.long))
+        model(torch.zeros(1, 3, dtype=torch.long))
+    assert (counter.tokens, counter.passes) == (13, 2)
+
+
+LONG_IS_BEST = {
+    "arguments": [("Q", " a"), ("Q", " abcd")],
+    "filtered_resps": [(-2.0, False), (-3.0, False)],
+}
+
+
+@pytest.mark.parametrize(("task", "best"), [("boolq", 0), ("piqa", 1)])
+def test_a_prediction_is_the_choice_that_the_metric_takes(task, best):
+    assert evaluation.prediction(LONG_IS_BEST, task) == best
+
+
+def test_a_prediction_of_coqa_is_its_first_line():
+    said = {"filtered_resps": ["\n the cat \nQ: and then"]}
+    assert evaluation.prediction(said, "coqa") == "the cat "
+
+
+@pytest.mark.parametrize(("values", "tie"), [((-3.0, -3.0001, -9.0), True), ((-3.0, -3.1), False)])
+def test_a_tie_is_what_rounding_can_turn(values, tie):
+    assert evaluation.tied(values) == tie
 
 
 def test_peak_memory_is_what_was_held_at_once():

@@ -1,6 +1,7 @@
 """The laboratory on a tiny random model and tiny adapters: what is measured again, and when."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -163,36 +164,36 @@ def test_a_kill_while_measuring_leaves_what_was_stored(profile, monkeypatch):
 # The base and what is put on it ---------------------------------------------------------------
 
 
-def state(module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_base_is_bare_again(profile, place, fails):
-    lab = Lab(profile)
-    before, tokens = state(lab.base), torch.arange(20)[None]
+def test_the_base_computes_as_before(profile, place, fails):
+    lab, tokens = Lab(profile), torch.arange(20)[None]
     bare = lab.base(tokens).logits
     try:
-        with lab.with_adapter(place / "adapters" / "rte") as peft:
+        with lab.lm.resident.wearing(place / "adapters" / "rte") as peft:
             assert not torch.allclose(peft(tokens).logits, bare, atol=1e-2)
             if fails:
                 raise KeyError("inside")
     except KeyError:
         assert fails
-    after = state(lab.base)
-    assert list(after) == list(before)
-    assert all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(lab.base(tokens).logits, bare)
 
 
 def test_one_adapter_does_not_remain_under_the_next(profile, place):
     lab, tokens = Lab(profile), torch.arange(20)[None]
-    with lab.with_adapter(place / "adapters" / "openbookqa"):
+    with lab.lm.resident.wearing(place / "adapters" / "openbookqa"):
         pass
-    with lab.with_adapter(place / "adapters" / "rte") as peft:
+    with lab.lm.resident.wearing(place / "adapters" / "rte") as peft:
         found = peft(tokens).logits
-    with Lab(profile).with_adapter(place / "adapters" / "rte") as peft:
+    with Lab(profile).lm.resident.wearing(place / "adapters" / "rte") as peft:
         assert torch.equal(found, peft(tokens).logits)
+
+
+def test_an_adapter_is_read_once_and_again_when_its_factors_change(profile, place, tmp_path):
+    resident, folder = Lab(profile).lm.resident, tmp_path / "adapter"
+    for source, known in (("rte", 1), ("rte", 1), ("openbookqa", 2), ("rte", 2)):
+        shutil.copytree(place / "adapters" / source, folder, dirs_exist_ok=True)
+        with resident.wearing(folder) as peft:
+            assert len(resident.known) == len(peft.peft_config) == known
 
 
 # Merging --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from labs import llama
 
 from tipmini.lab import evaluation, objective, tasks
+from tipmini.lab import model as model_module
 from tipmini.lab.model import HeadLogprobs, target_logprobs
 from tipmini.lab.objective import Example
 from tipmini.lab.packing import collate, pack
@@ -168,7 +169,7 @@ def test_a_temperature_divides_the_scores():
 
 
 def test_head_logprobs_and_their_gradient_against_autograd(monkeypatch):
-    monkeypatch.setattr(HeadLogprobs, "CHUNK", 3)  # five rows: a whole chunk and a part
+    monkeypatch.setattr(model_module, "CHUNK", 3)  # five rows: a whole chunk and a part
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(11, 4, generator=generator, dtype=torch.float64).float()
     hidden = torch.randn(5, 4, generator=generator).requires_grad_()

@@ -1,13 +1,16 @@
 """Packed rows against one row a choice, run alone through the plain model."""
 
+import functools
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labs import llama
 
-from tipmini.lab.model import target_logits, target_logprobs
-from tipmini.lab.packing import batches, collate, pack
+from tipmini.lab.model import scored_targets, target_logprobs
+from tipmini.lab.packing import batches, collate, flatten, pack, pack_requests, runs, together
 
 tokens = st.integers(0, 63)
 questions = st.lists(
@@ -33,11 +36,18 @@ def alone(model, context: list[int], choice: list[int]) -> list[float]:
     return [logits[start + i, token].item() for i, token in enumerate(choice)]
 
 
+LAYOUTS = {
+    "padded": collate,
+    "padded to eights": functools.partial(collate, multiple=8),
+    "one after the other": flatten,
+}
+
+
 @torch.no_grad()
-def packed(model, group, multiple: int = 1) -> dict[tuple[int, int], list[float]]:
+def packed(model, group, lay) -> dict[tuple[int, int], list[float]]:
     """(row, choice) -> log-probability of each of its tokens."""
-    batch = collate([pack(*question) for question in group], multiple)
-    logp = target_logprobs(target_logits(model, batch), batch.targets)
+    batch = lay([pack(*question) for question in group])
+    logp, _ = scored_targets(model, batch)
     found: dict[tuple[int, int], list[float]] = {}
     places = zip(batch.rows.tolist(), batch.owners.tolist(), strict=True)
     for place, value in zip(places, logp.tolist(), strict=True):
@@ -56,48 +66,71 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("lay", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("group", TABLE.values(), ids=TABLE)
-def test_choices_score_as_if_alone(model, group, multiple):
-    found = packed(model, group, multiple)
+def test_choices_score_as_if_alone(model, group, lay):
+    found = packed(model, group, lay)
     for row, (context, choices) in enumerate(group):
         for owner, choice in enumerate(choices):
             assert found[row, owner] == pytest.approx(alone(model, context, choice), abs=1e-4)
 
 
 @settings(max_examples=15)
-@given(questions)
-def test_choices_score_as_if_alone_whatever_the_batch(group):
+@given(questions, st.sampled_from(list(LAYOUTS.values())))
+def test_choices_score_as_if_alone_whatever_the_batch(group, lay):
     model = llama(vocabulary=64, length=64)
-    found = packed(model, group)
+    found = packed(model, group, lay)
     assert set(found) == {(r, o) for r, (_, cs) in enumerate(group) for o in range(len(cs))}
     for (row, owner), values in found.items():
         context, choices = group[row]
         assert values == pytest.approx(alone(model, context, choices[owner]), abs=1e-4)
 
 
-@given(questions)
-def test_a_row_holds_its_context_once(group):
-    """And of each choice all tokens but the last, which is only ever predicted."""
-    for context, choices in group:
-        row = pack(context, choices)
-        assert len(row) == len(context) + sum(len(choice) - 1 for choice in choices)
-        assert [row.tokens[i] for i, s in enumerate(row.segments) if s == 0] == context
-        for owner, choice in enumerate(choices):
-            own = [i for i, s in enumerate(row.segments) if s == owner + 1]
-            assert [row.tokens[i] for i in own] == choice[:-1]
-            assert [row.positions[i] for i in own] == [len(context) + k for k in range(len(own))]
-            targets = zip(row.targets, row.owners, strict=True)
-            assert [token for token, o in targets if o == owner] == choice
+def paths(row) -> list[list[int]]:
+    """For every token the indices of all before it in its request, and its own."""
+    found: list[list[int]] = []
+    for index, parent in enumerate(row.parents):
+        found.append([*(found[parent] if parent >= 0 else []), index])
+    return found
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 2), min_size=1, max_size=6),
+        st.lists(st.integers(0, 2), min_size=1, max_size=4),
+    ),
+    max_size=8,
+)
+
+
+@given(requests)
+def test_every_beginning_stands_once(group):
+    """A continuation's last token is only ever predicted."""
+    row = pack_requests(group)
+    read = [(*context, *continuation[:-1]) for context, continuation in group]
+    beginnings = {sequence[: end + 1] for sequence in read for end in range(len(sequence))}
+    found = [tuple(row.tokens[i] for i in path) for path in paths(row)]
+    assert len(found) == len(row) and set(found) == beginnings and len(set(found)) == len(found)
+    assert row.positions == [len(path) - 1 for path in found]
+
+
+@given(requests)
+def test_every_token_of_a_continuation_is_predicted_from_what_is_before_it(group):
+    row = pack_requests(group)
+    found = [tuple(row.tokens[i] for i in path) for path in paths(row)]
+    scored = list(zip(row.owners, (found[i] for i in row.reads), row.targets, strict=True))
+    expected = [
+        (owner, (*context, *continuation[:end]), token)
+        for owner, (context, continuation) in enumerate(group)
+        for end, token in enumerate(continuation)
+    ]
+    assert scored == expected
 
 
 def slow_mask(row, length: int) -> list[list[bool]]:
-    """Which position sees which, said plainly."""
-    segments = row.segments + [-1] * (length - len(row))
-    return [
-        [key <= query and segments[key] in (0, segments[query]) for key in range(length)]
-        for query in range(length)
-    ]
+    """Which position sees which, said plainly; padding sees itself alone."""
+    seen = paths(row) + [[index] for index in range(len(row), length)]
+    return [[key in keys for key in range(length)] for keys in seen]
 
 
 @given(questions, st.sampled_from([1, 4, 8]))
@@ -115,8 +148,29 @@ def test_the_batch_is_what_its_rows_say(group, multiple):
         assert batch.owners[here].tolist() == row.owners
         if batch.mask is not None:
             assert batch.mask[i, 0].tolist() == slow_mask(row, length)
-    only_single = all(len(choice) == 1 for _, choices in group for choice in choices)
-    assert (batch.mask is None) == only_single
+    chain = all(paths(row)[-1] == list(range(len(row))) for row in rows)
+    assert (batch.mask is None) == chain
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), max_size=12), st.integers(1, 40)
+)
+def test_contexts_are_together_where_half_of_them_is_common(contexts, limit):
+    groups = together(contexts, limit)
+    assert sorted(i for group in groups for i in group) == list(range(len(contexts)))
+    for group in groups:
+        own = [contexts[i] for i in group]
+        assert own == sorted(own)
+        for one, other in itertools.pairwise(own):
+            assert one[: -(-len(other) // 2)] == other[: -(-len(other) // 2)]
+        assert len(own) == 1 or len(pack_requests([(c, [0]) for c in own])) <= limit
+
+
+def test_a_long_passage_is_read_once():
+    passage = list(range(30))
+    asked = [[*passage, 40], [50, 51], [*passage, 41, 42]]
+    assert together(asked, limit=100) == [[0, 2], [1]]
+    assert together(asked, limit=32) == [[0], [2], [1]]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
@@ -133,6 +187,31 @@ def test_batches_hold_every_row_once_and_fit(lengths, limit):
 def test_batches_are_as_full_as_they_can_be():
     """4 and 3 share a batch, the 1 would be mostly padding there."""
     assert batches([4, 5, 5, 3, 1], 12) == [[1, 2], [0, 3], [4]]
+
+
+@given(questions)
+def test_flat_rows_stand_one_after_the_other(group):
+    rows = [pack(*question) for question in group]
+    flat = flatten(rows)
+    assert len(flat.tokens) == sum(map(len, rows)) == flat.spans[-1][1]
+    for i, (row, (start, stop), mask) in enumerate(zip(rows, flat.spans, flat.masks, strict=True)):
+        assert flat.tokens[start:stop].tolist() == row.tokens
+        assert flat.positions[start:stop].tolist() == row.positions
+        assert (flat.reads[flat.rows == i] - start).tolist() == row.reads
+        assert mask is None or mask.tolist() == slow_mask(row, len(row))
+        assert (mask is None) == (not row.branches)
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+def test_runs_hold_every_row_once_and_fit(lengths, limit):
+    parts = runs(lengths, limit)
+    flat = [lengths[i] for part in parts for i in part]
+    assert flat == sorted(lengths, reverse=True)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or sum(lengths[i] for i in part) <= limit
+    for part, after in itertools.pairwise(parts):
+        assert sum(lengths[i] for i in part) + lengths[after[0]] > limit
 
 
 def test_target_logprobs_against_log_softmax():

@@ -139,7 +139,8 @@ class _InputSums:
         if self.statistic == "gram":
             rows = x[self.mask.to(x.device)].double()  # (tokens, k)
             return rows.T @ rows
-        squares = x.masked_fill(~self.mask[..., None].to(x.device), 0).square().sum(1)  # (B, k)
+        weights = self.mask[:, None].to(x)  # (B, 1, T), 0 at padding: a product sums fastest
+        squares = (weights @ x.square())[:, 0]  # (B, k)
         by_sequence = squares.sqrt() if self.statistic == "mean_l2" else squares
         return by_sequence.sum(0, dtype=torch.float64)
 

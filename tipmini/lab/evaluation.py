@@ -2,17 +2,28 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
 from torch import nn
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tipmini.lab.model import load_base, load_tokenizer, target_logits, target_logprobs
-from tipmini.lab.packing import batches, collate, pack
+from tipmini.lab import llama
+from tipmini.lab.model import load_base, load_tokenizer, scored_targets
+from tipmini.lab.packing import (
+    Row,
+    batches,
+    collate,
+    flatten,
+    pack_requests,
+    runs,
+    together,
+)
+from tipmini.lab.resident import Resident
 
 MAX_GENERATED = 256  # lm-eval's own default
 
@@ -40,8 +51,9 @@ class PackedLM(TemplateLM):
     Parameters
     ----------
     pretrained : a folder, a hub id, or a loaded model (then with its `tokenizer`)
-    adapter : a PEFT folder
+    adapter : a PEFT folder; `adapter` can be set to another one, or None, at any time
     tokens : padded tokens of one forward pass
+    dtype : "auto" takes bfloat16 where its products are measured to be faster than float32's
     first_line : stop generating after the first line that is not empty. CoQA's scoring reads
         nothing else, so its numbers do not change.
     answer_tokens : the most tokens to generate where the task itself sets no limit
@@ -50,10 +62,10 @@ class PackedLM(TemplateLM):
     def __init__(
         self,
         pretrained,
-        adapter: str | None = None,
+        adapter: Path | str | None = None,
         tokenizer=None,
         tokens: int = 2048,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         device: str = "cpu",
         first_line: bool = False,
         answer_tokens: int = MAX_GENERATED,
@@ -63,13 +75,12 @@ class PackedLM(TemplateLM):
         super().__init__()
         loaded = isinstance(pretrained, nn.Module)
         self.model = pretrained if loaded else load_base(pretrained, dtype, device)
+        self.resident, self.adapter = Resident(self.model), adapter
+        self.flat = llama.supports(self.model)
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
-        if adapter:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, adapter).get_base_model().eval()
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
+        self.needed = 0  # tokens read and written so far, padding and what was finished left out
 
     @property
     def eot_token_id(self) -> int:
@@ -90,34 +101,48 @@ class PackedLM(TemplateLM):
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return self.tokenizer.encode(string, **given)
 
-    @torch.inference_mode()
+    def get_model_info(self) -> dict:
+        """What lm-eval notes beside the results."""
+        return {
+            "model_dtype": str(self.model.dtype),
+            "model_device": str(self.model.device),
+            "model_num_parameters": self.model.num_parameters(),
+            "adapter": self.adapter and str(self.adapter),
+        }
+
+    @torch.no_grad()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
-        """Requests with the same context are the choices of one row."""
-        groups: dict[tuple, list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            # A continuation's last token is predicted, never read.
-            context = context[-(self.max_length + 1 - len(continuation)) :]
-            groups.setdefault(tuple(context), []).append(number)
-        members = list(groups.values())
-        rows = [pack(context, [requests[i][2] for i in g]) for context, g in groups.items()]
+        """Requests whose contexts begin alike share a row."""
+        pairs = [(self._cut(context, len(asked)), asked) for _, context, asked in requests]
+        asking: dict[tuple, list[int]] = {}
+        for number, (context, _) in enumerate(pairs):
+            asking.setdefault(context, []).append(number)
+        contexts = list(asking)
+        groups = together(contexts, self.tokens // 2)
+        members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
+        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
         answers: list = [None] * len(requests)
-        parts = batches([len(row) for row in rows], self.tokens)
-        for part in _progress(parts, rows, disable_tqdm):
-            for row, owner, logp, greedy in self._score([rows[i] for i in part]):
-                answers[members[part[row]][owner]] = (logp, greedy)
+        group = runs if self.flat else batches
+        parts = group([len(row) for row in rows], self.tokens)
+        with self.resident.wearing(self.adapter):
+            for part in _progress(parts, rows, disable_tqdm):
+                for row, owner, logp, greedy in self._score([rows[i] for i in part]):
+                    answers[members[part[row]][owner]] = (logp, greedy)
         return answers
 
-    def _score(self, rows):
-        """(row, choice, log-likelihood, greedy) of every choice of a batch."""
-        batch = collate(rows)
-        logits = target_logits(self.model, batch).cpu()
-        logp = target_logprobs(logits, batch.targets)
-        wrong = (logits.argmax(-1) != batch.targets).float()
+    def _cut(self, context: Sequence[int], continuation: int) -> tuple[int, ...]:
+        """The end of a context that fits; a continuation's last token is predicted, never read."""
+        return tuple(context[-(self.max_length + 1 - continuation) :])
+
+    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
+        """(row, request, log-likelihood, greedy) of every request of a batch."""
+        batch = flatten(rows) if self.flat else collate(rows)
+        self.needed += sum(map(len, rows))
+        logp, greedy = scored_targets(self.model, batch)
         width = int(batch.owners.max()) + 1
         cell = batch.rows * width + batch.owners
-        total = torch.zeros(len(rows) * width, dtype=torch.float64)
-        misses = torch.zeros(len(rows) * width).index_add(0, cell, wrong)
-        total.index_add_(0, cell, logp.double())
+        total = torch.zeros(len(rows) * width, dtype=torch.float64).index_add(0, cell, logp)
+        misses = torch.zeros(len(rows) * width).index_add(0, cell, (~greedy).float())
         for index in cell.unique().tolist():
             yield *divmod(index, width), total[index].item(), misses[index].item() == 0
 
@@ -135,17 +160,18 @@ class PackedLM(TemplateLM):
             results.append(sum(scored))
         return results
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy; sequences of similar length together; each ends at its own stop string."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers = [""] * len(requests)
         parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
         groups = [g for part in parts for g in _same_settings(part, requests)]
-        for group in _progress(groups, prompts, disable_tqdm):
-            texts = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
-            for i, text in zip(group, texts, strict=True):
-                answers[i] = text
+        with self.resident.wearing(self.adapter):
+            for group in _progress(groups, prompts, disable_tqdm):
+                texts = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
+                for i, text in zip(group, texts, strict=True):
+                    answers[i] = text
         return answers
 
     def _generate(self, prompts: list[list[int]], settings: dict) -> list[str]:
@@ -167,7 +193,9 @@ class PackedLM(TemplateLM):
                 [Stop(self.tokenizer, longest, until, self.first_line)]
             ),
         )
-        texts = self.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+        said = out[:, longest:]
+        self.needed += sum(map(len, prompts)) + int((said != pad).sum())
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
 
 
@@ -190,12 +218,16 @@ def _progress(parts: list[list[int]], rows: Sequence, disable: bool):
             bar.update(sum(len(rows[i]) for i in part))
 
 
-def evaluate(lm: PackedLM, task, metric: str) -> list[float]:
-    """One value a row of `task`'s evaluation split, in the split's order."""
+def samples(lm: LM, task) -> list[dict]:
+    """What lm-eval notes of every row of `task`'s evaluation split, in the split's order."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = task.config.task
     found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-    return [float(sample[metric]) for sample in samples]
+    return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+
+
+def evaluate(lm: LM, task, metric: str) -> list[float]:
+    """One value a row of `task`'s evaluation split, in the split's order."""
+    return [float(sample[metric]) for sample in samples(lm, task)]

@@ -4,8 +4,6 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +14,18 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini import calibration
-from tipmini.lab import assets, evaluation, model, packing, paths, results, tasks
+from tipmini.lab import (
+    assets,
+    attention,
+    evaluation,
+    llama,
+    model,
+    packing,
+    paths,
+    resident,
+    results,
+    tasks,
+)
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
@@ -25,11 +34,19 @@ METHODS = ("base", "single", "linear", "dare", "tip")
 MERGES = METHODS[2:]
 
 EVALUATION_CODE = (
-    packing.pack,
+    packing.Row,
+    packing.pack_requests,
+    packing.together,
+    packing.flatten,
+    packing.runs,
     packing.collate,
     packing.batches,
-    model.target_logits,
+    attention,
+    llama,
+    model.target_hidden,
+    model.scored_targets,
     model.target_logprobs,
+    resident.Resident,
     evaluation.PackedLM,
     evaluation.Stop,
     evaluation.evaluate,
@@ -71,9 +88,20 @@ class Lab:
 
     @cached_property
     def base(self) -> nn.Module:
-        """The base model, loaded once; adapters come and go on it."""
+        """The base model, loaded once."""
         model.keep_memory()
         return model.load_base(self.model_path, self.profile.dtype, self.profile.device)
+
+    @cached_property
+    def lm(self) -> evaluation.PackedLM:
+        """The base model as lm-eval sees it; adapters come and go on it."""
+        return evaluation.PackedLM(
+            self.base,
+            tokenizer=self.tokenizer,
+            tokens=self.profile.tokens,
+            first_line=True,
+            answer_tokens=self.profile.answer_tokens,
+        )
 
     def adapter_path(self, task: str) -> Path:
         """The folder of a task's own adapter; fetched first where it is on the hub."""
@@ -90,20 +118,6 @@ class Lab:
 
     def task(self, name: str, train: int = 0):
         return tasks.load(name, self.profile.rows(name), train, self.profile.data)
-
-    @contextmanager
-    def with_adapter(self, folder: Path | None) -> Iterator[nn.Module]:
-        """The base model with a PEFT folder on it, or as it is; afterwards it is bare again."""
-        if folder is None:
-            yield self.base
-            return
-        from peft import PeftModel
-
-        peft = PeftModel.from_pretrained(self.base, folder)
-        try:
-            yield peft
-        finally:
-            peft.unload()
 
     # Calibrate ------------------------------------------------------------------------------
 
@@ -139,15 +153,20 @@ class Lab:
         from tqdm import tqdm
 
         texts = texts or self.calibration_texts(task)
-        encoded = self.tokenizer(texts)["input_ids"]
-        parts = packing.batches([len(tokens) for tokens in encoded], self.profile.tokens)
-        padded = [
-            self.tokenizer.pad({"input_ids": [encoded[i] for i in p]}, return_tensors="pt")
-            for p in parts
+        batches = self.padded(self.tokenizer(texts)["input_ids"])
+        bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
+        with self.lm.resident.wearing(self.adapter_path(task)) as peft:
+            return tm.calibrate_adapter(
+                peft, batches, peft.active_adapter, statistic=statistic, progress=bar
+            )
+
+    def padded(self, encoded: list[list[int]]) -> list[dict[str, Tensor]]:
+        """Batches of similar lengths, under 5% of padding, as `tm.calibrate` takes them."""
+        parts = packing.batches([len(tokens) for tokens in encoded], self.profile.tokens, 0.9)
+        return [
+            self.tokenizer.pad({"input_ids": [encoded[i] for i in part]}, return_tensors="pt")
+            for part in parts
         ]
-        with self.with_adapter(self.adapter_path(task)) as peft:
-            bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
-            return tm.calibrate_adapter(peft, padded, statistic=statistic, progress=bar)
 
     # Merge ----------------------------------------------------------------------------------
 
@@ -217,16 +236,8 @@ class Lab:
         """Evaluate the base model with the adapter of `folder` (None: without) on a task."""
         start = time.perf_counter()
         task, inputs = definition.config.task, self.inputs(folder, definition)
-        with self.with_adapter(folder) as found:
-            causal = found.get_base_model() if folder else found
-            lm = evaluation.PackedLM(
-                causal,
-                tokenizer=self.tokenizer,
-                tokens=self.profile.tokens,
-                first_line=True,
-                answer_tokens=self.profile.answer_tokens,
-            )
-            values = evaluation.evaluate(lm, definition, tasks.METRIC[task])
+        self.lm.adapter = folder
+        values = evaluation.evaluate(self.lm, definition, tasks.METRIC[task])
         return Cell(
             key=results.digest(inputs),
             inputs=inputs,

@@ -1,15 +1,21 @@
 """The base model, adapters on it, and log-probabilities read off a packed batch."""
 
 import ctypes
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tipmini.errors import TipminiError
-from tipmini.lab.packing import Batch
+from tipmini.lab import llama
+from tipmini.lab.attention import NAME, additive
+from tipmini.lab.packing import Batch, Flat
+
+CHUNK = 256  # predictions whose logits are held at a time
 
 
 def keep_memory() -> None:
@@ -26,11 +32,27 @@ def keep_memory() -> None:
         libc.mallopt(top_pad, 1 << 28)
 
 
+@cache
+def fastest_dtype(device: str = "cpu", size: int = 768) -> str:
+    """bfloat16 where a matrix product in it is faster than in float32, else "float32"."""
+    taken = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        times = []
+        for _ in range(4):  # the first one warms up
+            start = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()  # on a GPU, .item() waits for the product
+            times.append(time.perf_counter() - start)
+        taken[dtype] = min(times[1:])
+    return "bfloat16" if taken[torch.bfloat16] < taken[torch.float32] else "float32"
+
+
 def load_base(
-    path: Path | str, dtype: str = "bfloat16", device: str = "cpu", attention: str = "sdpa"
+    path: Path | str, dtype: str = "bfloat16", device: str = "cpu", attention: str = NAME
 ) -> nn.Module:
     """A frozen causal LM in evaluation mode; `path` is a folder or a hub id.
 
+    dtype: a name in torch, or "auto" for `fastest_dtype`'s.
     attention="eager" trains faster on a CPU: the backward pass of sdpa's takes five times as long.
 
     Raises
@@ -42,9 +64,10 @@ def load_base(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise TipminiError(f"model {path}: device cuda: no GPU here; run it where there is one")
+    chosen = getattr(torch, fastest_dtype(device) if dtype == "auto" else dtype)
     with _from_hub(path):
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation=attention
+            path, dtype=chosen, attn_implementation=attention
         )
     return model.eval().requires_grad_(False).to(device)
 
@@ -80,26 +103,33 @@ def _from_hub(name: Path | str) -> Iterator[None]:
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
 
 
-def target_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """(P, D) last hidden states where a prediction is scored."""
+def target_hidden(model: nn.Module, batch: Batch | Flat) -> Tensor:
+    """(P, D) last hidden states where a prediction is scored; of a Flat `llama.supports` only."""
+    if isinstance(batch, Flat):
+        return llama.hidden_states(model, batch)[batch.reads]
     hidden = model.base_model(
         batch.tokens.to(model.device),
-        attention_mask=None if batch.mask is None else _additive(batch.mask, model),
+        attention_mask=None
+        if batch.mask is None
+        else additive(batch.mask, model.dtype).to(model.device),
         position_ids=batch.positions.to(model.device),
         use_cache=False,
     ).last_hidden_state
     return hidden[batch.rows, batch.reads]
 
 
-def _additive(mask: Tensor, model: nn.Module) -> Tensor:
-    """0 where a token may attend, -inf elsewhere: what every attention takes."""
-    blank = torch.zeros(mask.shape, dtype=model.dtype)
-    return blank.masked_fill_(~mask, -torch.inf).to(model.device)
+def scored_targets(model: nn.Module, batch: Batch | Flat) -> tuple[Tensor, Tensor]:
+    """(P,) float64 log-probabilities of the targets, (P,) whether each is the likeliest token.
 
-
-def target_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(P, V) float32 logits, made only where a prediction is scored."""
-    return model.lm_head(target_hidden(model, batch)).float()
+    The (P, V) logits are made and read in chunks: whole they would take a gigabyte.
+    """
+    logp, greedy = [], []
+    hidden, targets = target_hidden(model, batch), batch.targets.to(model.device)
+    for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = model.lm_head(h).float()
+        logp.append(target_logprobs(logits, t))
+        greedy.append(logits.argmax(-1) == t)
+    return torch.cat(logp).double().cpu(), torch.cat(greedy).cpu()
 
 
 def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -116,15 +146,10 @@ class HeadLogprobs(torch.autograd.Function):
         d log p_t / d h = W_t - sum_v p_v W_v
     """
 
-    CHUNK = 256
-
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         logp, slopes = [], []
-        parts = zip(
-            hidden.split(HeadLogprobs.CHUNK), targets.split(HeadLogprobs.CHUNK), strict=True
-        )
-        for h, t in parts:
+        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             logits = (h @ head.T).float()
             logp.append(target_logprobs(logits, t))
             if ctx.needs_input_grad[0]:

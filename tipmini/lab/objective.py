@@ -24,11 +24,15 @@ from tipmini.lab.packing import Batch, Row, batches, collate, pack
 
 @dataclass
 class Example:
-    """A packed row, the gold choice (None: all targets are right) and the choices' lengths."""
+    """A packed row, the gold choice (None: all targets are right) and the choices' lengths.
+
+    content: every token that is read, which tells examples apart however they are packed.
+    """
 
     row: Row
     gold: int | None = None
     lengths: tuple[int, ...] = ()
+    content: Sequence[int] = ()
 
 
 def examples(task: str, tokenizer, count: int) -> list[Example]:
@@ -46,7 +50,9 @@ def question(definition, doc: dict, tokenizer) -> Example:
     normed = tasks.METRIC[definition.config.task] == "acc_norm"
     lengths = tuple(len(c) if normed else 1 for c in choices)
     gold = int(definition.doc_to_target(doc))
-    return Example(pack(head, [w[len(head) :] for w in whole]), gold, lengths)
+    asked = [w[len(head) :] for w in whole]
+    content = [*head, *(token for choice in asked for token in choice[:-1])]
+    return Example(pack(head, asked), gold, lengths, content)
 
 
 def conversation(definition, doc: dict, tokenizer) -> Example:
@@ -64,7 +70,7 @@ def conversation(definition, doc: dict, tokenizer) -> Example:
     for index, (left, _) in enumerate(encoded["offset_mapping"]):
         if any(start <= left < stop for start, stop in spans):
             row.read(index - 1, encoded["input_ids"][index], 0)
-    return Example(row)
+    return Example(row, content=row.tokens)
 
 
 def losses(model: nn.Module, group: Sequence[Example], temperature: float = 1.0) -> Tensor:

@@ -1,15 +1,17 @@
-r"""One row a question: the context once, then every choice, each blind to the others.
+r"""One row for many requests: every distinct beginning of theirs once, as a tree of tokens.
 
-    context c_1 ... c_n | choice 1 without its last token | choice 2 without its last token | ...
-
-Each choice continues the positions of the context and attends to the context and to itself alone,
-so its log-likelihood is the one it would have in a row of its own. Choices of a single token add
-nothing to the row: they are read off the context's last position.
+A request is a context and its continuation. Choices of one question share the context, questions
+about one passage the passage, and choices that begin alike their beginning. Each token keeps the
+position it has in its request and attends to the tokens before it there and to nothing else, so
+that each log-likelihood is the one it would have in a row of its own. A continuation's last token
+is predicted, never read: a choice of one token adds nothing to the row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,49 +20,120 @@ Tokens = Sequence[int]
 
 @dataclass
 class Row:
-    """Tokens of one sequence and which of its predictions are scored."""
+    """A tree of tokens, each after the one it follows, and which of its predictions are scored."""
 
-    tokens: list[int]
-    positions: list[int]
-    segments: list[int]  # 0: context, i + 1: choice i
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)  # index of the token before; -1: none
+    positions: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)  # index whose output predicts ...
     targets: list[int] = field(default_factory=list)  # ... this token ...
-    owners: list[int] = field(default_factory=list)  # ... of this choice
+    owners: list[int] = field(default_factory=list)  # ... of this request
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def append(self, token: int, parent: int) -> int:
+        """The index of a new token that follows `parent`."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.positions.append(self.positions[parent] + 1 if parent >= 0 else 0)
+        return len(self.tokens) - 1
 
     def read(self, index: int, target: int, owner: int) -> None:
         self.reads.append(index)
         self.targets.append(target)
         self.owners.append(owner)
 
+    @property
+    def branches(self) -> bool:
+        """Whether any token follows another than the one before it."""
+        return self.parents != list(range(-1, len(self) - 1))
+
 
 def pack(context: Tokens, choices: Sequence[Tokens]) -> Row:
     """The row of one question; `context` holds at least one token, each choice too."""
-    n = len(context)
-    row = Row(list(context), list(range(n)), [0] * n)
-    for owner, choice in enumerate(choices):
-        row.read(n - 1, choice[0], owner)
-        for offset, target in enumerate(choice[1:]):
-            row.read(len(row.tokens), target, owner)
-            row.tokens.append(choice[offset])
-            row.positions.append(n + offset)
-            row.segments.append(owner + 1)
+    return pack_requests([(context, choice) for choice in choices] or [(context, ())])
+
+
+def pack_requests(requests: Sequence[tuple[Tokens, Tokens]]) -> Row:
+    """The row of several (context, continuation); number i owns what is scored of it."""
+    row = Row()
+    places: dict[tuple[int, int], int] = {}  # (parent, token) -> index
+    for owner, (context, continuation) in enumerate(requests):
+        index, first = -1, len(context) - 1
+        for depth, token in enumerate([*context, *continuation[:-1]]):
+            if (index, token) not in places:
+                places[index, token] = row.append(token, index)
+            index = places[index, token]
+            if 0 <= depth - first < len(continuation):
+                row.read(index, continuation[depth - first], owner)
     return row
 
 
+def together(contexts: Sequence[Tokens], limit: int) -> list[list[int]]:
+    """Numbers of contexts in groups, in order: each shares half of its tokens with the one before.
+
+    A group has at most `limit` distinct tokens (or one context): attention grows with its square.
+    """
+    groups: list[list[int]] = []
+    before: Tokens = ()
+    size = 0  # of the last group; of what a context shares, nothing is new
+    for number in sorted(range(len(contexts)), key=lambda i: contexts[i]):
+        context = contexts[number]
+        common = _common(before, context)
+        size += len(context) - common
+        if not groups or 2 * common < len(context) or size > limit:
+            groups.append([])
+            size = len(context)
+        groups[-1].append(number)
+        before = context
+    return groups
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """The number of tokens that both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 @dataclass
-class Batch:
-    """Rows padded on the right. B rows, T tokens, P scored predictions."""
+class Scored:
+    """What is scored of several rows: P predictions."""
+
+    rows: Tensor  # (P,) the row of each prediction ...
+    reads: Tensor  # (P,) ... its index there (of a Flat: among all tokens) ...
+    targets: Tensor  # (P,) ... its token ...
+    owners: Tensor  # (P,) ... and its request
+
+
+@dataclass
+class Flat(Scored):
+    """Rows one after the other, nothing padded. N tokens."""
+
+    tokens: Tensor  # (N,)
+    positions: Tensor  # (N,)
+    spans: list[tuple[int, int]]  # first token of every row, and the first after it
+    masks: list[Tensor | None]  # (T, T) bool of every row, True may attend; None: plain causal
+
+
+@dataclass
+class Batch(Scored):
+    """Rows padded on the right. B rows, T tokens."""
 
     tokens: Tensor  # (B, T)
     positions: Tensor  # (B, T)
     mask: Tensor | None  # (B, 1, T, T) bool, True may attend; None: plain causal
-    rows: Tensor  # (P,) the row of each prediction ...
-    reads: Tensor  # (P,) ... its index there ...
-    targets: Tensor  # (P,) ... its token ...
-    owners: Tensor  # (P,) ... and its choice
+
+
+def flatten(rows: Sequence[Row]) -> Flat:
+    starts = [0, *accumulate(map(len, rows))]
+    return Flat(
+        **_scored(rows, starts),
+        tokens=torch.tensor([token for row in rows for token in row.tokens]),
+        positions=torch.tensor([place for row in rows for place in row.positions]),
+        spans=list(pairwise(starts)),
+        masks=[_mask([row], len(row))[0, 0] if row.branches else None for row in rows],
+    )
 
 
 def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
@@ -69,40 +142,61 @@ def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
     Padding stands on the right: under a causal mask nothing attends to it.
     """
     length = -(-max(map(len, rows)) // multiple) * multiple
-    segments = _padded([row.segments for row in rows], -1, length)
     return Batch(
-        tokens=_padded([row.tokens for row in rows], 0, length),
-        positions=_padded([row.positions for row in rows], 0, length),
-        mask=_mask(segments) if bool((segments > 0).any()) else None,
-        rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
-        reads=torch.tensor([index for row in rows for index in row.reads]),
-        targets=torch.tensor([token for row in rows for token in row.targets]),
-        owners=torch.tensor([owner for row in rows for owner in row.owners]),
+        **_scored(rows, [0] * len(rows)),
+        tokens=_padded([row.tokens for row in rows], length),
+        positions=_padded([row.positions for row in rows], length),
+        mask=_mask(rows, length) if any(row.branches for row in rows) else None,
     )
 
 
-def _padded(lists: Sequence[Tokens], value: int, length: int) -> Tensor:
-    return torch.tensor([list(x) + [value] * (length - len(x)) for x in lists])
+def _scored(rows: Sequence[Row], starts: Sequence[int]) -> dict[str, Tensor]:
+    return {
+        "rows": torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
+        "reads": torch.tensor([starts[i] + at for i, row in enumerate(rows) for at in row.reads]),
+        "targets": torch.tensor([token for row in rows for token in row.targets]),
+        "owners": torch.tensor([owner for row in rows for owner in row.owners]),
+    }
 
 
-def _mask(segments: Tensor) -> Tensor:
-    """Causal, and a choice sees the context and itself; padding sees what is before it."""
-    query, key = segments[:, None, :, None], segments[:, None, None, :]
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    return causal & ((key == 0) | (key == query))
+def _padded(lists: Sequence[Tokens], length: int) -> Tensor:
+    return torch.tensor([list(x) + [0] * (length - len(x)) for x in lists])
 
 
-def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _mask(rows: Sequence[Row], length: int) -> Tensor:
+    """A token sees itself and what the token before it in its request sees; padding, itself."""
+    mask = np.zeros((len(rows), 1, length, length), dtype=bool)
+    mask[..., range(length), range(length)] = True
+    for row, sees in zip(rows, mask[:, 0], strict=True):
+        for index, parent in enumerate(row.parents):
+            if parent >= 0:
+                sees[index, :index] = sees[parent, :index]
+    return torch.from_numpy(mask)
+
+
+def batches(lengths: Sequence[int], tokens: int, fill: float = 0.75) -> list[list[int]]:
     """Row numbers in batches of at most `tokens` padded tokens (or one row), longest first.
 
-    A row under 3/4 of the longest of its batch starts another: padding costs more than a pass.
+    A row under `fill` of the longest of its batch starts another: padding costs more than a pass.
     """
     result: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         longest = lengths[result[-1][0]] if result else 0
         fits = longest * (len(result[-1]) + 1) <= tokens if result else False
-        if not fits or 4 * lengths[index] < 3 * longest:
+        if not fits or lengths[index] < fill * longest:
             result.append([])
         result[-1].append(index)
+    return result
+
+
+def runs(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Row numbers in runs of at most `tokens` tokens (or one row), longest rows first."""
+    result: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not result or lengths[index] > room:
+            result.append([])
+            room = tokens
+        result[-1].append(index)
+        room -= lengths[index]
     return result

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -74,15 +75,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def code_digest(functions: Sequence[Callable]) -> str:
-    """Hash of what functions and classes do: comments, docstrings and layout don't count."""
+def code_digest(functions: Sequence[Callable | ModuleType]) -> str:
+    """Hash of what functions, classes, modules do; comments, docstrings, layout don't count."""
     return digest([_bare(function) for function in functions])
 
 
-def _bare(function: Callable) -> str:
+def _bare(function: Callable | ModuleType) -> str:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.FunctionDef | ast.ClassDef)
+        documented = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
         if documented and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)

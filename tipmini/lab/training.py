@@ -158,7 +158,7 @@ class Run:
 
     def identity(self) -> str:
         """Hash of the recipe and of the rows: a checkpoint of anything else is not continued."""
-        rows = [[e.row.tokens, e.row.targets, e.gold] for e in self.train + self.held_out]
+        rows = [[list(e.content), e.row.targets, e.gold] for e in self.train + self.held_out]
         content = json.dumps([self.task, asdict(self.recipe), rows]).encode()
         return hashlib.sha256(content).hexdigest()
 

@@ -5,7 +5,7 @@ import json
 import torch
 
 from tipmini.lab import results
-from tipmini.lab.bench import inference, merging, stored, timing
+from tipmini.lab.bench import calibration, evaluation, inference, merging, stored, timing
 from tipmini.lab.experiments import Lab
 from tipmini.lab.profiles import load_profile
 
@@ -21,6 +21,8 @@ def main() -> None:
         "matrix_product": timing.matmul_peak(getattr(torch, lab.profile.dtype)),
         "bandwidth": timing.bandwidth(),
         "forward": inference.forward(lab),
+        "evaluation": evaluation.measure(lab) | {"float32": evaluation.alike(lab)},
+        "calibration": calibration.measure(lab),
         "merging": merging.measure(),
     }
     results.write(stored.STORED, json.dumps(found, indent=1) + "\n")

@@ -4,7 +4,7 @@ import torch
 
 from tipmini.lab.bench.timing import median_seconds
 from tipmini.lab.experiments import Lab
-from tipmini.lab.model import target_logits
+from tipmini.lab.model import scored_targets
 from tipmini.lab.packing import collate, pack
 
 
@@ -16,6 +16,6 @@ def forward(lab: Lab) -> dict[str, float | str]:
     blocks = sum(p.numel() for n, p in lab.base.named_parameters() if ".layers." in n)
     head = lab.base.lm_head.weight.numel()
     operations = 2 * (blocks * batch.tokens.numel() + head * len(batch.reads))
-    taken = median_seconds(lambda: target_logits(lab.base, batch))
+    taken = median_seconds(lambda: scored_targets(lab.base, batch))
     speed = {"tokens": batch.tokens.numel() / taken, "operations": operations / taken}
     return {"dtype": lab.profile.dtype} | speed

@@ -36,6 +36,20 @@ def page_values() -> dict[str, str]:
         "bench_whole_memory": "not known" if whole["bytes"] is None else gigabytes(whole["bytes"]),
         "bench_slope_adapters": by_adapters,
         "bench_slope_blocks": by_blocks,
+    } | _evaluation_values(found)
+
+
+def _evaluation_values(found: dict) -> dict[str, str]:
+    alike = found["evaluation"]["float32"]
+    return {
+        "bench_eval_dtype": found["forward"]["dtype"],
+        "bench_eval_batch": str(found["evaluation"]["batch_size"]),
+        "bench_evaluation": markdown_table(evaluation_table(found)),
+        "bench_alike_rows": str(alike["rows"]),
+        "bench_alike_same": str(alike["same"]),
+        "bench_alike_ties": str(alike["ties"]),
+        "bench_alike_apart": f"{alike['apart']:.1g}",
+        "bench_calibration": markdown_table(calibration_table(found)),
     }
 
 
@@ -90,6 +104,40 @@ def beside_table(found: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("tipmini")
 
 
+def evaluation_table(found: dict) -> pd.DataFrame:
+    """Every task with tipmini's model and with lm-eval's, and all of them."""
+    tasks = found["evaluation"]["tasks"]
+    names = ("rows", "needed", "ours_tokens", "peer_tokens", "ours_seconds", "peer_seconds", "same")
+    total = {name: sum(row[name] for row in tasks.values()) for name in names}
+    rows = {task: _evaluated(row) for task, row in tasks.items()}
+    return pd.DataFrame(rows | {"all": _evaluated(total)}).T.rename_axis("task")
+
+
+def _evaluated(row: dict) -> dict[str, str]:
+    return {
+        "rows": str(row["rows"]),
+        "tokens needed": f"{row['needed']:,}",
+        "computed": f"{row['ours_tokens']:,}",
+        "by `hf`": f"{row['peer_tokens']:,}",
+        "seconds": f"{row['ours_seconds']:.1f}",
+        "of `hf`": f"{row['peer_seconds']:.1f}",
+        "times faster": f"{row['peer_seconds'] / row['ours_seconds']:.2f}",
+        "same": f"{row['same'] / row['rows']:.1%}",
+    }
+
+
+def calibration_table(found: dict) -> pd.DataFrame:
+    """Seconds and memory of both procedures for the same norms."""
+    row = found["calibration"]
+    memory = [row["bytes"], row["peer_bytes"]]
+    columns = {
+        "seconds": [f"{row['seconds']:.1f}", f"{row['peer_seconds']:.1f}"],
+        "memory": ["not known" if m is None else gigabytes(m) for m in memory],
+    }
+    sides = pd.Index(["tipmini", "Wanda's procedure"], name=f"{row['rows']} rows of {row['task']}")
+    return pd.DataFrame(columns, index=sides)
+
+
 def growth_lines(found: dict, along: str, fixed: str) -> dict[str, tuple[list, list]]:
     """{method: (numbers, seconds)} of the points between which only `along` differs."""
     points = found["merging"]["growth"]
@@ -113,7 +161,9 @@ def report(found: dict) -> str:
     """What `make bench` prints."""
     whole = found["merging"]["whole"]
     memory = "" if whole["bytes"] is None else f", {gigabytes(whole['bytes'])} beyond one delta"
-    tables = (beside_table(found), limits_table(found))
+    tables = [
+        table(found) for table in (beside_table, evaluation_table, calibration_table, limits_table)
+    ]
     return "\n\n".join(
         [
             *(table.to_string() for table in tables),

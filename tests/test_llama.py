@@ -1,0 +1,48 @@
+"""The decoder without padding against transformers' own, adapters included."""
+
+import pytest
+import torch
+from labs import llama as tiny
+from labs import save_adapter
+
+from tipmini.lab import llama
+from tipmini.lab.packing import flatten, pack
+from tipmini.lab.resident import Resident
+
+ROWS = {
+    "plain rows": [pack([1, 2, 3, 4], []), pack([5], []), pack([6, 7], [])],
+    "a tree": [pack([1, 2], [[3, 4, 5], [3, 6, 7], [8, 9]]), pack([4, 4, 4], [[1], [2]])],
+}
+
+
+def alone(model, row) -> torch.Tensor:
+    """Every token's last hidden state, its own sequence run by itself."""
+    states = []
+    for index in range(len(row)):
+        path = [index]
+        while row.parents[path[0]] >= 0:
+            path.insert(0, row.parents[path[0]])
+        tokens = torch.tensor([[row.tokens[i] for i in path]])
+        states.append(model.model(tokens).last_hidden_state[0, -1])
+    return torch.stack(states)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_hidden_states_are_those_of_each_sequence_alone(rows, adapted, tmp_path):
+    model = tiny(vocabulary=64)
+    folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
+    bare = llama.hidden_states(model, flatten(rows))
+    with Resident(model).wearing(folder):
+        found = llama.hidden_states(model, flatten(rows))
+        expected = torch.cat([alone(model, row) for row in rows])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert adapted != torch.allclose(found, bare, atol=1e-3)
+
+
+def test_other_architectures_are_left_to_transformers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    small = GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    assert llama.supports(tiny()) and not llama.supports(GPT2LMHeadModel(small))

@@ -1,0 +1,132 @@
+"""The mini suite beside lm-eval's own Hugging Face backend, in one run and with one model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from tipmini.lab import evaluation, tasks
+from tipmini.lab.bench.timing import seconds
+from tipmini.lab.experiments import Lab
+from tipmini.lab.model import load_base
+
+TRIAL = 8  # rows of every task that choose the backend's batch size
+SIZES = (1, 4, 16)
+ALIKE = 24  # rows of every task that are compared in float32
+
+
+@dataclass
+class Counter:
+    """Tokens and passes that a decoder computed, padding included."""
+
+    tokens: int = 0
+    passes: int = 0
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Counter]:
+    found = Counter()
+
+    def note(_, inputs: tuple) -> None:
+        found.tokens += inputs[0].numel()
+        found.passes += 1
+
+    handle = model.get_input_embeddings().register_forward_pre_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def backend(lab: Lab, batch: int, model: nn.Module):
+    """lm-eval's `hf` model."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=model,
+        tokenizer=lab.tokenizer,
+        backend="causal",
+        batch_size=batch,
+        device=lab.profile.device,
+    )
+
+
+def measure(lab: Lab) -> dict:
+    """Every task of the profile with both: tokens, seconds, and how often they say the same."""
+    trial = {name: tasks.load(name, TRIAL) for name in lab.profile.tasks}
+    stock = load_base(lab.model_path, lab.profile.dtype, lab.profile.device, attention="sdpa")
+    taken = {size: _suite_seconds(backend(lab, size, stock), trial) for size in SIZES}
+    best = min(taken, key=taken.__getitem__)
+    peer = backend(lab, best, stock)
+    found = {name: beside(lab, peer, name) for name in lab.profile.tasks}
+    return {"batch_size": best, "tried": taken, "tasks": found}
+
+
+def _suite_seconds(lm, definitions: dict) -> float:
+    return sum(seconds(lambda d=d: evaluation.samples(lm, d)) for d in definitions.values())
+
+
+def beside(lab: Lab, peer, name: str) -> dict:
+    """One task with both models, one after the other, on all rows of the profile."""
+    definition = lab.task(name)
+    rows = {"ours": lab.lm, "peer": peer}
+    found: dict = {"rows": len(definition.eval_docs)}
+    before = lab.lm.needed
+    said = {}
+    for side, lm in rows.items():
+        with counted(lm.model) as counter:
+            found[f"{side}_seconds"] = seconds(
+                lambda lm=lm, side=side: said.update({side: evaluation.samples(lm, definition)})
+            )
+        found[f"{side}_tokens"], found[f"{side}_passes"] = counter.tokens, counter.passes
+    found["needed"] = lab.lm.needed - before
+    pairs = zip(said["ours"], said["peer"], strict=True)
+    found["same"] = sum(prediction(o, name) == prediction(p, name) for o, p in pairs)
+    return found
+
+
+def prediction(sample: dict, task: str) -> object:
+    """What a model answered: the number of a choice, or the line that CoQA's metric reads."""
+    answers = sample["filtered_resps"]
+    if task == "coqa":
+        return answers[0].strip().split("\n")[0]
+    return scores(sample, task).index(max(scores(sample, task)))
+
+
+def scores(sample: dict, task: str) -> Sequence[float]:
+    """Log-likelihoods of the choices, by length where the task's metric is."""
+    lengths = [len(arguments[1]) - 1 for arguments in sample["arguments"]]
+    normed = tasks.METRIC[task] == "acc_norm"
+    pairs = zip(sample["filtered_resps"], lengths, strict=True)
+    return [logp / length if normed else logp for (logp, _), length in pairs]
+
+
+def alike(lab: Lab) -> dict:
+    """Both in float32, where nothing but the order of sums differs, on some rows of every task."""
+    model = load_base(lab.model_path, "float32")
+    ours = evaluation.PackedLM(model, tokenizer=lab.tokenizer, first_line=True)
+    peer = backend(lab, SIZES[1], model)
+    found = {"rows": 0, "same": 0, "ties": 0, "apart": 0.0}
+    for name in lab.profile.tasks:
+        definition = tasks.load(name, ALIKE if name != "coqa" else TRIAL)
+        pairs = zip(*(evaluation.samples(lm, definition) for lm in (ours, peer)), strict=True)
+        for mine, other in pairs:
+            found["rows"] += 1
+            found["same"] += prediction(mine, name) == prediction(other, name)
+            if name != "coqa":
+                found["ties"] += tied(scores(other, name))
+                found["apart"] = max(found["apart"], _apart(mine, other))
+    return found
+
+
+def tied(values: Sequence[float]) -> bool:
+    """Whether the best two lie within what float32 leaves open."""
+    second, first = sorted(values)[-2:]
+    return first - second < 1e-4 * abs(first)
+
+
+def _apart(mine: dict, other: dict) -> float:
+    """The largest relative difference of a log-likelihood."""
+    pairs = zip(mine["filtered_resps"], other["filtered_resps"], strict=True)
+    return max(abs(a - b) / abs(b) for (a, _), (b, _) in pairs)
