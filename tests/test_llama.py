@@ -5,7 +5,7 @@ import torch
 from labs import llama as tiny
 from labs import save_adapter
 
-from tipmini.lab import llama
+from tipmini.lab import generation, llama
 from tipmini.lab.packing import flatten, pack
 from tipmini.lab.resident import Resident
 
@@ -27,15 +27,24 @@ def alone(model, row) -> torch.Tensor:
     return torch.stack(states)
 
 
+def everywhere(rows):
+    """The rows as one Flat of which every token is read, the last one twice."""
+    flat = flatten(rows)
+    flat.reads = torch.tensor([*range(len(flat.tokens)), len(flat.tokens) - 1])
+    return flat
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_hidden_states_are_those_of_each_sequence_alone(rows, adapted, tmp_path):
     model = tiny(vocabulary=64)
     folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
-    bare = llama.hidden_states(model, flatten(rows))
+    bare = llama.hidden_states(model, everywhere(rows))[:-1]
     with Resident(model).wearing(folder):
-        found = llama.hidden_states(model, flatten(rows))
+        *found, again = llama.hidden_states(model, everywhere(rows))
+        found = torch.stack(found)
+        torch.testing.assert_close(again, found[-1])
         expected = torch.cat([alone(model, row) for row in rows])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert adapted != torch.allclose(found, bare, atol=1e-3)
@@ -46,3 +55,35 @@ def test_other_architectures_are_left_to_transformers():
 
     small = GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
     assert llama.supports(tiny()) and not llama.supports(GPT2LMHeadModel(small))
+
+
+PROMPTS = [[5, 6, 7, 8], [1], [9, 8, 7, 6, 5, 4, 3], [2, 2]]
+
+
+def likeliest(model, prompt: list[int], count: int) -> list[int]:
+    """Greedy, the whole sequence anew for every token."""
+    said: list[int] = []
+    for _ in range(count):
+        said.append(int(model(torch.tensor([prompt + said])).logits[0, -1].argmax()))
+    return said
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("adapted", [False, True])
+def test_generation_says_what_each_prompt_alone_does(adapted, tmp_path):
+    model = tiny(vocabulary=64)
+    folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
+    with Resident(model).wearing(folder):
+        found = generation.greedy(model, PROMPTS, 9, lambda said: False)
+        assert found == [likeliest(model, prompt, 9) for prompt in PROMPTS]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ending", [[1, 2, 3, 4], [9, 1, 1, 1], [1, 1, 1, 1], [4, 4, 9, 4]])
+def test_each_prompt_ends_by_itself_and_the_others_go_on(ending):
+    """Whichever rows the cache forgets on the way."""
+    model = tiny(vocabulary=64)
+    alone = [likeliest(model, prompt, 9) for prompt in PROMPTS]
+    stops = {tuple(said[:count]) for said, count in zip(alone, ending, strict=True)}
+    found = generation.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
+    assert found == [said[:count] for said, count in zip(alone, ending, strict=True)]

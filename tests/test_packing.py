@@ -193,13 +193,39 @@ def test_batches_are_as_full_as_they_can_be():
 def test_flat_rows_stand_one_after_the_other(group):
     rows = [pack(*question) for question in group]
     flat = flatten(rows)
-    assert len(flat.tokens) == sum(map(len, rows)) == flat.spans[-1][1]
-    for i, (row, (start, stop), mask) in enumerate(zip(rows, flat.spans, flat.masks, strict=True)):
+    assert len(flat.tokens) == sum(map(len, rows))
+    start = 0
+    for i, row in enumerate(rows):
+        stop = start + len(row)
         assert flat.tokens[start:stop].tolist() == row.tokens
         assert flat.positions[start:stop].tolist() == row.positions
         assert (flat.reads[flat.rows == i] - start).tolist() == row.reads
-        assert mask is None or mask.tolist() == slow_mask(row, len(row))
-        assert (mask is None) == (not row.branches)
+        start = stop
+
+
+@given(questions)
+def test_groups_hold_rows_of_similar_length_in_order(group):
+    rows = [pack(*question) for question in group]
+    row, token = 0, 0
+    for found in flatten(rows).groups:
+        members = rows[found.rows]
+        longest = max(map(len, members))
+        assert found.rows.start == row and min(map(len, members)) >= 0.9 * longest
+        real = found.index[found.real].tolist()
+        assert real == list(range(token, found.span.stop)) and found.span.start == token
+        assert found.real.sum(1).tolist() == list(map(len, members))
+        if found.mask is None:
+            assert not any(member.branches for member in members)
+        else:
+            expected = [slow_mask(member, longest) for member in members]
+            assert found.mask[:, 0].tolist() == expected
+        row, token = found.rows.stop, found.span.stop
+    assert (row, token) == (len(rows), sum(map(len, rows)))
+
+
+def test_a_group_of_many_rows_is_cut():
+    rows = [pack([1] * 300, []) for _ in range(7)]
+    assert [len(rows[g.rows]) for g in flatten(rows).groups] == [3, 3, 1]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))

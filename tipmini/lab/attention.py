@@ -4,6 +4,8 @@ softmax(s Q K^T + M) V, a block of queries at a time: no token attends to a late
 needs the keys up to its own end alone. Registered with transformers under NAME.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -21,15 +23,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     batch, heads, length, size = query.shape
     groups = key.shape[1]
     past = key.shape[2] - length
-    query = (query * scale).view(batch, groups, heads // groups, length, size)
-    found = torch.empty_like(query)
+    query = (query * scale).reshape(batch, groups, heads // groups, length, size)
+    key, value = key.flatten(0, 1), value.flatten(0, 1)  # no copy of a cache's
+    found = query.new_empty(query.shape)
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        here = _causal(start, stop, past, query) if mask is None else mask[:, :, start:stop]
+        if mask is None:
+            here = _causal(start, stop, past, query.dtype, query.device)
+        else:
+            here = mask[:, :, start:stop]
         found[:, :, :, start:stop] = _block(
             query[:, :, :, start:stop],
-            key[:, :, : past + stop],
-            value[:, :, : past + stop],
+            key[:, : past + stop],
+            value[:, : past + stop],
             here[..., : past + stop],
         )
     return found.view(batch, heads, length, size)
@@ -41,17 +47,18 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, G, T, d) for the G query heads that share each of K key heads."""
+    """(B, K, G, T, d) for the G query heads that share each of K key heads, (B K, S, d)."""
     shape = query.shape
-    rows = query.flatten(2, 3)  # (B, K, G T, d): one product for all heads of a group
-    scores = (rows @ key.transpose(2, 3)).view(*shape[:4], -1)
+    rows = query.reshape(len(key), -1, shape[-1])  # (B K, G T, d): one product for a key head
+    scores = torch.bmm(rows, key.transpose(1, 2)).view(*shape[:4], -1)
     scores += mask[:, :, None]
-    return (scores.softmax(-1).flatten(2, 3) @ value).view(shape)
+    return torch.bmm(scores.softmax(-1).view(*rows.shape[:2], -1), value).view(shape)
 
 
-def _causal(start: int, stop: int, past: int, like: Tensor) -> Tensor:
+@lru_cache(16)  # every layer asks for the same
+def _causal(start: int, stop: int, past: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Additive (1, 1, stop - start, past + stop)."""
-    blank = like.new_full((stop - start, past + stop), -torch.inf)
+    blank = torch.full((stop - start, past + stop), -torch.inf, dtype=dtype, device=device)
     return blank.triu_(past + start + 1)[None, None]
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tipmini.lab import llama
+from tipmini.lab.generation import greedy
 from tipmini.lab.model import load_base, load_tokenizer, scored_targets
 from tipmini.lab.packing import (
     Row,
@@ -179,24 +180,35 @@ class PackedLM(TemplateLM):
         until = [until] if isinstance(until, str) else list(until)
         limit = int(settings.get("max_gen_toks", self.answer_tokens))
         prompts = [prompt[-(self.max_length - limit) :] for prompt in prompts]
-        longest = max(map(len, prompts))
-        pad = self.eot_token_id
-        tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        stop = Stop(self.tokenizer, max(map(len, prompts)), until, self.first_line)
+        answer = self._flat_answers if self.flat else self._padded_answers
+        said = answer(prompts, limit, stop)
+        self.needed += sum(map(len, [*prompts, *said]))
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
+
+    def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> list[list[int]]:
+        final = self.model.generation_config.eos_token_id
+        final = set(final) if isinstance(final, list) else {final}
+
+        def ends(said: list[int]) -> bool:
+            return said[-1] in final or stop.ends(self.tokenizer.decode(said))
+
+        return greedy(self.model, prompts, limit, ends)
+
+    def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> list[list[int]]:
+        pad, length = self.eot_token_id, stop.prompt
+        tokens = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
         out = self.model.generate(
             input_ids=tokens.to(self.model.device),
             attention_mask=mask.to(self.model.device),
             do_sample=False,
             max_new_tokens=limit,
             pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList(
-                [Stop(self.tokenizer, longest, until, self.first_line)]
-            ),
+            stopping_criteria=StoppingCriteriaList([stop]),
         )
-        said = out[:, longest:]
-        self.needed += sum(map(len, prompts)) + int((said != pad).sum())
-        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        return [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
+        return [[t for t in said if t != pad] for said in out[:, length:].tolist()]
 
 
 def _same_settings(part: list[int], requests) -> list[list[int]]:

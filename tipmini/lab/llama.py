@@ -1,8 +1,11 @@
 """A LLaMA's decoder over rows of different lengths, one after the other and without padding.
 
 Every linear layer reads all tokens of all rows as one matrix; attention alone knows where a row
-ends. The projections are the model's own modules, so whatever PEFT has put there takes part.
+ends, and reads rows of similar length together. The projections are the model's own modules, so
+whatever PEFT has put there takes part.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +14,84 @@ from torch.nn import functional
 from tipmini.lab.attention import additive, attend
 from tipmini.lab.packing import Flat
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # block, query, key, value -> found
+
 
 def supports(model: nn.Module) -> bool:
     """Whether `hidden_states` computes what the model itself does."""
     return type(model).__name__ == "LlamaForCausalLM"
 
 
-def hidden_states(model: nn.Module, flat: Flat) -> Tensor:
-    """(N, D) last hidden states of a model's N tokens."""
+class Cache:
+    """Keys and values of B rows of `lengths` tokens, with room for `more` in each."""
+
+    def __init__(self, model: nn.Module, lengths: Sequence[int], more: int):
+        config, size = model.config, model.model.layers[0].self_attn.head_dim
+        shape = (len(lengths), config.num_key_value_heads, max(lengths) + more, size)
+        new = lambda: torch.zeros(shape, dtype=model.dtype, device=model.device)  # noqa: E731
+        self.layers = [(new(), new()) for _ in model.model.layers]
+        self.lengths = torch.tensor(lengths, device=model.device)
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.lengths = self.lengths[rows]
+        for block, pair in enumerate(self.layers):  # one after the other: not held twice
+            self.layers[block] = tuple(tensor[rows] for tensor in pair)
+
+
+def hidden_states(model: nn.Module, flat: Flat, cache: Cache | None = None) -> Tensor:
+    """(P, D) last hidden states where a row is read; a cache takes the keys and values.
+
+    What no prediction needs is left out of the last block's perceptron.
+    """
+    masks = [
+        None if group.mask is None else additive(group.mask, model.dtype).to(model.device)
+        for group in flat.groups
+    ]
+
+    def within_rows(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        found = torch.empty_like(query)
+        for group, mask in zip(flat.groups, masks, strict=True):
+            own = [t[group.index].transpose(1, 2) for t in (query, key, value)]
+            if cache is not None:
+                for stored, new in zip(cache.layers[block], own[1:], strict=True):
+                    stored[group.rows, :, : new.shape[2]] = new
+            row = attend(*own, mask, model.model.layers[block].self_attn.scaling)
+            found[group.span] = row.transpose(1, 2)[group.real]
+        return found
+
+    return _decoder(model, flat.tokens, flat.positions, within_rows, flat.reads)
+
+
+def next_states(model: nn.Module, tokens: Tensor, cache: Cache) -> Tensor:
+    """(B, D) last hidden states of one more token (B,) a row, which the cache takes up."""
+    rows, places = torch.arange(len(tokens), device=model.device), cache.lengths
+    cache.lengths = places + 1
+    seen = torch.arange(int(cache.lengths.max()), device=model.device)
+    mask = additive(seen < cache.lengths[:, None], model.dtype)[:, None, None]  # (B, 1, 1, S)
+
+    def on_cache(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        for stored, new in zip(cache.layers[block], (key, value), strict=True):
+            stored[rows, :, places] = new
+        keys, values = (stored[:, :, : len(seen)] for stored in cache.layers[block])
+        scale = model.model.layers[block].self_attn.scaling
+        return attend(query[:, :, None], keys, values, mask, scale)[:, :, 0]
+
+    return _decoder(model, tokens, places, on_cache, rows)
+
+
+def _decoder(
+    model: nn.Module, tokens: Tensor, positions: Tensor, attention: Attend, reads: Tensor
+) -> Tensor:
+    """(P, D) of N tokens: the last block's perceptron and norm see what is read alone."""
     decoder = model.model
-    masks = [m if m is None else additive(m, model.dtype).to(model.device) for m in flat.masks]
-    x = decoder.embed_tokens(flat.tokens.to(model.device))  # (N, D)
-    cos, sin = decoder.rotary_emb(x[None], flat.positions[None].to(model.device))
+    x = decoder.embed_tokens(tokens.to(model.device))  # (N, D)
+    cos, sin = decoder.rotary_emb(x[None], positions[None].to(model.device))
     turn = (cos[0, :, None], sin[0, :, None])  # (N, 1, head)
-    for layer in decoder.layers:
-        x = x + attention(layer.self_attn, norm(layer.input_layernorm, x), turn, flat, masks)
+    for block, layer in enumerate(decoder.layers):
+        x = x + _attended(layer.self_attn, norm(layer.input_layernorm, x), turn, attention, block)
+        if block == len(decoder.layers) - 1:
+            x = x[reads]
         x = x + perceptron(layer.mlp, norm(layer.post_attention_layernorm, x))
     return norm(decoder.norm, x)
 
@@ -38,22 +104,21 @@ def perceptron(mlp: nn.Module, x: Tensor) -> Tensor:
     return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
 
 
-def attention(
-    module: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor], flat: Flat, masks: list
+def _attended(
+    module: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attend, block: int
 ) -> Tensor:
-    """(N, D): every row attends to itself, as its mask says or causally."""
+    """(N, D): every token attends to those before it in its own row."""
     heads = (len(x), -1, module.head_dim)
     query, key = (rotated(p(x).view(heads), *turn) for p in (module.q_proj, module.k_proj))
-    value = module.v_proj(x).view(heads)
-    found = torch.empty_like(query)
-    for (start, stop), mask in zip(flat.spans, masks, strict=True):
-        own = (t[None, start:stop].transpose(1, 2) for t in (query, key, value))
-        row = attend(*own, None if mask is None else mask[None, None], module.scaling)
-        found[start:stop] = row[0].transpose(0, 1)
+    found = attention(block, query, key, module.v_proj(x).view(heads))
     return module.o_proj(found.view(len(x), -1))
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(N, heads, head) turned by the angles of their positions."""
+    """(N, heads, head) turned by the angles of their positions; cos and sin repeat after half."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    half = first.shape[-1]
+    turned = x * cos
+    turned[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(first, sin[..., half:])
+    return turned

@@ -15,7 +15,8 @@ from tipmini.lab import llama
 from tipmini.lab.attention import NAME, additive
 from tipmini.lab.packing import Batch, Flat
 
-CHUNK = 256  # predictions whose logits are held at a time
+CHUNK = 256  # predictions whose logits are held at a time ...
+FEW = 16  # ... and whose logits are read at a time: in float32 they fit into the caches
 
 
 def keep_memory() -> None:
@@ -106,7 +107,7 @@ def _from_hub(name: Path | str) -> Iterator[None]:
 def target_hidden(model: nn.Module, batch: Batch | Flat) -> Tensor:
     """(P, D) last hidden states where a prediction is scored; of a Flat `llama.supports` only."""
     if isinstance(batch, Flat):
-        return llama.hidden_states(model, batch)[batch.reads]
+        return llama.hidden_states(model, batch)
     hidden = model.base_model(
         batch.tokens.to(model.device),
         attention_mask=None
@@ -119,16 +120,20 @@ def target_hidden(model: nn.Module, batch: Batch | Flat) -> Tensor:
 
 
 def scored_targets(model: nn.Module, batch: Batch | Flat) -> tuple[Tensor, Tensor]:
-    """(P,) float64 log-probabilities of the targets, (P,) whether each is the likeliest token.
+    """(P,) float64 log-probabilities of the targets, (P,) whether no token is likelier.
 
     The (P, V) logits are made and read in chunks: whole they would take a gigabyte.
     """
     logp, greedy = [], []
     hidden, targets = target_hidden(model, batch), batch.targets.to(model.device)
     for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = model.lm_head(h).float()
-        logp.append(target_logprobs(logits, t))
-        greedy.append(logits.argmax(-1) == t)
+        logits = model.lm_head(h)
+        for few, own in zip(logits.split(FEW), t.split(FEW), strict=True):
+            found = few.float()
+            at_target, top = found.gather(1, own[:, None])[:, 0], found.amax(-1)
+            total = found.sub_(top[:, None]).exp_().sum(-1)
+            logp.append(at_target - top - total.log())
+            greedy.append(at_target == top)
     return torch.cat(logp).double().cpu(), torch.cat(greedy).cpu()
 
 

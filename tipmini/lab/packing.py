@@ -17,6 +17,8 @@ from torch import Tensor
 
 Tokens = Sequence[int]
 
+GROUP = 1024  # padded tokens that attention reads at a time: their scores stay in the cache
+
 
 @dataclass
 class Row:
@@ -107,13 +109,23 @@ class Scored:
 
 
 @dataclass
+class Group:
+    """Rows of similar length that attention reads as one batch. R rows, padded to T tokens."""
+
+    rows: slice  # which of the Flat's rows ...
+    span: slice  # ... and which of its tokens
+    index: Tensor  # (R, T) the token of every place; padding repeats the last
+    real: Tensor  # (R, T) bool, False is padding
+    mask: Tensor | None  # (R, 1, T, T) bool, True may attend; None: plain causal
+
+
+@dataclass
 class Flat(Scored):
     """Rows one after the other, nothing padded. N tokens."""
 
     tokens: Tensor  # (N,)
     positions: Tensor  # (N,)
-    spans: list[tuple[int, int]]  # first token of every row, and the first after it
-    masks: list[Tensor | None]  # (T, T) bool of every row, True may attend; None: plain causal
+    groups: list[Group]
 
 
 @dataclass
@@ -131,8 +143,31 @@ def flatten(rows: Sequence[Row]) -> Flat:
         **_scored(rows, starts),
         tokens=torch.tensor([token for row in rows for token in row.tokens]),
         positions=torch.tensor([place for row in rows for place in row.positions]),
-        spans=list(pairwise(starts)),
-        masks=[_mask([row], len(row))[0, 0] if row.branches else None for row in rows],
+        groups=[_group(rows, starts, *ends) for ends in pairwise(_alike(list(map(len, rows))))],
+    )
+
+
+def _alike(lengths: Sequence[int]) -> list[int]:
+    """Where groups of rows begin, and the end: lengths within a tenth, GROUP tokens at most."""
+    ends, first = [0], 0
+    for stop in range(1, len(lengths)):
+        members = lengths[first : stop + 1]
+        longest = max(members)
+        if len(members) * longest > GROUP or min(members) < 0.9 * longest:
+            ends.append(first := stop)
+    return [*ends, len(lengths)]
+
+
+def _group(rows: Sequence[Row], starts: Sequence[int], first: int, stop: int) -> Group:
+    members = rows[first:stop]
+    length = max(map(len, members))
+    places, sizes = torch.arange(length), torch.tensor([[len(row)] for row in members])
+    return Group(
+        rows=slice(first, stop),
+        span=slice(starts[first], starts[stop]),
+        index=torch.tensor(starts[first:stop])[:, None] + places.minimum(sizes - 1),
+        real=places < sizes,
+        mask=_mask(members, length) if any(row.branches for row in members) else None,
     )
 
 
