@@ -1,6 +1,6 @@
 """The declared experiments: experiments/*.yaml, one file a group, read into variants by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,7 +16,7 @@ from tipmini.lab.profiles import Profile
 from tipmini.lab.variants import NAME, Declared, Option, Variant
 
 FOLDER = paths.REPOSITORY / "experiments"
-ORDER = ("methods", "ledger", "sweeps", "controls", "tuned")  # a file may name the former's
+ORDER = ("methods", "sweeps", "ledger", "controls", "tuned")  # a file may name the former's
 
 
 class Reading(Declared):
@@ -60,7 +60,7 @@ class Sweep(Declared):
         if self.moves == "sparsity":
             changes = {"options": line.options | {"sparsity": value}}
         if self.moves == "rows":
-            changes = {"inputs": line.inputs.model_copy(update={"rows": value})}
+            changes = {"inputs": line.inputs.model_dump() | {"rows": value}}
         title = f"{line.title}, {self.label.format(value=value)}"
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
@@ -147,13 +147,7 @@ class Catalogue:
 
     def candidates(self, choice: Choice) -> list[str]:
         """The variants that a choice is among, in its order, each once."""
-        found: list[str] = []
-        for pattern in choice.among:
-            names = [name for name in self.variants if fnmatchcase(name, pattern)]
-            if not names:
-                raise TipminiError(f"choice {choice.name}: no variant is called {pattern!r}")
-            found += names
-        return list(dict.fromkeys(found))
+        return _called(choice, self.variants)
 
 
 @cache
@@ -176,10 +170,7 @@ def catalogue(folder: Path = FOLDER) -> Catalogue:
             raise TipminiError(f"{folder / name}.yaml: {_one_line(error)}") from None
     important |= {c.name for group in groups.values() for c in group.choices if c.full}
     important |= {name for name, variant in variants.items() if variant.full}
-    found = Catalogue(groups, members, variants, frozenset(important))
-    for choice in found.choices.values():
-        found.candidates(choice)
-    return found
+    return Catalogue(groups, members, variants, frozenset(important))
 
 
 def group_names(folder: Path = FOLDER) -> list[str]:
@@ -233,5 +224,16 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
         pruned = [variants[name] for name in group.controls.of]
         names += [p.name for p in pruned]
         names += [new(v) for p in pruned for c in group.controls.each for v in c.beside(p)]
-    names += [choice.name for choice in group.choices]
+    names += [choice.name for choice in group.choices if _called(choice, variants)]
     return list(dict.fromkeys(names))
+
+
+def _called(choice: Choice, names: Iterable[str]) -> list[str]:
+    """Those of the names that a choice is among; TipminiError where a pattern fits none."""
+    found: list[str] = []
+    for pattern in choice.among:
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise TipminiError(f"choice {choice.name}: no variant is called {pattern!r}")
+        found += fitting
+    return list(dict.fromkeys(found))

@@ -76,8 +76,9 @@ class Variant(Declared):
             if self.options or self.norm_of:
                 raise ValueError(f"{self.method} merges nothing and has no options")
             return self
+        known = tm.method_options(self.method)
         for option in self.options:
-            if option not in tm.method_options(self.method):
+            if option not in known:
                 raise ValueError(f"method {self.method} has no option {option!r}")
         return self
 
