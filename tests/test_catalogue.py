@@ -1,5 +1,7 @@
 """What is declared in experiments/, and what is said of a wrong file."""
 
+from itertools import pairwise
+
 import pytest
 import yaml
 from tiny import random_adapter, random_grams, random_norms
@@ -104,7 +106,7 @@ def test_sweeps_name_their_variants():
 def test_fewer_adapters_are_nested_and_evaluated_on_their_own_tasks():
     chosen = [KNOWN.variant(f"tip-adapters-{n}").tasks(TASKS) for n in range(2, 8)]
     assert [len(names) for names in chosen] == list(range(2, 8)) and chosen[-1] == TASKS
-    assert all(more[: len(few)] == few for few, more in zip(chosen, chosen[1:], strict=False))
+    assert all(more[: len(few)] == few for few, more in pairwise(chosen))
 
 
 def test_choices_are_among_declared_variants_of_one_kind():
