@@ -105,6 +105,23 @@ def test_what_became_stale_is_measured_again(profile, place, measured):
     assert after["half", "rte"].key != before["half", "rte"].key
 
 
+def test_what_is_stale_is_told_without_merging(profile, place, monkeypatch):
+    measuring.measure(profile, "methods", ["base", "half", "one"])
+    names = ["base", "linear", "half", "one"]
+
+    def found(**changes):
+        lab = Bundled(profile.model_copy(update=changes))
+        monkeypatch.setattr(lab.merges, "merge", None)
+        return measuring.stale(lab, names)
+
+    assert found() == []
+    every = [("base", t) for t in TASKS] + [("half", t) for t in TASKS] + [("one", TASKS[0])]
+    assert found(tokens=100) == every
+    assert found(evaluation_rows_of={"rte": 2}) == [("base", "rte"), ("half", "rte")]
+    save_adapter(place / "adapters" / "rte", seed=7)
+    assert found() == [("half", task) for task in TASKS]
+
+
 def test_the_model_does_not_hold_every_adapter_it_wore(profile):
     lab = Bundled(profile)
     measuring.run(lab, ["linear", "half", "one"])

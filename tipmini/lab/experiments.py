@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,6 +141,8 @@ class Lab:
 
     def input_norms(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
         """Input norms of a task's own adapter on its own text: see `tm.calibrate_adapter`."""
+        if chosen.rows == self.profile.calibration_rows:
+            chosen = chosen.model_copy(update={"rows": None})
         inputs = self.norm_inputs(task, chosen)
         key = results.digest(inputs)
         file = self.profile.store / "norms" / f"{task}.safetensors"
@@ -295,6 +298,19 @@ class Lab:
         made |= {"facts": self.merges.facts(variant), "cells": [cell]}
         bundles.keep(self.profile.variant_store, bundles.Bundle(**made))
 
+    def is_stale(self, name: str, task: str) -> bool:
+        """Whether a stored variant's cell is of other code, model, rows or settings than now.
+
+        Told without merging or calibrating; `cell` compares the merged factors themselves.
+        """
+        variant, bundle = self.variant(name), bundles.read(self.profile.variant_store, name)
+        cell = self.stored(name, task)
+        if bundle is None or cell is None:
+            return False
+        inputs = self.inputs(None, self.definition(task), variant.metric(task))
+        now = [self.merges.settings(variant, measured=False), inputs | {"adapter": None}]
+        return now != [_without_measured(bundle.settings), cell.inputs | {"adapter": None}]
+
     def inputs(self, folder: Path | None, definition, metric: str | None = None) -> dict:
         """Everything a cell's values follow from."""
         task = definition.config.task
@@ -337,9 +353,10 @@ class Lab:
     def forget(self) -> None:
         """Take all adapters from the model, which would hold each that it ever wore."""
         resident = self.lm.resident
-        for name in list(resident.known):
-            resident.peft.delete_adapter(name)
-            resident.known.discard(name)
+        with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
+            for name in list(resident.known):
+                resident.peft.delete_adapter(name)
+                resident.known.discard(name)
 
 
 def cell_file(profile: Profile, method: str, task: str) -> Path:
@@ -349,6 +366,12 @@ def cell_file(profile: Profile, method: str, task: str) -> Path:
 def stored(profile: Profile, method: str, task: str) -> Cell | None:
     """What was measured before, without measuring; None where nothing was."""
     return results.load(cell_file(profile, method, task))
+
+
+def _without_measured(settings: dict) -> dict:
+    kept = {key: value for key, value in settings.items() if key != "measured"}
+    inner = kept["norm_of"]
+    return kept | ({"norm_of": _without_measured(inner)} if isinstance(inner, dict) else {})
 
 
 def _prompt(definition: ConfigurableTask, doc: dict) -> str:

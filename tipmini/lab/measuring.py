@@ -58,14 +58,32 @@ def run(
     A variant that another process is at is passed over, and waited for at the end, so that
     afterwards all is stored whoever measured it.
     """
-    os.environ.setdefault("TIPMINI_PROGRESS", "")  # one bar, not one a cell
-    with tqdm(total=len(list(_missing(lab, names, only))), unit="cell", smoothing=0) as bar:
+    missing = len(list(_missing(lab, names, only)))
+    with _one_bar(), tqdm(total=missing, unit="cell", smoothing=0) as bar:
         for wait in (False, True):
             for name in names:
                 with _claimed(lab, name, wait) as claimed:
                     for cell in _cells(lab, name, only) if claimed else ():
                         show(cell)
                         bar.update()
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """The evaluation's own bars off for the while, unless they are asked for."""
+    given = os.environ.get("TIPMINI_PROGRESS")
+    os.environ.setdefault("TIPMINI_PROGRESS", "")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["TIPMINI_PROGRESS"]
+
+
+def stale(lab: Lab, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The stored cells, as (variant, task), that `run` would measure again: `Lab.is_stale`."""
+    places = ((name, task) for name in names for task in asked(lab, name, ()))
+    return [(name, task) for name, task in places if lab.is_stale(name, task)]
 
 
 def _missing(lab: Lab, names: Sequence[str], only: Sequence[str]) -> Iterator[tuple[str, str]]:

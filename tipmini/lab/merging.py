@@ -1,6 +1,7 @@
 """A profile's merges: what each follows from, and its PEFT folder."""
 
 import json
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,20 +86,23 @@ class Merges:
             options["rank"] = max(min(shape) for shape in shapes)
         return options
 
-    def settings(self, variant: Variant) -> dict:
-        """Everything that a merge follows from besides the library's code."""
+    def settings(self, variant: Variant, measured: bool = True) -> dict:
+        """Everything that a merge follows from besides the library's code.
+
+        measured=False leaves out what the inputs' norms follow from, which takes reading the rows.
+        """
         own = variant.settings() | {"seed": self.seed(variant)}
         if variant.method in UNMERGED:
             return own
         names = variant.tasks(self.profile.tasks)
         hashes = {task: adapter_hash(self.lab.adapter_path(task)) for task in names}
-        own |= {"options": self.options(variant), "adapters": hashes, "inputs": None}
-        if variant.needs:
+        own |= {"options": self.options(variant), "adapters": hashes}
+        if variant.needs and measured:
             chosen = _inputs(variant)
-            measured = {task: self.lab.norm_inputs(task, chosen) for task in names}
-            own["inputs"] = {task: results.digest(inputs) for task, inputs in measured.items()}
+            keys = {task: results.digest(self.lab.norm_inputs(task, chosen)) for task in names}
+            own["measured"] = keys
         if variant.norm_of:
-            own["norm_of"] = self.settings(self.lab.variant(variant.norm_of))
+            own["norm_of"] = self.settings(self.lab.variant(variant.norm_of), measured)
         return own
 
     def facts(self, variant: Variant) -> dict[str, float]:
@@ -117,6 +121,7 @@ def _inputs(variant: Variant) -> Inputs:
     return variant.inputs.model_copy(update=grams)
 
 
+@cache
 def _code() -> str:
     return results.code_digest([import_module(f"tipmini.{name}") for name in CODE])
 
