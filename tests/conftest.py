@@ -58,3 +58,53 @@ def tiny(tmp_path_factory, embedded, tokenizer) -> Path:
     save_llama(folder / "model", tokenizer)
     (folder / "data").symlink_to(embedded / "data")
     return folder
+
+
+@pytest.fixture
+def place(tiny, tokenizer, tmp_path, monkeypatch) -> Path:
+    """A folder with an adapter for each task; the tiny model stands for the embedded one."""
+    from labs import TASKS, save_adapter
+
+    from tipmini.lab import assets, model, paths
+
+    monkeypatch.setattr(assets, "embedded", lambda: tiny)
+    monkeypatch.setattr(model, "keep_memory", lambda: None)
+    monkeypatch.setattr(model, "load_tokenizer", lambda _: tokenizer)  # takes a second
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+    for seed, task in enumerate(TASKS):
+        save_adapter(tmp_path / "adapters" / task, seed)
+    return tmp_path
+
+
+@pytest.fixture
+def profile(place):
+    """Of the tiny model."""
+    from labs import TASKS
+
+    from tipmini.lab.profiles import Profile
+
+    return Profile(
+        name="tiny",
+        description="a tiny random model",
+        adapters=f"{place}/adapters/{{task}}",
+        results=f"{place}/results",
+        tasks=TASKS,
+        dtype="float32",
+        evaluation_rows=4,
+        calibration_rows=4,
+    )
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[str]:
+    """The tasks that are measured, in order, as it happens."""
+    from tipmini.lab import evaluation
+
+    names, evaluate = [], evaluation.evaluate
+
+    def counting(lm, task, metric):
+        names.append(task.config.task)
+        return evaluate(lm, task, metric)
+
+    monkeypatch.setattr(evaluation, "evaluate", counting)
+    return names

@@ -129,11 +129,12 @@ def completed(monkeypatch, capsys, line):
         ("tipmini merge --method tip-", ["tip-printed", "tip-inverted", "tip-dlp"]),
         ("tipmini merge --method dare", ["dare", "dare_ties"]),
         ("tipmini merge --method ties -o ", ["density=", "variant=", "on=", "rank="]),
-        ("tipmini merge -o s", ["sparsity=", "sign=", "shift_range=", "summation="]),
+        ("tipmini merge -o s", ["sparsity=", "sign=", "shift_range=", "score=", "summation="]),
         ("tipmini merge --method nothing -o ", []),
         ("tipmini evaluate --task co", ["coqa"]),
         ("tipmini norms --task open", ["openbookqa"]),
         ("tipmini measure --profile mi", ["mini"]),
+        ("tipmini measure --group le", ["ledger"]),
     ],
 )
 def test_completion_offers_what_there_is(monkeypatch, capsys, line, offered):

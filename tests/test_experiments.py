@@ -5,56 +5,17 @@ import shutil
 
 import pytest
 import torch
-from labs import save_adapter, save_llama
+from labs import TASKS, save_adapter, save_llama
 from peft import PeftModel
 
 import tipmini as tm
-from tipmini.lab import assets, evaluation, experiments, model, results, tasks
+from tipmini.lab import assets, controls, evaluation, experiments, model, results, tasks
 from tipmini.lab.experiments import MERGES, METHODS, Lab, cell_file, stored
-from tipmini.lab.profiles import Profile, load_profile
-
-TASKS = ("openbookqa", "rte")
-
-
-@pytest.fixture
-def place(tiny, tokenizer, tmp_path, monkeypatch):
-    """A folder with an adapter for each task; the tiny model stands for the embedded one."""
-    monkeypatch.setattr(assets, "embedded", lambda: tiny)
-    monkeypatch.setattr(model, "keep_memory", lambda: None)
-    monkeypatch.setattr(model, "load_tokenizer", lambda _: tokenizer)  # takes a second
-    for seed, task in enumerate(TASKS):
-        save_adapter(tmp_path / "adapters" / task, seed)
-    return tmp_path
+from tipmini.lab.profiles import load_profile
+from tipmini.lab.variants import Inputs
 
 
-@pytest.fixture
-def profile(place) -> Profile:
-    return Profile(
-        name="tiny",
-        description="a tiny random model",
-        adapters=f"{place}/adapters/{{task}}",
-        results=f"{place}/results",
-        tasks=TASKS,
-        dtype="float32",
-        evaluation_rows=4,
-        calibration_rows=4,
-    )
-
-
-@pytest.fixture
-def measured(monkeypatch) -> list[str]:
-    """The tasks that are measured, in order, as it happens."""
-    names, evaluate = [], evaluation.evaluate
-
-    def counting(lm, task, metric):
-        names.append(task.config.task)
-        return evaluate(lm, task, metric)
-
-    monkeypatch.setattr(evaluation, "evaluate", counting)
-    return names
-
-
-def other(profile: Profile, **changes) -> Lab:
+def other(profile, **changes) -> Lab:
     return Lab(profile.model_copy(update=changes))
 
 
@@ -224,6 +185,41 @@ def test_merges_are_the_librarys(profile):
             torch.testing.assert_close(found.delta(module), merged.delta(module))
 
 
+def test_a_variant_is_the_librarys_merge(profile):
+    lab = Lab(profile)
+    found = tm.load_adapter(lab.merged("tip-cat.scaled"))
+    like = lab.merges.merge(lab.variant("tip-cat"))
+    exact = tm.merge(lab.adapters, "cat")
+    ratios = [(found.delta(m) / exact.delta(m)).mean().item() for m in exact.modules]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
+    assert lab.merges.facts(lab.variant("tip-cat.scaled"))["norm"] == pytest.approx(
+        controls.sizes(like, exact)["norm"], rel=1e-5
+    )
+
+
+def test_rank_whole_cuts_nothing(profile):
+    lab = Lab(profile)
+    norms = {task: lab.input_norms(task) for task in TASKS}
+    _, dense = tm.merge_update(lab.adapters, "tip", norms=norms, on="delta")
+    found = tm.load_adapter(lab.merged("tip-delta"))
+    for module in dense:
+        torch.testing.assert_close(found.delta(module), dense[module], rtol=1e-4, atol=1e-4)
+
+
+def test_a_variant_is_merged_again_only_when_something_it_is_made_of_changes(
+    profile, place, monkeypatch
+):
+    merges, merge = [], tm.merge
+    monkeypatch.setattr(tm, "merge", lambda *a, **k: (merges.append(a[1]), merge(*a, **k))[1])
+    for expected in (1, 1):
+        Lab(profile).merged("wanda")
+        assert merges.count("wanda") == expected
+    other(profile, base_sparsity=0.2).merged("wanda")
+    save_adapter(place / "adapters" / "rte", seed=5)
+    Lab(profile).merged("wanda")
+    assert merges.count("wanda") == 3
+
+
 def test_sparsities_are_one_a_layer_and_within_bounds(profile):
     found = Lab(profile).sparsities("rte")
     assert found.shape == (2,) and ((found >= 0) & (found <= 1)).all()
@@ -269,6 +265,57 @@ def test_calibration_reads_train_rows_with_their_answers(profile):
         + ["True", "False"][row["label"]]
         for row in rows
     )
+
+
+OTHER_INPUTS = {
+    "another statistic": Inputs(statistic="rms"),
+    "the base's": Inputs(source="base"),
+    "fewer rows": Inputs(rows=2),
+    "no answers": Inputs(answers=False),
+    "other rows": Inputs(seed=1),
+}
+
+
+@pytest.mark.parametrize("chosen", OTHER_INPUTS.values(), ids=OTHER_INPUTS)
+def test_inputs_measured_otherwise_are_others_and_kept_apart(profile, chosen):
+    lab = Lab(profile)
+    usual, found = lab.input_norms("rte"), lab.input_norms("rte", chosen)
+    assert set(usual) == set(found)
+    assert not all(torch.allclose(usual[name], found[name]) for name in usual)
+    again = Lab(profile).input_norms("rte")
+    assert all(torch.equal(usual[name], again[name]) for name in usual)
+
+
+def test_of_the_base_are_those_of_no_adapter(profile, tiny, tokenizer):
+    """x is what the bare base reads; A x is that through the adapter's A."""
+    lab = Lab(profile)
+    found, adapter = lab.input_norms("rte", Inputs(source="base")), lab.adapters["rte"]
+    base = model.load_base(tiny / "model", "float32")
+    rows = [dict(tokenizer(text, return_tensors="pt")) for text in lab.calibration_texts("rte")]
+    expected = tm.calibrate(base, rows, adapter.modules)
+    grams = tm.calibrate(base, rows, adapter.modules, statistic="gram")
+    for module in adapter.modules:
+        a = adapter.factors[module].a
+        through = (a @ grams[module] @ a.T).diagonal().sqrt()
+        torch.testing.assert_close(found[module], expected[module], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[f"{module}.lora_B"], through, rtol=1e-3, atol=1e-4)
+
+
+def test_other_rows_are_train_rows_too(profile):
+    lab = Lab(profile)
+    rows = tasks.load("rte", 1, 10**6)
+    every = {tasks.text(rows, doc) for doc in rows.training_docs()}
+    first, others = (set(lab.calibration_texts("rte", Inputs(seed=s))) for s in (0, 1))
+    assert first != others and first | others <= every and len(first) == len(others) == 4
+
+
+def test_without_answers_the_text_is_the_prompt(profile):
+    lab = Lab(profile)
+    with_answers, without = (
+        lab.calibration_texts("rte", Inputs(answers=answers)) for answers in (True, False)
+    )
+    pairs = list(zip(with_answers, without, strict=True))
+    assert {full.removeprefix(prompt) for full, prompt in pairs} <= {" True", " False"}
 
 
 # The committed results ------------------------------------------------------------------------

@@ -185,6 +185,8 @@ def test_every_method_has_one_line_and_its_options():
             "bounds": "clip",
             "group": "row",
             "rescale": False,
+            "score": "wanda",
+            "assignment": "layer",
             "summation": "linear",
             "rank": None,
         }

@@ -43,6 +43,16 @@ def test_the_profile_is_an_input():
     assert workflow.inputs_digest("smoke") != workflow.inputs_digest("mini")
 
 
+@pytest.mark.parametrize("name", ["variants", "selection"])
+def test_stored_variants_are_inputs_of_the_notebooks(tmp_path, monkeypatch, name):
+    mini = workflow.load_profile("mini").model_copy(update={name: str(tmp_path)})
+    monkeypatch.setattr(workflow, "load_profile", lambda _: mini)
+    monkeypatch.setattr(workflow, "_contents", lambda files: sorted(map(str, files)))
+    before = workflow.inputs_digest("mini")
+    (tmp_path / "one.json").write_text("{}")
+    assert workflow.inputs_digest("mini") != before
+
+
 def test_an_unknown_profile_is_refused_before_anything_runs():
     with pytest.raises(TipminiError, match="'mimi': not one of a40, full, mini, smoke"):
         workflow.run("mimi")

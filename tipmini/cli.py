@@ -46,7 +46,10 @@ COMMANDS = {
         "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
     ],
     laboratory.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],
-    laboratory.measure: ["tipmini measure --profile smoke --method single --task rte"],
+    laboratory.measure: [
+        "tipmini measure --profile smoke --method single --task rte",
+        "tipmini measure --profile mini --group ledger --variant tip-cat",
+    ],
     laboratory.norms: ["tipmini norms --profile smoke --task rte"],
     laboratory.fetch: ["tipmini fetch"],
     laboratory.adapters: ["tipmini adapters --task rte"],

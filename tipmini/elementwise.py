@@ -87,6 +87,8 @@ def merge_tip(
     bounds: str = "clip",
     group: str = "row",
     rescale: bool = False,
+    score: str = "wanda",
+    assignment: str = "layer",
     summation: str = "linear",
     rank: int | None = None,
 ) -> Update:
@@ -98,7 +100,7 @@ def merge_tip(
     reading = Reading(
         **{"sparsity": sparsity, "on": on, "layer": layer, "mean": mean, "normalized": normalized},
         **{"sign": sign, "shift_range": shift_range, "bounds": bounds, "group": group},
-        rescale=rescale,
+        **{"rescale": rescale, "score": score, "assignment": assignment},
     )
     check_addition(space, summation, rank)  # before the importances, which take a while
     return merge_tensors(

@@ -140,6 +140,9 @@ METHODS: dict[str, Callable[..., Update]] = {
     "knots": merge_knots,
 }
 
+# What a method must be told of each adapter's inputs, by the name of `merge`'s argument.
+NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
+
 PRESETS: dict[str, tuple[str, dict[str, object]]] = {
     "tip-printed": ("tip", {}),
     "tip-inverted": ("tip", {"sign": -1}),

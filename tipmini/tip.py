@@ -6,14 +6,16 @@ words. Norms are keyed as `tipmini.calibration` returns them: x under the module
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
+from tipmini.dare import named_generator
 from tipmini.errors import TipminiError, require
 from tipmini.sparsity import check_options, layer_importance, layer_sparsity, whole_pieces
 from tipmini.summation import Change, Part
@@ -24,6 +26,7 @@ Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, o
 
 Place = tuple[str, str]  # (module, "a", "b" or "delta")
 Shares = dict[Place, float]  # place -> sparsity
+Draw = Callable[[], torch.Generator]  # what a random score is drawn from
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
 TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
@@ -31,6 +34,8 @@ LAYERS = ("block", "module", "factor")
 MEANS = ("elements", "modules")
 NORMALISED = ("within", "across")
 GROUPS = ("row", "matrix")
+SCORES = ("wanda", "magnitude", "random")
+ASSIGNMENTS = ("layer", "mean", "shuffled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,10 @@ class Reading:
     within each adapter, or across all that are merged. sign, shift_range, bounds: of
     `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
     survivors times 1 / (1 - S_l).
+
+    Two more take one thing away from TIP, to see what it does. score: what goes at the S_l is
+    chosen by Eq. 1, by size alone ("magnitude") or at random. assignment: each layer gets its own
+    S_l, all get the adapter's "mean", or the S_l are "shuffled" over its layers.
     """
 
     sparsity: float = 0.7
@@ -55,6 +64,8 @@ class Reading:
     bounds: str = "clip"
     group: str = "row"
     rescale: bool = False
+    score: str = "wanda"
+    assignment: str = "layer"
 
     def __post_init__(self) -> None:
         require("on", self.on, TARGETS)
@@ -63,6 +74,8 @@ class Reading:
         require("normalized", self.normalized, NORMALISED)
         require("group", self.group, GROUPS)
         require("rescale", self.rescale, (False, True))
+        require("score", self.score, SCORES)
+        require("assignment", self.assignment, ASSIGNMENTS)
         check_options(self.sparsity, self.sign, self.shift_range, self.bounds)
 
 
@@ -179,7 +192,7 @@ def tip_sparsities(
 
     sparsity is S_org; options are `Reading`'s.
     """
-    reading = Reading(sparsity=sparsity, **options)
+    reading = _without_draws(Reading(sparsity=sparsity, **options))
     return sparsities_of([(adapter, norms)], reading)[0]
 
 
@@ -194,7 +207,17 @@ def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Readin
     groups = [torch.cat(found)] if reading.normalized == "across" else found
     bound = {"sign": reading.sign, "shift_range": reading.shift_range, "bounds": reading.bounds}
     shares = [layer_sparsity(group, reading.sparsity, **bound) for group in groups]
-    return list(torch.cat(shares).split(sizes))
+    own = torch.cat(shares).split(sizes)
+    if reading.assignment == "mean":
+        return [layers.mean().expand(len(layers)) for layers in own]
+    return list(own)
+
+
+def _without_draws(reading: Reading) -> Reading:
+    """Refuses what a merge's seed decides."""
+    if reading.assignment == "shuffled" or reading.score == "random":
+        raise TipminiError("assignment='shuffled' and score='random' need a seed; use merge")
+    return reading
 
 
 def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) -> Shares:
@@ -203,15 +226,22 @@ def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) ->
     return {place: share for layer, share in pairs for place in layer}
 
 
-def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading) -> Tensor:
+def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading, draw: Draw) -> Tensor:
     """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype."""
-    if reading.group == "matrix":
-        score = wanda_score(tensor, norm)
-        flat = prune_rows(tensor.reshape(1, -1), score.reshape(1, -1), sparsity)
-        pruned = flat.view_as(tensor)
-    else:
+    if reading.group == "row" and reading.score == "wanda":
         pruned = prune_scored(tensor, norm, sparsity)
+    else:
+        score = _deciding(tensor, norm, reading.score, draw)
+        shape = (1, -1) if reading.group == "matrix" else tensor.shape
+        pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity).view_as(tensor)
     return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
+
+
+def _deciding(tensor: Tensor, norm: Tensor, score: str, draw: Draw) -> Tensor:
+    """(d, k): by what the elements of a tensor are told apart; the lowest go."""
+    if score == "random":
+        return torch.rand(tensor.shape, generator=draw()).to(tensor.device)
+    return tensor.abs() if score == "magnitude" else wanda_score(tensor, norm)
 
 
 def tip_prune(
@@ -221,7 +251,7 @@ def tip_prune(
 
     Arguments as in `tip_sparsities`, but for on="delta", which leaves no factors (see `merge`).
     """
-    reading = Reading(sparsity=sparsity, **options)
+    reading = _without_draws(Reading(sparsity=sparsity, **options))
     if reading.on == "delta":
         raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
     layers = sparsities_of([(adapter, norms)], reading)[0]
@@ -229,7 +259,7 @@ def tip_prune(
 
     def change(module: str, pair: LoraFactors) -> LoraFactors:
         pruned = {  # as stored: pruning keeps the dtype
-            name: _pruned(norms, module, name, getattr(pair, name), shares, reading)
+            name: _pruned(norms, (module, name), getattr(pair, name), shares, reading)
             for name in TARGETS[reading.on]
         }
         return replace(pair, **pruned)
@@ -238,17 +268,22 @@ def tip_prune(
 
 
 def _pruned(
-    norms: Norms, module: str, name: str, tensor: Tensor, shares: Shares, reading: Reading
+    norms: Norms,
+    place: Place,
+    tensor: Tensor,
+    shares: Shares,
+    reading: Reading,
+    draw: Draw = torch.Generator,
 ) -> Tensor:
-    norm = input_norm(norms, module, name, tensor.shape[1])
-    return prune(tensor, norm, shares[module, name], reading)
+    norm = input_norm(norms, *place, tensor.shape[1])
+    return prune(tensor, norm, shares[place], reading, draw)
 
 
 def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
     """What TIP does to each tensor of a merge: a `Change` for `merge_tensors`."""
     adapters = [(part.adapter, _norms(part)) for part in parts]
     shares = {
-        part.name: tensor_sparsities(part.adapter, layers, reading)
+        part.name: tensor_sparsities(part.adapter, _assigned(part, layers, reading), reading)
         for part, layers in zip(parts, sparsities_of(adapters, reading), strict=True)
     }
 
@@ -257,9 +292,17 @@ def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
         name = factor.lower() or "delta"
         if (module, name) not in shares[part.name]:
             return tensor  # B, where A alone is pruned
-        return _pruned(part.norms, module, name, tensor, shares[part.name], reading)
+        draw = partial(named_generator, part.seed, part.name, full_name)
+        return _pruned(part.norms, (module, name), tensor, shares[part.name], reading, draw)
 
     return change
+
+
+def _assigned(part: Part, layers: Tensor, reading: Reading) -> Tensor:
+    """The sparsities as they are, or in an order that the seed and the adapter's name decide."""
+    if reading.assignment != "shuffled":
+        return layers
+    return layers[torch.randperm(len(layers), generator=named_generator(part.seed, part.name))]
 
 
 def _norms(part: Part) -> Norms:

@@ -59,6 +59,12 @@ def complete_profile(incomplete: str) -> list[str]:
     return [name for name in profiles.names() if name.startswith(incomplete)]
 
 
+def complete_group(incomplete: str) -> list[str]:
+    from tipmini.lab import catalogue
+
+    return [name for name in catalogue.group_names() if name.startswith(incomplete)]
+
+
 Profile = Annotated[
     str,
     typer.Option(help="smoke, mini, full, a40, or a YAML file", autocompletion=complete_profile),

@@ -11,7 +11,14 @@ import typer
 
 from tipmini.adapter import load_adapter
 from tipmini.calibration import STATISTICS
-from tipmini.commands.arguments import AsJson, Base, Profile, Tasks, complete_task
+from tipmini.commands.arguments import (
+    AsJson,
+    Base,
+    Profile,
+    Tasks,
+    complete_group,
+    complete_task,
+)
 from tipmini.errors import TipminiError, require
 from tipmini.peft_folder import read_settings, weights_file
 from tipmini.strict import one_line
@@ -77,15 +84,31 @@ def evaluate(
 
 
 def measure(
-    method: Annotated[list[str] | None, typer.Option(help="all by default")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "--variant", help="again for several; all by default"),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="variants of experiments/GROUP.yaml", autocompletion=complete_group),
+    ] = None,
     task: Tasks = None,
     profile: Profile = "mini",
     as_json: AsJson = False,
 ) -> None:
-    """Measure cells of a profile and store them; what is stored is read."""
+    """Measure cells of a profile and store them; what is stored is read.
+
+    With a group, its variants: several such commands share the work, and a killed one goes on.
+    """
     from tipmini.lab.experiments import METHODS, Lab
     from tipmini.lab.profiles import load_profile
 
+    if group:
+        from tipmini.lab import measuring
+
+        show = lambda cell: _show(cell, as_json)  # noqa: E731
+        measuring.measure(load_profile(profile), group, method or (), task or (), show)
+        return
     lab = Lab(load_profile(profile))
     for name in task or lab.profile.tasks:
         for way in method or METHODS:

@@ -13,10 +13,10 @@ import yaml
 import tipmini as tm
 from tipmini.commands.arguments import nearest
 from tipmini.errors import TipminiError, is_finite
+from tipmini.merge import NEEDS
 from tipmini.strict import one_line, shown
 
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
-NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
 
 
 @dataclass(frozen=True, kw_only=True)

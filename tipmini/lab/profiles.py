@@ -38,6 +38,15 @@ class Profile(BaseModel):
         256, ge=1, description="the most tokens of a generated answer; 256 is lm-eval's own"
     )
     results: str = Field(description="folder of the stored results, below the repository")
+    variants: str | None = Field(
+        None, description="folder of the declared variants' cells; null: in `results`"
+    )
+    selection: str | None = Field(
+        None, description="folder of cells on held-out train rows; null: in `results`"
+    )
+    important_only: bool = Field(
+        False, description="of the declared variants only those marked `full: true`"
+    )
 
     @field_validator("tasks", "evaluation_rows_of", "adapter_names")
     @classmethod
@@ -50,6 +59,19 @@ class Profile(BaseModel):
     @property
     def store(self) -> Path:
         return paths.REPOSITORY / self.results
+
+    @property
+    def variant_store(self) -> Path:
+        return paths.REPOSITORY / (self.variants or f"{self.results}/variants")
+
+    @property
+    def selection_store(self) -> Path:
+        return paths.REPOSITORY / (self.selection or f"{self.results}/selection")
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of what can be made again: merged variants and their inputs' norms."""
+        return paths.BUILD / "variants" / self.name
 
     def rows(self, task: str) -> int | None:
         """Evaluation rows of a task; None: all there are."""

@@ -97,10 +97,15 @@ def write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def save(path: Path, cell: Cell) -> None:
+def text(cell: Cell) -> str:
+    """One line of JSON; whole values without a decimal point."""
     content = cell.model_dump()
     content["values"] = [int(v) if v == int(v) else v for v in cell.values]
-    write(path, json.dumps(content, separators=(",", ":")) + "\n")
+    return json.dumps(content, separators=(",", ":"))
+
+
+def save(path: Path, cell: Cell) -> None:
+    write(path, text(cell) + "\n")
 
 
 def load(path: Path) -> Cell | None:

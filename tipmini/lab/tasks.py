@@ -1,6 +1,7 @@
 """The seven tasks: lm-eval's own definitions, reading the embedded rows instead of the hub's."""
 
 import hashlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,12 +38,14 @@ METRIC = {
 }
 
 
-def order(count: int) -> list[int]:
+def order(count: int, seed: int = 0) -> list[int]:
     """0 ... count - 1 in a fixed order that looks random and is the same everywhere.
 
-    A smaller profile takes a shorter prefix, so its rows are part of a larger one's.
+    A smaller profile takes a shorter prefix, so its rows are part of a larger one's. Seed 0 is the
+    order of all that is trained on and scored; another gives other rows to calibrate with.
     """
-    return sorted(range(count), key=lambda i: hashlib.sha256(b"row %d" % i).digest())
+    salt = b"" if seed == 0 else b"seed %d " % seed
+    return sorted(range(count), key=lambda i: hashlib.sha256(salt + b"row %d" % i).digest())
 
 
 def rows(task: str, split: str, count: int | None = None) -> list[dict]:
@@ -77,8 +80,7 @@ def load(
     definition = load_yaml(official(task))
     definition.pop("tag", None)
     if data == "embedded":
-        definition["custom_dataset"] = lambda **_: _splits(task, evaluation, train)
-        return ConfigurableTask(config=definition)
+        return _over(definition, lambda: _splits(task, evaluation, train))
     try:
         found = ConfigurableTask(config=definition)
     except OSError as error:  # which the hub's and the data sets' own errors are
@@ -88,6 +90,17 @@ def load(
     split = definition.get("test_split") or definition["validation_split"]
     found.dataset[split] = _first(found.dataset[split], evaluation)
     return found
+
+
+def held_out(task: str, after: int, count: int) -> ConfigurableTask:
+    """lm-eval's task, but scored are embedded train rows: `count` of the order after `after`."""
+    definition = load_yaml(official(task))
+    definition.pop("tag", None)
+    return _over(definition, lambda: _dataset(rows(task, "train", after + count)[after:], []))
+
+
+def _over(definition: dict, splits: Callable[[], datasets.DatasetDict]) -> ConfigurableTask:
+    return ConfigurableTask(config=definition | {"custom_dataset": lambda **_: splits()})
 
 
 def text(definition: ConfigurableTask, doc: dict) -> str:
@@ -103,7 +116,12 @@ def _first(split: datasets.Dataset, count: int | None) -> datasets.Dataset:
 
 
 def _splits(task: str, evaluation: int | None, train: int) -> datasets.DatasetDict:
-    scored = datasets.Dataset.from_list(rows(task, "evaluation", evaluation))
     # Train rows are not read where none are wanted: HellaSwag's alone take seconds.
-    learnt = datasets.Dataset.from_list(rows(task, "train", train)) if train else scored.select([])
-    return datasets.DatasetDict(train=learnt, validation=scored, test=scored)
+    learnt = rows(task, "train", train) if train else []
+    return _dataset(rows(task, "evaluation", evaluation), learnt)
+
+
+def _dataset(scored: list[dict], learnt: list[dict]) -> datasets.DatasetDict:
+    tested = datasets.Dataset.from_list(scored)
+    train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
+    return datasets.DatasetDict(train=train, validation=tested, test=tested)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tipmini.errors import TipminiError
-from tipmini.lab import assets, paths, results
+from tipmini.lab import assets, catalogue, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
@@ -16,7 +16,7 @@ SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
     *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/objective.py", "lab/parity/"),
-    *("lab/peers.py", "lab/training.py", "lab/workflow.py"),
+    *("lab/measuring.py", "lab/peers.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
 SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
@@ -42,7 +42,10 @@ def measurement_digest(profile: str) -> str:
 
 def inputs_digest(profile: str) -> str:
     """Of everything that a notebook's outputs depend on besides its own code."""
-    data = [paths.PRINTED, *load_profile("full").store.rglob("*.json")]
+    mini = load_profile("mini")
+    stores = (load_profile("full").store, mini.variant_store, mini.selection_store)
+    data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
+    data += catalogue.FOLDER.glob("*.yaml")
     return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
 

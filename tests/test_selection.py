@@ -1,0 +1,100 @@
+"""Choosing by held-out cells: the highest mean over tasks, of equal ones the first."""
+
+import pytest
+
+from tipmini.errors import TipminiError
+from tipmini.lab import bundles, catalogue, documents, measuring, selection, tasks
+from tipmini.lab.catalogue import Catalogue, Choice
+from tipmini.lab.profiles import Profile, load_profile
+from tipmini.lab.results import Cell, digest
+from tipmini.lab.training import RECIPES
+from tipmini.lab.variants import Variant
+
+TASKS = ("boolq", "rte")
+
+
+def cell(name: str, task: str, values: list[float]) -> Cell:
+    facts = {"machine": {}, "versions": {}, "date": "", "seconds": 1, "profile": "tiny"}
+    return Cell(key="k", inputs={}, method=name, task=task, metric="acc", values=values, **facts)
+
+
+def scored(**rows: tuple[list, list]) -> dict:
+    return {
+        (name, task): cell(name, task, values)
+        for name, pair in rows.items()
+        for task, values in zip(TASKS, pair, strict=True)
+    }
+
+
+HALF = ([1, 0, 1, 0], [1, 0])
+CASES = {
+    "the highest": ({"a": HALF, "b": ([1, 1, 1, 0], [1, 0])}, "b"),
+    "tasks count alike, not rows": ({"a": ([1, 1, 1, 0], [0, 0]), "b": HALF}, "b"),
+    "the first of equals": ({"a": HALF, "b": HALF}, "a"),
+}
+
+
+@pytest.mark.parametrize(("rows", "expected"), CASES.values(), ids=CASES)
+def test_the_best(rows, expected):
+    assert selection.best(scored(**rows), ["a", "b"], TASKS) == expected
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A profile that stores below tmp_path, and a choice between two merges."""
+    made = {"name": "tiny", "description": "d", "tasks": TASKS}
+    profile = Profile(**made, results=str(tmp_path))
+    variants = {n: Variant(name=n, title=n.upper(), method=n) for n in ("linear", "cat")}
+    choice = Choice(name="best", title="the best", among=("linear", "c*"))
+    return profile, Catalogue({}, {}, variants), choice
+
+
+def store(profile: Profile, cells: dict) -> None:
+    for (name, _), one in cells.items():
+        made = {"name": name, "title": name, "settings": {}, "facts": {}, "cells": [one]}
+        bundles.keep(profile.selection_store, bundles.Bundle(**made))
+
+
+def test_a_choice_is_the_winner_under_its_own_name(place):
+    profile, known, choice = place
+    store(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
+    found = selection.resolved(choice, known, profile)
+    assert (found.name, found.title, found.method) == ("best", "the best: CAT", "cat")
+
+
+def test_nothing_is_chosen_while_a_candidate_is_not_measured(place):
+    profile, known, choice = place
+    store(profile, scored(linear=HALF))
+    with pytest.raises(TipminiError, match="choice best: cat and 0 more are not measured"):
+        selection.resolved(choice, known, profile)
+
+
+def content(rows: list[dict]) -> set[str]:
+    """Rows told apart by all that they hold but running numbers, which differ by file."""
+    return {digest({k: v for k, v in row.items() if k not in ("idx", "ind", "id")}) for row in rows}
+
+
+@pytest.mark.parametrize("task", documents.TASKS)
+def test_held_out_rows_are_neither_trained_on_nor_evaluated(embedded, task):
+    lab = measuring.HeldOut(load_profile("mini"))
+    after, count = lab.rows(task)
+    scored = list(lab.task(task).eval_docs)
+    recipe = RECIPES[task]
+    expected = {"coqa": 16, "rte": 32}.get(task, 48)
+    assert len(scored) == count == expected and after == recipe.rows
+    trained = list(tasks.load(task, 1, recipe.rows).training_docs())
+    evaluated = list(tasks.load(task).eval_docs)
+    assert len(trained) == recipe.rows
+    own = content(scored)
+    assert len(own) == count
+    assert not own & content(trained) and not own & content(evaluated)
+
+
+def test_held_out_rows_of_other_peoples_adapters_are_not_known():
+    with pytest.raises(TipminiError, match="profile a40: its adapters' held-out rows"):
+        measuring.HeldOut(load_profile("a40"))
+
+
+def test_every_choice_can_be_made_of_what_is_declared():
+    known = catalogue.catalogue()
+    assert all(len(known.candidates(choice)) > 5 for choice in known.choices.values())

@@ -1,0 +1,144 @@
+"""Measuring many variants: what is missing, one variant after the other, several processes at once.
+
+A cell is stored as soon as it is measured, so that a killed run goes on where it stopped.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from tipmini.errors import TipminiError
+from tipmini.lab import catalogue, tasks
+from tipmini.lab.experiments import Lab
+from tipmini.lab.locks import alone
+from tipmini.lab.profiles import Profile
+from tipmini.lab.results import Cell
+from tipmini.lab.training import RECIPES
+
+HELD_OUT = 48  # rows a task to choose by
+HELD_OUT_OF = {"coqa": 16, "rte": 32}  # of stories and of rows that take long, or that are few
+
+Show = Callable[[Cell], None]
+
+
+class Bundled(Lab):
+    """Keeps all cells in bundles, those of the paper's methods as well: a whole set to compare."""
+
+    apart = ()
+
+
+class HeldOut(Bundled):
+    """Scores train rows that no adapter was trained on; they chose between checkpoints.
+
+    Only adapters of this project are known to leave them out: raises TipminiError for others.
+    """
+
+    def __init__(self, profile: Profile):
+        if profile.data != "embedded":
+            raise TipminiError(f"profile {profile.name}: its adapters' held-out rows aren't known")
+        super().__init__(profile.model_copy(update={"variants": str(profile.selection_store)}))
+
+    def task(self, name: str, train: int = 0):
+        return super().task(name, train) if train else tasks.held_out(name, *self.rows(name))
+
+    def rows(self, task: str) -> tuple[int, int]:
+        """How many train rows are passed over, and how many of the next are scored."""
+        recipe = RECIPES[task]
+        asked = min(HELD_OUT_OF.get(task, HELD_OUT), self.profile.rows(task) or HELD_OUT)
+        return recipe.rows, min(asked, recipe.held_out)
+
+
+def run(
+    lab: Lab, names: Sequence[str], only: Sequence[str] = (), show: Show = lambda cell: None
+) -> None:
+    """Measure the variants on the tasks they merge, or on those of them that are in `only`.
+
+    A variant that another process is at is passed over, and waited for at the end, so that
+    afterwards all is stored whoever measured it.
+    """
+    missing = len(list(_missing(lab, names, only)))
+    with _one_bar(), tqdm(total=missing, unit="cell", smoothing=0) as bar:
+        for wait in (False, True):
+            for name in names:
+                with _claimed(lab, name, wait) as claimed:
+                    for cell in _cells(lab, name, only) if claimed else ():
+                        show(cell)
+                        bar.update()
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """The evaluation's own bars off for the while, unless they are asked for."""
+    given = os.environ.get("TIPMINI_PROGRESS")
+    os.environ.setdefault("TIPMINI_PROGRESS", "")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["TIPMINI_PROGRESS"]
+
+
+def stale(lab: Lab, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The stored cells, as (variant, task), that `run` would measure again: `Lab.is_stale`."""
+    places = ((name, task) for name in names for task in asked(lab, name, ()))
+    return [(name, task) for name, task in places if lab.is_stale(name, task)]
+
+
+def _missing(lab: Lab, names: Sequence[str], only: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        yield from ((name, t) for t in asked(lab, name, only) if lab.stored(name, t) is None)
+
+
+def asked(lab: Lab, name: str, only: Sequence[str]) -> list[str]:
+    """The tasks to measure a variant on."""
+    every = lab.variant(name).tasks(lab.profile.tasks)
+    return [task for task in every if not only or task in only]
+
+
+def _cells(lab: Lab, name: str, only: Sequence[str]) -> Iterator[Cell]:
+    """The cells that had to be measured."""
+    for task in asked(lab, name, only):
+        before = lab.stored(name, task)
+        cell = lab.cell(name, task)
+        if cell != before:
+            yield cell
+    lab.forget()
+
+
+@contextmanager
+def _claimed(lab: Lab, name: str, wait: bool) -> Iterator[bool]:
+    """Whether the variant is this process's alone for the while."""
+    folder = lab.profile.scratch / "claims" / lab.profile.variant_store.name / name
+    try:
+        with alone(folder, wait=wait):
+            yield True
+    except BlockingIOError:
+        yield False
+
+
+def measure(
+    profile: Profile,
+    group: str,
+    names: Sequence[str] = (),
+    only: Sequence[str] = (),
+    show: Show = lambda cell: None,
+) -> None:
+    """Measure a group of declared variants, or those of it that are in `names`.
+
+    For its choices all candidates are first scored on held-out rows; where a profile measures but
+    the important variants, the choice is read from the store. Raises TipminiError for an unknown
+    group or name.
+    """
+    known = catalogue.catalogue()
+    members = known.names(group, profile)
+    for name in names:
+        if name not in members:
+            raise TipminiError(f"group {group}: no variant {name!r} at profile {profile.name}")
+    wanted = [name for name in members if not names or name in names]
+    choices = [known.choices[name] for name in wanted if name in known.choices]
+    candidates = [name for choice in choices for name in known.candidates(choice)]
+    if candidates and not profile.important_only:
+        run(HeldOut(profile), list(dict.fromkeys(candidates)), only, show)
+    run(Bundled(profile), wanted, only, show)

@@ -1,0 +1,151 @@
+"""A profile's merges: what each follows from, and its PEFT folder."""
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import tipmini as tm
+from tipmini.lab import controls, results
+from tipmini.lab.locks import alone
+from tipmini.lab.variants import UNMERGED, Inputs, Variant
+
+if TYPE_CHECKING:
+    from tipmini.lab.experiments import Lab
+
+PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
+CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "sparsity", "subspace", "summation")
+CODE += ("ties", "tip", "wanda", "lab.controls")
+
+
+class Merges:
+    """Of one `Lab`, whose profile, adapters and input norms they are made of."""
+
+    def __init__(self, lab: "Lab"):
+        self.lab, self.profile = lab, lab.profile
+        self.made: dict[str, Path] = {}
+
+    def folder(self, variant: Variant) -> Path:
+        """The folder of the merged adapter; the paper's are kept with the profile's results."""
+        if variant.name not in self.made:
+            paper = variant.name in PAPER
+            self.made[variant.name] = self._paper(variant) if paper else self._remade(variant)
+        return self.made[variant.name]
+
+    def _paper(self, variant: Variant) -> Path:
+        folder = self.profile.store / "merged" / variant.name
+        _save(folder, self.merge(variant))
+        return folder
+
+    def _remade(self, variant: Variant) -> Path:
+        """Merged again only where something that it is made of has changed."""
+        folder, note = self._place(variant)
+        recipe = results.digest([_code(), self.settings(variant)])
+        if not folder.is_dir() or _note(note).get("recipe") != recipe:
+            merged = self.merge(variant)
+            _save(folder, merged)
+            facts = controls.sizes(merged, self.exact(variant))
+            results.write(note, json.dumps({"recipe": recipe, "facts": facts}) + "\n")
+        return folder
+
+    def _place(self, variant: Variant) -> tuple[Path, Path]:
+        folder = self.profile.scratch / "merged" / variant.name
+        return folder, folder.with_name(f"{variant.name}.json")
+
+    def merge(self, variant: Variant) -> tm.LoraAdapter:
+        """The merged adapter itself."""
+        names = variant.tasks(self.profile.tasks)
+        given = {"weights": variant.shares(names), "seed": self.seed(variant)}
+        if variant.needs:
+            chosen = _inputs(variant)
+            given[variant.needs] = {task: self.lab.input_norms(task, chosen) for task in names}
+        adapters = {task: self.lab.adapters[task] for task in names}
+        merged = tm.merge(adapters, variant.method, **given, **self.options(variant))
+        if variant.norm_of is None:
+            return merged
+        like = tm.load_adapter(self.lab.merged(variant.norm_of))
+        return controls.scaled_to(merged, like, variant.norm_by)
+
+    def exact(self, variant: Variant) -> tm.LoraAdapter:
+        """The plain sum of the updates that the variant merges."""
+        names = variant.tasks(self.profile.tasks)
+        return tm.merge({task: self.lab.adapters[task] for task in names}, "cat")
+
+    def seed(self, variant: Variant) -> int:
+        return self.profile.seed if variant.seed is None else variant.seed
+
+    def options(self, variant: Variant) -> dict:
+        """The profile's and the variant's own; rank "whole" is one that cuts nothing."""
+        options = self.lab.options(variant.method) | variant.options
+        if options.get("rank") == "whole":
+            every = self.lab.adapters.values()
+            shapes = [pair.shape for adapter in every for pair in adapter.factors.values()]
+            options["rank"] = max(min(shape) for shape in shapes)
+        return options
+
+    def settings(self, variant: Variant, measured: bool = True) -> dict:
+        """Everything that a merge follows from besides the library's code.
+
+        measured=False leaves out what the inputs' norms follow from, which takes reading the rows.
+        """
+        own = variant.settings() | {"seed": self.seed(variant)}
+        if variant.method in UNMERGED:
+            return own
+        names = variant.tasks(self.profile.tasks)
+        hashes = {task: adapter_hash(self.lab.adapter_path(task)) for task in names}
+        own |= {"options": self.options(variant), "adapters": hashes}
+        if variant.needs and measured:
+            chosen = _inputs(variant)
+            keys = {task: results.digest(self.lab.norm_inputs(task, chosen)) for task in names}
+            own["measured"] = keys
+        if variant.norm_of:
+            own["norm_of"] = self.settings(self.lab.variant(variant.norm_of), measured)
+        return own
+
+    def facts(self, variant: Variant) -> dict[str, float]:
+        """`controls.sizes` of a variant's merge; nothing of what isn't merged."""
+        if variant.method in UNMERGED:
+            return {}
+        folder = self.folder(variant)
+        if variant.name in PAPER:
+            return controls.sizes(tm.load_adapter(folder), self.exact(variant))
+        return _note(self._place(variant)[1])["facts"]
+
+
+def _inputs(variant: Variant) -> Inputs:
+    """How the variant's inputs are measured; for Gram matrices, where it needs those."""
+    grams = {"statistic": "gram"} if variant.needs == "grams" else {}
+    return variant.inputs.model_copy(update=grams)
+
+
+@cache
+def _code() -> str:
+    return results.code_digest([import_module(f"tipmini.{name}") for name in CODE])
+
+
+def _note(file: Path) -> dict:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _save(folder: Path, merged: tm.LoraAdapter) -> None:
+    with alone(folder.parent):  # processes side by side merge the same
+        if not _holds(folder, merged):
+            merged.save(folder, torch.float32)
+
+
+def _holds(folder: Path, adapter: tm.LoraAdapter) -> bool:
+    """Whether the folder's factors are these, bit for bit."""
+    try:
+        found = tm.load_adapter(folder).factors
+    except tm.TipminiError:
+        return False
+    pairs = ((found[m], pair) for m, pair in adapter.factors.items() if m in found)
+    same = [torch.equal(f.a, p.a) and torch.equal(f.b, p.b) for f, p in pairs]
+    return len(same) == len(adapter.factors) == len(found) and all(same)
+
+
+def adapter_hash(folder: Path) -> str:
+    return results.file_digest(folder / "adapter_model.safetensors")
