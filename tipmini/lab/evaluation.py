@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from tipmini.lab.packing import (
 from tipmini.lab.resident import Resident
 
 MAX_GENERATED = 256  # lm-eval's own default
+ENCODED = 8192  # texts whose tokens are remembered: adapter after adapter is asked the same
 
 
 class Stop(StoppingCriteria):
@@ -81,6 +83,7 @@ class PackedLM(TemplateLM):
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
+        self._encoded = lru_cache(ENCODED)(self._encode)
         self.needed = 0  # tokens read and written so far, padding and what was finished left out
 
     @property
@@ -99,6 +102,9 @@ class PackedLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """With the special tokens that the tokenizer adds by itself: LLaMA-2's sets a BOS."""
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return self.tokenizer.encode(string, **given)
 
