@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tipmini.lab import evaluation, tasks
+from tipmini.lab.bench.inference import block_parameters
 from tipmini.lab.bench.timing import seconds
 from tipmini.lab.experiments import Lab
 from tipmini.lab.model import load_base
@@ -58,17 +59,22 @@ def measure(lab: Lab) -> dict:
     stock = load_base(lab.model_path, lab.profile.dtype, lab.profile.device, attention="sdpa")
     taken = {size: _suite_seconds(backend(lab, size, stock), trial) for size in SIZES}
     best = min(taken, key=taken.__getitem__)
-    peer = backend(lab, best, stock)
-    found = {name: beside(lab, peer, name) for name in lab.profile.tasks}
-    return {"batch_size": best, "tried": taken, "tasks": found}
+    other = min(taken.keys() - {best})
+    peers = [backend(lab, size, stock) for size in (best, other)]
+    found = {name: beside(lab, *peers, name) for name in lab.profile.tasks}
+    sizes = {"batch_size": best, "other_size": other, "tried": taken}
+    return sizes | {"parameters": block_parameters(lab.base), "tasks": found}
 
 
 def _suite_seconds(lm, definitions: dict) -> float:
     return sum(seconds(lambda d=d: evaluation.samples(lm, d)) for d in definitions.values())
 
 
-def beside(lab: Lab, peer, name: str) -> dict:
-    """One task with both models, one after the other, on all rows of the profile."""
+def beside(lab: Lab, peer, again, name: str) -> dict:
+    """One task with both models, one after the other, on all rows of the profile.
+
+    again: the peer at another batch size, which tells how often rounding alone changes an answer.
+    """
     definition = lab.task(name)
     rows = {"ours": lab.lm, "peer": peer}
     found: dict = {"rows": len(definition.eval_docs)}
@@ -81,9 +87,14 @@ def beside(lab: Lab, peer, name: str) -> dict:
             )
         found[f"{side}_tokens"], found[f"{side}_passes"] = counter.tokens, counter.passes
     found["needed"] = lab.lm.needed - before
-    pairs = zip(said["ours"], said["peer"], strict=True)
-    found["same"] = sum(prediction(o, name) == prediction(p, name) for o, p in pairs)
+    found["same"] = _same(said["ours"], said["peer"], name)
+    found["itself"] = _same(evaluation.samples(again, definition), said["peer"], name)
     return found
+
+
+def _same(one: list[dict], other: list[dict], task: str) -> int:
+    pairs = zip(one, other, strict=True)
+    return sum(prediction(a, task) == prediction(b, task) for a, b in pairs)
 
 
 def prediction(sample: dict, task: str) -> object:

@@ -1,21 +1,27 @@
 """How near a packed forward pass comes to the machine's matrix products."""
 
 import torch
+from torch import nn
 
 from tipmini.lab.bench.timing import median_seconds
 from tipmini.lab.experiments import Lab
 from tipmini.lab.model import scored_targets
-from tipmini.lab.packing import collate, pack
+from tipmini.lab.packing import flatten, pack
 
 
 @torch.inference_mode()
 def forward(lab: Lab) -> dict[str, float | str]:
     """Tokens and operations a second of one full pass of packed questions."""
     questions = [pack(list(range(1, 65)), [[5] * 17] * 4) for _ in range(16)]
-    batch = collate(questions)
-    blocks = sum(p.numel() for n, p in lab.base.named_parameters() if ".layers." in n)
+    batch = flatten(questions)
+    blocks = block_parameters(lab.base)
     head = lab.base.lm_head.weight.numel()
     operations = 2 * (blocks * batch.tokens.numel() + head * len(batch.reads))
     taken = median_seconds(lambda: scored_targets(lab.base, batch))
     speed = {"tokens": batch.tokens.numel() / taken, "operations": operations / taken}
     return {"dtype": lab.profile.dtype} | speed
+
+
+def block_parameters(model: nn.Module) -> int:
+    """Weights that every token meets: those of the blocks, without embedding and head."""
+    return sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)

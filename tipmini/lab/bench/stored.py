@@ -44,6 +44,7 @@ def _evaluation_values(found: dict) -> dict[str, str]:
     return {
         "bench_eval_dtype": found["forward"]["dtype"],
         "bench_eval_batch": str(found["evaluation"]["batch_size"]),
+        "bench_eval_other": str(found["evaluation"]["other_size"]),
         "bench_evaluation": markdown_table(evaluation_table(found)),
         "bench_alike_rows": str(alike["rows"]),
         "bench_alike_same": str(alike["same"]),
@@ -107,13 +108,15 @@ def beside_table(found: dict) -> pd.DataFrame:
 def evaluation_table(found: dict) -> pd.DataFrame:
     """Every task with tipmini's model and with lm-eval's, and all of them."""
     tasks = found["evaluation"]["tasks"]
-    names = ("rows", "needed", "ours_tokens", "peer_tokens", "ours_seconds", "peer_seconds", "same")
+    names = ("rows", "needed", "ours_tokens", "peer_tokens", "ours_seconds", "peer_seconds")
+    names += ("same", "itself")
     total = {name: sum(row[name] for row in tasks.values()) for name in names}
-    rows = {task: _evaluated(row) for task, row in tasks.items()}
-    return pd.DataFrame(rows | {"all": _evaluated(total)}).T.rename_axis("task")
+    passing = found["matrix_product"] / (2 * found["evaluation"]["parameters"])  # tokens/s at best
+    rows = {task: _evaluated(row, passing) for task, row in (tasks | {"all": total}).items()}
+    return pd.DataFrame(rows).T.rename_axis("task")
 
 
-def _evaluated(row: dict) -> dict[str, str]:
+def _evaluated(row: dict, passing: float) -> dict[str, str]:
     return {
         "rows": str(row["rows"]),
         "tokens needed": f"{row['needed']:,}",
@@ -122,7 +125,9 @@ def _evaluated(row: dict) -> dict[str, str]:
         "seconds": f"{row['ours_seconds']:.1f}",
         "of `hf`": f"{row['peer_seconds']:.1f}",
         "times faster": f"{row['peer_seconds'] / row['ours_seconds']:.2f}",
+        "of the peak": f"{row['ours_tokens'] / row['ours_seconds'] / passing:.0%}",
         "same": f"{row['same'] / row['rows']:.1%}",
+        "`hf` and itself": f"{row['itself'] / row['rows']:.1%}",
     }
 
 
