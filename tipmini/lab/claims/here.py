@@ -100,7 +100,7 @@ def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: f
         f"rank correlation {rho:.2f}",
         f"The most important of {len(found[first])} layers is {tops[0]} for {names([first])} and "
         f"{tops[1]} for {names([second])}, counted from 0; their sparsities differ by up to "
-        f"{apart.abs().max():.2f}. From a correlation of {alike_above:g} on, the orders count as alike.",
+        f"{apart.abs().max():.2f}. From a correlation of {alike_above:g}, orders count as alike.",
     )
 
 

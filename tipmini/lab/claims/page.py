@@ -29,7 +29,8 @@ def page_values(file: Path = paths.CLAIMS, evidence: Evidence | None = None) -> 
         "claims_means": markdown_table(_means(evidence.printed)),
         "claims_records": markdown_table(_records(evidence)),
         "claims_counts": markdown_table(_counts(evidence.printed)),
-        "claims_differences": markdown_table(_differences(evidence.printed)),
+        "claims_tip_differences": markdown_table(_differences(evidence.printed, COMPARED[:3])),
+        "claims_merge_differences": markdown_table(_differences(evidence.printed, COMPARED[3:])),
         "claims_compared": str(len(COMPARED) * len(evidence.printed.tasks)),
     }
     for paper in told.papers:
@@ -136,8 +137,8 @@ def _means(printed: Printed) -> pd.DataFrame:
 def _records(evidence: Evidence) -> pd.DataFrame:
     rows = {
         f"{TITLES[task]}<br>{record['metric']}": {
-            "Single, printed": f"{evidence.printed.value('single', task):.4f}",
-            "base, public record": f"{record['value']:.4f}",
+            "Single, then record": f"{evidence.printed.value('single', task):.4f}<br>"
+            f"{record['value']:.4f}",
             "recorded in": record["source"],
         }
         for task, record in evidence.base_model.items()
@@ -160,14 +161,14 @@ def _count(printed: Printed, method: str, task: str) -> str:
     share, rows = printed.value(method, task), printed.rows(task)
     count = whole_count(share, rows) if printed.splits[task]["whole"] else None
     shown = f"{count:,}" if count is not None else "not whole"
-    return f"{shown}<br>± {100 * standard_error(share, rows):.2f}"
+    return f"{shown}<br>±\N{NO-BREAK SPACE}{100 * standard_error(share, rows):.2f}"
 
 
-def _differences(printed: Printed) -> pd.DataFrame:
-    """Every difference that the text speaks of: points, z, bold where clear."""
+def _differences(printed: Printed, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Differences that the text speaks of: points, z, bold where clear."""
     rows = {}
     for task in printed.tasks:
-        tests = {pair: printed.tests[*pair, task] for pair in COMPARED}
+        tests = {pair: printed.tests[*pair, task] for pair in pairs}
         rows[TITLES[task]] = {
             f"{TITLES[a]} − {TITLES[b]}": _marked(f"{100 * t.difference:+.2f}", t.clear)
             + f"<br>z {t.z:.1f}"
