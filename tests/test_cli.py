@@ -16,7 +16,7 @@ from tipmini.commands import arguments, listing, merging
 
 ADAPTERS = ["adapters/openbookqa", "adapters/boolq"]
 COMMANDS = {c.name or c.callback.__name__: c for c in cli.app.registered_commands}
-HERE = ("methods", "inspect", "merge")  # commands that need neither model nor data
+HERE = ("methods", "inspect", "merge", "claims")  # commands that need neither model nor data
 
 
 def run(*given):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tipmini.commands import laboratory, listing, merging
+from tipmini.commands import auditing, laboratory, listing, merging
 from tipmini.commands.arguments import examples
 from tipmini.errors import TipminiError
 
@@ -53,6 +53,7 @@ COMMANDS = {
     laboratory.norms: ["tipmini norms --profile smoke --task rte"],
     laboratory.fetch: ["tipmini fetch"],
     laboratory.adapters: ["tipmini adapters --task rte"],
+    auditing.claims: ["tipmini claims", "tipmini claims --json"],
     laboratory.book: ["tipmini book --profile mini"],
     laboratory.publish: ["tipmini publish _build/executed/mini"],
 }

@@ -183,8 +183,10 @@ def publish(executed: Annotated[Path, typer.Argument(help="folder of executed no
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini.lab import book, paths, tables
     from tipmini.lab.bench.stored import pictures
+    from tipmini.lab.claims.page import page_values
 
-    book.stage(executed, paths.BUILD / "stage", tables.front_page_values(), pictures())
+    values = page_values() | tables.front_page_values()  # a changed verdict is found at once
+    book.stage(executed, paths.BUILD / "stage", values, pictures())
     book.build(paths.BUILD / "stage", paths.BUILD / "html")
 
 

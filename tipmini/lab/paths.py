@@ -11,6 +11,8 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 BOOK = REPOSITORY / "book"
 BUILD = REPOSITORY / "_build"
 PRINTED = BOOK / "printed.yaml"
+RECORDS = BOOK / "records.yaml"
+CLAIMS = BOOK / "claims.yaml"
 
 
 def cache() -> Path:

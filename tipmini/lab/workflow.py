@@ -15,8 +15,8 @@ from tipmini.lab.profiles import load_profile
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
-    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/objective.py", "lab/parity/"),
-    *("lab/measuring.py", "lab/peers.py", "lab/training.py", "lab/workflow.py"),
+    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/claims/", "lab/measuring.py"),
+    *("lab/objective.py", "lab/parity/", "lab/peers.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
 SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
@@ -59,7 +59,8 @@ def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
     names = ("book.py", "tables.py", "figures.py", "bench/stored.py", "parity/stored.py")
-    return _contents([package / name for name in names])
+    claims = (package / "claims").glob("*.py")
+    return _contents([*(package / name for name in names), *claims])
 
 
 def assets_digest() -> str:

@@ -1,0 +1,185 @@
+"""Checks of a claim from what was measured for this book: cells, layers, settings."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+import tipmini as tm
+from tipmini.lab.claims.declared import Verdict
+from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
+from tipmini.lab.claims.in_print import names
+from tipmini.lab.claims.proportions import holm
+from tipmini.lab.results import Cell, paired_p
+from tipmini.lab.tables import TITLES
+
+Place = tuple[str, str, str]  # (higher, lower, task)
+
+
+# Accuracies ---------------------------------------------------------------------------------
+
+
+def paired(
+    evidence: Evidence,
+    *,
+    higher: Sequence[str],
+    lower: Sequence[str],
+    tasks: Sequence[str] | None = None,
+    some: bool = False,
+) -> Finding:
+    """Whether cells of `higher` lie above those of `lower` by the sign test on the same rows.
+
+    The p values are corrected (Holm) for the number of comparisons of this claim. It holds where
+    all are clear, or with `some` one at least; in part where more are clear for it than against;
+    and the contrary does where most are clear against it.
+    A missing cell makes it not run.
+    """
+    asked = tasks or evidence.profile.tasks
+    places = [(h, low, task) for h in higher for low in lower for task in asked]
+    missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
+    if missing:
+        told = ", ".join(TITLES.get(m, m) for m in sorted(missing))
+        return not_run(evidence, note=f"No cells, or not of every task, are stored for: {told}.")
+    corrected = holm({place: paired_p(*_pair(evidence, place)) for place in places})
+    gaps = {place: _gap(evidence, place) for place in places}
+    clear = {place: gaps[place] for place in places if corrected[place] < LEVEL}
+    better = sum(gap > 0 for gap in clear.values())
+    worse = len(clear) - better
+    counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
+    verdict = _verdict(better, worse, len(places), some)
+    return Finding(verdict, counted, "; ".join(_told(gaps, clear)) + ".")
+
+
+def _pair(evidence: Evidence, place: Place) -> tuple[Cell, Cell]:
+    higher, lower, task = place
+    return evidence.cells[higher, task], evidence.cells[lower, task]
+
+
+def _gap(evidence: Evidence, place: Place) -> float:
+    """In points."""
+    one, two = _pair(evidence, place)
+    return 100 * (one.mean - two.mean)
+
+
+def _verdict(better: int, worse: int, asked: int, some: bool) -> Verdict:
+    if better == asked or (some and better):
+        return Verdict.HOLDS
+    if 2 * worse > asked:
+        return Verdict.CONTRARY
+    return Verdict.IN_PART if better > worse else Verdict.NOT_SUPPORTED
+
+
+def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
+    """A part of a sentence for every pair of methods: its mean difference, and what is clear."""
+    for h, low in dict.fromkeys(place[:2] for place in gaps):
+        own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
+        mean = f"{sum(own) / len(own):+.1f} points{' on average' if own[1:] else ''}"
+        told = [f"{TITLES.get(h, h)} − {TITLES.get(low, low)} is {mean}"]
+        signs = {t: gap > 0 for (*pair, t), gap in clear.items() if pair == [h, low]}
+        for word, sign in (("for", True), ("against", False)):
+            tasks = [task for task, found in signs.items() if found is sign]
+            told += [f"clear {word} the sentence on {names(tasks)}"] if tasks else []
+        yield ", ".join(told)
+
+
+# Layers -------------------------------------------------------------------------------------
+
+
+def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: float) -> Finding:
+    """Whether the layers of two adapters rank differently by importance (Spearman's rho)."""
+    from scipy.stats import spearmanr
+
+    found = evidence.importances
+    if not {first, second} <= found.keys():
+        return not_run(evidence, note="No input norms are stored.")
+    rho = float(spearmanr(found[first], found[second]).statistic)
+    apart = _normalized(found[first]) - _normalized(found[second])
+    tops = [int(found[task].argmax()) for task in (first, second)]
+    verdict = Verdict.HOLDS if rho < alike_above else Verdict.NOT_SUPPORTED
+    return Finding(
+        verdict,
+        f"rank correlation {rho:.2f}",
+        f"The most important of {len(found[first])} layers is {tops[0]} for {names([first])} and "
+        f"{tops[1]} for {names([second])}, counted from 0; their sparsities differ by up to "
+        f"{apart.abs().max():.2f}. From a correlation of {alike_above:g}, orders count as alike.",
+    )
+
+
+def _normalized(importance: Tensor) -> Tensor:
+    return tm.sparsity_shift(tm.normalize_importance(importance))
+
+
+def shifts_have_mean_zero(evidence: Evidence, *, base_sparsity: float, within: float) -> Finding:
+    """Eq. 4 on every adapter, and what clipping to [0, 1] leaves of the mean."""
+    shifts = [_normalized(line) for line in evidence.importances.values()]
+    if not shifts:
+        return not_run(evidence, note="No input norms are stored.")
+    largest = max(shift.mean().abs().item() for shift in shifts)
+    clipped = [(base_sparsity + shift).clamp(0, 1).mean().item() for shift in shifts]
+    return Finding(
+        Verdict.HOLDS if largest <= within else Verdict.NOT_SUPPORTED,
+        f"mean shift 0 within {within:g} in {len(shifts)} adapters",
+        f"Once shares outside [0, 1] are clipped, the mean sparsity of an adapter is "
+        f"{min(clipped):.3f} to {max(clipped):.3f} in place of {base_sparsity:g}.",
+    )
+
+
+def layers_stay_shares(evidence: Evidence, *, base_sparsity: float) -> Finding:
+    """Whether Eq. 5 as printed keeps every layer of every adapter within [0, 1]."""
+    from tipmini.lab.method_tables import unbounded_sparsity
+
+    lines = [unbounded_sparsity(line, base_sparsity) for line in evidence.importances.values()]
+    if not lines:
+        return not_run(evidence, note="No input norms are stored.")
+    outside = [int(((line < 0) | (line > 1)).sum()) for line in lines]
+    verdict = Verdict.DOES_NOT_HOLD if any(outside) else Verdict.HOLDS
+    layers = sum(len(line) for line in lines)
+    return Finding(
+        verdict,
+        f"{sum(outside)} of {layers} layers outside [0, 1]",
+        f"In {sum(map(bool, outside))} of {len(lines)} adapters a layer leaves [0, 1] at overall "
+        f"sparsity {base_sparsity:g}. They are clipped here.",
+    )
+
+
+# Settings -----------------------------------------------------------------------------------
+
+
+def profile_has(evidence: Evidence, *, setting: str, value: object) -> Finding:
+    """Whether a setting of the profile is the paper's."""
+    own = getattr(evidence.profile, setting)
+    own = len(own) if setting == "tasks" else own
+    verdict = Verdict.SAME_SETTING if own == value else Verdict.OTHER_SETTING
+    return Finding(verdict, f"{setting.replace('_', ' ')}: {own}", "Read from the profile.")
+
+
+def rows_are_official(evidence: Evidence) -> Finding:
+    """Whether the cells stand on every row of the official splits."""
+    official = evidence.printed.splits
+    counts = {task: cell.count for (_, task), cell in evidence.cells.items()}
+    fewer = [t for t, count in counts.items() if count != official[t]["rows"]]
+    verdict = Verdict.OTHER_SETTING if fewer else Verdict.SAME_SETTING
+    told = [f"{names([t])} {counts[t]:,} of {official[t]['rows']:,}" for t in fewer]
+    words = "The other tasks have all rows." if fewer else "All tasks have all rows."
+    return Finding(verdict, f"rows: {', '.join(told) or 'all'}", words)
+
+
+def rank_is(evidence: Evidence, *, value: int) -> Finding:
+    """Whether every committed adapter has that rank."""
+    pairs = [p for t in evidence.profile.tasks for p in evidence.adapter(t).factors.values()]
+    ranks = sorted({pair.rank for pair in pairs})
+    verdict = Verdict.SAME_SETTING if ranks == [value] else Verdict.OTHER_SETTING
+    return Finding(verdict, f"rank {', '.join(map(str, ranks))}", "Read from the adapters.")
+
+
+def other_setting(evidence: Evidence, *, note: str) -> Finding:
+    return Finding(Verdict.OTHER_SETTING, "-", note)
+
+
+def not_run(evidence: Evidence, *, note: str) -> Finding:
+    return Finding(Verdict.NOT_RUN, "-", note)
+
+
+CHECKS = (
+    *(paired, layers_differ, shifts_have_mean_zero, layers_stay_shares),
+    *(profile_has, rows_are_official, rank_is, other_setting, not_run),
+)

@@ -1,0 +1,226 @@
+"""Checks of a claim from the printed cells alone, one small function a kind of claim."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+import tipmini as tm
+from tipmini.lab.claims.declared import Verdict
+from tipmini.lab.claims.evidence import Evidence, Finding, Tested
+from tipmini.lab.claims.proportions import by_accident, whole_count
+from tipmini.lab.tables import TITLES, p_text
+
+WORDS = {"mean": "the mean of the tasks", **TITLES}
+
+
+def names(keys: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c' of the names that tables use."""
+    told = [WORDS[key] for key in keys]
+    return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
+
+
+# Numbers in the text ------------------------------------------------------------------------
+
+
+def gain(
+    evidence: Evidence,
+    *,
+    printed: float,
+    tolerance: float,
+    of: str,
+    against: Sequence[str],
+    task: str,
+) -> Finding:
+    """Whether a printed gain is relative or a difference in points, and against which baseline."""
+    new = evidence.printed.value(of, task)
+    old = {method: evidence.printed.value(method, task) for method in against}
+    points = {method: 100 * (new - value) for method, value in old.items()}
+    relative = {method: 100 * (new - value) / value for method, value in old.items()}
+    if _near(relative, printed, tolerance):
+        verdict = Verdict.HOLDS
+    else:
+        near = _near(points, printed, tolerance)
+        verdict = Verdict.IN_POINTS if near else Verdict.DOES_NOT_HOLD
+    told = [
+        f"against {WORDS[m]} {points[m]:.2f} points, relative {relative[m]:.1f}%" for m in against
+    ]
+    return Finding(verdict, "; ".join(told), _closest(points, printed))
+
+
+def _near(values: dict[str, float], printed: float, tolerance: float) -> list[str]:
+    return [m for m, value in values.items() if abs(value - printed) <= tolerance + 1e-9]
+
+
+def _closest(points: dict[str, float], printed: float) -> str:
+    """Which baseline's points print as the number: rounded, or with the digits behind cut off."""
+    ways = {
+        "rounded to a decimal": lambda x: round(x + 1e-9, 1),
+        "cut off after a decimal": lambda x: math.floor(x * 10 + 1e-6) / 10,
+    }
+    for way, shown in ways.items():
+        same = [method for method, value in points.items() if shown(value) == printed]
+        if same:
+            return f"{printed:g} are the points against {names(same)}, {way}."
+    return f"{printed:g} are no baseline's points to the printed digit."
+
+
+def tasks_of_the_table(evidence: Evidence, *, printed: float) -> Finding:
+    count = len(evidence.printed.tasks)
+    verdict = Verdict.HOLDS if count == printed else Verdict.DOES_NOT_HOLD
+    return Finding(verdict, f"{count} rows of Table 1", "Counted in the table.")
+
+
+# Comparisons in the text --------------------------------------------------------------------
+
+
+def above(
+    evidence: Evidence,
+    *,
+    higher: Sequence[str],
+    lower: Sequence[str],
+    tasks: Sequence[str] | None = None,
+    or_equal: bool = False,
+    some: bool = False,
+) -> Finding:
+    """Whether printed accuracies of `higher` lie above those of `lower`, and how clearly.
+
+    On every task asked about, or with `some` on one of them at least. A difference is clear where
+    its unpaired test is, corrected for all the differences that the text speaks of.
+    """
+    asked = tasks or evidence.printed.tasks
+    places = [(h, low, task) for h in higher for low in lower for task in asked]
+    tests = {place: evidence.printed.tests[place] for place in places}
+    shown = [t for t in tests.values() if t.difference > 0 or (or_equal and t.difference == 0)]
+    clear = [t for t in shown if t.clear]
+    verdict = _direction(len(shown), len(clear), len(tests), some)
+    counted = f"{len(shown)} of {len(tests)} printed differences; clear: {len(clear)}"
+    return Finding(verdict, counted, _differences(tests))
+
+
+def _direction(shown: int, clear: int, asked: int, some: bool) -> Verdict:
+    if not shown:
+        return Verdict.DOES_NOT_HOLD
+    if not clear:
+        return Verdict.WITHIN_ERROR
+    return Verdict.HOLDS if some or shown == asked else Verdict.IN_PART
+
+
+def _differences(tests: dict[tuple[str, str, str], Tested]) -> str:
+    """The differences one by one where they are few, else those against the sentence."""
+    few = tests if len(tests) <= 3 else {k: t for k, t in tests.items() if t.difference <= 0}
+    told = [
+        f"{WORDS[task]}: {WORDS[h]} − {WORDS[low]} {100 * t.difference:+.2f} points "
+        f"(z {t.z:.2f}, p {p_text(t.p)}, corrected {p_text(t.corrected)})"
+        for (h, low, task), t in few.items()
+    ]
+    unclear = sum(not t.clear and t.difference > 0 for t in tests.values())
+    if few is not tests and unclear:
+        told.append(f"{unclear} with the claimed sign are within the sampling error")
+    return "; ".join(told or ["all are clear"]) + "."
+
+
+def mean_above(evidence: Evidence, *, higher: str, lower: str) -> Finding:
+    """Whether a printed column's mean lies above another's by more than its sampling error."""
+    gap, error, p = evidence.printed.mean_test(higher, lower)
+    clear = Verdict.HOLDS if p < 0.05 else Verdict.WITHIN_ERROR
+    verdict = clear if gap > 0 else Verdict.DOES_NOT_HOLD
+    shown = f"{WORDS[higher]} − {WORDS[lower]}: {100 * gap:+.2f} ± {100 * error:.2f} points"
+    return Finding(
+        verdict, shown, f"The difference of the means has z {gap / error:.2f}, p {p_text(p)}."
+    )
+
+
+def largest_gains(evidence: Evidence, *, of: str, against: str, tasks: Sequence[str]) -> Finding:
+    """Whether the gains on these tasks are larger than on any other."""
+    found = {
+        t: 100 * evidence.printed.tests[of, against, t].difference for t in evidence.printed.tasks
+    }
+    order = sorted(found, key=found.get, reverse=True)
+    verdict = Verdict.HOLDS if set(order[: len(tasks)]) == set(tasks) else Verdict.DOES_NOT_HOLD
+    told = ", ".join(f"{WORDS[t]} {found[t]:+.2f}" for t in order)
+    return Finding(verdict, f"{WORDS[of]} − {WORDS[against]} in points", f"In order: {told}.")
+
+
+# Table 1 against what is known of the data and of the base ------------------------------------
+
+
+def equals_records(evidence: Evidence, *, method: str, digits: int = 4) -> Finding:
+    """How many printed accuracies are the base model's public ones to the printed digit."""
+    same = [
+        task
+        for task in evidence.printed.tasks
+        if round(evidence.base_model[task]["value"], digits) == evidence.printed.value(method, task)
+    ]
+    count = f"{len(same)} of {len(evidence.printed.tasks)}"
+    verdict = Verdict.IDENTICAL if len(same) == len(evidence.printed.tasks) else Verdict.SETTING
+    low, high = evidence.usual_spread
+    return Finding(
+        verdict,
+        f"{count} equal to the printed digit",
+        "{numref}`tab-claims-records` has both. Records of one model usually differ by "
+        f"{low:g} to {high:g} points between harness versions and machines. The paper prints no "
+        "column for the base model.",
+    )
+
+
+def whole_counts(evidence: Evidence) -> Finding:
+    """Whether every printed accuracy is a whole number of right rows of the official split."""
+    table = evidence.printed
+    whole = [task for task in table.tasks if table.splits[task]["whole"]]
+    cells = [(task, value) for task in whole for value in table.accuracy[task].values()]
+    found = sum(whole_count(value, table.rows(task)) is not None for task, value in cells)
+    verdict = Verdict.HOLDS if found == len(cells) else Verdict.DOES_NOT_HOLD
+    chances = ", ".join(f"{WORDS[t]} {100 * by_accident(table.rows(t)):.0f}%" for t in whole)
+    return Finding(
+        verdict,
+        f"{found} of {len(cells)} cells are whole counts",
+        "CoQA is left out: its exact match counts rows in part. Of all numbers of four digits "
+        f"these shares are whole counts by accident: {chances}. So it fits the official splits "
+        "without proving them; {numref}`tab-claims-counts` has the counts.",
+    )
+
+
+# The method ---------------------------------------------------------------------------------
+
+
+def shift_has_mean_zero(evidence: Evidence, *, tolerance: float) -> Finding:
+    """Eqs. 3 and 4 on made-up importances: the mean of the shifts."""
+    drawn = torch.rand(100, 32, generator=torch.Generator().manual_seed(0))
+    means = [tm.sparsity_shift(tm.normalize_importance(row)).mean().abs() for row in drawn]
+    largest = torch.stack(means).max().item()
+    verdict = Verdict.HOLDS if largest <= tolerance else Verdict.DOES_NOT_HOLD
+    words = "By the equation itself: what the mean is subtracted from has mean 0."
+    return Finding(verdict, f"mean shift 0 within {tolerance:g}", words)
+
+
+def sparsity_is_a_share(evidence: Evidence, *, base_sparsity: float) -> Finding:
+    """Eq. 5 as printed, on importances of three layers: whether S_l stays within [0, 1]."""
+    shift = tm.sparsity_shift(tm.normalize_importance(torch.tensor([1.0, 3.0, 2.0])))
+    found = (base_sparsity + shift).tolist()
+    inside = all(0 <= value <= 1 for value in found)
+    verdict = Verdict.HOLDS if inside else Verdict.DOES_NOT_HOLD
+    told = ", ".join(f"{value:.1f}" for value in found)
+    return Finding(
+        verdict,
+        f"importances 1, 3, 2 give {told}",
+        "The shifts always span exactly 1, so that some layer leaves [0, 1] unless the least "
+        "important one comes out at exactly 0. The paper does not say what is done then.",
+    )
+
+
+# What no cell can tell ----------------------------------------------------------------------
+
+
+def setting(evidence: Evidence, *, note: str) -> Finding:
+    return Finding(Verdict.SETTING, "-", note)
+
+
+def no_number(evidence: Evidence, *, note: str) -> Finding:
+    return Finding(Verdict.NO_NUMBER, "-", note)
+
+
+CHECKS = (
+    *(gain, tasks_of_the_table, above, mean_above, largest_gains, equals_records, whole_counts),
+    *(shift_has_mean_zero, sparsity_is_a_share, setting, no_number),
+)
