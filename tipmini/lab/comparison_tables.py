@@ -1,0 +1,250 @@
+"""Tables and sentences over many variants: accuracies, differences, seeds, retention, the ledger.
+
+Differences are in points: hundredths of a share of rows. A variant's title is looked up in
+`titles`; one without a title goes by its name.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from tipmini.lab import retention as kept
+from tipmini.lab.profiles import Profile
+from tipmini.lab.resampling import Cells, Interval
+from tipmini.lab.results import Cell
+from tipmini.lab.statistics import (
+    LEVEL,
+    MISSING,
+    Comparison,
+    Verdict,
+    comparisons,
+    mean_of,
+    seeds,
+)
+from tipmini.lab.tables import TITLES, mark, p_text
+
+Titles = Mapping[str, str]
+
+# Heads of narrow columns: nine of them stand beside each other.
+HEADS = {
+    **{"arc_challenge": "ARC-<br>Challenge", "hellaswag": "Hella-<br>Swag"},
+    **{"openbookqa": "Open-<br>BookQA"},
+}
+EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measured
+
+
+# All methods --------------------------------------------------------------------------------
+
+
+def complete(
+    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
+) -> pd.DataFrame:
+    """Accuracy and standard error of every variant, a row each, with mean and retention."""
+    rows = {titles.get(name, name): _accuracies(cells, profile, name) for name in names}
+    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
+    tasks = profile.tasks
+    row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
+    mean = mean_of(cells, name, tasks)
+    row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else MISSING
+    row["retention"] = _retention(cells, profile, name)
+    return row
+
+
+def _accuracy(cell: Cell | None) -> str:
+    return _with_error(cell.mean, cell.stderr) if cell else EMPTY
+
+
+def _with_error(mean: float, error: float) -> str:
+    return f"{mean:.3f}<br>± {error:.3f}"
+
+
+def _retention(cells: Cells, profile: Profile, name: str) -> str:
+    if name in ("base", "single"):
+        return "0%" if name == "base" else "100%"  # by definition
+    found = kept.retention(cells, name, profile.tasks)
+    return _share(found.mean) if found else EMPTY
+
+
+def _share(interval: Interval) -> str:
+    return f"{interval.value:.0%}<br>[{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def _head(task: str, profile: Profile) -> str:
+    return HEADS.get(task, TITLES[task]) + mark(task, profile)
+
+
+# Each method against one --------------------------------------------------------------------
+
+
+def against(
+    cells: Cells,
+    profile: Profile,
+    names: Iterable[str],
+    reference: str,
+    titles: Titles = TITLES,
+) -> pd.DataFrame:
+    """Every variant minus `reference`, in the mean over tasks and by tasks, tests corrected."""
+    others = [name for name in names if name != reference]
+    found = comparisons(cells, others, reference, profile.tasks)
+    rows = {titles.get(name, name): _compared(found[name]) for name in others}
+    return pd.DataFrame(rows).T.rename_axis(f"against {titles.get(reference, reference)}")
+
+
+def _compared(found: Comparison | None) -> dict[str, str]:
+    heads = ("difference, points", "95% interval", "p, corrected", "tasks better / worse", "it is")
+    if found is None:
+        return dict.fromkeys(heads, EMPTY) | {heads[-1]: MISSING}
+    values = (
+        f"{100 * found.value:+.1f}",
+        points(found),
+        p_text(found.corrected),
+        f"{len(found.better)} / {len(found.worse)}",
+        str(found.verdict()),
+    )
+    return dict(zip(heads, values, strict=True))
+
+
+def points(interval: Interval) -> str:
+    """The bounds of a difference in points: "[-1.2, +0.4]"."""
+    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def sentence(
+    cells: Cells, profile: Profile, name: str, reference: str, titles: Titles = TITLES
+) -> str:
+    """One comparison in words, all numbers and the verdict from the cells."""
+    one, two = titles.get(name, name), titles.get(reference, reference)
+    found = comparisons(cells, [name], reference, profile.tasks)[name]
+    if found is None:
+        return f"{one} against {two}: {MISSING}."
+    return (
+        f"{one} minus {two} is {100 * found.value:+.1f} points in the mean of "
+        f"{len(profile.tasks)} tasks (95% interval {points(found)}, p {_relation(found.p)}): "
+        f"{_WORDS[found.verdict()].format(one=one, two=two)}."
+    )
+
+
+_WORDS = {
+    Verdict.BETTER: "{one} is **better** than {two} here",
+    Verdict.WORSE: "{one} is **worse** than {two} here",
+    Verdict.OPEN: "the two are **not told apart**",
+}
+
+
+def _relation(p: float) -> str:
+    return p_text(p) if p < 0.001 else f"= {p_text(p)}"
+
+
+# Several seeds ------------------------------------------------------------------------------
+
+
+def seed_table(cells: Cells, profile: Profile, names: Sequence[str]) -> pd.DataFrame:
+    """One method under several seeds (a variant each): the seeds' spread apart from the rows'."""
+    tasks = profile.tasks
+    groups = {TITLES[task] + mark(task, profile): [task] for task in tasks}
+    groups[f"mean of {len(tasks)}"] = list(tasks)
+    rows = {title: _spread(cells, names, group) for title, group in groups.items()}
+    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    heads = (
+        *("seeds", "mean", "spread of seeds (sd)", "standard error of rows"),
+        *("lowest seed", "highest seed"),
+    )
+    found = seeds(cells, names, tasks)
+    if found is None:
+        return dict.fromkeys(heads, MISSING)
+    values = (found.mean, found.between, found.error, found.lowest, found.highest)
+    return dict(zip(heads, [str(found.count), *map("{:.3f}".format, values)], strict=True))
+
+
+# Retention ----------------------------------------------------------------------------------
+
+
+def retention_table(
+    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
+) -> pd.DataFrame:
+    """Retention of every variant on each task whose adapter knows it, and in the mean."""
+    tasks = kept.learnt(cells, profile.tasks)
+    rows = {}
+    for name in names:
+        found = kept.retention(cells, name, profile.tasks)
+        shares = [*(found.tasks[t] for t in tasks), found.mean] if found else None
+        heads = [*(_head(t, profile) for t in tasks), f"mean of {len(tasks)}"]
+        texts = map(_share, shares) if shares else [MISSING] * len(heads)
+        rows[titles.get(name, name)] = dict(zip(heads, texts, strict=True))
+    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def learnt_note(cells: Cells, profile: Profile) -> str:
+    """Which tasks retention is told on, and of the others how far Single is from Base."""
+    gains = kept.single_gains(cells, profile.tasks)
+    left = {task: gain for task, gain in gains.items() if not gain.learnt()}
+    total = f"{len(gains) - len(left)} of {len(gains)} tasks"
+    told = f"Retention is told on the {total} whose Single is significantly above Base"
+    rule = f" (exact sign test, corrected p < {LEVEL:g})."
+    return told + rule + (f" Left out: {_gains_text(left)}." if left else "")
+
+
+def _gains_text(gains: Mapping[str, kept.Gain]) -> str:
+    texts = [
+        f"{TITLES[task]} (Single − Base {100 * gain.value:+.1f} points, "
+        f"p {_relation(gain.corrected)})"
+        for task, gain in gains.items()
+    ]
+    return ", ".join(texts)
+
+
+# The ambiguity ledger -----------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A reading of one open point, all others as in the reading it is compared with."""
+
+    point: int  # of the list of open points
+    title: str  # of the point
+    option: str
+    name: str  # of the variant
+
+
+def ledger(
+    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
+) -> pd.DataFrame:
+    """Every reading minus the reading `reference`; p is corrected over all entries."""
+    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
+    rows = [
+        {"point": f"{e.point}. {e.title}", "reading": e.option} | _compared(found[e.name])
+        for e in entries
+    ]
+    frame = pd.DataFrame(rows, index=[e.point for e in entries])
+    return frame.rename_axis("#")
+
+
+def effects_of(
+    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
+) -> dict[str, dict[str, tuple[float, float, float] | None]]:
+    """{point: {reading: (difference, low, high) in points}}, as the figure `effects` takes it."""
+    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
+    grouped: dict[str, dict] = {}
+    for entry in entries:
+        one = found[entry.name]
+        values = one and (100 * one.value, 100 * one.low, 100 * one.high)
+        grouped.setdefault(f"{entry.point}. {entry.title}", {})[entry.option] = values
+    return grouped
+
+
+def extremes(
+    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
+) -> dict[str, Entry] | None:
+    """The best and the worst entry by the mean over tasks; None while none is measured."""
+    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
+    there = [entry for entry in entries if found[entry.name]]
+    if not there:
+        return None
+    order = sorted(there, key=lambda entry: found[entry.name].value)
+    return {"best": order[-1], "worst": order[0]}
