@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tipmini.errors import TipminiError
 from tipmini.lab import statistics
 from tipmini.lab.resampling import Interval
-from tipmini.lab.statistics import Verdict
+from tipmini.lab.statistics import Pair, Verdict
 
 TASKS = ["rte", "coqa"]
 GOOD, BAD, HALF = [1] * 40, [0] * 40, [1, 0] * 20
@@ -153,7 +153,7 @@ def test_turning_a_comparison_round_turns_the_sign_alone():
 def test_other_rows_are_refused_in_one_line(other):
     cells = {("a", "rte"): made_up.cell("a", "rte", [1, 0])}
     cells["b", "rte"] = made_up.cell("b", "rte", other, data="other rows")
-    with pytest.raises(TipminiError, match="^a, b on rte: not measured on the same rows$"):
+    with pytest.raises(TipminiError, match=r"^a, b on rte: not measured on the same rows$"):
         statistics.difference(cells, "b", "a", ["rte"])
 
 
@@ -177,6 +177,14 @@ def test_a_task_is_won_only_after_the_correction():
     alone = statistics.comparisons(made_up.cells(rows), ["a"], "b", ["rte"])
     both = statistics.comparisons(made_up.cells(rows), ["a"], "b", TASKS)
     assert (alone["a"].better, both["a"].better) == (("rte",), ())
+
+
+def test_pairs_may_have_tasks_of_their_own():
+    """A variant of fewer adapters is compared on their tasks; p is corrected over all pairs."""
+    pairs = [Pair("some", "bad", ("rte",)), Pair("worst", "good", tuple(TASKS))]
+    one, two = statistics.compare(CELLS, pairs)
+    assert (one.value, one.better, two.value, two.worse) == (1, ("rte",), -0.75, ("rte", "coqa"))
+    assert one.corrected == pytest.approx(2 / 10_001)
 
 
 VERDICTS = [

@@ -1,11 +1,10 @@
-"""Tables and sentences over many variants: accuracies, differences, seeds, retention, the ledger.
+"""Tables and sentences over many variants: accuracies, differences, seeds, retention.
 
 Differences are in points: hundredths of a share of rows. A variant's title is looked up in
 `titles`; one without a title goes by its name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -90,11 +89,12 @@ def against(
     """Every variant minus `reference`, in the mean over tasks and by tasks, tests corrected."""
     others = [name for name in names if name != reference]
     found = comparisons(cells, others, reference, profile.tasks)
-    rows = {titles.get(name, name): _compared(found[name]) for name in others}
+    rows = {titles.get(name, name): compared(found[name]) for name in others}
     return pd.DataFrame(rows).T.rename_axis(f"against {titles.get(reference, reference)}")
 
 
-def _compared(found: Comparison | None) -> dict[str, str]:
+def compared(found: Comparison | None) -> dict[str, str]:
+    """One line of a table of differences, in points."""
     heads = ("difference, points", "95% interval", "p, corrected", "tasks better / worse", "it is")
     if found is None:
         return dict.fromkeys(heads, EMPTY) | {heads[-1]: MISSING}
@@ -123,7 +123,7 @@ def sentence(
         return f"{one} against {two}: {MISSING}."
     return (
         f"{one} minus {two} is {100 * found.value:+.1f} points in the mean of "
-        f"{len(profile.tasks)} tasks (95% interval {points(found)}, p {_relation(found.p)}): "
+        f"{len(profile.tasks)} tasks (95% interval {points(found)}, p {relation(found.p)}): "
         f"{_WORDS[found.verdict()].format(one=one, two=two)}."
     )
 
@@ -135,7 +135,7 @@ _WORDS = {
 }
 
 
-def _relation(p: float) -> str:
+def relation(p: float) -> str:
     return p_text(p) if p < 0.001 else f"= {p_text(p)}"
 
 
@@ -194,57 +194,7 @@ def learnt_note(cells: Cells, profile: Profile) -> str:
 def _gains_text(gains: Mapping[str, kept.Gain]) -> str:
     texts = [
         f"{TITLES[task]} (Single − Base {100 * gain.value:+.1f} points, "
-        f"p {_relation(gain.corrected)})"
+        f"p {relation(gain.corrected)})"
         for task, gain in gains.items()
     ]
     return ", ".join(texts)
-
-
-# The ambiguity ledger -----------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    """A reading of one open point, all others as in the reading it is compared with."""
-
-    point: int  # of the list of open points
-    title: str  # of the point
-    option: str
-    name: str  # of the variant
-
-
-def ledger(
-    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
-) -> pd.DataFrame:
-    """Every reading minus the reading `reference`; p is corrected over all entries."""
-    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
-    rows = [
-        {"point": f"{e.point}. {e.title}", "reading": e.option} | _compared(found[e.name])
-        for e in entries
-    ]
-    frame = pd.DataFrame(rows, index=[e.point for e in entries])
-    return frame.rename_axis("#")
-
-
-def effects_of(
-    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
-) -> dict[str, dict[str, tuple[float, float, float] | None]]:
-    """{point: {reading: (difference, low, high) in points}}, as the figure `effects` takes it."""
-    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
-    grouped: dict[str, dict] = {}
-    for entry in entries:
-        one = found[entry.name]
-        values = one and (100 * one.value, 100 * one.low, 100 * one.high)
-        grouped.setdefault(f"{entry.point}. {entry.title}", {})[entry.option] = values
-    return grouped
-
-
-def extremes(
-    cells: Cells, profile: Profile, entries: Sequence[Entry], reference: str
-) -> dict[str, Entry] | None:
-    """The best and the worst entry by the mean over tasks; None while none is measured."""
-    found = comparisons(cells, [entry.name for entry in entries], reference, profile.tasks)
-    there = [entry for entry in entries if found[entry.name]]
-    if not there:
-        return None
-    order = sorted(there, key=lambda entry: found[entry.name].value)
-    return {"best": order[-1], "worst": order[0]}

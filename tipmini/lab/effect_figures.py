@@ -19,7 +19,8 @@ Bounds = tuple[float, float, float]  # value, low, high
 Line = tuple[Sequence[float], Sequence[Bounds]]  # x, and y with its band
 
 ROW = 0.19  # inches of a line of text
-LABELS, LETTERS = 0.5, 32  # labels get this share of the width, and these letters a line
+LABELS, LETTERS = 0.5, 29  # labels get this share of the width, and these letters a line
+ACROSS = 52  # letters of a heading, which has the whole width
 DASHED = (0, (5, 4))
 
 
@@ -36,7 +37,7 @@ def effects(groups: Mapping[str, Mapping[str, Bounds | None]], xlabel: str) -> F
     axes = figure.subplots()
     figure.subplots_adjust(left=LABELS, right=0.98, top=1 - 0.05 / height, bottom=0.7 / height)
     for title, readings in groups.items():
-        _label(axes, placed[title, None], title, fontweight="bold")
+        _label(axes, placed[title, None], fill(title, ACROSS), fontweight="bold")
         ys = [placed[title, reading] for reading in readings]
         axes.plot((0, 0), (ys[0] + 0.6, ys[-1] - 0.6), color=GREY, linewidth=0.9)
         for y, (reading, bounds) in zip(ys, readings.items(), strict=True):
@@ -51,12 +52,10 @@ def _places(groups: Mapping[str, Mapping]) -> tuple[dict[tuple[str, str | None],
     """{(point, reading): y}, of a heading with None, and how many lines of text there are."""
     placed, line = {}, 0
     for title, readings in groups.items():
-        placed[title, None] = -line
-        line += 1
-        for reading in readings:
-            height = len(wrap(reading, LETTERS))
-            placed[title, reading] = -(line + (height - 1) / 2)
-            line += height
+        texts = {None: wrap(title, ACROSS)} | {r: wrap(r, LETTERS) for r in readings}
+        for reading, text in texts.items():
+            placed[title, reading] = -(line + (len(text) - 1) / 2)
+            line += len(text)
     return placed, line
 
 

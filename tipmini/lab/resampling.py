@@ -28,9 +28,12 @@ class Interval:
 
 
 def rows_of(cells: Cells, names: Sequence[str], task: str) -> np.ndarray:
-    """(rows, variants) values on a task."""
+    """(rows, variants) values on a task; TipminiError unless all are of the same rows.
+
+    The metrics may differ: that, too, is an effect.
+    """
     found = [cells[name, task] for name in names]
-    if len({(cell.count, cell.metric, cell.inputs.get("data")) for cell in found}) > 1:
+    if len({(cell.count, cell.inputs.get("data")) for cell in found}) > 1:
         raise TipminiError(f"{', '.join(names)} on {task}: not measured on the same rows")
     return np.array([cell.values for cell in found]).T
 

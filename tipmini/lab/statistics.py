@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,13 +39,16 @@ class Verdict(StrEnum):
     MISSING = MISSING
 
 
+SIDES = (Verdict.BETTER, Verdict.WORSE)
+
+
 @dataclass(frozen=True)
 class Comparison(Interval):
     """A variant's mean accuracy minus another's, as shares of rows, over the same rows."""
 
     p: float  # two-sided, by sign-flip permutation
-    corrected: float  # the same by Holm's method, over all variants compared at once
-    better: tuple[str, ...]  # tasks by the exact sign test, corrected over variants and tasks
+    corrected: float  # the same by Holm's method, over all that is compared at once
+    better: tuple[str, ...]  # tasks by the exact sign test, corrected over all pairs and tasks
     worse: tuple[str, ...]
 
     def verdict(self, level: float = LEVEL) -> Verdict:
@@ -137,6 +141,31 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
+class Pair(NamedTuple):
+    """What is compared with what, and on which tasks."""
+
+    name: str
+    against: str
+    tasks: tuple[str, ...]
+
+
+def compare(
+    cells: Cells, pairs: Sequence[Pair], *, level: float = LEVEL
+) -> list[Comparison | None]:
+    """All pairs with their tests corrected together; None where a cell is missing.
+
+    What is missing counts in no correction.
+    """
+    there = [i for i, p in enumerate(pairs) if measured(cells, p[:2], p.tasks)]
+    ps = [flip_p(cells, *pairs[i]) for i in there]
+    signs = _sign_tests(cells, [pairs[i] for i in there], level)
+    found: list[Comparison | None] = [None] * len(pairs)
+    for i, p, corrected, sides in zip(there, ps, holm(ps), signs, strict=True):
+        bounds = vars(difference(cells, *pairs[i]))
+        found[i] = Comparison(**bounds, p=p, corrected=corrected, **sides)
+    return found
+
+
 def comparisons(
     cells: Cells,
     names: Iterable[str],
@@ -145,19 +174,10 @@ def comparisons(
     *,
     level: float = LEVEL,
 ) -> dict[str, Comparison | None]:
-    """Every variant against one; None where a cell of either is missing.
-
-    What is missing counts in no correction. tasks: those of the cells by default.
-    """
-    tasks, names = list(tasks or tasks_of(cells)), list(dict.fromkeys(names))
-    there = [n for n in names if measured(cells, (n, against), tasks)]
-    ps = [flip_p(cells, name, against, tasks) for name in there]
-    signs = _sign_tests(cells, there, against, tasks, level)
-    found = {
-        name: Comparison(**vars(difference(cells, name, against, tasks)), p=p, corrected=c, **side)
-        for name, p, c, side in zip(there, ps, holm(ps), signs, strict=True)
-    }
-    return {name: found.get(name) for name in names}
+    """Every variant against one; see `compare`. tasks: those of the cells by default."""
+    names, tasks = list(dict.fromkeys(names)), tuple(tasks or tasks_of(cells))
+    found = compare(cells, [Pair(name, against, tasks) for name in names], level=level)
+    return dict(zip(names, found, strict=True))
 
 
 def verdict(
@@ -199,19 +219,17 @@ def _judged(value: float, p: float, level: float) -> Verdict:
 
 
 def _sign_tests(
-    cells: Cells, names: Sequence[str], against: str, tasks: Sequence[str], level: float
+    cells: Cells, pairs: Sequence[Pair], level: float
 ) -> list[dict[str, tuple[str, ...]]]:
-    """The tasks on which each variant is better and worse, corrected over all that are tested."""
-    places = [(name, task) for name in names for task in tasks]
-    ps = holm([paired_p(cells[place], cells[against, place[1]]) for place in places])
-    words = {
-        (name, task): _judged(cells[name, task].mean - cells[against, task].mean, p, level)
-        for (name, task), p in zip(places, ps, strict=True)
-    }
-    return [
-        {str(word): tuple(t for t in tasks if words[name, t] is word) for word in list(Verdict)[:2]}
-        for name in names
-    ]
+    """The tasks on which each pair's first is better and worse, corrected over all tests."""
+    couples = [[(cells[p.name, t], cells[p.against, t]) for t in p.tasks] for p in pairs]
+    ps = iter(holm([paired_p(one, two) for row in couples for one, two in row]))
+    found = []
+    for pair, row in zip(pairs, couples, strict=True):
+        words = [_judged(one.mean - two.mean, next(ps), level) for one, two in row]
+        told = list(zip(pair.tasks, words, strict=True))
+        found.append({str(w): tuple(t for t, word in told if word is w) for w in SIDES})
+    return found
 
 
 # Several seeds ------------------------------------------------------------------------------
