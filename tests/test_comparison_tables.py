@@ -67,6 +67,37 @@ def test_sentences_carry_the_verdict(one, two, start, end):
     assert start in text and end in text
 
 
+def test_sentences_are_corrected_together():
+    """Six rows of six: p = 1/32 alone, 1/16 as one of two."""
+    rows = {"good": [1] * 6, "tip": [0] * 6, "base": [0] * 6}
+    cells = made_up.cells({name: {"rte": row} for name, row in rows.items()})
+    pairs = [Pair("good", "tip", ("rte",)), Pair("good", "base", ("rte",))]
+    assert "**better**" in comparison_tables.sentences(cells, pairs[:1])[0]
+    assert all("not told apart" in text for text in comparison_tables.sentences(cells, pairs))
+
+
+def test_better_is_what_beats_all():
+    frame = comparison_tables.verdicts(CELLS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
+    assert list(frame.columns) == ["minus TIP", "minus Good", "it is"]
+    assert frame.loc["Good", "minus TIP"].startswith("+25.0<br>[+")
+    assert list(frame["it is"]) == ["not told apart", "worse"]
+    frame = comparison_tables.verdicts(CELLS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
+    assert list(frame["it is"]) == ["better", MISSING]
+
+
+def test_dots_of_what_is_measured():
+    accuracies, retentions, levels = comparison_tables.dots(CELLS, SMOKE, ROWS, TITLES)
+    assert accuracies["TIP"][0] == 0.5 and accuracies["TIES"] is None
+    assert retentions["TIP"][0] == 0.5 and retentions["TIES"] is None
+    assert levels == {"Base": 0.375, "Single": pytest.approx(0.6375)}
+
+
+def test_seeds_are_found_in_their_order():
+    names = ["dare", "dare-s10", "dare-s2", "dare-ties-s1", "dare-s2x"]
+    cells = {(name, "rte"): None for name in names}
+    assert comparison_tables.seeds_of(cells, "dare") == ["dare-s2", "dare-s10"]
+
+
 def test_seeds_are_counted_and_spread():
     frame = comparison_tables.seed_table(CELLS, SMOKE, ["tip", "good"])
     assert list(frame.index) == ["OpenBookQA", "RTE†", "mean of 2"]

@@ -4,22 +4,27 @@ Differences are in points: hundredths of a share of rows. A variant's title is l
 `titles`; one without a title goes by its name.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from tipmini.lab import retention as kept
 from tipmini.lab.profiles import Profile
-from tipmini.lab.resampling import Cells, Interval
+from tipmini.lab.resampling import Bounds, Cells, Interval, bounds
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import (
     LEVEL,
     MISSING,
     Comparison,
+    Pair,
     Verdict,
+    compare,
     comparisons,
+    mean_interval,
     mean_of,
     seeds,
+    verdict,
 )
 from tipmini.lab.tables import TITLES, mark, p_text
 
@@ -30,6 +35,7 @@ HEADS = {
     **{"arc_challenge": "ARC-<br>Challenge", "hellaswag": "Hella-<br>Swag"},
     **{"openbookqa": "Open-<br>BookQA"},
 }
+UNMERGED = ("base", "single")
 EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measured
 
 
@@ -62,7 +68,7 @@ def _with_error(mean: float, error: float) -> str:
 
 
 def _retention(cells: Cells, profile: Profile, name: str) -> str:
-    if name in ("base", "single"):
+    if name in UNMERGED:
         return "0%" if name == "base" else "100%"  # by definition
     found = kept.retention(cells, name, profile.tasks)
     return _share(found.mean) if found else EMPTY
@@ -74,6 +80,20 @@ def _share(interval: Interval) -> str:
 
 def _head(task: str, profile: Profile) -> str:
     return HEADS.get(task, TITLES[task]) + mark(task, profile)
+
+
+def dots(
+    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
+) -> tuple[dict[str, Bounds | None], dict[str, Bounds | None], dict[str, float]]:
+    """The arguments of the figure `methods_by_retention`: accuracies, retentions and levels."""
+    merged = [name for name in names if name not in UNMERGED]
+    means = {name: mean_interval(cells, name, profile.tasks) for name in (*UNMERGED, *merged)}
+    found = {name: kept.retention(cells, name, profile.tasks) for name in merged}
+    return (
+        {titles.get(name, name): means[name] and bounds(means[name]) for name in merged},
+        {titles.get(name, name): one and bounds(one.mean) for name, one in found.items()},
+        {titles.get(name, name): means[name].value for name in UNMERGED if means[name]},
+    )
 
 
 # Each method against one --------------------------------------------------------------------
@@ -117,13 +137,22 @@ def sentence(
     cells: Cells, profile: Profile, name: str, reference: str, titles: Titles = TITLES
 ) -> str:
     """One comparison in words, all numbers and the verdict from the cells."""
-    one, two = titles.get(name, name), titles.get(reference, reference)
-    found = comparisons(cells, [name], reference, profile.tasks)[name]
+    return sentences(cells, [Pair(name, reference, profile.tasks)], titles)[0]
+
+
+def sentences(cells: Cells, pairs: Sequence[Pair], titles: Titles = TITLES) -> list[str]:
+    """A sentence a comparison; p and verdict are corrected for their number."""
+    found = compare(cells, pairs)
+    return [_said(one, pair, titles) for pair, one in zip(pairs, found, strict=True)]
+
+
+def _said(found: Comparison | None, pair: Pair, titles: Titles) -> str:
+    one, two = (titles.get(name, name) for name in pair[:2])
     if found is None:
         return f"{one} against {two}: {MISSING}."
     return (
         f"{one} minus {two} is {100 * found.value:+.1f} points in the mean of "
-        f"{len(profile.tasks)} tasks (95% interval {points(found)}, p {relation(found.p)}): "
+        f"{len(pair.tasks)} tasks (95% interval {points(found)}, p {relation(found.corrected)}): "
         f"{_WORDS[found.verdict()].format(one=one, two=two)}."
     )
 
@@ -139,6 +168,28 @@ def relation(p: float) -> str:
     return p_text(p) if p < 0.001 else f"= {p_text(p)}"
 
 
+def verdicts(
+    cells: Cells,
+    profile: Profile,
+    names: Iterable[str],
+    references: Sequence[str],
+    titles: Titles = TITLES,
+) -> pd.DataFrame:
+    """Whether each variant beats every one of several, e.g. Linear as printed and as tuned.
+
+    A cell is the difference in points; the last column is `statistics.verdict` over all of them.
+    """
+    rows = {}
+    for name in names:
+        pairs = [Pair(name, reference, profile.tasks) for reference in references]
+        found = compare(cells, pairs)
+        heads = [f"minus {titles.get(reference, reference)}" for reference in references]
+        texts = [f"{100 * one.value:+.1f}<br>{points(one)}" if one else EMPTY for one in found]
+        word = str(verdict(cells, name, references, profile.tasks))
+        rows[titles.get(name, name)] = dict(zip(heads, texts, strict=True)) | {"it is": word}
+    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
 # Several seeds ------------------------------------------------------------------------------
 
 
@@ -149,6 +200,13 @@ def seed_table(cells: Cells, profile: Profile, names: Sequence[str]) -> pd.DataF
     groups[f"mean of {len(tasks)}"] = list(tasks)
     rows = {title: _spread(cells, names, group) for title, group in groups.items()}
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def seeds_of(cells: Cells, name: str) -> list[str]:
+    """The variants of a method that differ in their seed alone, by seed: "dare-s0", "dare-s1"."""
+    pattern = re.compile(rf"{re.escape(name)}-s(\d+)")
+    found = {match[1]: variant for variant, _ in cells if (match := pattern.fullmatch(variant))}
+    return [found[seed] for seed in sorted(found, key=int)]
 
 
 def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:

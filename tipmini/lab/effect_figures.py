@@ -13,9 +13,9 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from tipmini.lab.figures import BLUE, GREY, ORANGE, SERIES, WIDTH, _panels, styled
+from tipmini.lab.resampling import Bounds
 from tipmini.lab.statistics import MISSING
 
-Bounds = tuple[float, float, float]  # value, low, high
 Line = tuple[Sequence[float], Sequence[Bounds]]  # x, and y with its band
 
 ROW = 0.19  # inches of a line of text

@@ -15,6 +15,8 @@ from tipmini.lab.results import Cell
 
 Cells = Mapping[tuple[str, str], Cell]  # (variant, task) -> cell
 
+Bounds = tuple[float, float, float]  # an interval as figures take it: value, low, high
+
 DRAWS = 10_000  # of bootstraps and permutations: the smallest p is 1 / 10,001
 
 
@@ -25,6 +27,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def bounds(interval: Interval) -> Bounds:
+    return interval.value, interval.low, interval.high
 
 
 def rows_of(cells: Cells, names: Sequence[str], task: str) -> np.ndarray:

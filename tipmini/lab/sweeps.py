@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tipmini.lab.profiles import Profile
-from tipmini.lab.resampling import Cells, Interval
+from tipmini.lab.resampling import Bounds, Cells, bounds
 from tipmini.lab.statistics import mean_interval, measured
 
-Bounds = tuple[float, float, float]  # value, low, high
 Line = tuple[list[float], list[Bounds]]  # x, and y with its band
 
 
@@ -68,10 +67,6 @@ def number(value: float | str, count: int) -> float:
     """Where a value stands on the axis; a rule of weights as the weight of each of `count`."""
     rules = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
     return rules[value] if isinstance(value, str) else float(value)
-
-
-def bounds(interval: Interval) -> Bounds:
-    return interval.value, interval.low, interval.high
 
 
 def _line(
