@@ -85,6 +85,13 @@ def test_better_is_what_beats_all():
     assert list(frame["it is"]) == ["better", MISSING]
 
 
+def test_every_method_of_the_library_has_a_row():
+    names = comparison_tables.every_method()
+    assert names[:2] == ["base", "single"]
+    assert {"linear", "tip", "regmean", "tip-inverted"} <= set(names)
+    assert len(names) == len(set(names))
+
+
 def test_dots_of_what_is_measured():
     accuracies, retentions, levels = comparison_tables.dots(CELLS, SMOKE, ROWS, TITLES)
     assert accuracies["TIP"][0] == 0.5 and accuracies["TIES"] is None
@@ -93,9 +100,10 @@ def test_dots_of_what_is_measured():
 
 
 def test_seeds_are_found_in_their_order():
-    names = ["dare", "dare-s10", "dare-s2", "dare-ties-s1", "dare-s2x"]
+    names = ["dare-s10", "dare", "dare-s2", "dare-ties-s1", "dare-s2x"]
     cells = {(name, "rte"): None for name in names}
-    assert comparison_tables.seeds_of(cells, "dare") == ["dare-s2", "dare-s10"]
+    assert comparison_tables.seeds_of(cells, "dare") == ["dare", "dare-s2", "dare-s10"]
+    assert comparison_tables.seeds_of(cells, "tip.random") == []
 
 
 def test_seeds_are_counted_and_spread():

@@ -27,6 +27,7 @@ from tipmini.lab.statistics import (
     verdict,
 )
 from tipmini.lab.tables import TITLES, mark, p_text
+from tipmini.merge import METHODS, PRESETS
 
 Titles = Mapping[str, str]
 
@@ -42,6 +43,11 @@ EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measu
 # All methods --------------------------------------------------------------------------------
 
 
+def every_method() -> list[str]:
+    """Base, Single, and every method and preset of the library."""
+    return [*UNMERGED, *METHODS, *PRESETS]
+
+
 def complete(
     cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
 ) -> pd.DataFrame:
@@ -55,7 +61,7 @@ def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
     mean = mean_of(cells, name, tasks)
     row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else MISSING
-    row["retention"] = _retention(cells, profile, name)
+    row["retention"] = _retention(cells, profile, name) if mean else EMPTY
     return row
 
 
@@ -203,10 +209,10 @@ def seed_table(cells: Cells, profile: Profile, names: Sequence[str]) -> pd.DataF
 
 
 def seeds_of(cells: Cells, name: str) -> list[str]:
-    """The variants of a method that differ in their seed alone, by seed: "dare-s0", "dare-s1"."""
-    pattern = re.compile(rf"{re.escape(name)}-s(\d+)")
-    found = {match[1]: variant for variant, _ in cells if (match := pattern.fullmatch(variant))}
-    return [found[seed] for seed in sorted(found, key=int)]
+    """A method and its variants that differ in the seed alone: "dare", "dare-s1", "dare-s2", ..."""
+    pattern = re.compile(rf"{re.escape(name)}(?:-s(\d+))?")
+    found = {pattern.fullmatch(variant) for variant in dict.fromkeys(v for v, _ in cells)} - {None}
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1] or -1))]
 
 
 def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
