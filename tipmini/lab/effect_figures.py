@@ -154,7 +154,7 @@ def methods_by_retention(
     _mark_levels(left, levels)
     left.set_yticks(-np.arange(len(order)), order, fontsize=9)
     left.set(ylim=(0.5 - len(order), 0.6), xlabel="mean accuracy")
-    _mark_levels(right, {"Base": 0, "Single": 1})
+    _mark_levels(right, {"Base": 0, "Single": 1}, named=False)
     right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.set(xlabel="retention")
     return figure
@@ -170,9 +170,12 @@ def _dot(axes: Axes, y: float, bounds: Bounds | None, missing: str = "") -> None
     axes.plot(value, y, "o", color=BLUE, markersize=4.5)
 
 
-def _mark_levels(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Lines with their names above the axes."""
+def _mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:
+    """Lines, their names above the axes and away from each other."""
     above = axes.get_xaxis_transform()
-    for (name, value), style in zip(levels.items(), (DASHED, ":"), strict=False):
+    for (name, value), style, side in zip(
+        levels.items(), (DASHED, ":"), ("right", "left"), strict=False
+    ):
         axes.axvline(value, color=GREY, linewidth=0.9, linestyle=style)
-        axes.text(value, 1, name, transform=above, ha="center", va="bottom", fontsize=9)
+        if named:
+            axes.text(value, 1, name, transform=above, ha=side, va="bottom", fontsize=9)
