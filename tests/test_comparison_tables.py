@@ -54,10 +54,20 @@ def test_each_method_against_one():
 
 
 SENTENCES = [
-    ("good", "tip", "Good minus TIP is +25.0 points in the mean of 2 tasks", "**better** than TIP"),
-    ("base", "tip", "Base minus TIP is -12.5 points in the mean of 2 tasks", "**worse** than TIP"),
+    (
+        "good",
+        "tip",
+        "*Good* minus *TIP* is +25.0 points in the mean of 2 tasks",
+        "**better** than *TIP*",
+    ),
+    (
+        "base",
+        "tip",
+        "*Base* minus *TIP* is -12.5 points in the mean of 2 tasks",
+        "**worse** than *TIP*",
+    ),
     ("tip", "tip", "+0.0 points", "[+0.0, +0.0], p = 1.000): the two are **not told apart**."),
-    ("ties", "tip", "TIES against TIP", MISSING),
+    ("ties", "tip", "*TIES* against *TIP*", MISSING),
 ]
 
 
@@ -73,7 +83,8 @@ def test_sentences_are_corrected_together():
     cells = made_up.cells({name: {"rte": row} for name, row in rows.items()})
     pairs = [Pair("good", "tip", ("rte",)), Pair("good", "base", ("rte",))]
     assert "**better**" in comparison_tables.sentences(cells, pairs[:1])[0]
-    assert all("not told apart" in text for text in comparison_tables.sentences(cells, pairs))
+    for text in comparison_tables.sentences(cells, pairs):
+        assert "not told apart" in text and "corrected p = 0.06" in text
 
 
 def test_better_is_what_beats_all():
@@ -214,6 +225,12 @@ def test_a_sweep_is_a_line_over_what_is_measured(moves, values, x, means):
     assert xs == x
     assert [value for value, _, _ in bounds] == pytest.approx(means)
     assert all(low <= value <= high for value, low, high in bounds)
+
+
+def test_a_line_declared_with_its_sweep_has_its_own_title():
+    declared = sweep("rows", (2,))
+    declared.lines = (SimpleNamespace(name="tip", title="TIP once more"),)
+    assert list(sweeps.lines(SWEPT, declared, SMOKE, TITLES)) == ["TIP once more"]
 
 
 def test_what_a_sweep_stands_beside():

@@ -97,3 +97,21 @@ def test_methods_stand_by_accuracy_and_the_missing_last():
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["TIP", "Linear", "TIES"]
     assert {"Base", "Single", MISSING} <= set(texts(left))
     assert right.get_xlabel() == "retention"
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: effect_figures.sweep({}, "S", levels=LEVELS),
+        lambda: effect_figures.sweep({}, "rows", logarithmic=True),
+        lambda: effect_figures.sweep_panels({}, "S"),
+    ],
+)
+def test_what_is_not_measured_is_a_figure_that_says_so(figure):
+    assert show.svg(figure())
+    assert texts(figure().axes[0]) == [MISSING]
+
+
+def test_no_line_is_left_out_in_silence():
+    with pytest.raises(ValueError, match="7 lines"):
+        effect_figures.sweep({str(n): LINE for n in range(7)}, "S")

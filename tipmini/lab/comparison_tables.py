@@ -149,16 +149,18 @@ def sentence(
 def sentences(cells: Cells, pairs: Sequence[Pair], titles: Titles = TITLES) -> list[str]:
     """A sentence a comparison; p and verdict are corrected for their number."""
     found = compare(cells, pairs)
-    return [_said(one, pair, titles) for pair, one in zip(pairs, found, strict=True)]
+    what = "corrected p" if len(pairs) > 1 else "p"
+    return [_said(one, pair, titles, what) for pair, one in zip(pairs, found, strict=True)]
 
 
-def _said(found: Comparison | None, pair: Pair, titles: Titles) -> str:
-    one, two = (titles.get(name, name) for name in pair[:2])
+def _said(found: Comparison | None, pair: Pair, titles: Titles, what: str) -> str:
+    one, two = (f"*{titles.get(name, name)}*" for name in pair[:2])
     if found is None:
         return f"{one} against {two}: {MISSING}."
+    sure = f"95% interval {points(found)}, {what} {relation(found.corrected)}"
     return (
         f"{one} minus {two} is {100 * found.value:+.1f} points in the mean of "
-        f"{len(pair.tasks)} tasks (95% interval {points(found)}, p {relation(found.corrected)}): "
+        f"{len(pair.tasks)} tasks ({sure}): "
         f"{_WORDS[found.verdict()].format(one=one, two=two)}."
     )
 

@@ -22,6 +22,7 @@ ROW = 0.19  # inches of a line of text
 LABELS, LETTERS = 0.5, 29  # labels get this share of the width, and these letters a line
 ACROSS = 52  # letters of a heading, which has the whole width
 DASHED = (0, (5, 4))
+STYLES = (*SERIES, (GREY, "--", "v"), (GREY, ":", "P"))
 
 
 @styled
@@ -105,6 +106,7 @@ def sweep_panels(
     logarithmic: bool = False,
 ) -> Figure:
     """`sweep` in small, a panel a task, each with a scale of its own: {task: {series: line}}."""
+    tasks = tasks or {"": {}}
     figure, panels = _panels(list(tasks), sharey=False)
     for axes, series in zip(panels, tasks.values(), strict=True):
         _draw_sweep(axes, series, {})
@@ -117,7 +119,11 @@ def sweep_panels(
 
 
 def _draw_sweep(axes: Axes, series: Mapping[str, Line], levels: Mapping[str, Bounds]) -> None:
-    for (name, (x, bounds)), (colour, line, marker) in zip(series.items(), SERIES, strict=False):
+    if len(series) > len(STYLES):
+        raise ValueError(f"{len(series)} lines; there are styles for {len(STYLES)}")
+    if not series:
+        axes.text(0.5, 0.5, MISSING, transform=axes.transAxes, ha="center", style="italic")
+    for (name, (x, bounds)), (colour, line, marker) in zip(series.items(), STYLES, strict=False):
         value, low, high = np.array(bounds, dtype=float).T
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, value, line, color=colour, marker=marker, label=name)

@@ -15,12 +15,11 @@ def lines(cells: Cells, sweep, profile: Profile, titles: Mapping[str, str]) -> d
 
     A value is left out until all its tasks are measured, a line until it has a value.
     """
-    names = [line if isinstance(line, str) else line.name for line in sweep.lines]
     found = {}
-    for name in names:
+    for name, title in _named(sweep, titles).items():
         places = {value: sweep.place(name, value) for value in sweep.values}
         groups = {v: (place, at(sweep, v, profile)) for v, place in places.items()}
-        found[titles.get(name, name)] = _line(cells, groups, profile)
+        found[title] = _line(cells, groups, profile)
     return {title: line for title, line in found.items() if line[0]}
 
 
@@ -37,10 +36,9 @@ def by_task(
     cells: Cells, sweep, profile: Profile, titles: Mapping[str, str]
 ) -> dict[str, dict[str, Line]]:
     """{task: {title: line}}, for small panels; tasks without a value are left out."""
-    names = [line if isinstance(line, str) else line.name for line in sweep.lines]
     found: dict[str, dict[str, Line]] = {}
     for task in profile.tasks:
-        for name in names:
+        for name, title in _named(sweep, titles).items():
             groups = {
                 v: (sweep.place(name, v), [task])
                 for v in sweep.values
@@ -48,7 +46,7 @@ def by_task(
             }
             line = _line(cells, groups, profile)
             if line[0]:
-                found.setdefault(titles.get(task, task), {})[titles.get(name, name)] = line
+                found.setdefault(titles.get(task, task), {})[title] = line
     return found
 
 
@@ -67,6 +65,13 @@ def number(value: float | str, count: int) -> float:
     """Where a value stands on the axis; a rule of weights as the weight of each of `count`."""
     rules = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
     return rules[value] if isinstance(value, str) else float(value)
+
+
+def _named(sweep, titles: Mapping[str, str]) -> dict[str, str]:
+    """{name: title} of the lines; one that is declared with the sweep has a title of its own."""
+    names = [line if isinstance(line, str) else line.name for line in sweep.lines]
+    own = {line.name: line.title for line in sweep.lines if not isinstance(line, str)}
+    return {name: own.get(name, titles.get(name, name)) for name in names}
 
 
 def _line(
