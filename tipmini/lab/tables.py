@@ -6,7 +6,7 @@ cell, the text says so.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +19,9 @@ from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, paired_p
 from tipmini.lab.show import markdown_table
+from tipmini.lab.statistics import MISSING, Cells, mean_of, tasks_of
 from tipmini.lab.tasks import METRIC, TASKS
 
-Cells = Mapping[tuple[str, str], Cell]  # (method, task) -> cell
-
-MISSING = "not measured yet"
 TITLES = {
     **{"arc_challenge": "ARC-Challenge", "boolq": "BoolQ", "coqa": "CoQA"},
     **{"hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "piqa": "PIQA", "rte": "RTE"},
@@ -67,20 +65,9 @@ def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
     return {place: cell for place, cell in found.items() if cell is not None}
 
 
-def tasks_of(cells: Cells) -> list[str]:
-    return list(dict.fromkeys(task for _, task in cells))
-
-
-def mean_of(cells: Cells, method: str, tasks: Iterable[str]) -> tuple[float, float] | None:
-    """Mean over tasks of a method's accuracies and its standard error; None if a cell is missing.
-
-    Tasks count alike whatever their rows; their errors are independent.
-    """
-    row = [cells.get((method, task)) for task in tasks]
-    if not row or None in row:
-        return None
-    error = math.sqrt(math.fsum(cell.stderr**2 for cell in row)) / len(row)
-    return math.fsum(cell.mean for cell in row) / len(row), error
+def variant_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
+    """Whatever a profile has stored of all variants; nothing is measured."""
+    return stored_cells(profile)
 
 
 def _estimate(pair: tuple[float, float] | None) -> str:
@@ -129,8 +116,12 @@ def _count(correct: float) -> str:
 
 
 def _title(task: str, profile: Profile) -> str:
-    halved = task in HALVED and profile.data == "embedded"
-    return TITLES[task] + ("†" if halved else "")
+    return TITLES[task] + mark(task, profile)
+
+
+def mark(task: str, profile: Profile) -> str:
+    """The sign of `split_note` at a task whose evaluation rows were split."""
+    return "†" if task in HALVED and profile.data == "embedded" else ""
 
 
 def split_note(profile: Profile) -> str:
