@@ -6,6 +6,7 @@ Differences are in points: hundredths of a share of rows. A variant's title is l
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 
 import pandas as pd
 
@@ -33,9 +34,10 @@ Titles = Mapping[str, str]
 
 # Heads of narrow columns: nine of them stand beside each other.
 HEADS = {
-    **{"arc_challenge": "ARC-<br>Challenge", "hellaswag": "Hella-<br>Swag"},
-    **{"openbookqa": "Open-<br>BookQA"},
+    **{"arc_challenge": "ARC-C", "hellaswag": "Hella-<br>Swag"},
+    **{"openbookqa": "Open-<br>Book-<br>QA"},
 }
+NARROW = MISSING.replace(" ", "<br>")
 UNMERGED = ("base", "single")
 EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measured
 
@@ -52,7 +54,7 @@ def complete(
     cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
 ) -> pd.DataFrame:
     """Accuracy and standard error of every variant, a row each, with mean and retention."""
-    rows = {titles.get(name, name): _accuracies(cells, profile, name) for name in names}
+    rows = {_side(name, titles): _accuracies(cells, profile, name) for name in names}
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 
@@ -60,7 +62,7 @@ def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     tasks = profile.tasks
     row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
     mean = mean_of(cells, name, tasks)
-    row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else MISSING
+    row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else NARROW
     row["retention"] = _retention(cells, profile, name) if mean else EMPTY
     return row
 
@@ -70,7 +72,7 @@ def _accuracy(cell: Cell | None) -> str:
 
 
 def _with_error(mean: float, error: float) -> str:
-    return f"{mean:.3f}<br>± {error:.3f}"
+    return f"{mean:.3f}<br>±{error:.3f}"
 
 
 def _retention(cells: Cells, profile: Profile, name: str) -> str:
@@ -81,7 +83,17 @@ def _retention(cells: Cells, profile: Profile, name: str) -> str:
 
 
 def _share(interval: Interval) -> str:
-    return f"{interval.value:.0%}<br>[{interval.low:.0%}, {interval.high:.0%}]"
+    low, high = (f"{100 * bound:.0f}" for bound in (interval.low, interval.high))
+    return f"{interval.value:.0%}<br>[{low}, {high}]"
+
+
+def narrow(text: str, letters: int = 20) -> str:
+    """In lines of so many letters: cells of tables don't wrap."""
+    return "<br>".join(wrap(text, letters))
+
+
+def _side(name: str, titles: Titles) -> str:
+    return narrow(titles.get(name, name), 10)
 
 
 def _head(task: str, profile: Profile) -> str:
@@ -242,8 +254,8 @@ def retention_table(
         found = kept.retention(cells, name, profile.tasks)
         shares = [*(found.tasks[t] for t in tasks), found.mean] if found else None
         heads = [*(_head(t, profile) for t in tasks), f"mean of {len(tasks)}"]
-        texts = map(_share, shares) if shares else [MISSING] * len(heads)
-        rows[titles.get(name, name)] = dict(zip(heads, texts, strict=True))
+        texts = map(_share, shares) if shares else [*[EMPTY] * len(tasks), NARROW]
+        rows[_side(name, titles)] = dict(zip(heads, texts, strict=True))
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 

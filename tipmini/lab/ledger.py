@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tipmini.lab.comparison_tables import compared
+from tipmini.lab.comparison_tables import compared, narrow
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells
 from tipmini.lab.statistics import MISSING, Comparison, Pair, Verdict, compare
@@ -49,10 +49,21 @@ def _pair(reading, variants, profile: Profile) -> Pair:
 def table(cells: Cells, listed: Sequence[Entry]) -> pd.DataFrame:
     """Every reading minus the one it is held against; p is corrected over all entries."""
     rows = [
-        {"open point": e.question, "reading": e.option} | compared(found)
+        {"open point": narrow(e.question), "reading": narrow(e.option)} | _line(found)
         for e, found in zip(listed, _compare(cells, listed), strict=True)
     ]
     return pd.DataFrame(rows, index=[e.point for e in listed]).rename_axis("#")
+
+
+def _line(found: Comparison | None) -> dict[str, str]:
+    """As `compared`, in fewer and narrower columns."""
+    value, bounds, p, tasks, word = compared(found).values()
+    return {
+        "points<br>[95%]": f"{value}<br>{bounds}" if found else value,
+        "p, cor-<br>rected": p,
+        "tasks<br>better /<br>worse": tasks,
+        "it is": narrow(word, 8),
+    }
 
 
 def effects(
