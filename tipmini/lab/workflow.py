@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, paths, results
+from tipmini.lab.bench import serving_stored as serving
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
@@ -19,7 +20,8 @@ OUTSIDE = (
     *("lab/peers.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
-SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
+SHOWN = ("figures", "method_tables", "serving_figures", "show", "tables")
+SHOWN = tuple(f"lab/{name}.py" for name in SHOWN)
 MEMORY = 6000  # MB that measurements side by side may take
 
 
@@ -42,7 +44,8 @@ def measurement_digest(profile: str) -> str:
 
 def inputs_digest(profile: str) -> str:
     """Of everything that a notebook's outputs depend on besides its own code."""
-    data = [paths.PRINTED, *load_profile("full").store.rglob("*.json")]
+    data = [paths.PRINTED, serving.STORED, *load_profile("full").store.rglob("*.json")]
+    data += (paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")  # a chapter shows them
     return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
 
