@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tipmini.lab import figures, show
+from tipmini.lab import figures, serving_figures, show
 
 RANDOM = np.random.default_rng(0)
 LAYERS = {f"task {n}": RANDOM.random(6) * 1.6 - 0.3 for n in range(3)}
@@ -12,6 +12,8 @@ MATRICES = {task: RANDOM.standard_normal((4, 9)) for task in ("one", "two")}
 MASKS = {task: matrix > 0 for task, matrix in MATRICES.items()}
 ACCURACIES = {task: {"Base": (0.4, 0.05), "TIP": (0.5, 0.0)} for task in LAYERS}
 GROWTH = {"linear": ((2, 4), (0.1, 0.2)), "tip": ((2, 4), (0.3, 0.7))}
+RATIOS = {step: {"0": (1.0, 1.0, 1.0), "1": (1.4, 1.2, 1.5)} for step in ("prompt", "token")}
+SERVING = {f"batch {n}": RATIOS for n in range(3)}
 
 DRAWN = {
     "score_maps": lambda: figures.score_maps(MATRICES["one"], np.ones(9), abs(MATRICES["one"])),
@@ -20,6 +22,7 @@ DRAWN = {
     "sparsity_panels": lambda: figures.sparsity_panels(LAYERS, 0.7),
     "merging_steps": lambda: figures.merging_steps(MATRICES, MATRICES, MASKS, MATRICES["one"]),
     "growth": lambda: figures.growth({"adapters": GROWTH, "blocks": GROWTH}),
+    "serving": lambda: serving_figures.serving(SERVING, "01", {"base": ((1, 2), (5.0, 9.0))}),
     "accuracy_panels": lambda: figures.accuracy_panels(ACCURACIES, "Base"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, catalogue, paths, results
+from tipmini.lab.bench import serving_stored as serving
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
@@ -19,7 +20,13 @@ OUTSIDE = (
     *("lab/objective.py", "lab/parity/", "lab/peers.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
-SHOWN = tuple(f"lab/{name}.py" for name in ("figures", "method_tables", "show", "tables"))
+SHOWN = tuple(
+    f"lab/{name}.py"
+    for name in (
+        *("comparison_tables", "effect_figures", "figures", "ledger", "method_tables"),
+        *("resampling", "retention", "serving_figures", "show", "statistics", "sweeps", "tables"),
+    )
+)
 MEMORY = 6000  # MB that measurements side by side may take
 
 
@@ -46,6 +53,7 @@ def inputs_digest(profile: str) -> str:
     stores = (load_profile("full").store, mini.variant_store, mini.selection_store)
     data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
     data += catalogue.FOLDER.glob("*.yaml")
+    data += [serving.STORED, *(paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")]
     return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
 

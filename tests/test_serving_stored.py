@@ -1,0 +1,117 @@
+"""What the chapter shows of results/serving.json: ratios, tables, words, the figure."""
+
+import json
+
+import pytest
+from test_serving import SIZES
+
+from tipmini.errors import TipminiError
+from tipmini.lab import show
+from tipmini.lab.bench import serving, serving_stored
+
+
+def made_up() -> dict:
+    """Two adapters; every way's prompt takes 1, 2, 3 ... times the base's 1 and 2 seconds."""
+    ways = ["base", "mixed 1", "mixed 2", "one adapter", "weights"]
+    points = [
+        {
+            "way": way,
+            "adapters": serving.adapters_of(way),
+            "batch": batch,
+            "step": step,
+            "seconds": [n * scale, n * scale * (2 if n == 1 else 3)],
+            "operations": 100 + n * (n > 1),
+            "bytes": 50,
+            "memory": batch * 1e6,
+        }
+        for batch in (1, 2)
+        for step, scale in (("prompt", 1.0), ("token", 0.5))
+        for n, way in enumerate(ways, start=1)
+        if serving.adapters_of(way) <= batch
+    ]
+    return {
+        "points": points,
+        "sizes": SIZES.__dict__,
+        "matrix_product": 200.0,
+        "bandwidth": 200.0,
+        "command": "measure",
+        "date": "2026-01-01",
+        "machine": {"processor": "P", "cores": 2},
+        "threads": 2,
+        "versions": dict.fromkeys(("torch", "transformers", "peft"), "1"),
+        "dtype": "float32",
+        "length": 4,
+        "rounds": 2,
+    }
+
+
+FOUND = made_up()
+
+
+def test_ratios_compare_times_of_the_same_round():
+    """Rounds of 1 and 2 s beside rounds of 3 and 9 s: ratios 3 and 4.5."""
+    assert serving_stored.relative(FOUND, "prompt", 2)["mixed 2"] == (3.75, 3.0, 4.5)
+    assert serving_stored.relative(FOUND, "token", 2)["base"] == (1, 1, 1)
+
+
+def test_the_slope_is_what_one_more_adapter_adds():
+    """Medians 4 and 6 s with one and two adapters."""
+    assert serving_stored.slope(FOUND, "prompt", 2) == pytest.approx(2.0)
+
+
+def test_the_table_has_every_way_and_says_where_a_batch_is_too_small():
+    table = serving_stored.table(FOUND, (1, 2))
+    assert list(table.index) == [
+        "base model",
+        "1 unmerged adapter",
+        "2 unmerged adapters",
+        "one merged adapter",
+        "merged into the weights",
+    ]
+    assert table.loc["2 unmerged adapters", "prompt, batch 1"] == "-"
+    assert table.loc["2 unmerged adapters", "prompt, batch 2"].startswith("6000 ms<br>3.75 ×")
+    assert table.loc["2 unmerged adapters", "matrix products"] == "31"
+    assert table.loc["2 unmerged adapters", "adapter weights, MB"] == f"{2 * 448 * 4 / 1e6:.2f}"
+    assert table.loc["2 unmerged adapters", "operations, token"] == "+3.00%"
+
+
+def test_the_floor_table_divides_by_what_a_step_needs_at_least():
+    """100 operations at 200 a second: half a second, of a median of 1.5 s."""
+    table = serving_stored.floor_table(FOUND)
+    assert table.loc["prompt, batch 2", "base model"] == "3.0 × 500.0 ms"
+    assert table.loc["prompt, batch 1", "2 unmerged adapters"] == "-"
+
+
+def test_the_words_carry_the_ratios():
+    said = serving_stored.summary(FOUND, 2)
+    assert "3.75 with 2 unmerged adapters" in said
+    assert "Each further adapter adds 1000.0 ms" in said
+
+
+def test_the_figure_marks_every_ratio_and_all_memory():
+    figure = serving_stored.figure(FOUND)
+    one, two, memory = figure.get_axes()
+    assert [a.get_title() for a in (one, two)] == ["batch 1", "batch 2"]
+    # Of a panel: the dashed line at 1, then for each step one line of markers.
+    assert [len(a.get_lines()[1].get_ydata()) for a in (one, two)] == [4, 5]
+    assert two.get_lines()[1].get_ydata().tolist() == [1.0, 2.5, 3.75, 5.0, 6.25]
+    assert [label.get_text() for label in two.get_xticklabels()] == ["0", "1", "2", "A", "W"]
+    assert [line.get_ydata()[-1] for line in memory.get_lines()] == [2.0] * 4
+
+
+def test_a_missing_file_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving_stored, "STORED", tmp_path / "serving.json")
+    with pytest.raises(TipminiError, match=r"run python -m tipmini\.lab\.bench serving"):
+        serving_stored.read()
+
+
+def test_what_is_stored_is_whole_and_can_be_shown():
+    found = serving_stored.read()
+    assert tuple(serving_stored.batches(found)) == serving.BATCHES
+    for batch in serving.BATCHES:
+        for step in serving_stored.STEPS:
+            ways = serving_stored.points(found, step, batch)
+            assert {w for w in serving_stored.ways(found) if serving.fits(w, batch)} == set(ways)
+            assert all(len(p["seconds"]) == found["rounds"] for p in ways.values())
+    assert json.dumps(found["machine"]["processor"])[1:-1] in serving_stored.report(found)
+    assert show.svg(serving_stored.figure(found))
