@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from tipmini.lab import assets, documents, paths, results
+from tipmini.lab import assets, bundles, documents, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.parity import stored as parity
@@ -67,7 +67,7 @@ def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
 
 def variant_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
     """Whatever a profile has stored of all variants; nothing is measured."""
-    return stored_cells(profile)
+    return stored_cells(profile) | bundles.cells(profile.variant_store)
 
 
 def _estimate(pair: tuple[float, float] | None) -> str:

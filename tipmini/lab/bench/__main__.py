@@ -10,14 +10,28 @@ from tipmini.lab.bench import calibration, evaluation, inference, merging, servi
 from tipmini.lab.experiments import Lab
 from tipmini.lab.profiles import load_profile
 
+PARTS = {
+    "evaluation": lambda lab: evaluation.measure(lab) | {"float32": evaluation.alike(lab)},
+    "calibration": calibration.measure,
+    "merging": lambda lab: merging.measure(),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tipmini.lab.bench", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("serving",), help="this part alone")
+    parser.add_argument("parts", nargs="*", help=f"these alone: {', '.join([*PARTS, 'serving'])}")
+    parts = parser.parse_args().parts or [*PARTS, "serving"]
     lab = Lab(load_profile("mini"))
-    if parser.parse_args().part == "serving":
-        return print(serving.store(lab))
-    found = {
+    if set(parts) & PARTS.keys():
+        print(stored.report(measured(lab, [part for part in parts if part in PARTS])), end="\n\n")
+    if "serving" in parts:
+        print(serving.store(lab))
+
+
+def measured(lab: Lab, parts: list[str]) -> dict:
+    """What is stored with these parts measured anew, beside the machine's own speeds."""
+    former = stored.read() if len(parts) < len(PARTS) else {}
+    found = former | {
         "command": "make bench",
         "date": results.today(),
         "machine": results.machine(),
@@ -26,12 +40,11 @@ def main() -> None:
         "matrix_product": timing.matmul_peak(getattr(torch, lab.profile.dtype)),
         "bandwidth": timing.bandwidth(),
         "forward": inference.forward(lab),
-        "evaluation": evaluation.measure(lab) | {"float32": evaluation.alike(lab)},
-        "calibration": calibration.measure(lab),
-        "merging": merging.measure(),
     }
-    results.write(stored.STORED, json.dumps(found, indent=1) + "\n")
-    print(stored.report(found), serving.store(lab), sep="\n\n")
+    for part in parts:
+        found[part] = PARTS[part](lab)
+        results.write(stored.STORED, json.dumps(found, indent=1) + "\n")
+    return found
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ TASK = "hellaswag"
 
 def measure(lab: Lab) -> dict:
     """The norms of what every linear layer reads, of the same texts, with both."""
-    mine, other = ours(lab), theirs(lab)
-    apart = max(((mine[n] - other[n]).norm() / other[n].norm()).item() for n in other)
     encoded = sequences(lab)
+    mine, other = ours(lab, encoded), theirs(lab, encoded)
+    apart = max(((mine[n] - other[n]).norm() / other[n].norm()).item() for n in other)
     size = {"rows": len(encoded), "tokens": sum(map(len, encoded)), "modules": len(other)}
     memory = {
         "bytes": in_new_process(memory_of, ours),
         "peer_bytes": in_new_process(memory_of, theirs),
     }
-    timed = side_by_side(lambda: ours(lab), lambda: theirs(lab))
+    timed = side_by_side(lambda: ours(lab, encoded), lambda: theirs(lab, encoded))
     return {"task": TASK, **size, "apart": apart, **memory, **timed}
 
 
@@ -31,21 +31,21 @@ def sequences(lab: Lab) -> list[list[int]]:
     return lab.tokenizer(lab.calibration_texts(TASK))["input_ids"]
 
 
-def ours(lab: Lab) -> dict[str, Tensor]:
+def ours(lab: Lab, encoded: list[list[int]]) -> dict[str, Tensor]:
     blocks = lab.base.model.layers.named_modules(prefix="model.layers")
     modules = [name for name, module in blocks if _linear(module)]
-    return tm.calibrate(lab.base, lab.padded(sequences(lab)), modules)
+    return tm.calibrate(lab.base, lab.padded(encoded), modules)
 
 
-def theirs(lab: Lab) -> dict[str, Tensor]:
-    return wandas_norms(lab.base, sequences(lab))
+def theirs(lab: Lab, encoded: list[list[int]]) -> dict[str, Tensor]:
+    return wandas_norms(lab.base, encoded)
 
 
-def memory_of(work: Callable[[Lab], object]) -> float | None:
-    """Bytes above the model's own; to be called in a process of its own."""
+def memory_of(work: Callable[[Lab, list[list[int]]], object]) -> float | None:
+    """Bytes above model and texts; to be called in a process of its own."""
     lab = Lab(load_profile("mini"))
-    sequences(lab), lab.base
-    return peak_memory(lambda: work(lab))
+    encoded, _ = sequences(lab), lab.base
+    return peak_memory(lambda: work(lab, encoded))
 
 
 def _linear(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from tipmini.lab.model import load_base
 
 TRIAL = 8  # rows of every task that choose the backend's batch size
 SIZES = (1, 4, 16)
+STEP = 0.125  # of a bfloat16 number between 16 and 32, as logits are
 ALIKE = 24  # rows of every task that are compared in float32
 
 
@@ -88,6 +89,10 @@ def beside(lab: Lab, peer, again, name: str) -> dict:
         found[f"{side}_tokens"], found[f"{side}_passes"] = counter.tokens, counter.passes
     found["needed"] = lab.lm.needed - before
     found["same"] = _same(said["ours"], said["peer"], name)
+    clear = [decided(sample, name) for sample in said["peer"]]
+    found["decided"] = sum(clear)
+    pick = lambda samples: [s for s, is_clear in zip(samples, clear, strict=True) if is_clear]  # noqa: E731
+    found["same_decided"] = _same(pick(said["ours"]), pick(said["peer"]), name)
     found["itself"] = _same(evaluation.samples(again, definition), said["peer"], name)
     return found
 
@@ -129,6 +134,18 @@ def alike(lab: Lab) -> dict:
                 found["ties"] += tied(scores(other, name))
                 found["apart"] = max(found["apart"], _apart(mine, other))
     return found
+
+
+def decided(sample: dict, task: str) -> bool:
+    """Whether the best two choices are further apart than one step of a bfloat16 logit.
+
+    A logit of 16 to 32 has steps of 1/8. Of a generated answer nobody can tell: it counts.
+    """
+    if task == "coqa":
+        return True
+    second, first = sorted(scores(sample, task))[-2:]
+    shortest = min(len(arguments[1]) - 1 for arguments in sample["arguments"])
+    return first - second > STEP / (shortest if tasks.METRIC[task] == "acc_norm" else 1)
 
 
 def tied(values: Sequence[float]) -> bool:

@@ -109,7 +109,7 @@ def evaluation_table(found: dict) -> pd.DataFrame:
     """Every task with tipmini's model and with lm-eval's, and all of them."""
     tasks = found["evaluation"]["tasks"]
     names = ("rows", "needed", "ours_tokens", "peer_tokens", "ours_seconds", "peer_seconds")
-    names += ("same", "itself")
+    names += ("same", "itself", "decided", "same_decided")
     total = {name: sum(row[name] for row in tasks.values()) for name in names}
     passing = found["matrix_product"] / (2 * found["evaluation"]["parameters"])  # tokens/s at best
     rows = {task: _evaluated(row, passing) for task, row in (tasks | {"all": total}).items()}
@@ -127,6 +127,7 @@ def _evaluated(row: dict, passing: float) -> dict[str, str]:
         "times faster": f"{row['peer_seconds'] / row['ours_seconds']:.2f}",
         "of the peak": f"{row['ours_tokens'] / row['ours_seconds'] / passing:.0%}",
         "same": f"{row['same'] / row['rows']:.1%}",
+        "same, decided": f"{row['same_decided'] / row['decided']:.1%} of {row['decided']}",
         "`hf` and itself": f"{row['itself'] / row['rows']:.1%}",
     }
 
