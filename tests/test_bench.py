@@ -75,6 +75,21 @@ def test_a_tie_is_what_rounding_can_turn(values, tie):
     assert evaluation.tied(values) == tie
 
 
+@pytest.mark.parametrize(
+    ("task", "scores", "clear"),
+    [
+        ("boolq", (-2.0, -2.1), False),
+        ("boolq", (-2.0, -2.2), True),
+        ("piqa", (-2.0, -8.4), False),  # -2 and -2.1 a letter, the shorter has one
+        ("piqa", (-2.0, -8.6), True),
+        ("coqa", (), True),
+    ],
+)
+def test_an_answer_is_decided_when_a_step_of_a_logit_cannot_turn_it(task, scores, clear):
+    sample = LONG_IS_BEST | {"filtered_resps": [(score, False) for score in scores]}
+    assert evaluation.decided(sample, task) == clear
+
+
 def test_peak_memory_is_what_was_held_at_once():
     """In a process of its own: a long one has freed memory to use again."""
     work = functools.partial(torch.ones, 1 << 24)  # 64 MiB

@@ -58,21 +58,6 @@ def test_p_is_two_tails_of_the_normal(z):
 
 
 @pytest.mark.parametrize(
-    ("given_p", "corrected"),
-    [
-        ([0.01], [0.01]),
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # x3, max(x1, before), x2, x4
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([], []),
-    ],
-)
-def test_holm(given_p, corrected):
-    found = proportions.holm(dict(enumerate(given_p)))
-    assert list(found) == list(range(len(given_p)))
-    assert list(found.values()) == pytest.approx(corrected)
-
-
-@pytest.mark.parametrize(
     ("share", "rows", "count"),
     [
         (0.4625, 1172, 542),
@@ -370,7 +355,7 @@ def test_a_wrong_declared_verdict_fails_in_one_line(lying, monkeypatch, capsys, 
 def test_a_cell_that_changes_a_verdict_fails_too(evidence):
     """Controls that are measured later fill their claims in, and ask for a new declaration."""
     later = Evidence(evidence.printed, evidence.base_model, (0, 1), evidence.profile)
-    as_tip = {("static", task): evidence.cells["tip", task] for task in evidence.profile.tasks}
+    as_tip = {("tip.static", task): evidence.cells["tip", task] for task in evidence.profile.tasks}
     later.cells = evidence.cells | as_tip
     with pytest.raises(TipminiError, match=r"tip-dynamic-above-static, .* declared 'not run'"):
         page.page_values(evidence=later)

@@ -60,6 +60,13 @@ def test_holm(ps, corrected):
     assert statistics.holm(ps) == pytest.approx(corrected)
 
 
+def test_holm_by_name_keeps_the_order():
+    named = {"b": 0.04, "a": 0.01, "c": 0.03}
+    assert list(statistics.holm_of(named).items()) == list(
+        zip("bac", statistics.holm([0.04, 0.01, 0.03]), strict=True)
+    )
+
+
 def slow_holm(ps: list[float]) -> list[float]:
     """By the definition: the largest of m p(1), (m - 1) p(2), ... up to a p-value's own place."""
     ranked = sorted(ps)

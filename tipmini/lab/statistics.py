@@ -5,10 +5,10 @@ are compared in pairs; tasks count alike whatever their rows.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from tipmini.lab.resampling import (
     resampled,
 )
 from tipmini.lab.results import paired_p
+
+Key = TypeVar("Key")
 
 MISSING = "not measured yet"
 LEVEL = 0.05  # of every test, after its correction
@@ -139,6 +141,11 @@ def holm(ps: Sequence[float]) -> list[float]:
     corrected = np.empty(len(ps))
     corrected[order] = np.minimum(steps, 1)
     return corrected.tolist()
+
+
+def holm_of(ps: Mapping[Key, float]) -> dict[Key, float]:
+    """`holm` of p-values by name."""
+    return dict(zip(ps, holm(list(ps.values())), strict=True))
 
 
 class Pair(NamedTuple):

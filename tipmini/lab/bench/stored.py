@@ -46,6 +46,7 @@ def _evaluation_values(found: dict) -> dict[str, str]:
         "bench_eval_batch": str(found["evaluation"]["batch_size"]),
         "bench_eval_other": str(found["evaluation"]["other_size"]),
         "bench_evaluation": markdown_table(evaluation_table(found)),
+        **_evaluation_floor(found),
         "bench_alike_rows": str(alike["rows"]),
         "bench_alike_same": str(alike["same"]),
         "bench_alike_ties": str(alike["ties"]),
@@ -111,9 +112,22 @@ def evaluation_table(found: dict) -> pd.DataFrame:
     names = ("rows", "needed", "ours_tokens", "peer_tokens", "ours_seconds", "peer_seconds")
     names += ("same", "itself", "decided", "same_decided")
     total = {name: sum(row[name] for row in tasks.values()) for name in names}
-    passing = found["matrix_product"] / (2 * found["evaluation"]["parameters"])  # tokens/s at best
+    passing = tokens_at_peak(found)
     rows = {task: _evaluated(row, passing) for task, row in (tasks | {"all": total}).items()}
     return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def tokens_at_peak(found: dict) -> float:
+    """Tokens a second of the blocks, were they done at the speed of matrix products alone."""
+    return found["matrix_product"] / (2 * found["evaluation"]["parameters"])
+
+
+def _evaluation_floor(found: dict) -> dict[str, str]:
+    """The seconds below which no evaluator of these requests can come here."""
+    rows = found["evaluation"]["tasks"].values()
+    needed, peer = (sum(row[name] for row in rows) for name in ("needed", "peer_seconds"))
+    floor = needed / tokens_at_peak(found)
+    return {"bench_eval_floor": f"{floor:.1f}", "bench_eval_cap": f"{peer / floor:.1f}"}
 
 
 def _evaluated(row: dict, passing: float) -> dict[str, str]:

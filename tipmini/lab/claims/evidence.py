@@ -15,6 +15,7 @@ from tipmini.lab.claims import proportions
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell
+from tipmini.lab.statistics import holm_of
 
 LEVEL = 0.05  # of a difference that is called clear, after Holm's correction
 # Whatever the TIP paper's text sets against each other: the family that printed tests belong to.
@@ -72,7 +73,7 @@ class Printed:
         places = [(*pair, task) for pair in COMPARED for task in self.tasks]
         scores = {place: self._z(*place) for place in places}
         p_values = {place: proportions.two_sided(z) for place, z in scores.items()}
-        corrected = proportions.holm(p_values)
+        corrected = holm_of(p_values)
         found = {}
         for first, second, task in places:
             place = (first, second, task)
@@ -131,5 +132,5 @@ def gathered(profile: str = "full", records: Path = paths.RECORDS) -> Evidence:
         found["base_model"],
         tuple(found["usual_spread"]),
         chosen,
-        tables.stored_cells(chosen),
+        tables.variant_cells(chosen),
     )

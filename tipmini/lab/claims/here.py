@@ -8,8 +8,8 @@ import tipmini as tm
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.in_print import names
-from tipmini.lab.claims.proportions import holm
 from tipmini.lab.results import Cell, paired_p
+from tipmini.lab.statistics import holm_of
 from tipmini.lab.tables import TITLES
 
 Place = tuple[str, str, str]  # (higher, lower, task)
@@ -39,7 +39,7 @@ def paired(
     if missing:
         told = ", ".join(TITLES.get(m, m) for m in sorted(missing))
         return not_run(evidence, note=f"No cells, or not of every task, are stored for: {told}.")
-    corrected = holm({place: paired_p(*_pair(evidence, place)) for place in places})
+    corrected = holm_of({place: paired_p(*_pair(evidence, place)) for place in places})
     gaps = {place: _gap(evidence, place) for place in places}
     clear = {place: gaps[place] for place in places if corrected[place] < LEVEL}
     better = sum(gap > 0 for gap in clear.values())

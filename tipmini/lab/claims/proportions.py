@@ -1,10 +1,6 @@
 """Accuracies of which only the share and the number of rows are known: errors, tests, counts."""
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
-
-Key = TypeVar("Key")
 
 
 def standard_error(share: float, rows: int) -> float:
@@ -26,15 +22,6 @@ def z_score(first: float, second: float, rows: int) -> float:
 def two_sided(z: float) -> float:
     """The chance of a standard normal number at least as far from 0."""
     return math.erfc(abs(z) / math.sqrt(2))
-
-
-def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """p values corrected for their number (Holm's step-down), in the order given."""
-    corrected, largest = {}, 0.0
-    for done, key in enumerate(sorted(p_values, key=p_values.get)):
-        largest = max(largest, min(1.0, p_values[key] * (len(p_values) - done)))
-        corrected[key] = largest
-    return {key: corrected[key] for key in p_values}
 
 
 def whole_count(share: float, rows: int, digits: int = 4) -> int | None:
