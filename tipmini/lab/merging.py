@@ -4,27 +4,40 @@ import json
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 import tipmini as tm
 from tipmini.lab import controls, results
 from tipmini.lab.locks import alone
+from tipmini.lab.profiles import Profile
 from tipmini.lab.variants import UNMERGED, Inputs, Variant
-
-if TYPE_CHECKING:
-    from tipmini.lab.experiments import Lab
 
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
 CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "sparsity", "subspace", "summation")
 CODE += ("ties", "tip", "wanda", "lab.controls")
 
 
+class Source(Protocol):
+    """What merges are made of; `Lab` is one."""
+
+    profile: Profile
+    adapters: dict[str, tm.LoraAdapter]
+
+    def input_norms(self, task: str, inputs: Inputs) -> dict[str, Tensor]: ...
+    def norm_inputs(self, task: str, inputs: Inputs) -> dict: ...
+    def adapter_path(self, task: str) -> Path: ...
+    def merged(self, name: str) -> Path: ...
+    def options(self, method: str) -> dict: ...
+    def variant(self, name: str) -> Variant: ...
+
+
 class Merges:
     """Of one `Lab`, whose profile, adapters and input norms they are made of."""
 
-    def __init__(self, lab: "Lab"):
+    def __init__(self, lab: Source):
         self.lab, self.profile = lab, lab.profile
         self.made: dict[str, Path] = {}
 
