@@ -46,7 +46,7 @@ def expected(place, task, statistic):
     made = {"name": "n", "description": "d", "results": f"{place}/results"}
     adapters = f"{place}/adapters/{{task}}"
     profile = Profile(**made, adapters=adapters, calibration_rows=3)
-    return experiments.Lab(profile).calibrate(task, statistic=statistic)
+    return experiments.Lab(profile).norms.measure(task, statistic=statistic)
 
 
 @pytest.mark.parametrize("example", cli.COMMANDS[laboratory.calibrate])

@@ -248,7 +248,7 @@ def test_norms_are_those_of_texts_run_alone(profile, place, tokenizer, tiny):
     lab = Lab(profile)
     base = model.load_base(tiny / "model", "float32")
     peft = PeftModel.from_pretrained(base, place / "adapters" / "rte").eval()
-    texts = lab.calibration_texts("rte")
+    texts = lab.norms.texts("rte")
     rows = [tokenizer(text, return_tensors="pt") for text in texts]
     expected = tm.calibrate_adapter(peft, [dict(row) for row in rows])
     found = lab.input_norms("rte")
@@ -258,7 +258,7 @@ def test_norms_are_those_of_texts_run_alone(profile, place, tokenizer, tiny):
 
 
 def test_calibration_reads_train_rows_with_their_answers(profile):
-    texts = Lab(profile).calibration_texts("rte")
+    texts = Lab(profile).norms.texts("rte")
     rows = tasks.rows("rte", "train", 4)
     assert sorted(texts) == sorted(
         f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer: "
@@ -291,7 +291,7 @@ def test_of_the_base_are_those_of_no_adapter(profile, tiny, tokenizer):
     lab = Lab(profile)
     found, adapter = lab.input_norms("rte", Inputs(source="base")), lab.adapters["rte"]
     base = model.load_base(tiny / "model", "float32")
-    rows = [dict(tokenizer(text, return_tensors="pt")) for text in lab.calibration_texts("rte")]
+    rows = [dict(tokenizer(text, return_tensors="pt")) for text in lab.norms.texts("rte")]
     expected = tm.calibrate(base, rows, adapter.modules)
     grams = tm.calibrate(base, rows, adapter.modules, statistic="gram")
     for module in adapter.modules:
@@ -305,14 +305,14 @@ def test_other_rows_are_train_rows_too(profile):
     lab = Lab(profile)
     rows = tasks.load("rte", 1, 10**6)
     every = {tasks.text(rows, doc) for doc in rows.training_docs()}
-    first, others = (set(lab.calibration_texts("rte", Inputs(seed=s))) for s in (0, 1))
+    first, others = (set(lab.norms.texts("rte", Inputs(seed=s))) for s in (0, 1))
     assert first != others and first | others <= every and len(first) == len(others) == 4
 
 
 def test_without_answers_the_text_is_the_prompt(profile):
     lab = Lab(profile)
     with_answers, without = (
-        lab.calibration_texts("rte", Inputs(answers=answers)) for answers in (True, False)
+        lab.norms.texts("rte", Inputs(answers=answers)) for answers in (True, False)
     )
     pairs = list(zip(with_answers, without, strict=True))
     assert {full.removeprefix(prompt) for full, prompt in pairs} <= {" True", " False"}

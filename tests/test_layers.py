@@ -76,6 +76,7 @@ LAB = [
     "tipmini.lab.profiles",
     "tipmini.lab.catalogue",
     "tipmini.lab.merging",
+    "tipmini.lab.input_norms",
     "tipmini.lab.selection",
     "tipmini.lab.sweeps",
     "tipmini.lab.experiments",

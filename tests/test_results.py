@@ -185,7 +185,7 @@ def digest_of(source: str, folder, monkeypatch) -> str:
     monkeypatch.delitem(sys.modules, "halves", raising=False)
     importlib.invalidate_caches()
     module = importlib.import_module("halves")
-    return results.code_digest([module.half, module.Halves])
+    return results.code_digest((module.half, module.Halves))
 
 
 @pytest.fixture

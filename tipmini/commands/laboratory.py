@@ -40,7 +40,7 @@ def calibrate(
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
-    from tipmini.lab.experiments import save_tensors
+    from tipmini.lab.input_norms import save_tensors
 
     require("statistic", statistic, STATISTICS)
     own = os.path.realpath(adapter or Path("adapters") / task)
@@ -49,7 +49,7 @@ def calibrate(
     place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
     lab = _lab(base, adapters=place, calibration_rows=rows)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
-    save_tensors(lab.calibrate(task, statistic=statistic), out, facts)
+    save_tensors(lab.norms.measure(task, statistic=statistic), out, facts)
     what = "Gram matrices" if statistic == "gram" else "input norms"
     print(f"{out}: {what} of {own} on {rows} rows of {task}")
 

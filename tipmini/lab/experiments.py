@@ -1,23 +1,14 @@
 """Calibrate, merge, evaluate, store: every measured number of the book passes through here."""
 
-import json
 import logging
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tipmini as tm
-from tipmini import calibration
 from tipmini.lab import (
     assets,
     attention,
@@ -34,6 +25,7 @@ from tipmini.lab import (
     selection,
     tasks,
 )
+from tipmini.lab.input_norms import DEFAULT, InputNorms
 from tipmini.lab.merging import PAPER, Merges, adapter_hash
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
@@ -41,8 +33,6 @@ from tipmini.lab.variants import UNMERGED, Inputs, Variant
 
 METHODS = (*UNMERGED, *PAPER)
 MERGES = PAPER
-DEFAULT = Inputs()  # as the paper says
-EVERY_ROW = 10**9
 
 EVALUATION_CODE = (
     packing.Row,
@@ -64,13 +54,6 @@ EVALUATION_CODE = (
     evaluation.Stop,
     evaluation.evaluate,
 )
-CALIBRATION_CODE = (
-    packing.batches,
-    calibration.calibrate,
-    calibration.calibrate_adapter,
-    calibration._InputSums,
-    tasks.text,
-)
 
 
 class Lab:
@@ -81,11 +64,12 @@ class Lab:
     """
 
     apart: tuple[str, ...] = METHODS
+    kept_norms: Path | None = None
 
     def __init__(self, profile: Profile):
         self.profile = profile
         self.merges = Merges(self)
-        self._texts: dict[tuple, list[str]] = {}
+        self.norms = InputNorms(self, self.kept_norms)
         self._definitions: dict[str, ConfigurableTask] = {}
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -140,93 +124,9 @@ class Lab:
     def task(self, name: str, train: int = 0):
         return tasks.load(name, self.profile.rows(name), train, self.profile.data)
 
-    # Calibrate ------------------------------------------------------------------------------
-
     def input_norms(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
-        """Input norms of a task's own adapter on its own text: see `tm.calibrate_adapter`."""
-        if chosen.rows == self.profile.calibration_rows:
-            chosen = chosen.model_copy(update={"rows": None})
-        inputs = self.norm_inputs(task, chosen)
-        key = results.digest(inputs)
-        file = self.profile.store / "norms" / f"{task}.safetensors"
-        if chosen != DEFAULT:
-            file = self.profile.scratch / "norms" / f"{task}-{key[:16]}.safetensors"
-        if _metadata(file).get("key") != key:
-            texts = self.calibration_texts(task, chosen)
-            norms = self.calibrate(task, texts, chosen.statistic, chosen.source)
-            save_tensors(norms, file, {"key": key, "inputs": json.dumps(inputs)})
-        with safe_open(file, "pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-
-    def norm_inputs(self, task: str, chosen: Inputs = DEFAULT) -> dict:
-        """Everything that input norms follow from."""
-        inputs = {
-            "code": results.code_digest(CALIBRATION_CODE),
-            "model": self.model_hash,
-            "adapter": adapter_hash(self.adapter_path(task)),
-            "data": results.digest(self.calibration_texts(task, chosen)),
-            "parameters": self.profile.model_dump(include={"dtype", "device", "tokens"}),
-        }
-        other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
-        return inputs | ({"inputs": other} if other else {})
-
-    def calibration_texts(self, task: str, chosen: Inputs = DEFAULT) -> list[str]:
-        """Train rows as text, prompt and right answer."""
-        rows = chosen.rows or self.profile.calibration_rows
-        asked = (task, rows, chosen.seed, chosen.answers)
-        if asked not in self._texts:
-            # Other rows than the first ones are among all.
-            definition = self.task(task, EVERY_ROW if chosen.seed else rows)
-            docs = definition.training_docs()
-            picked = [docs[i] for i in tasks.order(len(docs), chosen.seed)[:rows]]
-            write = tasks.text if chosen.answers else _prompt
-            self._texts[asked] = [write(definition, doc) for doc in picked]
-        return self._texts[asked]
-
-    def calibrate(
-        self,
-        task: str,
-        texts: list[str] | None = None,
-        statistic: str = "wanda",
-        source: str = "adapter",
-    ) -> dict[str, Tensor]:
-        """Measure a task's input norms or Gram matrices, on its calibration texts by default.
-
-        source: whose activations, the base's with its own "adapter", or the "base"'s alone.
-        """
-        from tqdm import tqdm
-
-        texts = texts or self.calibration_texts(task)
-        batches = self.padded(self.tokenizer(texts)["input_ids"])
-        bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
-        with self._source(task, source) as folder, self.lm.resident.wearing(folder) as peft:
-            return tm.calibrate_adapter(
-                peft, batches, peft.active_adapter, statistic=statistic, progress=bar
-            )
-
-    @contextmanager
-    def _source(self, task: str, source: str) -> Iterator[Path]:
-        """The folder of a task's adapter; for the base alone with B = 0, which changes nothing of
-        what the model computes, but still reads A x."""
-        if source == "adapter":
-            yield self.adapter_path(task)
-            return
-        silent = self.adapters[task].map(lambda _, pair: replace(pair, b=pair.b * 0))
-        with tempfile.TemporaryDirectory() as work:
-            silent.save(Path(work) / task)
-            yield Path(work) / task
-
-    def padded(self, encoded: list[list[int]]) -> list[dict[str, Tensor]]:
-        """Batches of similar lengths, under 5% of padding, as `tm.calibrate` takes them.
-
-        Half the size of a pass that evaluates: it is as fast, and the squares are in float32.
-        """
-        sizes = [len(tokens) for tokens in encoded]
-        parts = packing.batches(sizes, self.profile.tokens // 2, 0.9)
-        return [
-            self.tokenizer.pad({"input_ids": [encoded[i] for i in part]}, return_tensors="pt")
-            for part in parts
-        ]
+        """See `InputNorms.of`."""
+        return self.norms.of(task, chosen)
 
     # Merge ----------------------------------------------------------------------------------
 
@@ -305,18 +205,21 @@ class Lab:
         made |= {"facts": self.merges.facts(variant), "cells": [cell]}
         bundles.keep(self.profile.variant_store, bundles.Bundle(**made))
 
-    def is_stale(self, name: str, task: str) -> bool:
+    def is_stale(self, name: str, task: str, measured: bool = False) -> bool:
         """Whether a stored variant's cell is of other code, model, rows or settings than now.
 
-        Told without merging or calibrating; `cell` compares the merged factors themselves.
+        Told without merging or calibrating, so that another machine, which rounds otherwise, finds
+        a cell as good as its own; `cell` compares the merged factors themselves. measured: also
+        whether the rows that its inputs were calibrated on are others, which takes reading them.
         """
         variant, bundle = self.variant(name), bundles.read(self.profile.variant_store, name)
         cell = self.stored(name, task)
         if bundle is None or cell is None:
             return False
         inputs = self.inputs(None, self.definition(task), variant.metric(task))
-        now = [self.merges.settings(variant, measured=False), inputs | {"adapter": None}]
-        return now != [_without_measured(bundle.settings), cell.inputs | {"adapter": None}]
+        then = bundle.settings if measured else _without_measured(bundle.settings)
+        now = [self.merges.settings(variant, measured), inputs | {"adapter": None}]
+        return now != [then, cell.inputs | {"adapter": None}]
 
     def inputs(self, folder: Path | None, definition, metric: str | None = None) -> dict:
         """Everything a cell's values follow from."""
@@ -325,8 +228,7 @@ class Lab:
             "code": results.code_digest(EVALUATION_CODE),
             "model": self.model_hash,
             "adapter": folder and adapter_hash(folder),
-            "data": results.digest(list(definition.eval_docs)),
-            "task": results.digest(tasks.fingerprint(task)),
+            **_rows_and_task(definition),
             "parameters": self.profile.model_dump(
                 include={"dtype", "device", "tokens", "answer_tokens"}
             ),
@@ -357,14 +259,6 @@ class Lab:
             versions=results.versions(),
         )
 
-    def forget(self) -> None:
-        """Take all adapters from the model, which would hold each that it ever wore."""
-        resident = self.lm.resident
-        with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
-            for name in list(resident.known):
-                resident.peft.delete_adapter(name)
-                resident.known.discard(name)
-
 
 def cell_file(profile: Profile, method: str, task: str) -> Path:
     return profile.store / "cells" / f"{method}-{task}.json"
@@ -381,20 +275,8 @@ def _without_measured(settings: dict) -> dict:
     return kept | ({"norm_of": _without_measured(inner)} if isinstance(inner, dict) else {})
 
 
-def _prompt(definition: ConfigurableTask, doc: dict) -> str:
-    return definition.doc_to_text(doc)
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        return {}
-    with safe_open(file, "pt") as opened:
-        return opened.metadata() or {}
-
-
-def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".norms-") as work:
-        partial = Path(work) / file.name
-        save_file(tensors, partial, metadata)
-        partial.replace(file)
+@lru_cache(maxsize=32)
+def _rows_and_task(definition: ConfigurableTask) -> dict[str, str]:
+    """Hashes of a task's rows and of what is done with them; thousands of cells may ask."""
+    rows, task = list(definition.eval_docs), definition.config.task
+    return {"data": results.digest(rows), "task": results.digest(tasks.fingerprint(task))}

@@ -6,6 +6,7 @@ A cell is stored as soon as it is measured, so that a killed run goes on where i
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -13,7 +14,8 @@ from tipmini.errors import TipminiError
 from tipmini.lab import catalogue, tasks
 from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import alone
-from tipmini.lab.profiles import Profile
+from tipmini.lab.profiles import Profile, load_profile
+from tipmini.lab.resident import forget
 from tipmini.lab.results import Cell
 from tipmini.lab.training import RECIPES
 
@@ -27,6 +29,11 @@ class Bundled(Lab):
     """Keeps all cells in bundles, those of the paper's methods as well: a whole set to compare."""
 
     apart = ()
+
+    @property
+    def kept_norms(self) -> Path:
+        """The committed ones, so that a variant is the same merge on every machine."""
+        return load_profile("full").store / "norms"
 
 
 class HeldOut(Bundled):
@@ -88,7 +95,11 @@ def stale(lab: Lab, names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _missing(lab: Lab, names: Sequence[str], only: Sequence[str]) -> Iterator[tuple[str, str]]:
     for name in names:
-        yield from ((name, t) for t in asked(lab, name, only) if lab.stored(name, t) is None)
+        yield from ((name, task) for task in asked(lab, name, only) if _is_missing(lab, name, task))
+
+
+def _is_missing(lab: Lab, name: str, task: str) -> bool:
+    return lab.stored(name, task) is None or lab.is_stale(name, task, measured=True)
 
 
 def asked(lab: Lab, name: str, only: Sequence[str]) -> list[str]:
@@ -100,11 +111,9 @@ def asked(lab: Lab, name: str, only: Sequence[str]) -> list[str]:
 def _cells(lab: Lab, name: str, only: Sequence[str]) -> Iterator[Cell]:
     """The cells that had to be measured."""
     for task in asked(lab, name, only):
-        before = lab.stored(name, task)
-        cell = lab.cell(name, task)
-        if cell != before:
-            yield cell
-    lab.forget()
+        if _is_missing(lab, name, task):  # another process may have measured it meanwhile
+            yield lab.cell(name, task)
+    forget(lab.lm.resident)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A profile's merges: what each follows from, and its PEFT folder."""
 
 import json
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -20,14 +19,20 @@ CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "sparsity", "subsp
 CODE += ("ties", "tip", "wanda", "lab.controls")
 
 
+class Measured(Protocol):
+    """What is known of the inputs of the adapters' modules; `InputNorms` is one."""
+
+    def of(self, task: str, chosen: Inputs) -> dict[str, Tensor]: ...
+    def inputs(self, task: str, chosen: Inputs) -> dict: ...
+
+
 class Source(Protocol):
     """What merges are made of; `Lab` is one."""
 
     profile: Profile
     adapters: dict[str, tm.LoraAdapter]
+    norms: Measured
 
-    def input_norms(self, task: str, inputs: Inputs) -> dict[str, Tensor]: ...
-    def norm_inputs(self, task: str, inputs: Inputs) -> dict: ...
     def adapter_path(self, task: str) -> Path: ...
     def merged(self, name: str) -> Path: ...
     def options(self, method: str) -> dict: ...
@@ -74,7 +79,7 @@ class Merges:
         given = {"weights": variant.shares(names), "seed": self.seed(variant)}
         if variant.needs:
             chosen = _inputs(variant)
-            given[variant.needs] = {task: self.lab.input_norms(task, chosen) for task in names}
+            given[variant.needs] = {task: self.lab.norms.of(task, chosen) for task in names}
         adapters = {task: self.lab.adapters[task] for task in names}
         merged = tm.merge(adapters, variant.method, **given, **self.options(variant))
         if variant.norm_of is None:
@@ -112,7 +117,7 @@ class Merges:
         own |= {"options": self.options(variant), "adapters": hashes}
         if variant.needs and measured:
             chosen = _inputs(variant)
-            keys = {task: results.digest(self.lab.norm_inputs(task, chosen)) for task in names}
+            keys = {task: results.digest(self.lab.norms.inputs(task, chosen)) for task in names}
             own["measured"] = keys
         if variant.norm_of:
             own["norm_of"] = self.settings(self.lab.variant(variant.norm_of), measured)
@@ -134,9 +139,8 @@ def _inputs(variant: Variant) -> Inputs:
     return variant.inputs.model_copy(update=grams)
 
 
-@cache
 def _code() -> str:
-    return results.code_digest([import_module(f"tipmini.{name}") for name in CODE])
+    return results.code_digest(tuple(import_module(f"tipmini.{name}") for name in CODE))
 
 
 def _note(file: Path) -> dict:

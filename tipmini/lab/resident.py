@@ -1,6 +1,7 @@
 """One base model in memory and any number of adapters on it, each read once."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,3 +53,11 @@ class Resident:
             self.peft.eval()
             self.known.add(name)
         return name
+
+
+def forget(resident: Resident) -> None:
+    """Take all adapters from the model, which would hold each that it ever wore."""
+    with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
+        for name in list(resident.known):
+            resident.peft.delete_adapter(name)
+            resident.known.discard(name)

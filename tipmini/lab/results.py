@@ -8,8 +8,9 @@ import math
 import os
 import platform
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +76,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def code_digest(functions: Sequence[Callable | ModuleType]) -> str:
+@cache
+def code_digest(functions: tuple[Callable | ModuleType, ...]) -> str:
     """Hash of what functions, classes, modules do; comments, docstrings, layout don't count."""
     return digest([_bare(function) for function in functions])
 

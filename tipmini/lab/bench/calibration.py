@@ -28,13 +28,13 @@ def measure(lab: Lab) -> dict:
 
 
 def sequences(lab: Lab) -> list[list[int]]:
-    return lab.tokenizer(lab.calibration_texts(TASK))["input_ids"]
+    return lab.tokenizer(lab.norms.texts(TASK))["input_ids"]
 
 
 def ours(lab: Lab, encoded: list[list[int]]) -> dict[str, Tensor]:
     blocks = lab.base.model.layers.named_modules(prefix="model.layers")
     modules = [name for name, module in blocks if _linear(module)]
-    return tm.calibrate(lab.base, lab.padded(encoded), modules)
+    return tm.calibrate(lab.base, lab.norms.padded(encoded), modules)
 
 
 def theirs(lab: Lab, encoded: list[list[int]]) -> dict[str, Tensor]:
