@@ -167,7 +167,7 @@ def test_what_another_process_is_at_comes_last(profile, monkeypatch):
 @pytest.fixture
 def few(monkeypatch):
     """Held-out rows in a number that a tiny test can afford."""
-    monkeypatch.setattr(HeldOut, "rows", lambda self, task: (100, 4))
+    monkeypatch.setattr(HeldOut, "rows", lambda self, task: (100, 6 if self.final else 4))
 
 
 def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, known, measured):
@@ -182,6 +182,12 @@ def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, know
     assert not {c.inputs["data"] for c in held.values()} & {
         c.inputs["data"] for c in cells.values()
     }
+
+
+def test_finalists_are_scored_on_more_rows(profile, few, known, measured):
+    known.groups["tuned"].choices[0].__dict__["finalists"] = 1
+    measuring.measure(profile, "tuned")
+    assert len(measured) == 2 * 2 + 2 + 2 and len(bundles.names(profile.finals_store)) == 1
 
 
 def test_before_that_there_is_nothing_chosen(profile):

@@ -103,6 +103,13 @@ def test_weights_matter_in_proportion_alone(scale):
     torch.testing.assert_close(one.delta(MODULES[0]), two.delta(MODULES[0]))
 
 
+@given(st.floats(-4, 4))
+def test_scale_multiplies_the_whole(scale):
+    one = tm.merge(DOUBLE, "regmean", grams=X_GRAMS)
+    scaled = tm.merge(DOUBLE, "regmean", grams=X_GRAMS, scale=scale)
+    torch.testing.assert_close(scaled.delta(MODULES[0]), scale * one.delta(MODULES[0]))
+
+
 def test_a_channel_that_nothing_drives_comes_out_zero():
     grams = {module: gram.clone() for module, gram in GRAMS["boolq"].items()}
     for gram in grams.values():
@@ -121,6 +128,7 @@ def test_a_channel_that_nothing_drives_comes_out_zero():
         ({"grams": [NORMS["boolq"]]}, r"needs a finite Gram matrix \(32, 32\), got \(32,\)"),
         ({"grams": [dict.fromkeys(MODULES, torch.full((32, 32), math.nan))]}, "finite Gram"),
         ({"grams": [dict.fromkeys(MODULES, -torch.eye(32))]}, "are singular; take a smaller"),
+        ({"scale": math.inf}, "scale must be finite, got inf"),
         ({"shrink": 1.5}, r"shrink must lie in \[0, 1\], got 1.5"),
         ({"weights": [-1.0]}, r"regmean needs weights from 0 on, adapter 0 has -1\.0"),
     ],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraFactors
-from tipmini.errors import TipminiError, require, require_share
+from tipmini.errors import TipminiError, is_finite, require, require_share
 from tipmini.lowrank import stack
 from tipmini.summation import Combine, Lazy, Part, Parts, Update
 from tipmini.ties import electing, trim
@@ -15,14 +15,14 @@ RIDGE = 1e-6  # of each diagonal element of the Gram matrices, whose digits are 
 NULL = 1e-6  # of the largest singular value; what lies below is rounding
 
 
-def merge_regmean(parts: Parts, *, shrink: float = 0.9) -> Update:
+def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> Update:
     r"""The update whose outputs are nearest to each adapter's on its own inputs (RegMean).
 
     $\Delta^* = \left(\sum_i w_i \Delta_i G_i\right) \left(\sum_i w_i G_i\right)^{-1}$ with the Gram
     matrices $G_i = X_i^\top X_i$ of the modules' inputs (`calibrate(..., statistic="gram")`), which
     minimises $\sum_i w_i \lVert X_i (\Delta - \Delta_i)^\top \rVert^2$. So the weights, from 0 on,
-    matter in proportion alone. shrink multiplies what is off the diagonal of the G_i. Source: Jin
-    et al., "Dataless knowledge fusion by merging weights of language models" (ICLR 2023), Eq. 2
+    matter in proportion alone; scale multiplies the whole result. shrink multiplies what is off the
+    diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of language models" (ICLR 2023), Eq. 2
     and section 3.3.
     """
     require_share("shrink", shrink)
@@ -31,15 +31,17 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9) -> Update:
             raise TipminiError(
                 f"regmean needs weights from 0 on, adapter {part.name} has {part.weight}"
             )
-    return Lazy(parts, lambda module, own: _regmean(module, own, shrink))
+    if not is_finite(scale):
+        raise TipminiError(f"scale must be finite, got {scale}")
+    return Lazy(parts, lambda module, own: _regmean(module, own, shrink, scale))
 
 
-def _regmean(module: str, parts: Parts, shrink: float) -> LoraFactors:
+def _regmean(module: str, parts: Parts, shrink: float, scale: float) -> LoraFactors:
     root = _root(module, _grams(module, parts, shrink))
     pairs = []
     for part, gram in zip(parts, _grams(module, parts, shrink), strict=True):
         factors = part.adapter.factors[module]
-        a = factors.scaling * factors.a.double() @ gram
+        a = scale * factors.scaling * factors.a.double() @ gram
         solved = torch.cholesky_solve(a.T, root).T
         pairs.append((factors.b, solved.to(factors.b.dtype)))
     return stack(pairs)

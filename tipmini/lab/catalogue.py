@@ -105,6 +105,9 @@ class Choice(Declared):
     among: tuple[str, ...] = Field(
         min_length=1, description="names, * for any text; the simpler first, which wins a tie"
     )
+    finalists: int = Field(
+        0, ge=0, description="so many are scored again on more held-out rows, and chosen from"
+    )
     full: bool = True
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tipmini.errors import TipminiError
-from tipmini.lab import catalogue, tasks
+from tipmini.lab import catalogue, selection, tasks
+from tipmini.lab.catalogue import Catalogue, Choice
 from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile, load_profile
@@ -21,6 +22,7 @@ from tipmini.lab.training import RECIPES
 
 HELD_OUT = 48  # rows a task to choose by
 HELD_OUT_OF = {"coqa": 16, "rte": 32}  # of stories and of rows that take long, or that are few
+FINAL = 192  # rows a task to choose among finalists by, where there are so many
 
 Show = Callable[[Cell], None]
 
@@ -39,13 +41,16 @@ class Bundled(Lab):
 class HeldOut(Bundled):
     """Scores train rows that no adapter was trained on; they chose between checkpoints.
 
-    Only adapters of this project are known to leave them out: raises TipminiError for others.
+    final: more of them, for finalists. Only adapters of this project are known to leave them out:
+    raises TipminiError for others.
     """
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, final: bool = False):
         if profile.data != "embedded":
             raise TipminiError(f"profile {profile.name}: its adapters' held-out rows aren't known")
-        super().__init__(profile.model_copy(update={"variants": str(profile.selection_store)}))
+        store = profile.finals_store if final else profile.selection_store
+        super().__init__(profile.model_copy(update={"variants": str(store)}))
+        self.final = final
 
     def task(self, name: str, train: int = 0):
         return super().task(name, train) if train else tasks.held_out(name, *self.rows(name))
@@ -53,7 +58,11 @@ class HeldOut(Bundled):
     def rows(self, task: str) -> tuple[int, int]:
         """How many train rows are passed over, and how many of the next are scored."""
         recipe = RECIPES[task]
-        asked = min(HELD_OUT_OF.get(task, HELD_OUT), self.profile.rows(task) or HELD_OUT)
+        asked = HELD_OUT_OF.get(task, HELD_OUT)
+        if self.final:
+            asked = FINAL
+        elif self.profile.rows(task):
+            asked = min(asked, self.profile.rows(task))
         return recipe.rows, min(asked, recipe.held_out)
 
 
@@ -150,4 +159,10 @@ def measure(
     candidates = [name for choice in choices for name in known.candidates(choice)]
     if candidates and not profile.important_only:
         run(HeldOut(profile), list(dict.fromkeys(candidates)), only, show)
+        finals = [c for choice in choices for c in _finalists(choice, known, profile)]
+        run(HeldOut(profile, final=True), list(dict.fromkeys(finals)), only, show)
     run(Bundled(profile), wanted, only, show)
+
+
+def _finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
+    return selection.finalists(choice, known, profile) if choice.finalists else []

@@ -69,6 +69,10 @@ class Profile(BaseModel):
         return paths.REPOSITORY / (self.selection or f"{self.results}/selection")
 
     @property
+    def finals_store(self) -> Path:
+        return self.selection_store / "finals"
+
+    @property
     def scratch(self) -> Path:
         """The folder of what can be made again: merged variants and their inputs' norms."""
         return paths.BUILD / "variants" / self.name

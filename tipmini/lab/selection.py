@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles
@@ -18,9 +19,20 @@ def score(cells: Cells, name: str, tasks: Sequence[str]) -> float:
     return math.fsum(cells[name, task].mean for task in tasks) / len(tasks)
 
 
-def best(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> str:
-    """The name with the highest score; of equal ones the first."""
-    return max(names, key=lambda name: score(cells, name, tasks))
+def best(cells: Cells, names: Sequence[str], tasks: Sequence[str], count: int = 1) -> list[str]:
+    """The names with the highest scores, of equal ones the first; in the order of `names`."""
+    order = sorted(names, key=lambda name: -score(cells, name, tasks))  # stable
+    return [name for name in names if name in order[:count]]
+
+
+def finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
+    """The candidates that are scored again on more rows.
+
+    Raises TipminiError when a candidate has not been measured on held-out rows.
+    """
+    names = known.candidates(choice)
+    cells = _measured(choice, profile.selection_store, names, profile)
+    return best(cells, names, profile.tasks, choice.finalists)
 
 
 def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
@@ -28,11 +40,18 @@ def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
 
     Raises TipminiError when a candidate has not been measured on held-out rows.
     """
-    names = known.candidates(choice)
-    cells = bundles.cells(profile.selection_store, names)
+    names, store = known.candidates(choice), profile.selection_store
+    if choice.finalists:
+        names, store = finalists(choice, known, profile), profile.finals_store
+    (winner,) = best(_measured(choice, store, names, profile), names, profile.tasks)
+    found = known.variant(winner)
+    return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
+
+
+def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:
+    cells = bundles.cells(store, names)
     missing = [name for name in names for task in profile.tasks if (name, task) not in cells]
     if missing:
         first = f"{missing[0]} and {len(set(missing)) - 1} more are not measured on held-out rows"
         raise TipminiError(f"choice {choice.name}: {first}; run `tipmini measure` of its group")
-    winner = known.variant(best(cells, names, profile.tasks))
-    return winner.changed(name=choice.name, title=f"{choice.title}: {winner.title}")
+    return cells
