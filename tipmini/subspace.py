@@ -21,9 +21,9 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> U
     $\Delta^* = \left(\sum_i w_i \Delta_i G_i\right) \left(\sum_i w_i G_i\right)^{-1}$ with the Gram
     matrices $G_i = X_i^\top X_i$ of the modules' inputs (`calibrate(..., statistic="gram")`), which
     minimises $\sum_i w_i \lVert X_i (\Delta - \Delta_i)^\top \rVert^2$. So the weights, from 0 on,
-    matter in proportion alone; scale multiplies the whole result. shrink multiplies what is off the
-    diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of language models" (ICLR 2023), Eq. 2
-    and section 3.3.
+    matter in proportion alone; scale multiplies the whole result. shrink multiplies what is off
+    the diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of
+    language models" (ICLR 2023), Eq. 2 and section 3.3.
     """
     require_share("shrink", shrink)
     for part in parts:
