@@ -40,7 +40,10 @@ def _output(figure: bool) -> nbformat.NotebookNode:
 
 
 def _table(name: str) -> nbformat.NotebookNode:
-    table = f":::{{table}} A made-up table\n:name: {name}\n\n| a | b |\n|---|---|\n| 1 | 2 |\n:::\n"
+    rows = ["| # | a |", "|---|---|", "| 1 | +2.0<br>[1, 3] |", "| 2 | – |", "| 3 | -10.5 |"]
+    table = "\n".join(
+        [f":::{{table}} A made-up table\n:name: {name}\n:class: sortable\n", *rows, ":::\n"]
+    )
     return nbformat.v4.new_output("display_data", {"text/markdown": table})
 
 

@@ -169,6 +169,23 @@ def test_the_search_finds_a_page(address, browser):
     assert visitor.defects == []
 
 
+def test_a_table_is_sorted_by_a_column(html, address, browser):
+    """By the mouse and by the keyboard, there and back; what has no value stays at the end."""
+    if html == BUILT:
+        pytest.skip("the numbers of the stand-in are known")
+    visitor = Visitor(browser, 390, "light")
+    visitor.open(address + "notebooks/06_ledger.html")
+    table = visitor.page.locator("table.sortable").first
+    order = lambda: table.locator("tbody td:first-child").all_inner_texts()  # noqa: E731
+    head = table.locator("thead th").nth(1)
+    assert order() == ["1", "2", "3"]
+    head.get_by_role("button").click()
+    assert order() == ["3", "1", "2"] and head.get_attribute("aria-sort") == "ascending"
+    head.get_by_role("button").press("Enter")
+    assert order() == ["1", "3", "2"] and head.get_attribute("aria-sort") == "descending"
+    assert visitor.defects == []
+
+
 def test_the_book_opens_from_the_file_system(html, browser):
     visitor = Visitor(browser, 1280, "light")
     for page in ("index.html", "notebooks/02_dynamic_sparsity.html"):

@@ -32,12 +32,16 @@ def table(frame: pd.DataFrame) -> None:
     display(HTML(frame.to_html(border=0)))
 
 
-def numbered(frame: pd.DataFrame, caption: str, *, name: str, note: str = "") -> None:
+def numbered(
+    frame: pd.DataFrame, caption: str, *, name: str, note: str = "", sortable: bool = False
+) -> None:
     """Show a frame as a captioned table that pages refer to by `name`, with a note below.
 
-    The book needs `mystnb: {markdown_format: myst}` in the cell's metadata.
+    sortable: in the book a click on a column's head orders the rows by it. The book needs
+    `mystnb: {markdown_format: myst}` in the cell's metadata.
     """
-    text(f":::{{table}} {caption}\n:name: {name}\n\n{markdown_table(frame)}\n\n:::\n\n{note}\n")
+    options = f":name: {name}\n" + (":class: sortable\n" if sortable else "")
+    text(f":::{{table}} {caption}\n{options}\n{markdown_table(frame)}\n\n:::\n\n{note}\n")
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
