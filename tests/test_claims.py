@@ -226,6 +226,30 @@ def test_a_missing_cell_is_not_run():
     assert found.verdict == Verdict.NOT_RUN and "static" in found.words
 
 
+def rounds(*ratios: float) -> list[dict]:
+    """Points of ways whose two rounds both took so many times the base model's second."""
+    ways = ("base", "mixed 1", "mixed 2", "one adapter", "weights")
+    point = {"step": "token", "batch": 2}
+    return [point | {"way": w, "seconds": [r, r]} for w, r in zip(ways, ratios, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ((1, 1.2, 1.5, 1.1, 1), Verdict.HOLDS),
+        ((1, 1.2, 1.2, 1.1, 1), Verdict.NOT_SUPPORTED),  # no longer with more
+        ((1, 0.9, 1.5, 1.1, 1), Verdict.NOT_SUPPORTED),  # one is not slower than the base
+    ],
+)
+def test_serving_costs_where_every_round_is_slower_and_more_adapters_are(
+    ratios, verdict, monkeypatch
+):
+    adapters = {"mixed 1": 1, "mixed 2": 2}
+    points = [p | {"adapters": adapters.get(p["way"], 0)} for p in rounds(*ratios)]
+    monkeypatch.setattr(here.serving_stored, "read", lambda: {"points": points, "rounds": 2})
+    assert here.serving_costs(None, step="token", batch=2).verdict == verdict
+
+
 # The file -----------------------------------------------------------------------------------
 
 

@@ -74,11 +74,12 @@ class Control(Declared):
     by: Literal["model", "block"] = "model"
     options: dict[str, Option] = Field({}, description="over the pruned merge's")
     seeds: int = Field(0, ge=0, description="how many draws; 0: nothing is drawn")
-    full: bool = False
+    full_of: tuple[str, ...] = Field((), description="beside which the profile `full` measures it")
 
     def beside(self, pruned: Variant) -> Iterator[Variant]:
         named = {"name": f"{pruned.name}.{self.name}", "title": self.title}
-        named = {"full": self.full} | {k: v.format(title=pruned.title) for k, v in named.items()}
+        full = {"full": pruned.name in self.full_of}
+        named = full | {k: v.format(title=pruned.title) for k, v in named.items()}
         if self.unpruned:
             summed = str(pruned.options.get("summation", "linear"))
             yield Variant(**named, method=summed, norm_of=pruned.name, norm_by=self.by)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 import tipmini as tm
+from tipmini.lab.bench import serving_stored
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.in_print import names
@@ -141,6 +142,29 @@ def layers_stay_shares(evidence: Evidence, *, base_sparsity: float) -> Finding:
     )
 
 
+# Serving ------------------------------------------------------------------------------------
+
+
+def serving_costs(evidence: Evidence, *, step: str, batch: int) -> Finding:
+    """Whether a batch takes longer with unmerged adapters than without, and longer with more.
+
+    Every round counts: in each the base model and all ways to serve took their turns.
+    """
+    found = serving_stored.read()
+    ratios = serving_stored.relative(found, step, batch)
+    mixed = {way: ratio for way, ratio in ratios.items() if way.startswith("mixed")}
+    few, *_, many = mixed.values()
+    slower = all(least > 1 for _, least, _ in mixed.values()) and many[1] > few[2]
+    listed = (serving_stored.most(found), "one adapter", "weights")
+    told = [f"{serving_stored.title(way)} {ratios[way][0]:.2f}" for way in listed]
+    return Finding(
+        Verdict.HOLDS if slower else Verdict.NOT_SUPPORTED,
+        f"{few[0]:.2f} times with one adapter, {many[0]:.2f} with {len(mixed)}",
+        f"Time of a batch of {batch}, {serving_stored.STEPS[step]}, over that of the base model: "
+        f"{', '.join(told)} (medians of {found['rounds']} rounds; on a CPU, PEFT).",
+    )
+
+
 # Settings -----------------------------------------------------------------------------------
 
 
@@ -180,6 +204,6 @@ def not_run(evidence: Evidence, *, note: str) -> Finding:
 
 
 CHECKS = (
-    *(paired, layers_differ, shifts_have_mean_zero, layers_stay_shares),
+    *(paired, layers_differ, shifts_have_mean_zero, layers_stay_shares, serving_costs),
     *(profile_has, rows_are_official, rank_is, other_setting, not_run),
 )
