@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
 ADAPTERS = [
     "tipmini.strict",
     "tipmini.tensor_header",
@@ -117,7 +118,16 @@ LAB = [
     "tipmini.lab.book",
     "tipmini.lab.workflow",
 ]
-ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", *COMMANDS]
+ORDER = [
+    "tipmini.errors",
+    *TENSORS,
+    *CRITERIA,
+    *ADAPTERS,
+    "tipmini",
+    *LAB,
+    "tipmini.lab",
+    *COMMANDS,
+]
 
 
 def dotted(path: Path) -> str:
@@ -169,3 +179,9 @@ def test_imports_only_what_stands_below(module):
 def test_tensor_modules_know_nothing_but_tensors(module):
     assert outside(module) <= {"torch", "numpy"}
     assert inside(module) <= {"tipmini.errors"}
+
+
+@pytest.mark.parametrize("module", CRITERIA)
+def test_criteria_know_tensors_and_equations(module):
+    assert outside(module) <= {"torch", "numpy"}
+    assert inside(module) <= {"tipmini.errors", *TENSORS}
