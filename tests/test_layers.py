@@ -71,6 +71,7 @@ LAB = [
     "tipmini.lab.statistics",
     "tipmini.lab.retention",
     "tipmini.lab.objective",
+    "tipmini.lab.resumable",
     "tipmini.lab.training",
     "tipmini.lab.resident",
     "tipmini.lab.evaluation",
