@@ -36,6 +36,10 @@ ADAPTERS = [
     "tipmini.base_folder",
     "tipmini.fidelity",
     "tipmini.weights",
+    "tipmini.groups",
+    "tipmini.masking",
+    "tipmini.removal",
+    "tipmini.int8",
 ]
 COMMANDS = [
     "tipmini.commands",
