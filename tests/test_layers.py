@@ -51,6 +51,7 @@ COMMANDS = [
     "tipmini.commands.merge_run",
     "tipmini.commands.merge_plan",
     "tipmini.commands.merging",
+    "tipmini.commands.pruning",
     "tipmini.cli",
 ]
 LAB = [
@@ -83,6 +84,7 @@ LAB = [
     "tipmini.lab.pruning.scoring",
     "tipmini.lab.pruning.run",
     "tipmini.lab.pruning.semi_structured",
+    "tipmini.lab.pruning.work",
     "tipmini.lab.resident",
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
