@@ -14,7 +14,7 @@ from tipmini.groups import find_families
 from tipmini.int8 import rounded, to_int8
 from tipmini.lab.resumable import by_module, named_factors
 from tipmini.masking import masked
-from tipmini.removal import save_pruned
+from tipmini.removal import is_exportable, save_pruned
 
 SHARDS = {"one file": "5GB", "shards": "10KB"}
 
@@ -101,6 +101,7 @@ def test_layers_of_different_shapes_are_refused(tmp_path, family, kind):
     with pytest.raises(TipminiError, match=f"^{kind} differ: .*layers.1.* so keep the masks"):
         save_pruned(open_base(tmp_path / "base"), families, masks, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert not is_exportable(model.config.to_dict(), families, masks)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -108,8 +109,11 @@ def test_heads_that_transformers_would_refuse_are_refused(tmp_path, heads):
     """6 heads, and none."""
     families = find_families(lay(tmp_path / "base"))
     masks = prunable.random_masks(families, heads, channels=0)
+    base = open_base(tmp_path / "base")
     with pytest.raises(TipminiError, match="transformers wants a divisor"):
-        save_pruned(open_base(tmp_path / "base"), families, masks, tmp_path / "out")
+        save_pruned(base, families, masks, tmp_path / "out")
+    assert not is_exportable(base.config, families, masks)
+    assert is_exportable(base.config, families, prunable.random_masks(families, 2, channels=3))
 
 
 def test_the_configuration_says_what_is_left(tmp_path):

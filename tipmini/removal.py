@@ -113,12 +113,13 @@ def pruned_settings(
     }
 
 
-def same_everywhere(families: Sequence[Family], masks: Masks) -> bool:
-    """Whether every layer keeps as many groups as the others, which a checkpoint needs."""
-    return all(
-        len({int(masks[f.name].sum()) for f in families if f.kind == kind}) == 1
-        for kind in (HEADS, CHANNELS)
-    )
+def is_exportable(config: Mapping[str, object], families: Sequence[Family], masks: Masks) -> bool:
+    """Whether one configuration describes what is left of every layer, as `save_pruned` needs."""
+    try:
+        pruned_settings(config, families, masks)
+    except TipminiError:
+        return False
+    return True
 
 
 def _kept(families: Sequence[Family], masks: Masks, kind: str) -> int:

@@ -19,7 +19,7 @@ from tipmini.lab.pruning import scoring, texts
 from tipmini.lab.pruning.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
 from tipmini.lab.resumable import Resumable, by_module, named_factors, wear_lora
 from tipmini.masking import Pruner, masked, save_masks
-from tipmini.removal import same_everywhere, save_pruned
+from tipmini.removal import is_exportable, save_pruned
 from tipmini.weights import refuse_taken
 
 MASKS, STORY, ADAPTER = "masks.safetensors", "pruning.json", "adapter"
@@ -120,7 +120,7 @@ class Run(Resumable):
         """Write the result; the checkpoint is then no longer needed."""
         masks, story = self.pruner.masks, json.dumps(self.story()) + "\n"
         beside = {MASKS: save_masks(masks), STORY: story.encode()}
-        if same_everywhere(self.families, masks):
+        if is_exportable(self.base.config, self.families, masks):
             read = rounded if self.recipe.int8 else None
             parts = {"update": self.update(), "read": read, "beside": beside}
             save_pruned(self.base, self.families, masks, self.out, **parts)

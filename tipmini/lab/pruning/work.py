@@ -14,7 +14,7 @@ from tipmini.lab.model import download_model
 from tipmini.lab.pruning.recipe import Recipe
 from tipmini.lab.pruning.run import STORY, Run, sizes, start
 from tipmini.lab.pruning.semi_structured import prune_semi_structured
-from tipmini.removal import pruned_settings, same_everywhere
+from tipmini.removal import is_exportable
 from tipmini.strict import one_line
 from tipmini.weights import refuse_taken
 
@@ -76,9 +76,7 @@ def _whole(folder: BaseFolder, families: list[Family], recipe: Recipe) -> dict:
     pruner = start(families, recipe, folder)
     final = pruner.final
     masks = {f.name: torch.arange(f.count) >= final[f.name] for f in families}
-    checkpoint = recipe.threshold == "layer" and same_everywhere(families, masks)
-    if checkpoint:
-        pruned_settings(folder.config, families, masks)  # refuses what could not be loaded
+    checkpoint = recipe.threshold == "layer" and is_exportable(folder.config, families, masks)
     return sizes(folder, families, final) | {"form": CHECKPOINT if checkpoint else MASKED}
 
 
