@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
 ADAPTERS = [
     "tipmini.strict",
     "tipmini.tensor_header",
@@ -35,6 +36,10 @@ ADAPTERS = [
     "tipmini.base_folder",
     "tipmini.fidelity",
     "tipmini.weights",
+    "tipmini.groups",
+    "tipmini.masking",
+    "tipmini.removal",
+    "tipmini.int8",
 ]
 COMMANDS = [
     "tipmini.commands",
@@ -46,6 +51,7 @@ COMMANDS = [
     "tipmini.commands.merge_run",
     "tipmini.commands.merge_plan",
     "tipmini.commands.merging",
+    "tipmini.commands.pruning",
     "tipmini.cli",
 ]
 LAB = [
@@ -70,7 +76,15 @@ LAB = [
     "tipmini.lab.statistics",
     "tipmini.lab.retention",
     "tipmini.lab.objective",
+    "tipmini.lab.resumable",
     "tipmini.lab.training",
+    "tipmini.lab.pruning",
+    "tipmini.lab.pruning.recipe",
+    "tipmini.lab.pruning.texts",
+    "tipmini.lab.pruning.scoring",
+    "tipmini.lab.pruning.run",
+    "tipmini.lab.pruning.semi_structured",
+    "tipmini.lab.pruning.work",
     "tipmini.lab.resident",
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
@@ -105,6 +119,9 @@ LAB = [
     "tipmini.lab.bench.serving_cost",
     "tipmini.lab.bench.serving_stored",
     "tipmini.lab.bench.serving",
+    "tipmini.lab.bench.pruning_masks",
+    "tipmini.lab.bench.pruning_speed",
+    "tipmini.lab.bench.pruning",
     "tipmini.lab.bench.__main__",
     "tipmini.lab.tables",
     "tipmini.lab.claims.evidence",
@@ -118,7 +135,16 @@ LAB = [
     "tipmini.lab.book",
     "tipmini.lab.workflow",
 ]
-ORDER = ["tipmini.errors", *TENSORS, *ADAPTERS, "tipmini", *LAB, "tipmini.lab", *COMMANDS]
+ORDER = [
+    "tipmini.errors",
+    *TENSORS,
+    *CRITERIA,
+    *ADAPTERS,
+    "tipmini",
+    *LAB,
+    "tipmini.lab",
+    *COMMANDS,
+]
 
 
 def dotted(path: Path) -> str:
@@ -170,3 +196,9 @@ def test_imports_only_what_stands_below(module):
 def test_tensor_modules_know_nothing_but_tensors(module):
     assert outside(module) <= {"torch", "numpy"}
     assert inside(module) <= {"tipmini.errors"}
+
+
+@pytest.mark.parametrize("module", CRITERIA)
+def test_criteria_know_tensors_and_equations(module):
+    assert outside(module) <= {"torch", "numpy"}
+    assert inside(module) <= {"tipmini.errors", *TENSORS}

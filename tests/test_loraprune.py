@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tipmini import loraprune
 from tipmini.errors import TipminiError
 from tipmini.loraprune import lora_gradient, lora_guided_importance, taylor_importance
 
@@ -99,3 +100,165 @@ def test_shapes_that_do_not_fit_are_refused():
             lora_guided_importance(weight, a, b, grad_a, grad_b)
     with pytest.raises(TipminiError, match=r"\(4, 3\) and \(3, 4\)"):
         taylor_importance(torch.ones(4, 3), torch.ones(3, 4))
+
+
+# Exact in the limit ---------------------------------------------------------------------------
+
+
+def smooth(weight):
+    """A loss of a (4, 3) weight, far from linear."""
+    x = torch.linspace(-1, 0.6, 6, dtype=torch.float64).view(2, 3)
+    return (x @ weight.T).sin().exp().sum()
+
+
+def gradient_of(loss, weight):
+    weight = weight.clone().requires_grad_()
+    loss(weight).backward()
+    return weight.grad
+
+
+def test_the_estimate_is_autograds_gradient_where_b_is_0_and_a_orthogonal():
+    """Then dB = g A^T, dA = 0, and G = g A^T A = g; r = k is needed."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    a = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    a, b = a.requires_grad_(), torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    smooth(weight + b @ a).backward()
+    estimate = lora_gradient(a.detach(), b.detach(), a.grad, b.grad)
+    torch.testing.assert_close(estimate, gradient_of(smooth, weight))
+    importance = lora_guided_importance(weight, a.detach(), b.detach(), a.grad, b.grad)
+    expected = taylor_importance(weight, gradient_of(smooth, weight))
+    torch.testing.assert_close(importance, expected)
+
+
+def test_eq_6_with_autograds_gradient_of_the_product_is_eq_3_of_the_whole_weight():
+    a, b, _, _ = random_factors(4, 3, 2)
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    grad = gradient_of(lambda product: smooth(weight + product), b @ a)
+    found = loraprune.product_importance(weight, b @ a, grad)
+    torch.testing.assert_close(found, taylor_importance(weight + b @ a, grad))
+
+
+def test_first_order_is_exact_for_a_linear_loss():
+    """Eqs. 3 and 6 are Eqs. 2 and 5 then."""
+    a, b, weight_a, weight_b = random_factors(4, 3, 2)
+    weight, slope = weight_b @ weight_a, b @ weight_a
+    loss = lambda w: (slope * w).sum() + 7  # noqa: E731
+    torch.testing.assert_close(
+        loraprune.removal_importance(loss, weight), taylor_importance(weight, slope)
+    )
+    torch.testing.assert_close(
+        loraprune.lora_removal_importance(loss, weight, b @ a),
+        loraprune.product_importance(weight, b @ a, slope),
+    )
+
+
+@pytest.mark.parametrize(("size", "apart"), [(1e-2, 1e-1), (1e-3, 1e-2), (1e-4, 1e-3)])
+def test_first_order_is_exact_in_the_limit_of_small_weights(size, apart):
+    factors = random_factors(4, 3, 2)
+    weight = size * factors[1] @ factors[0]
+    exact = loraprune.removal_importance(smooth, weight)
+    estimate = taylor_importance(weight, gradient_of(smooth, weight))
+    assert ((estimate - exact).abs() / exact).max() < apart
+
+
+@given(SIZES, st.floats(1e-3, 10))
+def test_eq_9_is_eqs_7_and_8(sizes, rate):
+    a, b, grad_a, grad_b = random_factors(*sizes)
+    after = loraprune.stepped_product(a, b, grad_a, grad_b, rate)
+    change = loraprune.change_gradient(b @ a, after, rate)
+    estimate = lora_gradient(a, b, grad_a, grad_b, learning_rate=rate)
+    torch.testing.assert_close(estimate, change, rtol=1e-6, atol=1e-8)
+
+
+# Groups and masks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dim", "count"), [(0, 1), (0, 2), (0, 6), (1, 2), (1, 4)])
+def test_group_importance_is_the_sum_over_blocks(dim, count):
+    importance = torch.arange(24.0).view(6, 4)
+    expected = [block.sum() for block in importance.chunk(count, dim)]
+    found = loraprune.group_importance(importance, count, dim)
+    assert torch.equal(found, torch.stack(expected))
+    with pytest.raises(TipminiError, match=r"\(6, 4\) has no 5 equal groups"):
+        loraprune.group_importance(importance, 5, dim)
+
+
+def test_moving_average_by_hand():
+    average = torch.zeros(2)
+    for found in ([1.0, 2.0], [3.0, 0.0]):
+        average = loraprune.moving_average(average, torch.tensor(found), 0.75)
+    torch.testing.assert_close(average, torch.tensor([0.75 * 0.25 + 0.75, 0.75 * 0.5]))
+
+
+def test_threshold_mask_keeps_what_exceeds_it():
+    importance = torch.tensor([0.1, 0.5, 0.5, 0.9])
+    assert loraprune.threshold_mask(importance, 0.5).tolist() == [False, False, False, True]
+    with pytest.raises(TipminiError, match="NaN"):
+        loraprune.threshold_mask(torch.tensor([float("nan")]), 0.5)
+
+
+SCORES = st.lists(st.integers(0, 4), min_size=1, max_size=9)
+
+
+@given(SCORES, st.data())
+def test_share_mask_takes_the_lowest_and_keeps_gone_what_is_gone(values, data):
+    importance = torch.tensor(values, dtype=torch.float32)
+    first = data.draw(st.integers(0, len(values)))
+    second = data.draw(st.integers(first, len(values)))
+    mask = loraprune.share_mask(importance, first)
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    assert mask.tolist() == [i not in order[:first] for i in range(len(values))]
+    turned = loraprune.share_mask(-importance, second, mask)
+    assert int((~turned).sum()) == second and not (turned & ~mask).any()
+
+
+@pytest.mark.parametrize("removed", [-1, 4])
+def test_share_mask_refuses_numbers_that_are_not_there(removed):
+    with pytest.raises(TipminiError, match=f"^{removed} of 3 groups"):
+        loraprune.share_mask(torch.ones(3), removed)
+
+
+def test_masked_linear_is_the_linear_of_zeroed_rows():
+    a, b, _, _ = random_factors(6, 3, 2)
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([True, False, True])
+    rows = mask.repeat_interleave(2)[:, None]
+    found = loraprune.masked_linear(x, weight, a, b, mask, 0.5)
+    torch.testing.assert_close(found, x @ (rows * (weight + 0.5 * b @ a)).T)
+    torch.testing.assert_close(
+        loraprune.lora_linear(x, weight, a, b, 0.5), x @ (weight + 0.5 * b @ a).T
+    )
+
+
+# Schedules ------------------------------------------------------------------------------------
+
+
+def released(step, steps, share, power):
+    """The authors' schedule, from a share of 0, and with the power as a parameter."""
+    if step <= 0.1 * steps:
+        return 0.0
+    if step > steps - 0.1 * steps:
+        return share
+    left = 1 - (step - 0.1 * steps) / (steps - 0.2 * steps)
+    return share - share * left**power
+
+
+@pytest.mark.parametrize("steps", [10, 37, 200])
+@pytest.mark.parametrize(("name", "power"), [("cubic", 3), ("linear", 1)])
+def test_schedules_are_the_authors(name, power, steps):
+    for step in range(steps + 1):
+        found = loraprune.SCHEDULES[name](step, steps, 0.5)
+        assert found == pytest.approx(released(step, steps, 0.5, power))
+
+
+@given(st.sampled_from(sorted(loraprune.SCHEDULES)), st.integers(1, 60), st.floats(0, 1))
+def test_every_schedule_rises_from_nothing_to_the_share(name, steps, share):
+    shares = [loraprune.SCHEDULES[name](step, steps, share) for step in range(steps + 1)]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(share)
+
+
+def test_one_shot_takes_all_at_once():
+    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3)} == {0.0}
+    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3, 21)} == {0.5}

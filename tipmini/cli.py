@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tipmini.commands import auditing, laboratory, listing, merging
+from tipmini.commands import auditing, laboratory, listing, merging, pruning
 from tipmini.commands.arguments import examples
 from tipmini.errors import TipminiError
 
@@ -61,6 +61,7 @@ COMMANDS = {
 for command, lines in COMMANDS.items():
     app.command(epilog=examples(*lines))(command)
 app.command(epilog=merging.EPILOG)(merging.merge)
+app.command(epilog=pruning.EPILOG)(pruning.prune)
 app.command(
     "lm-eval",
     add_help_option=False,

@@ -1,24 +1,99 @@
-r"""LoRAPrune's criterion: which elements of W matter, told by the gradients of A and B alone.
+r"""LoRAPrune: which heads and channels matter, told by the gradients of A and B alone.
 
-Source: Zhang et al., "LoRAPrune", arXiv 2305.18403. Shapes: W (d, k), A (r, k), B (d, r).
+Source: Zhang et al., "LoRAPrune", arXiv 2305.18403. Shapes: W (d, k), A (r, k), B (d, r), with
+z = x W^T, as torch has it. The adapter adds s B A to W; the paper has s = 1.
 """
 
+import math
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError
 
+Loss = Callable[[Tensor], Tensor]  # weight (d, k) -> the loss, a scalar
 
-def lora_gradient(a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor) -> Tensor:
-    r"""LoRAPrune Eq. 9 with $\eta = 1$: $G = \nabla_B A + B \nabla_A - \nabla_B \nabla_A$.
+# What removing one weight costs ------------------------------------------------------------------
+
+
+def lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0) -> Tensor:
+    """LoRAPrune Eq. 1: z = x W_0 + x B A, for x (..., k) and z (..., d), without the product BA."""
+    return x @ weight.T + scaling * (x @ a.T @ b.T)
+
+
+def removal_importance(loss: Loss, weight: Tensor) -> Tensor:
+    r"""LoRAPrune Eq. 2: $I_{ij} = [L(W) - L(W | W_{ij} = 0)]^2$, by d k evaluations of the loss."""
+    return lora_removal_importance(loss, weight, torch.zeros_like(weight))
+
+
+def lora_removal_importance(loss: Loss, weight: Tensor, product: Tensor) -> Tensor:
+    r"""LoRAPrune Eq. 5: Eq. 2 of W + BA, an element taken out by $(BA)_{ij} = -W_{ij}$.
+
+    weight and product = BA are (d, k); so are the importances. For small matrices: it is what the
+    first-order estimates below stand for.
+    """
+    whole, found = loss(weight + product), torch.empty_like(weight)
+    for place in torch.cartesian_prod(*map(torch.arange, weight.shape)).tolist():
+        without = product.clone()
+        without[tuple(place)] = -weight[tuple(place)]
+        found[tuple(place)] = (whole - loss(weight + without)).square()
+    return found
+
+
+def taylor_importance(weight: Tensor, grad: Tensor) -> Tensor:
+    r"""LoRAPrune Eq. 3: $\hat I = (\nabla_W \circ W)^2$, the vanilla first-order criterion.
+
+    weight and grad = dL/dW are (d, k); the importances are (d, k), not below 0. Raises
+    TipminiError when the shapes differ.
+    """
+    _check_same_shape(weight, grad)
+    return (grad * weight).square()
+
+
+def product_importance(
+    weight: Tensor, product: Tensor, grad: Tensor, *, scaling: float = 1.0
+) -> Tensor:
+    r"""LoRAPrune Eq. 6: $\hat I = [\partial L / \partial (BA) \circ (BA + W)]^2$, Eq. 5 to first
+    order.
+
+    weight, product = BA and grad = dL/d(BA) are (d, k). Raises TipminiError when shapes differ.
+    """
+    _check_same_shape(weight, grad)  # before the sum below could broadcast
+    return taylor_importance(weight + scaling * product, grad)
+
+
+# The gradient of BA, from those of A and B -------------------------------------------------------
+
+
+def change_gradient(before: Tensor, after: Tensor, learning_rate: float = 1.0) -> Tensor:
+    r"""LoRAPrune Eq. 7: $\partial L / \partial (BA) = [(BA)_{t-1} - (BA)_t] / \eta$."""
+    return (before - after) / learning_rate
+
+
+def stepped_product(
+    a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, learning_rate: float = 1.0
+) -> Tensor:
+    r"""LoRAPrune Eq. 8: $(BA)_t = (B - \eta \nabla_B)(A - \eta \nabla_A)$, after one SGD step."""
+    return (b - learning_rate * grad_b) @ (a - learning_rate * grad_a)
+
+
+def lora_gradient(
+    a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, *, learning_rate: float = 1.0
+) -> Tensor:
+    r"""LoRAPrune Eq. 9: $G = \nabla_B A + B \nabla_A - \eta \nabla_B \nabla_A$.
 
     a and grad_a are (r, k), b and grad_b (d, r); G is (d, k). It stands for the gradient of the
     loss with respect to BA: it is the change $BA - (B - \nabla_B)(A - \nabla_A)$ that one SGD step
-    of learning rate 1 brings (Eqs. 7, 8). Raises TipminiError when the shapes don't fit.
+    of learning rate 1 brings (Eqs. 7, 8). With the true gradient g, $\nabla_B = g A^\top$ and
+    $\nabla_A = B^\top g$, so G is g itself only where B = 0 and $A^\top A$ is the identity, which
+    needs a rank of k; else it is g seen through the adapter. Raises TipminiError when the shapes
+    don't fit.
     """
     if a.shape != grad_a.shape or b.shape != grad_b.shape or a.shape[0] != b.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, grad_a, grad_b))
         raise TipminiError(f"lora_gradient needs (r, k), (d, r), (r, k), (d, r), got {shapes}")
-    return grad_b @ a + b @ grad_a - grad_b @ grad_a
+    return grad_b @ a + b @ grad_a - learning_rate * (grad_b @ grad_a)
 
 
 def lora_guided_importance(
@@ -37,18 +112,7 @@ def lora_guided_importance(
     authors' code. Raises TipminiError when the shapes don't fit.
     """
     gradient = lora_gradient(a, b, grad_a, grad_b)
-    _check_same_shape(weight, gradient)  # before the sum below could broadcast
-    return taylor_importance(weight + scaling * (b @ a), gradient)
-
-
-def taylor_importance(weight: Tensor, grad: Tensor) -> Tensor:
-    r"""LoRAPrune Eq. 3: $\hat I = (\nabla_W \circ W)^2$, the vanilla first-order criterion.
-
-    weight and grad = dL/dW are (d, k); the importances are (d, k), not below 0. Raises
-    TipminiError when the shapes differ.
-    """
-    _check_same_shape(weight, grad)
-    return (grad * weight).square()
+    return product_importance(weight, b @ a, gradient, scaling=scaling)
 
 
 def _check_same_shape(weight: Tensor, grad: Tensor) -> None:
@@ -57,3 +121,94 @@ def _check_same_shape(weight: Tensor, grad: Tensor) -> None:
             f"importance needs weight and gradient of one shape, "
             f"got {tuple(weight.shape)} and {tuple(grad.shape)}"
         )
+
+
+# From weights to groups, and from groups to masks ------------------------------------------------
+
+
+def group_importance(importance: Tensor, count: int, dim: int = 0) -> Tensor:
+    r"""LoRAPrune Eq. 4: $\hat G_g = \sum_{W_{ij} \in g} \hat I_{ij}$, of one module's weights.
+
+    importance: (d, k). count: groups, which are blocks of d / count rows (dim 0) or k / count
+    columns (dim 1). The sums are (count,); a group of several modules adds theirs up.
+    """
+    if importance.ndim != 2 or importance.shape[dim] % count:
+        raise TipminiError(f"{tuple(importance.shape)} has no {count} equal groups along {dim}")
+    return importance.sum(1 - dim).view(count, -1).sum(1)
+
+
+def moving_average(average: Tensor, importance: Tensor, decay: float = 0.9) -> Tensor:
+    r"""LoRAPrune Eq. 11: $\bar G_t = \lambda \bar G_{t-1} + (1 - \lambda) \hat G_t$, (count,)."""
+    return decay * average + (1 - decay) * importance
+
+
+def threshold_mask(importance: Tensor, threshold: float) -> Tensor:
+    """LoRAPrune Eq. 12: M_g = 1 where the importance exceeds the threshold p; bool, (count,)."""
+    if importance.isnan().any():
+        raise TipminiError("group importances contain NaN; check the gradients")
+    return importance > threshold
+
+
+def share_mask(importance: Tensor, removed: int, kept: Tensor | None = None) -> Tensor:
+    """Eq. 12 with p at the `removed`-th lowest importance: bool, (count,), False for that many.
+
+    Among equal importances the lower index goes first. kept: the mask so far; what it has removed
+    stays removed and counts. Raises TipminiError for NaN and for a number that is not there.
+    """
+    if not 0 <= removed <= len(importance):
+        raise TipminiError(f"{removed} of {len(importance)} groups cannot be removed")
+    if importance.isnan().any():
+        raise TipminiError("group importances contain NaN; check the gradients")
+    gone = torch.zeros_like(importance, dtype=torch.bool) if kept is None else ~kept
+    order = torch.where(gone, -math.inf, importance).argsort(stable=True)
+    mask = torch.ones_like(gone)
+    mask[order[:removed]] = False
+    return mask
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, mask: Tensor, scaling: float = 1.0
+) -> Tensor:
+    r"""LoRAPrune Eq. 13: $z = (x W_0 + x B A) \circ M$; mask is (count,) groups of outputs.
+
+    x is (..., k), z (..., d), d a multiple of count.
+    """
+    z = lora_linear(x, weight, a, b, scaling)
+    return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
+
+
+# How much is removed when ------------------------------------------------------------------------
+
+
+def cubic_share(
+    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
+) -> float:
+    r"""The share removed after `step` of `steps`: $S (1 - (1 - \tau)^3)$, fast first.
+
+    $\tau$ runs from 0 to 1 between warm-up and cool-down, shares of the steps before and after
+    it. From the authors' code; the paper gives no schedule.
+    """
+    return share * (1 - (1 - _progress(step, steps, warmup, cooldown)) ** 3)
+
+
+def linear_share(
+    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
+) -> float:
+    r"""The share removed after `step` of `steps`: $S \tau$, with the times of `cubic_share`."""
+    return share * _progress(step, steps, warmup, cooldown)
+
+
+def one_shot_share(
+    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
+) -> float:
+    """The whole share once the warm-up is over, and at the last step at the latest."""
+    return share if step > warmup * steps or step >= steps else 0.0
+
+
+SCHEDULES = {"cubic": cubic_share, "linear": linear_share, "one-shot": one_shot_share}
+
+
+def _progress(step: int, steps: int, warmup: float, cooldown: float) -> float:
+    if step > steps - cooldown * steps or step >= steps:
+        return 1.0
+    return min(1.0, max(0.0, (step - warmup * steps) / (steps - (warmup + cooldown) * steps)))

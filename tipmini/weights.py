@@ -35,6 +35,7 @@ def save_merged(
     out: str | PathLike,
     *,
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
     progress: Progress = iter,
 ) -> None:
     """Write the base model with the update added, all at once or not at all.
@@ -42,7 +43,8 @@ def save_merged(
     update: LoRA factors or a dense (d, k) delta for each module; each is read once, when its
     tensor is due. Added in float32 at least and rounded once, to the base's own dtype. A file
     has at most `shard_bytes` of tensors, or one larger tensor alone; configuration and tokenizer
-    are copied. progress wraps the tensors, e.g. `tqdm.tqdm`.
+    are copied; beside holds further files of the folder, or others in their place. progress wraps
+    the tensors, e.g. `tqdm.tqdm`.
 
     Raises TipminiError when `out` is there and not empty, a module does not fit the base, a sum
     overflows its dtype, or the disk does not take it; `out` is then as it was.
@@ -58,6 +60,8 @@ def save_merged(
             new.mkdir()
             _write_tensors(base, update, new, shard_bytes, progress)
             _copy_beside(base.folder, new)
+            for name, content in (beside or {}).items():
+                (new / name).write_bytes(content)
             new.replace(out)  # also where an empty folder is
     except OSError as error:
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None

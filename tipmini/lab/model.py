@@ -92,14 +92,26 @@ def download(adapter: str) -> Path:
         return Path(snapshot_download(adapter, allow_patterns=patterns))
 
 
+def download_model(name: str) -> Path:
+    """The local copy of a hub model: configuration, tokenizer and safetensors, never a pickle.
+
+    Raises TipminiError for a name that is neither a folder nor on the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _from_hub(name):
+        patterns = ["*.json", "*.model", "*.safetensors", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+
+
 @contextmanager
 def _from_hub(name: Path | str) -> Iterator[None]:
     """The hub's many failures as one line."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         yield
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
 

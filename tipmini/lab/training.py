@@ -5,8 +5,6 @@ Held-out train rows choose between checkpoints; evaluation rows are never looked
 
 import hashlib
 import json
-import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tipmini.errors import TipminiError
 from tipmini.lab import assets, objective, paths, results
 from tipmini.lab.model import keep_memory, load_base, load_tokenizer
 from tipmini.lab.packing import batches
+from tipmini.lab.resumable import Resumable, by_module, named_factors, wear_lora
 from tipmini.lab.tasks import METRIC
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-quantised
@@ -68,29 +67,22 @@ def schedule(recipe: Recipe) -> list[list[int]]:
     return steps
 
 
-class Run:
+class Run(Resumable):
     """One training run that can be killed at any step and goes on from its last checkpoint."""
 
     def __init__(self, task: str, recipe: Recipe, out: Path):
-        from peft import LoraConfig, get_peft_model
-
         keep_memory()
         self.task, self.recipe, self.out = task, recipe, out
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
+        self.tokens = recipe.tokens
         model_path = assets.embedded() / "model"
         tokenizer = load_tokenizer(model_path)
         every = objective.examples(task, tokenizer, recipe.rows + recipe.held_out)
         self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
-        torch.manual_seed(recipe.seed)  # PEFT draws A from the global generator
-        config = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            target_modules=list(recipe.targets),
-            task_type="CAUSAL_LM",
-        )
-        self.peft = get_peft_model(load_base(model_path, attention="eager"), config)
+        base = load_base(model_path, attention="eager")
+        self.peft = wear_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
         self.model = self.peft.get_base_model()
-        self.factors = {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
+        self.factors = named_factors(self.peft)
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
         self.steps = schedule(recipe)
         self.log: dict = {"loss": [], "held_out": [], "seconds": 0.0}
@@ -98,13 +90,7 @@ class Run:
 
     def step(self, number: int) -> float:
         """One optimiser step over one batch, in passes of at most `recipe.tokens`."""
-        group = [self.train[i] for i in self.steps[number]]
-        total = 0.0
-        for part in batches([len(e.row) for e in group], self.recipe.tokens):
-            rows = [group[i] for i in part]
-            loss = objective.losses(self.model, rows, self.temperature).sum() / len(group)
-            loss.backward()
-            total += loss.item()
+        total = self.backward([self.train[i] for i in self.steps[number]])
         nn.utils.clip_grad_norm_(self.factors.values(), 1.0)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate(self.recipe, number, len(self.steps))
@@ -112,49 +98,14 @@ class Run:
         self.optimizer.zero_grad()
         return total
 
-    def checkpoint(self, number: int) -> None:
-        """What a continuation needs after `number` steps, written whole or not at all."""
-        tensors = {f"factor/{n}": p.detach() for n, p in self.factors.items()}
-        for name, parameter in self.factors.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
-        if self.best:
-            tensors |= {f"best/{n}": p for n, p in self.best[1].items()}
-        state = {"step": number, "log": self.log, "best": self.best and self.best[0]}
-        self._write(tensors, json.dumps(state | {"identity": self.identity()}))
+    def kept(self) -> tuple[dict[str, Tensor], dict]:
+        """The factors of the lowest held-out loss, and that loss."""
+        best = {f"best/{n}": p for n, p in self.best[1].items()} if self.best else {}
+        return best, {"best": self.best and self.best[0]}
 
-    def _write(self, tensors: dict[str, Tensor], state: str) -> None:
-        from safetensors.torch import save_file
-
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.saved.with_suffix(".partial")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"state": state})
-        os.replace(partial, self.saved)
-
-    def resume(self) -> int:
-        """Load the last checkpoint of this very recipe and data; the number of steps done."""
-        from safetensors import safe_open
-
-        if not self.saved.exists():
-            return 0
-        with safe_open(self.saved, "pt") as saved:
-            state = json.loads(saved.metadata()["state"])
-            if state["identity"] != self.identity():
-                return 0
-            tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
-        self._load(tensors, state)
-        return state["step"]
-
-    @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
-        for name, parameter in self.factors.items():
-            parameter.copy_(tensors[f"factor/{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in keys}
-        self.log = state["log"]
-        if state["best"] is not None:
-            best = {n: tensors[f"best/{n}"] for n in self.factors}
-            self.best = (state["best"], best)
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+        if facts["best"] is not None:
+            self.best = (facts["best"], {n: tensors[f"best/{n}"] for n in self.factors})
 
     def identity(self) -> str:
         """Hash of the recipe and of the rows: a checkpoint of anything else is not continued."""
@@ -194,21 +145,12 @@ class Run:
 
     def run(self) -> Path:
         """Train to the end; PEFT folder and `training.json` in `out`."""
-        from tqdm import tqdm
-
         done, last = self.resume(), len(self.steps)
         checks = self.recipe.checks
-        marks = {last * (k + 1) // checks for k in range(checks)}
         if not done:
             self.score(0)
-        for number in tqdm(range(done, last), initial=done, total=last, desc=self.task):
-            start = time.perf_counter()
-            self.log["loss"].append(round(self.step(number), 4))
-            if number + 1 in marks:
-                self.score(number + 1)
-            self.log["seconds"] += time.perf_counter() - start
-            if (number + 1) % 20 == 0 or number + 1 in marks:
-                self.checkpoint(number + 1)
+        marks = {last * (k + 1) // checks for k in range(checks)}
+        self.advance(done, last, self.task, marks)
         return self.finish()
 
     @torch.no_grad()
@@ -227,15 +169,8 @@ class Run:
 
     def adapter(self) -> tm.LoraAdapter:
         """The best factors, by module."""
-        best, scaling = self.best[1], self.recipe.alpha / self.recipe.rank
-        names = {n.split(".lora_A.")[0]: n for n in best if ".lora_A." in n}
-        factors = {
-            name.removeprefix("base_model.model."): tm.LoraFactors(
-                best[a], best[a.replace(".lora_A.", ".lora_B.")], scaling
-            )
-            for name, a in names.items()
-        }
-        return tm.LoraAdapter(factors, base_model=BASE_MODEL)
+        scaling = self.recipe.alpha / self.recipe.rank
+        return tm.LoraAdapter(by_module(self.best[1], scaling), base_model=BASE_MODEL)
 
     def story(self) -> dict:
         """What `training.json` tells."""

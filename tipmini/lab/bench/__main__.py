@@ -6,7 +6,16 @@ import json
 import torch
 
 from tipmini.lab import results
-from tipmini.lab.bench import calibration, evaluation, inference, merging, serving, stored, timing
+from tipmini.lab.bench import (
+    calibration,
+    evaluation,
+    inference,
+    merging,
+    pruning,
+    serving,
+    stored,
+    timing,
+)
 from tipmini.lab.experiments import Lab
 from tipmini.lab.profiles import load_profile
 
@@ -14,6 +23,7 @@ PARTS = {
     "evaluation": lambda lab: evaluation.measure(lab) | {"float32": evaluation.alike(lab)},
     "calibration": calibration.measure,
     "merging": lambda lab: merging.measure(),
+    "pruning": pruning.measure,
 }
 
 
@@ -23,7 +33,10 @@ def main() -> None:
     parts = parser.parse_args().parts or [*PARTS, "serving"]
     lab = Lab(load_profile("mini"))
     if set(parts) & PARTS.keys():
-        print(stored.report(measured(lab, [part for part in parts if part in PARTS])), end="\n\n")
+        found = measured(lab, [part for part in parts if part in PARTS])
+        print(stored.report(found), end="\n\n")
+        if "pruning" in found:
+            print(pruning.report(found["pruning"]), end="\n\n")
     if "serving" in parts:
         print(serving.store(lab))
 

@@ -1,0 +1,83 @@
+"""Tiny models whose heads and channels can be pruned, in several shapes, and masks for them."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from tipmini.groups import Family
+from tipmini.lab.pruning.recipe import TARGETS
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "initializer_range": 0.2,
+}
+SHAPES = {  # what differs from SIZES
+    "grouped": (LlamaForCausalLM, LlamaConfig, {}),
+    "every head its own": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 8}),
+    "wide heads": (LlamaForCausalLM, LlamaConfig, {"head_dim": 6}),
+    "biases": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+}
+
+
+def model(shape: str = "grouped", seed: int = 0, **other):
+    """A random model; its biases are random too."""
+    kind, config, settings = SHAPES[shape]
+    torch.manual_seed(seed)
+    made = kind(config(**SIZES | settings | other)).eval()
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+def with_lora(base, seed: int = 1, zero: bool = False):
+    """A PeftModel with LoRA on every matrix that is pruned; random B unless zero."""
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(TARGETS)}
+    config = LoraConfig(**settings, init_lora_weights=zero, task_type="CAUSAL_LM")
+    return get_peft_model(base, config).eval()
+
+
+def random_masks(families: list[Family], heads: int, channels: int, seed: int = 0):
+    """Masks that leave these numbers of groups out of every family."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for family in families:
+        gone = heads if family.kind == "heads" else channels
+        mask = torch.ones(family.count, dtype=torch.bool)
+        mask[torch.randperm(family.count, generator=generator)[:gone]] = False
+        masks[family.name] = mask
+    return masks
+
+
+def tokens(batch: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(64, (batch, length), generator=torch.Generator().manual_seed(3))
+
+
+def logits(one) -> torch.Tensor:
+    with torch.no_grad():
+        return one(tokens()).logits
+
+
+def save_model(folder: Path, tokenizer, **other) -> Path:
+    """A folder that stands in for the embedded model's, with four groups of heads."""
+    model("grouped", vocab_size=49152, num_hidden_layers=2, **other).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

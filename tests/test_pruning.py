@@ -1,0 +1,317 @@
+"""Pruning runs: killed and continued they end bit for bit the same; what is written is what was
+masked."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import prunable
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tipmini as tm
+from tipmini.groups import find_families
+from tipmini.lab import assets, results
+from tipmini.lab.pruning import run, texts
+from tipmini.lab.pruning.recipe import Recipe, cosine_rate, fraction, removes
+from tipmini.lab.pruning.run import Run
+from tipmini.lab.pruning.semi_structured import prune_semi_structured
+from tipmini.masking import load_masks, masked
+
+SMALL = {"tasks": ("rte", "openbookqa"), "rows": 12, "length": 24, "batch": 3, "epochs": 2}
+SMALL |= {"rank": 2, "every": 2, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer) -> Path:
+    return prunable.save_model(tmp_path_factory.mktemp("base") / "model", tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def small(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(assets, "embedded", lambda: tiny)
+    monkeypatch.setattr(run, "keep_memory", lambda: None)
+    monkeypatch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+
+
+def prune(base, out, dtype="float32", **settings):
+    return Run(base, Recipe(**SMALL | settings), out, dtype).run()
+
+
+def outcome(folder):
+    story = json.loads((folder / "pruning.json").read_text())
+    assert story.pop("seconds") > 0
+    files = {file.name: file.read_bytes() for file in folder.rglob("*.safetensors")}
+    return files, story
+
+
+# Killed and continued -----------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing in the run may catch it."""
+
+
+def kill_at(patch, method, call):
+    original, calls = getattr(Run, method), iter(range(10**6))
+
+    def stepping(self, *arguments):
+        if next(calls) == call:
+            raise Killed
+        return original(self, *arguments)
+
+    patch.setattr(Run, method, stepping)
+
+
+KILLS = {  # of eight steps, with checkpoints after every third
+    "before any checkpoint": ("step", 1),
+    "before anything is removed": ("step", 3),
+    "between checkpoints": ("step", 5),
+    "while the second is written": ("_write", 1),
+    "before the end": ("finish", 0),
+    "while the result is made": ("story", 0),
+}
+WAYS = {
+    "paper": {},
+    "released": {"reduction": "released", "schedule": "linear"},
+    "vanilla": {"method": "vanilla", "threshold": "global", "exempt_last": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(base, tmp_path_factory, tiny, tokenizer):
+    """{way: folder of a run that nothing stopped}"""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "embedded", lambda: tiny)
+        patch.setattr(run, "keep_memory", lambda: None)
+        patch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+        for way, settings in WAYS.items():
+            out = tmp_path_factory.mktemp(way) / "out"
+            found[way] = prune(base, out, **settings)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("way", "kill"), [*(("paper", k) for k in KILLS), *((w, "between checkpoints") for w in WAYS)]
+)
+def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
+    base, unbroken, tmp_path, monkeypatch, way, kill
+):
+    monkeypatch.setattr("tipmini.lab.resumable.EVERY", 3)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        kill_at(patch, *KILLS[kill])
+        with pytest.raises(Killed):
+            prune(base, out, **WAYS[way])
+    assert not out.exists()
+    prune(base, out, **WAYS[way])
+    assert outcome(out) == outcome(unbroken[way])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_while_a_checkpoint_is_renamed_leaves_the_old(base, tmp_path, monkeypatch):
+    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one.step(0)
+    one.checkpoint(1)
+    before = one.saved.read_bytes()
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            one.checkpoint(2)
+    assert one.saved.read_bytes() == before
+    assert Run(base, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 1
+
+
+@pytest.mark.parametrize("change", [{"share": 0.4}, {"seed": 1}, {"rows": 11}, {"decay": 0.5}])
+def test_another_recipe_is_not_continued(base, tmp_path, change):
+    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one.step(0)
+    one.checkpoint(1)
+    other = Recipe(**SMALL | change)
+    assert Run(base, other, tmp_path / "out", "float32").resume() == 0
+
+
+def test_a_result_that_is_there_is_not_replaced(base, unbroken):
+    with pytest.raises(tm.TipminiError, match="is there already"):
+        Run(base, Recipe(**SMALL), unbroken["paper"])
+
+
+# What comes out -----------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_computes_what_the_masked_model_did(base, tmp_path):
+    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    out = one.run()
+    assert any(p.any() for n, p in one.factors.items() if "lora_B" in n)  # it was trained
+    with masked(one.model, one.pruner.masks):
+        expected = prunable.logits(one.model)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    story = outcome(out)[1]
+    assert story["gone"] == sorted(story["gone"]) and story["gone"][-1] == story["removed_share"]
+    assert 0.45 < story["removed_share"] <= 0.5
+    masks = load_masks(out / "masks.safetensors")
+    assert story["kept"] == {name: int(mask.sum()) for name, mask in masks.items()}
+
+
+def test_without_tuning_what_stays_is_the_bases_own(base, tmp_path):
+    out = prune(base, tmp_path / "out", tune=False)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    masks = load_masks(out / "masks.safetensors")
+    for number, layer in enumerate(whole.model.layers):
+        kept = masks[f"model.layers.{number}.mlp"]
+        found = loaded.model.layers[number].mlp.down_proj.weight
+        assert torch.equal(found, layer.mlp.down_proj.weight[:, kept])
+    assert outcome(out)[1]["steps"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"exempt_first": 0.5}, {"threshold": "global"}])
+def test_layers_that_differ_are_written_as_masks_and_an_adapter(base, tmp_path, settings):
+    one = Run(base, Recipe(**SMALL | settings), tmp_path / "out", "float32")
+    out = one.run()
+    with masked(one.model, one.pruner.masks):
+        expected = prunable.logits(one.model)
+
+    from peft import PeftModel
+
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    worn = PeftModel.from_pretrained(whole, out / "adapter")
+    with masked(worn, load_masks(out / "masks.safetensors")):
+        torch.testing.assert_close(prunable.logits(worn), expected, rtol=1e-4, atol=1e-4)
+    assert not (out / "config.json").exists()
+    if "exempt_first" in settings:
+        assert outcome(out)[1]["kept"]["model.layers.0.mlp"] == 24
+
+
+@pytest.mark.parametrize("method", ["taylor-vector", "magnitude", "wanda", "random"])
+def test_every_other_method_prunes_and_tunes(base, tmp_path, method):
+    story = outcome(prune(base, tmp_path / "out", method=method, epochs=1))[1]
+    assert 0.45 < story["removed_share"] <= 0.5
+    assert all(math.isfinite(loss) and loss > 0 for loss in story["loss"])
+
+
+def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
+    one = Run(base, Recipe(**SMALL, int8=True), tmp_path / "out", "float32")
+    out = one.run()
+    with masked(one.model, one.pruner.masks):
+        expected = prunable.logits(one.model)
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_released_takes_gradients_after_clipping(base, tmp_path):
+    """Before it, the clipping's size would not matter to the first step's importances."""
+    found = {}
+    for reduction in ("paper", "released"):
+        for clip in (1e-3, 1e9):
+            recipe = Recipe(**SMALL, reduction=reduction, clip=clip)
+            one = Run(base, recipe, tmp_path / "out", "float32")
+            one.step(0)
+            found[reduction, clip] = one.pruner.averages["model.layers.0.mlp"]
+    assert torch.equal(found["paper", 1e-3], found["paper", 1e9])
+    assert not torch.equal(found["released", 1e-3], found["released", 1e9])
+
+
+def test_2_4_leaves_two_of_every_four(base, tmp_path):
+    recipe = Recipe(**SMALL)
+    for score in ("magnitude", "wanda"):
+        out = prune_semi_structured(base, recipe, tmp_path / score, score, "float32")
+        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        for family in find_families(loaded):
+            for member in family.members:
+                weight = loaded.get_submodule(member.module).weight
+                assert ((weight.view(-1, 4) != 0).sum(1) == 2).all()
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    up = "model.layers.0.mlp.up_proj.weight"
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "magnitude").get_parameter(up)
+    blocks, found = whole.get_parameter(up).abs().view(-1, 4), kept.view(-1, 4)
+    assert torch.equal(blocks.topk(2).values.sum(1), found.abs().sort().values[:, 2:].sum(1))
+
+
+# The recipe ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"method": "lora"}, "method must be one of lora-guided, vanilla"),
+        ({"share": 2}, r"share must lie in \[0, 1\]"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"length": 1}, "length must be at least 2"),
+        ({"tasks": ("piqqa",)}, "task must be one of"),
+        ({"threshold": "model"}, "threshold must be one of layer, global"),
+        ({"schedule": "square"}, "schedule must be one of cubic, linear, one-shot"),
+        ({"method": "taylor", "int8": True}, "taylor needs gradients of the weights"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(settings, line):
+    with pytest.raises(tm.TipminiError, match=line):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(None, 8), (3, 3), (4, 4), (11, 11)])
+def test_steps_take_the_place_of_epochs(steps, count):
+    recipe = Recipe(rows=12, batch=3, epochs=2, steps=steps)
+    batches = recipe.batches(12)
+    assert len(batches) == count and all(len(batch) == 3 for batch in batches)
+    first = [row for batch in batches[:4] for row in batch]
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 40])
+@pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
+def test_all_is_gone_at_the_last_removal(schedule, steps):
+    recipe = Recipe(schedule=schedule)
+    removals = [step for step in range(1, steps + 1) if removes(recipe, step, steps)]
+    assert fraction(recipe, removals[-1], steps) == 1
+    assert removes(Recipe(tune=False), 1, 1)
+
+
+def test_the_learning_rate_rises_and_falls_as_a_cosine():
+    recipe = Recipe(learning_rate=0.5, warmup=0.2)
+    rates = [cosine_rate(recipe, step, 10) for step in range(10)]
+    assert rates[:2] == [0.25, 0.5]
+    assert rates[6] == pytest.approx(0.25) and rates == sorted(rates[:3]) + rates[3:]
+    assert rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] > 0
+
+
+# The rows -----------------------------------------------------------------------------------------
+
+
+def test_rows_are_taken_from_every_task_in_turn(tokenizer):
+    rows = texts.examples(("rte", "openbookqa"), 5, 24, tokenizer)
+    first, second = (texts.examples((t,), 3, 24, tokenizer) for t in ("rte", "openbookqa"))
+    expected = [first[0], second[0], first[1], second[1], first[2]]
+    assert [list(row.content) for row in rows] == [list(row.content) for row in expected]
+    assert all(2 <= len(row.row) <= 24 for row in rows)
+
+
+def test_every_token_but_the_first_is_predicted():
+    row = texts.plain([5, 6, 7]).row
+    assert (row.tokens, row.reads, row.targets) == ([5, 6, 7], [0, 1], [6, 7])
+
+
+def test_padded_rows_are_masked():
+    rows = [texts.plain(range(20)), texts.plain(range(19))]
+    (batch,) = texts.padded(rows, 100)
+    assert batch["attention_mask"].tolist() == [[1] * 20, [1] * 19 + [0]]
+    assert batch["input_ids"][:, :19].tolist() == [list(range(19))] * 2
+
+
+def test_more_rows_than_there_are_are_refused(tokenizer):
+    with pytest.raises(tm.TipminiError, match=r"^task rte: \d+ train rows, 100000 wanted"):
+        texts.examples(("rte",), 100000, 24, tokenizer)
+
+
+def test_a_file_is_written_whole(tmp_path):
+    results.write_bytes(tmp_path / "a" / "b", b"x")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]

@@ -1,0 +1,1 @@
+"""Pruning a model group by group while it is fine-tuned, and writing what is left."""

@@ -1,0 +1,126 @@
+"""Masks of groups: put on a model's forward pass, updated as pruning goes on, saved and read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tipmini.errors import TipminiError
+from tipmini.groups import HEADS, Family, find_families
+from tipmini.loraprune import moving_average, share_mask, threshold_mask
+from tipmini.tensor_file import TensorFile
+
+Masks = dict[str, Tensor]  # family -> (count,) bool, False where a group is gone
+
+
+class Pruner:
+    """Group importances that are averaged over steps, and the masks that follow from them.
+
+    final: the groups of each family to be gone in the end. threshold "layer": the least important
+    of every family go, the same number in every layer where `final` is the same. "global": p of
+    Eq. 12 is one number for all families of a kind; shares then differ from layer to layer, and
+    the total is at least that of `final` (groups that tie at p go together).
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        final: Mapping[str, int],
+        *,
+        decay: float = 0.9,
+        threshold: str = "layer",
+    ) -> None:
+        self.families, self.final, self.decay = list(families), final, decay
+        self.threshold = threshold
+        self.averages = {f.name: torch.zeros(f.count) for f in families}  # Eq. 11 starts at 0
+        self.masks: Masks = {f.name: torch.ones(f.count, dtype=torch.bool) for f in families}
+
+    def observe(self, scores: Mapping[str, Tensor]) -> None:
+        """Eq. 11: take up one step's group importances; as in the authors' code a step with any
+        NaN is left out."""
+        if any(found.isnan().any() for found in scores.values()):
+            return
+        for name, found in scores.items():
+            self.averages[name] = moving_average(self.averages[name], found.cpu(), self.decay)
+
+    def remove(self, fraction: float) -> None:
+        """Let this fraction of `final` be gone; what is gone stays gone."""
+        if self.threshold == "global":
+            for kind in {family.kind for family in self.families}:
+                self._remove_below([f for f in self.families if f.kind == kind], fraction)
+            return
+        for family in self.families:
+            count = int(self.final[family.name] * fraction + 1e-9)
+            kept = self.masks[family.name]
+            self.masks[family.name] = share_mask(self.averages[family.name], count, kept)
+
+    def _remove_below(self, families: list[Family], fraction: float) -> None:
+        """One threshold for all families that lose any group."""
+        names = [family.name for family in families if self.final[family.name]]
+        count = int(sum(self.final[name] for name in names) * fraction + 1e-9)
+        if not count:
+            return
+        averages = {n: self.averages[n].masked_fill(~self.masks[n], -torch.inf) for n in names}
+        p = torch.cat(list(averages.values())).sort().values[count - 1].item()
+        for name, average in averages.items():
+            self.masks[name] = threshold_mask(average, p)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Groups of each family that are gone."""
+        return {name: int((~mask).sum()) for name, mask in self.masks.items()}
+
+
+@contextmanager
+def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """LoRAPrune's masked forward (Eq. 13): the outputs of a family's first projections times M.
+
+    The mask covers W_0's and the adapter's part alike. o and down then read zeros where a group is
+    gone, so their columns take no part. `masks` is read anew at every pass: it may change. Raises
+    TipminiError for masks that are not the model's.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    handles = []
+    try:
+        for family in find_families(causal):
+            if family.name in masks:
+                _check(family, masks[family.name])
+                for member in (m for m in family.members if m.dim == 0):
+                    hook = partial(_mask_output, masks, family.name)
+                    handles.append(causal.get_submodule(member.module).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask_output(masks: Masks, name: str, module: nn.Module, inputs: object, z: Tensor) -> Tensor:
+    mask = masks[name].to(z.device)
+    return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
+
+
+def _check(family: Family, mask: Tensor) -> None:
+    if mask.shape != (family.count,):
+        raise TipminiError(
+            f"mask of {family.name} is {tuple(mask.shape)}, the model has {family.count} "
+            f"{'groups of heads' if family.kind == HEADS else 'channels'}"
+        )
+
+
+def save_masks(masks: Masks) -> bytes:
+    """A safetensors file of bool tensors, one a family."""
+    from safetensors.torch import save
+
+    return save({name: mask.contiguous() for name, mask in masks.items()})
+
+
+def load_masks(file: Path) -> Masks:
+    """The masks of a safetensors file; raises TipminiError for anything else."""
+    found = TensorFile(file, finite=False)
+    for name, entry in found.entries.items():
+        if entry.dtype != "BOOL" or len(entry.shape) != 1:
+            raise TipminiError(f"{file}: {name} is no mask; a mask is one row of booleans")
+    return found.read_all()
