@@ -78,6 +78,7 @@ LAB = [
     "tipmini.lab.objective",
     "tipmini.lab.resumable",
     "tipmini.lab.training",
+    "tipmini.lab.weighing",
     "tipmini.lab.pruning",
     "tipmini.lab.pruning.recipe",
     "tipmini.lab.pruning.texts",

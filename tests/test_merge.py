@@ -100,6 +100,35 @@ def test_an_adapter_of_weight_zero_adds_nothing(method):
         torch.testing.assert_close(beside.delta(module), alone.delta(module))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_modules_scale_them_first(method):
+    """As if each module's scaling had been another from the start, here 1, 2, ... times that."""
+    weights = {n: {m: 1.0 + i for i, m in enumerate(MODULES)} for n in ADAPTERS}
+    found = merged_by(method, weights=weights)
+
+    def grown(module, pair):
+        return replace(pair, scaling=pair.scaling * (1.0 + MODULES.index(module)))
+
+    grown_adapters = {name: adapter.map(grown) for name, adapter in ADAPTERS.items()}
+    expected = tm.merge(grown_adapters, method, norms=NORMS, grams=GRAMS)
+    for module in MODULES:
+        torch.testing.assert_close(found.delta(module), expected.delta(module), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({MODULES[0]: 1.0}, "the weights of adapter boolq must be of its modules; see model"),
+        (dict.fromkeys([*MODULES, "lm_head"], 1.0), "must be of its modules; see lm_head"),
+        (dict.fromkeys(MODULES, math.nan), r"the weight of \S+ of boolq must be finite, got nan"),
+    ],
+)
+def test_weights_of_other_modules_are_refused(weights, message):
+    every = dict.fromkeys(ADAPTERS, dict.fromkeys(MODULES, 1.0)) | {"boolq": weights}
+    with pytest.raises(tm.TipminiError, match=message):
+        tm.merge(ADAPTERS, "cat", weights=every)
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "regmean"])
 def test_all_signs_turned_turn_the_result(method):
     """The sign of every weight, or of every A: an update is odd in either (TIES but for sums of 0,
@@ -193,7 +222,7 @@ def test_every_method_has_one_line_and_its_options():
     )
     assert tm.method_options("tip-inverted")["sign"] == -1
     assert tm.method_options("tip-dlp")["shift_range"] == 0.3
-    assert tm.method_options("regmean") == {"shrink": 0.9}
+    assert tm.method_options("regmean") == {"shrink": 0.9, "scale": 1.0}
     assert "summation" not in tm.method_options("ties")
 
 

@@ -100,7 +100,7 @@ def unbroken(base, tmp_path_factory, tiny, tokenizer):
 def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
     base, unbroken, tmp_path, monkeypatch, way, kill
 ):
-    monkeypatch.setattr("tipmini.lab.resumable.EVERY", 3)
+    monkeypatch.setattr("tipmini.lab.resumable.Resumable.every", 3)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         kill_at(patch, *KILLS[kill])

@@ -31,7 +31,8 @@ from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd
 from tipmini.tip import Norms
 
 Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]
-Weights = str | Iterable[float] | Mapping[str, float] | None
+Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
+Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
 Measured = Iterable[Norms] | Mapping[str, Norms] | None
 
 
@@ -54,8 +55,10 @@ def merge(
     method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
     sparsity, sign, on and summation (see `method_options`).
     weights: one for each adapter; 1 each by default, a plain sum ("sum"); "mean" is 1 / T each and
-    "sqrt" 1 / sqrt(T) for T adapters. norms: one dict for each adapter as `calibrate_adapter`
-    returns it; tip and wanda need them. grams: the same with statistic="gram"; regmean needs them.
+    "sqrt" 1 / sqrt(T) for T adapters. In place of a number, {module: number} multiplies the
+    modules' scalings before anything else is done (`tipmini weigh` learns such weights).
+    norms: one dict for each adapter as `calibrate_adapter` returns it; tip and wanda need them.
+    grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
     base_model: what the result names as its base, and that adapters which name different ones
@@ -158,13 +161,29 @@ def _parts(
     weights = _beside(adapters, "weights", weights, 1.0)
     norms = _beside(adapters, "norms", norms, None)
     grams = _beside(adapters, "grams", grams, None)
-    for name, weight in weights.items():
+    weighed = {name: _weighed(name, adapters[name], weights[name]) for name in adapters}
+    return [
+        Part(name, adapter, weight, norms[name], seed, grams[name])
+        for name, (adapter, weight) in weighed.items()
+    ]
+
+
+def _weighed(name: str, adapter: LoraAdapter, weight: Weight) -> tuple[LoraAdapter, float]:
+    """The adapter and its one weight; weights of modules go into their scalings."""
+    if not isinstance(weight, Mapping):
         if not is_finite(weight):
             raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
-    return [
-        Part(name, adapter, float(weights[name]), norms[name], seed, grams[name])
-        for name, adapter in adapters.items()
-    ]
+        return adapter, float(weight)
+    for module in adapter.factors.keys() ^ weight.keys():
+        raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
+    for module, own in weight.items():
+        if not is_finite(own):
+            raise TipminiError(f"the weight of {module} of {name} must be finite, got {own}")
+
+    def scaled(module: str, pair: LoraFactors) -> LoraFactors:
+        return replace(pair, scaling=pair.scaling * weight[module])
+
+    return adapter.map(scaled), 1.0
 
 
 def _equal_weight(rule: str, count: int) -> float:

@@ -30,6 +30,7 @@ from tipmini.lab.merging import PAPER, Merges, adapter_hash
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
 from tipmini.lab.variants import UNMERGED, Inputs, Variant
+from tipmini.lab.weighing import Recipe, Weighing
 
 METHODS = (*UNMERGED, *PAPER)
 MERGES = PAPER
@@ -64,12 +65,12 @@ class Lab:
     """
 
     apart: tuple[str, ...] = METHODS
-    kept_norms: Path | None = None
+    kept: Path | None = None  # folder of norms and learnt weights that were made before
 
     def __init__(self, profile: Profile):
         self.profile = profile
         self.merges = Merges(self)
-        self.norms = InputNorms(self, self.kept_norms)
+        self.norms = InputNorms(self, self.kept and self.kept / "norms")
         self._definitions: dict[str, ConfigurableTask] = {}
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -127,6 +128,15 @@ class Lab:
     def input_norms(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
         """See `InputNorms.of`."""
         return self.norms.of(task, chosen)
+
+    @cached_property
+    def weighing(self) -> Weighing:
+        """Weights learnt of the seven adapters, on a base of its own."""
+        base = model.load_base(
+            self.model_path, self.profile.dtype, self.profile.device, attention="eager"
+        )
+        files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
+        return Weighing(base, self.tokenizer, self.adapters, Recipe(), files)
 
     # Merge ----------------------------------------------------------------------------------
 
@@ -270,7 +280,7 @@ def stored(profile: Profile, method: str, task: str) -> Cell | None:
 
 
 def _without_measured(settings: dict) -> dict:
-    kept = {key: value for key, value in settings.items() if key != "measured"}
+    kept = {key: value for key, value in settings.items() if key not in ("measured", "learnt")}
     inner = kept["norm_of"]
     return kept | ({"norm_of": _without_measured(inner)} if isinstance(inner, dict) else {})
 

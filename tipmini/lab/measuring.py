@@ -33,9 +33,9 @@ class Bundled(Lab):
     apart = ()
 
     @property
-    def kept_norms(self) -> Path:
-        """The committed ones, so that a variant is the same merge on every machine."""
-        return load_profile("full").store / "norms"
+    def kept(self) -> Path:
+        """What is committed, so that a variant is the same merge on every machine."""
+        return load_profile("full").store
 
 
 class HeldOut(Bundled):

@@ -26,12 +26,20 @@ class Measured(Protocol):
     def inputs(self, task: str, chosen: Inputs) -> dict: ...
 
 
+class Learnt(Protocol):
+    """Weights learnt of all adapters; `Weighing` is one."""
+
+    def identity(self) -> str: ...
+    def weights(self) -> dict[str, dict[str, float]]: ...
+
+
 class Source(Protocol):
     """What merges are made of; `Lab` is one."""
 
     profile: Profile
     adapters: dict[str, tm.LoraAdapter]
     norms: Measured
+    weighing: Learnt
 
     def adapter_path(self, task: str) -> Path: ...
     def merged(self, name: str) -> Path: ...
@@ -76,7 +84,7 @@ class Merges:
     def merge(self, variant: Variant) -> tm.LoraAdapter:
         """The merged adapter itself."""
         names = variant.tasks(self.profile.tasks)
-        given = {"weights": variant.shares(names), "seed": self.seed(variant)}
+        given = {"weights": self.weights(variant), "seed": self.seed(variant)}
         if variant.needs:
             chosen = _inputs(variant)
             given[variant.needs] = {task: self.lab.norms.of(task, chosen) for task in names}
@@ -86,6 +94,14 @@ class Merges:
             return merged
         like = tm.load_adapter(self.lab.merged(variant.norm_of))
         return controls.scaled_to(merged, like, variant.norm_by)
+
+    def weights(self, variant: Variant) -> object:
+        """As `merge` takes them."""
+        names = variant.tasks(self.profile.tasks)
+        if variant.weights != "learnt":
+            return variant.shares(names)
+        every = self.lab.weighing.weights()
+        return {task: every[task] for task in names}
 
     def exact(self, variant: Variant) -> tm.LoraAdapter:
         """The plain sum of the updates that the variant merges."""
@@ -119,6 +135,8 @@ class Merges:
             chosen = _inputs(variant)
             keys = {task: results.digest(self.lab.norms.inputs(task, chosen)) for task in names}
             own["measured"] = keys
+        if variant.weights == "learnt" and measured:
+            own["learnt"] = self.lab.weighing.identity()
         if variant.norm_of:
             own["norm_of"] = self.settings(self.lab.variant(variant.norm_of), measured)
         return own

@@ -14,8 +14,6 @@ from tipmini.lab import objective
 from tipmini.lab.objective import Example
 from tipmini.lab.packing import batches
 
-EVERY = 20  # steps between checkpoints
-
 
 def wear_lora(base: nn.Module, rank: int, alpha: int, targets: Sequence[str], seed: int):
     """A PeftModel around a frozen base with a new adapter: A drawn from the seed, B = 0."""
@@ -57,6 +55,7 @@ class Resumable:
     log: dict  # with "loss" and "seconds"
     tokens: int  # padded tokens of one forward pass; a step accumulates several
     temperature: float = 1.0
+    every: int = 20  # steps between checkpoints
 
     def identity(self) -> str:
         """Hash of all that a run depends on: a checkpoint of anything else is not continued."""
@@ -76,13 +75,14 @@ class Resumable:
     def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
         """Take up what `kept` gave."""
 
-    def backward(self, group: Sequence[Example]) -> float:
-        """Add up the gradients of the mean loss, in passes of at most `tokens`; the loss."""
+    def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
+        """Add up the gradients of a share of the mean loss, in passes of at most `tokens`."""
         total = 0.0
         for part in batches([len(e.row) for e in group], self.tokens):
             rows = [group[i] for i in part]
-            loss = objective.losses(self.model, rows, self.temperature).sum() / len(group)
-            loss.backward()
+            loss = objective.losses(self.model, rows, self.temperature).sum() * share / len(group)
+            if loss.requires_grad:
+                loss.backward()
             total += loss.item()
         return total
 
@@ -96,7 +96,7 @@ class Resumable:
             if number + 1 in marks:
                 self.score(number + 1)
             self.log["seconds"] += time.perf_counter() - start
-            if (number + 1) % EVERY == 0 or number + 1 in marks:
+            if (number + 1) % self.every == 0 or number + 1 in marks:
                 self.checkpoint(number + 1)
 
     def checkpoint(self, number: int) -> None:

@@ -16,7 +16,7 @@ from tipmini.merge import NEEDS
 
 UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
 NAME = r"^[a-z0-9][a-z0-9._-]*$"  # also a file's name
-Weights = Literal["sum", "mean", "sqrt"] | float | dict[str, float]
+Weights = Literal["sum", "mean", "sqrt", "learnt"] | float | dict[str, float]
 Option = bool | int | float | str | None
 
 
@@ -43,7 +43,7 @@ class Variant(Declared):
     title: str = Field(description="for the reader of a table")
     method: str = Field("tip", description="base, single, or a method or preset of the library")
     options: dict[str, Option] = Field({}, description="of the method; rank may be 'whole'")
-    weights: Weights = Field("sum", description="a rule, a number for each, or one a task")
+    weights: Weights = Field("sum", description="a rule, a number for each, one a task, or learnt")
     seed: int | None = Field(None, description="of random methods; null: the profile's")
     adapters: int | tuple[str, ...] | None = Field(
         None, description="tasks, or how many of the profile's; null: all. Others aren't evaluated"
