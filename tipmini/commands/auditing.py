@@ -30,7 +30,14 @@ def _facts(each) -> dict[str, object]:
 
 
 def _print(audited) -> None:
+    """A table for each paper."""
+    from tipmini.lab.claims.declared import declared
+
     wide = max(len(each.claim.id) for each in audited)
-    print(f"{'claim':{wide}}  {'in print':46}  here")
-    for each in audited:
-        print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
+    for name, paper in declared().papers.items():
+        own = [each for each in audited if each.claim.paper == name]
+        print(f"{paper.title}: {len(own)} claims\n")
+        print(f"{'claim':{wide}}  {'in print':46}  here")
+        for each in own:
+            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
+        print()

@@ -2,6 +2,8 @@
 
 declared: book/claims.yaml, a quoted sentence each with its checks and the verdicts declared of it.
 evidence: what the checks may look at. proportions: tests of accuracies of which rows are unknown.
-in_print: checks from the printed cells. here: checks from the cells measured for this book.
-audit: runs them and refuses a verdict that is not the declared one. page: the tables of the book.
+in_print: checks from TIP's printed cells. pruned: checks from LoRAPrune's printed numbers.
+here: checks from what was measured for this book. settings: checks of how it was measured.
+audit: runs them and refuses a verdict that is not the declared one.
+printed_tables: the papers' tables recomputed. page: whatever the page of the book shows.
 """

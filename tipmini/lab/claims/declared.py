@@ -28,6 +28,14 @@ class Verdict(StrEnum):
         "the relative difference is another number.",
     )
     IN_PART = "holds in part", "Some of the tasks or baselines it speaks of show it, others do not."
+    SAVED_NOT_USED = (
+        "holds as what is saved, not as what is used",
+        "The number is the share that is saved; the share that is used is another number.",
+    )
+    AT_HAND = (
+        "holds in the numbers at hand",
+        "The paper's numbers that were at hand say it; others that it also rests on were not.",
+    )
     WITHIN_ERROR = (
         "within the sampling error",
         "The printed difference has the claimed sign, and is no larger than two draws of that "
@@ -41,6 +49,10 @@ class Verdict(StrEnum):
     )
     SETTING = "setting, not tested", "It says how the paper measured; no number can confirm that."
     NO_NUMBER = "no printed number", "The paper prints no number from which it could be checked."
+    NOT_AT_HAND = (
+        "table not at hand",
+        "It rests on a table or a figure that is an image in the text at hand, or names none.",
+    )
     NOT_SUPPORTED = (
         "not supported at this scale",
         "The cells measured here do not show it. At the paper's scale it may be otherwise.",
@@ -62,7 +74,7 @@ class Strict(BaseModel):
 class Check(Strict):
     """A named check, what it is given, and the verdict that it must come to."""
 
-    check: str = Field(description="a function of in_print.py or here.py")
+    check: str = Field(description="a function of in_print.py, pruned.py, here.py or settings.py")
     arguments: dict = {}
     tolerance: float | None = Field(None, ge=0, description="in the unit of the printed value")
     verdict: Verdict = Field(description="declared; the build fails where another is computed")
@@ -75,8 +87,8 @@ class Claim(Strict):
     paper: str
     section: str
     title: str
-    quote: str = Field(min_length=2, description="as printed, in the language of the paper")
-    english: str = Field(min_length=2)
+    quote: str = Field(min_length=2, description="as printed, in the language of the paper's text")
+    english: str | None = Field(None, min_length=2, description="None: the quote is in English")
     printed: float | str | None = Field(None, description="None: cells of the paper's table")
     unit: str = ""
     in_print: Check
@@ -86,7 +98,7 @@ class Claim(Strict):
 class Paper(Strict):
     title: str
     cite: str = Field(description="its key in book/references.bib")
-    language: str = Field(description="of the quotes, as HTML names it")
+    language: str = Field(description="of the quotes that are put into English, as HTML names it")
     sections: dict[str, str] = Field(description="short name -> how the page calls it")
 
 

@@ -100,13 +100,15 @@ class Printed:
 
 @dataclass
 class Evidence:
-    """All of it, for one paper's table and one profile of this book."""
+    """All of it: what the papers print, and one profile of this book."""
 
     printed: Printed
     base_model: dict[str, dict]  # task -> public record of the model without an adapter
     usual_spread: tuple[float, float]  # points
     profile: Profile
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    pruned: dict = field(default_factory=dict)  # what LoRAPrune prints, as printed.yaml has it
+    records: dict = field(default_factory=dict)  # records.yaml
 
     @cached_property
     def importances(self) -> dict[str, Tensor]:
@@ -125,12 +127,14 @@ class Evidence:
 def gathered(profile: str = "full", records: Path = paths.RECORDS) -> Evidence:
     """What is printed, recorded and stored now; nothing is measured."""
     found = yaml.safe_load(records.read_text())
-    accuracy = yaml.safe_load(paths.PRINTED.read_text())["table1"]["tasks"]
+    printed = yaml.safe_load(paths.PRINTED.read_text())
     chosen = load_profile(profile)
     return Evidence(
-        Printed(accuracy, found["splits"]),
+        Printed(printed["table1"]["tasks"], found["splits"]),
         found["base_model"],
         tuple(found["usual_spread"]),
         chosen,
         tables.variant_cells(chosen),
+        printed["loraprune"],
+        found,
     )

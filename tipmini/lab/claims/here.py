@@ -1,4 +1,4 @@
-"""Checks of a claim from what was measured for this book: cells, layers, settings."""
+"""Checks of a claim from what was measured for this book: cells, layers, serving."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,6 +9,7 @@ from tipmini.lab.bench import serving_stored
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.in_print import names
+from tipmini.lab.claims.settings import not_run
 from tipmini.lab.results import Cell, paired_p
 from tipmini.lab.statistics import holm_of
 from tipmini.lab.tables import TITLES
@@ -165,45 +166,21 @@ def serving_costs(evidence: Evidence, *, step: str, batch: int) -> Finding:
     )
 
 
-# Settings -----------------------------------------------------------------------------------
-
-
-def profile_has(evidence: Evidence, *, setting: str, value: object) -> Finding:
-    """Whether a setting of the profile is the paper's."""
-    own = getattr(evidence.profile, setting)
-    own = len(own) if setting == "tasks" else own
-    verdict = Verdict.SAME_SETTING if own == value else Verdict.OTHER_SETTING
-    return Finding(verdict, f"{setting.replace('_', ' ')}: {own}", "Read from the profile.")
-
-
-def rows_are_official(evidence: Evidence) -> Finding:
-    """Whether the cells stand on every row of the official splits."""
-    official = evidence.printed.splits
-    counts = {task: cell.count for (_, task), cell in evidence.cells.items()}
-    fewer = [t for t, count in counts.items() if count != official[t]["rows"]]
-    verdict = Verdict.OTHER_SETTING if fewer else Verdict.SAME_SETTING
-    told = [f"{names([t])} {counts[t]:,} of {official[t]['rows']:,}" for t in fewer]
-    words = "The other tasks have all rows." if fewer else "All tasks have all rows."
-    return Finding(verdict, f"rows: {', '.join(told) or 'all'}", words)
-
-
-def rank_is(evidence: Evidence, *, value: int) -> Finding:
-    """Whether every committed adapter has that rank."""
-    pairs = [p for t in evidence.profile.tasks for p in evidence.adapter(t).factors.values()]
-    ranks = sorted({pair.rank for pair in pairs})
-    verdict = Verdict.SAME_SETTING if ranks == [value] else Verdict.OTHER_SETTING
-    return Finding(verdict, f"rank {', '.join(map(str, ranks))}", "Read from the adapters.")
-
-
-def other_setting(evidence: Evidence, *, note: str) -> Finding:
-    return Finding(Verdict.OTHER_SETTING, "-", note)
-
-
-def not_run(evidence: Evidence, *, note: str) -> Finding:
-    return Finding(Verdict.NOT_RUN, "-", note)
+def merged_serves_cheaper(evidence: Evidence, *, step: str, batch: int) -> Finding:
+    """Whether one merged adapter takes less time in every round than the largest mixed batch."""
+    found = serving_stored.read()
+    ratios = serving_stored.relative(found, step, batch)
+    mixed, merged = ratios[serving_stored.most(found)], ratios["one adapter"]
+    return Finding(
+        Verdict.HOLDS if merged[2] < mixed[1] else Verdict.NOT_SUPPORTED,
+        f"{merged[0]:.2f} times merged, {mixed[0]:.2f} mixed",
+        f"Time of a batch of {batch}, {serving_stored.STEPS[step]}, over that of the base model. "
+        f"In the {found['rounds']} rounds: merged {merged[1]:.2f} to {merged[2]:.2f}, mixed "
+        f"{mixed[1]:.2f} to {mixed[2]:.2f} (on a CPU, PEFT).",
+    )
 
 
 CHECKS = (
-    *(paired, layers_differ, shifts_have_mean_zero, layers_stay_shares, serving_costs),
-    *(profile_has, rows_are_official, rank_is, other_setting, not_run),
+    *(paired, layers_differ, shifts_have_mean_zero, layers_stay_shares),
+    *(serving_costs, merged_serves_cheaper),
 )

@@ -2,20 +2,18 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from tipmini.lab import paths
+from tipmini.lab.claims import printed_tables as printed
 from tipmini.lab.claims.audit import Audited, audit, refuse_changed
 from tipmini.lab.claims.declared import Claim, Declared, Verdict, declared
-from tipmini.lab.claims.evidence import COMPARED, Evidence, Finding, Printed, gathered
-from tipmini.lab.claims.proportions import standard_error, whole_count
+from tipmini.lab.claims.evidence import COMPARED, Evidence, Finding, gathered
 from tipmini.lab.show import markdown_table
-from tipmini.lab.tables import TITLES
-
-METHODS = ("single", "linear", "dare", "tip")
 
 
 def page_values(file: Path = paths.CLAIMS, evidence: Evidence | None = None) -> dict[str, str]:
@@ -23,21 +21,31 @@ def page_values(file: Path = paths.CLAIMS, evidence: Evidence | None = None) -> 
     evidence = evidence or gathered()
     told, audited = declared(file), audit(file, evidence)
     refuse_changed(audited)
-    values = {
-        "claims_count": str(len(audited)),
-        "claims_verdicts": _verdicts(audited),
-        "claims_means": markdown_table(_means(evidence.printed)),
-        "claims_records": markdown_table(_records(evidence)),
-        "claims_counts": markdown_table(_counts(evidence.printed)),
-        "claims_tip_differences": markdown_table(_differences(evidence.printed, COMPARED[:3])),
-        "claims_merge_differences": markdown_table(_differences(evidence.printed, COMPARED[3:])),
-        "claims_compared": str(len(COMPARED) * len(evidence.printed.tasks)),
-    }
+    values = {"claims_verdicts": _meanings(audited)} | _printed_tables(evidence)
     for paper in told.papers:
         own = [each for each in audited if each.claim.paper == paper]
+        values[f"claims_{paper}_count"] = str(len(own))
+        values[f"claims_{paper}_verdicts"] = _counts(own)
         values[f"claims_{paper}_summary"] = markdown_table(_summary(own))
         values |= _sections(paper, told, own)
     return values
+
+
+def _printed_tables(evidence: Evidence) -> dict[str, str]:
+    table = evidence.printed
+    frames = {
+        "claims_means": printed.means(table),
+        "claims_records": printed.records(evidence),
+        "claims_counts": printed.counts(table),
+        "claims_tip_differences": printed.differences(table, COMPARED[:3]),
+        "claims_merge_differences": printed.differences(table, COMPARED[3:]),
+        "claims_loraprune_perplexities": printed.perplexities(evidence),
+        "claims_loraprune_memories": printed.memories(evidence),
+    }
+    return {name: markdown_table(frame) for name, frame in frames.items()} | {
+        "claims_compared": str(len(COMPARED) * len(table.tasks)),
+        "claims_loraprune_sources": printed.sources(evidence),
+    }
 
 
 # Claims -------------------------------------------------------------------------------------
@@ -54,13 +62,21 @@ def _summary(audited: Iterable[Audited]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("claim")
 
 
-def _verdicts(audited: Sequence[Audited]) -> str:
-    """Every verdict that is given, what it means and how often it is."""
-    given = [finding.verdict for each in audited for finding in (each.in_print, each.here)]
+def _meanings(audited: Sequence[Audited]) -> str:
+    """Every verdict that is given, and what it means."""
+    given = {finding.verdict for each in audited for finding in (each.in_print, each.here)}
+    rows = {f"*{v.value}*": {"meaning": v.meaning} for v in Verdict if v in given}
+    return markdown_table(pd.DataFrame(rows).T.rename_axis("verdict"))
+
+
+def _counts(audited: Sequence[Audited]) -> str:
+    """How often every verdict is given."""
+    in_print = Counter(each.in_print.verdict for each in audited)
+    here = Counter(each.here.verdict for each in audited)
     rows = {
-        f"*{verdict.value}*": {"times": str(given.count(verdict)), "meaning": verdict.meaning}
-        for verdict in Verdict
-        if verdict in given
+        f"*{v.value}*": {"in print": in_print[v] or "-", "here": here[v] or "-"}
+        for v in Verdict
+        if v in in_print | here
     }
     return markdown_table(pd.DataFrame(rows).T.rename_axis("verdict"))
 
@@ -77,17 +93,17 @@ def _sections(paper: str, told: Declared, audited: list[Audited]) -> dict[str, s
 
 
 def _claim(each: Audited, language: str) -> str:
-    """One claim as an admonition: quote, translation, values, both verdicts."""
+    """One claim as an admonition: quote, translation where it needs one, values, both verdicts."""
     claim = each.claim
+    spoken = "en" if claim.english is None else language
     return "\n".join(
         [
             f"::::{{admonition}} {claim.title}",
             f":name: claim-{claim.id}",
             "",
-            f'> <span lang="{language}">{_plain(claim.quote)}</span>',
+            f'> <span lang="{spoken}">{_plain(claim.quote)}</span>',
             "",
-            f"*{_plain(claim.english)}*",
-            "",
+            *([] if claim.english is None else [f"*{_plain(claim.english)}*", ""]),
             _line("Printed", _printed(claim)),
             _line("Recomputed", each.in_print.recomputed),
             _line("In print", _told(each.in_print)),
@@ -116,66 +132,3 @@ def _printed(claim: Claim) -> str:
 def _plain(text: str) -> str:
     """Text in which nothing is markup, on one line."""
     return re.sub(r"([\\`*_{}\[\]~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-# Tables of the whole Table 1 ----------------------------------------------------------------
-
-
-def _means(printed: Printed) -> pd.DataFrame:
-    rows = {}
-    for method in METHODS:
-        gap = printed.mean("tip") - printed.mean(method)
-        relative = f"{100 * gap / printed.mean(method):+.1f}%"
-        differs = (f"{100 * gap:+.2f}", relative) if method != "tip" else ("-", "-")
-        values = (f"{printed.mean(method):.4f}", *differs)
-        rows[TITLES[method]] = dict(
-            zip(("mean", "TIP − it, points", "relative"), values, strict=True)
-        )
-    return pd.DataFrame(rows).T.rename_axis("column")
-
-
-def _records(evidence: Evidence) -> pd.DataFrame:
-    rows = {
-        f"{TITLES[task]}<br>{record['metric']}": {
-            "Single, then record": f"{evidence.printed.value('single', task):.4f}<br>"
-            f"{record['value']:.4f}",
-            "recorded in": record["source"],
-        }
-        for task, record in evidence.base_model.items()
-    }
-    return pd.DataFrame(rows).T.rename_axis("task")
-
-
-def _counts(printed: Printed) -> pd.DataFrame:
-    """The right rows behind every printed accuracy, and its binomial standard error in points."""
-    rows = {
-        f"{TITLES[task]}<br>{printed.rows(task):,} rows": {
-            TITLES[m]: _count(printed, m, task) for m in METHODS
-        }
-        for task in printed.tasks
-    }
-    return pd.DataFrame(rows).T.rename_axis("task")
-
-
-def _count(printed: Printed, method: str, task: str) -> str:
-    share, rows = printed.value(method, task), printed.rows(task)
-    count = whole_count(share, rows) if printed.splits[task]["whole"] else None
-    shown = f"{count:,}" if count is not None else "not whole"
-    return f"{shown}<br>±\N{NO-BREAK SPACE}{100 * standard_error(share, rows):.2f}"
-
-
-def _differences(printed: Printed, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Differences that the text speaks of: points, z, bold where clear."""
-    rows = {}
-    for task in printed.tasks:
-        tests = {pair: printed.tests[*pair, task] for pair in pairs}
-        rows[TITLES[task]] = {
-            f"{TITLES[a]} − {TITLES[b]}": _marked(f"{100 * t.difference:+.2f}", t.clear)
-            + f"<br>z {t.z:.1f}"
-            for (a, b), t in tests.items()
-        }
-    return pd.DataFrame(rows).T.rename_axis("points")
-
-
-def _marked(text: str, clear: bool) -> str:
-    return f"**{text}**" if clear else text
