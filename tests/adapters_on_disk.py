@@ -1,5 +1,6 @@
 """Tiny adapters, norms, Gram matrices and a base model under the names that the examples use."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,18 +8,30 @@ from safetensors.torch import save_file
 from tiny import llama, random_adapter, random_norms
 from transformers import LlamaForCausalLM
 
+from tipmini.adapter import load_adapter
+from tipmini.learnt_weights import adapter_digest
+
 TASKS = ("piqa", "rte", "boolq")
 SHARDED, SINGLE = "20KB", "1GB"
 
 
 def write_all(folder: Path) -> None:
-    """adapters/TASK, TASK.safetensors (norms), TASK-grams.safetensors, base/, below a folder."""
+    """adapters/TASK, TASK.safetensors (norms), TASK-grams.safetensors, weights.json and base/."""
     for seed, task in enumerate(TASKS):
         adapter = random_adapter(seed)
         adapter.save(folder / "adapters" / task)
         save_file(random_norms(adapter, seed), folder / f"{task}.safetensors")
         save_file(random_grams(adapter, seed), folder / f"{task}-grams.safetensors")
+    write_weights(folder)
     llama().save_pretrained(folder / "base")
+
+
+def write_weights(folder: Path) -> None:
+    """As if learnt: 0.1, 0.2, ... for the modules of each adapter."""
+    adapters = {task: load_adapter(folder / "adapters" / task) for task in TASKS}
+    weights = {t: {m: 0.1 * i for i, m in enumerate(a.modules, 1)} for t, a in adapters.items()}
+    made = {"identity": "", "adapters": {t: adapter_digest(a) for t, a in adapters.items()}}
+    (folder / "weights.json").write_text(json.dumps({"weights": weights, "made": made}))
 
 
 def random_grams(adapter, seed: int) -> dict[str, torch.Tensor]:

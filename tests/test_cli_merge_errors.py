@@ -21,7 +21,7 @@ BAD = [
     ([*LINEAR, "--sparsity", "0.5", *ADAPTERS], "linear has no option 'sparsity'; it has none"),
     ([*LINEAR, "--weight", "1", *ADAPTERS], "weights must be one an adapter, 3, got 1"),
     ([*LINEAR, "--weight", "nan", ADAPTERS[0]], "weights must be finite numbers"),
-    ([*LINEAR, "--weights", "avg", *ADAPTERS], "sum, mean or sqrt, got 'avg'"),
+    ([*LINEAR, "--weights", "avg", *ADAPTERS], "sum, mean, sqrt or a .json file, got 'avg'"),
     ([*LINEAR, "--weights", "mean", "--weight", "1", ADAPTERS[0]], "not both"),
     (["--method", "ties", "-o", "densty=1", *LINEAR[2:], *ADAPTERS], "did you mean 'density'?"),
     (["--method", "ties", "-o", "density", *LINEAR[2:], *ADAPTERS], "needs name=value"),

@@ -32,6 +32,7 @@ ADAPTERS = [
     "tipmini.ties",
     "tipmini.elementwise",
     "tipmini.subspace",
+    "tipmini.learnt_weights",
     "tipmini.merge",
     "tipmini.base_folder",
     "tipmini.fidelity",

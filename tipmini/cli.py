@@ -45,6 +45,7 @@ COMMANDS = {
         "tipmini calibrate --task piqa --out piqa.safetensors",
         "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
     ],
+    laboratory.weigh: ["tipmini weigh --task piqa --task rte --out weights.json"],
     laboratory.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],
     laboratory.measure: [
         "tipmini measure --profile smoke --method single --task rte",

@@ -12,11 +12,12 @@ PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 
 @dataclass(frozen=True)
 class CardInput:
-    """An adapter that was merged: where it was, the SHA-256 of its factors' file, its weight."""
+    """An adapter that was merged: where it was, the SHA-256 of its factors' file, its weight,
+    or what there is to say of its many."""
 
     path: str
     sha256: str
-    weight: float = 1.0
+    weight: float | str = 1.0
 
 
 def model_card(
@@ -79,10 +80,14 @@ def _settings(
 
 def _inputs(inputs: Mapping[str, CardInput]) -> str:
     rows = [
-        [_code(name), f"{one.weight:g}", _code(one.path), _code(one.sha256)]
+        [_code(name), _share_of(one.weight), _code(one.path), _code(one.sha256)]
         for name, one in inputs.items()
     ]
     return "## Adapters\n\n" + table(["Adapter", "Weight", "From", "SHA-256 of its factors"], rows)
+
+
+def _share_of(weight: float | str) -> str:
+    return weight if isinstance(weight, str) else f"{weight:g}"
 
 
 def _layers(sparsity: Mapping[str, Mapping[str, float]], fidelity: Mapping[str, float]) -> str:

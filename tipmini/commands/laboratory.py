@@ -54,6 +54,39 @@ def calibrate(
     print(f"{out}: {what} of {own} on {rows} rows of {task}")
 
 
+def weigh(
+    task: Annotated[
+        list[str], typer.Option(help="again for several", autocompletion=complete_task)
+    ],
+    out: Annotated[Path, typer.Option(help=".json file to write")],
+    base: Base = "embedded",
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="one a task, in their order; default `adapters/TASK`")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="train rows a task")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="how often each row is read")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="of the rows' order")] = 0,
+) -> None:
+    """Learn the weights of a merge on the tasks' own train rows: one an adapter and module.
+
+    For `tipmini merge --method cat --weights FILE`. Some minutes for seven adapters of the embedded
+    model; a killed run goes on where it stopped.
+    """
+    if out.suffix != ".json":
+        raise TipminiError(f"{out}: name a .json file, as `tipmini merge --weights` expects")
+    folders = adapter or [Path("adapters") / name for name in task]
+    if len(folders) != len(task):
+        raise TipminiError(f"--adapter must be one a task, {len(task)}, got {len(folders)}")
+    own = {name: load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
+    _refuse_unwritable(out)
+    from tipmini.lab.weighing import Recipe, Weighing
+
+    lab = _lab(base)
+    recipe = Recipe(rows=rows, stories=min(rows, Recipe.stories), epochs=epochs, seed=seed)
+    Weighing(lab.trainable, lab.tokenizer, own, recipe, [out]).weights()
+    print(f"{out}: weights of {', '.join(task)}, learnt on {rows} rows a task")
+
+
 def evaluate(
     task: Annotated[
         list[str],

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tipmini.commands.merge_request import Request
 from tipmini.commands.merge_run import (
@@ -57,7 +58,7 @@ def _kinds(inputs: Inputs) -> dict[tuple, list[str]]:
 
 
 def _try(request: Request, inputs: Inputs, module: str) -> Trial:
-    request, inputs = _only(request, inputs, module)
+    inputs = _only(request, inputs, module)
     start = time.perf_counter()
     if inputs.base:
         measured_update(request, inputs)[module]
@@ -67,7 +68,7 @@ def _try(request: Request, inputs: Inputs, module: str) -> Trial:
     return Trial(time.perf_counter() - start, pair.a.nbytes + pair.b.nbytes)
 
 
-def _only(request: Request, inputs: Inputs, module: str) -> tuple[Request, Inputs]:
+def _only(request: Request, inputs: Inputs, module: str) -> Inputs:
     """The same merge of one module, with the adapters that have it."""
     having = [i for i, adapter in enumerate(inputs.adapters) if module in adapter.factors]
 
@@ -75,10 +76,11 @@ def _only(request: Request, inputs: Inputs, module: str) -> tuple[Request, Input
         return [values[i] for i in having] if isinstance(values, list) else values
 
     alone = [replace(a, factors={module: a.factors[module]}) for a in chosen(inputs.adapters)]
-    return (
-        replace(request, weights=chosen(request.weights)),
-        replace(inputs, adapters=alone, norms=chosen(inputs.norms), grams=chosen(inputs.grams)),
-    )
+    shares = chosen(inputs.weights)
+    if isinstance(request.weights, Path):
+        shares = [{module: own[module]} for own in shares]
+    own = {"norms": chosen(inputs.norms), "grams": chosen(inputs.grams), "weights": shares}
+    return replace(inputs, adapters=alone, **own)
 
 
 def _memory(request: Request, inputs: Inputs, output: int) -> int:

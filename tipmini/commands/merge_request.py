@@ -27,7 +27,7 @@ class Request:
     out: Path
     method: str
     options: dict[str, object]  # all of the method's, defaults among them
-    weights: str | list[float]
+    weights: str | list[float] | Path  # a file: learnt ones
     norms: list[Path] | None
     grams: list[Path] | None
     seed: int
@@ -175,10 +175,14 @@ def _name(name: str, value: object) -> str | None:
     return value
 
 
-def _weights(value: object) -> str | list[float]:
+def _weights(value: object) -> str | list[float] | Path:
+    if isinstance(value, str | Path) and str(value).endswith(".json"):
+        return _path("weights", value)
     if isinstance(value, str):
         if value not in ("sum", "mean", "sqrt"):
-            raise TipminiError(f"weights must be numbers, sum, mean or sqrt, got {value!r}")
+            raise TipminiError(
+                f"weights must be numbers, sum, mean, sqrt or a .json file, got {value!r}"
+            )
         return value
     numbers = value if isinstance(value, list) else [value]
     if not all(map(is_finite, numbers)):

@@ -8,11 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tipmini as tm
-from tipmini import weights
+from tipmini import learnt_weights, weights
 from tipmini.base_folder import BaseFolder, open_base
 from tipmini.bases import common_base
 from tipmini.commands.merge_request import Request
 from tipmini.fidelity import Fidelity
+from tipmini.learnt_weights import told
 from tipmini.model_card import CardInput, model_card
 from tipmini.peft_folder import weights_sha256
 from tipmini.peft_write import refuse_taken
@@ -30,6 +31,7 @@ class Inputs:
     adapters: list[tm.LoraAdapter]
     norms: list[Mapping] | None
     grams: list[Mapping] | None
+    weights: str | list  # as `tm.merge` takes them
     base: BaseFolder | None  # of --into
     base_model: str | None  # what all adapters belong to
 
@@ -48,6 +50,7 @@ def open_inputs(request: Request) -> Inputs:
         [adapters[str(path)] for path in request.adapters],
         _tensor_files(request.norms),
         _tensor_files(request.grams),
+        _weights(request.weights, adapters),
         open_base(request.into) if request.into else None,
         request.base_model or common_base(named),
     )
@@ -58,6 +61,10 @@ def open_inputs(request: Request) -> Inputs:
 
 def _tensor_files(paths: list[Path] | None) -> list[Mapping] | None:
     return None if paths is None else [TensorFile(path) for path in paths]
+
+
+def _weights(given: object, adapters: Mapping[str, tm.LoraAdapter]) -> str | list:
+    return learnt_weights.weights_of(given, adapters) if isinstance(given, Path) else given
 
 
 def run(request: Request, inputs: Inputs, progress: Progress) -> dict[str, object]:
@@ -86,11 +93,13 @@ def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fi
     """The README.md of the merged adapter."""
     names = _names(request.adapters)
     parts, _ = _exact_sum(request, inputs)
-    used = zip(names, request.adapters, parts, strict=True)
+    learnt = isinstance(request.weights, Path)
+    shares = [told(w.values()) for w in inputs.weights] if learnt else [p.weight for p in parts]
+    used = zip(names, request.adapters, shares, strict=True)
     return model_card(
         request.method,
         request.options,
-        {n: CardInput(str(path), weights_sha256(path), part.weight) for n, path, part in used},
+        {n: CardInput(str(path), weights_sha256(path), share) for n, path, share in used},
         seed=request.seed,
         version=version("tipmini"),
         base_model=merged.base_model,
@@ -137,7 +146,7 @@ def describe(request: Request, inputs: Inputs) -> dict[str, object]:
         "method": request.method,
         "options": request.options,
         "seed": request.seed,
-        "weights": request.weights,
+        "weights": str(request.weights) if isinstance(request.weights, Path) else request.weights,
         "adapters": [str(path) for path in request.adapters],
         "modules": len(inputs.shapes),
     }
@@ -165,7 +174,7 @@ def _settings(request: Request, inputs: Inputs) -> dict[str, object]:
     """The keyword arguments of `tm.merge` and `tm.merge_update`."""
     return {
         "method": request.method,
-        "weights": request.weights,
+        "weights": inputs.weights,
         "norms": inputs.norms,
         "grams": inputs.grams,
         "seed": request.seed,
@@ -176,5 +185,5 @@ def _settings(request: Request, inputs: Inputs) -> dict[str, object]:
 
 def _exact_sum(request: Request, inputs: Inputs) -> tuple[list[Part], Mapping[str, tm.LoraFactors]]:
     """The parts of the merge with their weights as numbers, and the sum of their deltas."""
-    shared = {"weights": request.weights, "base_model": inputs.base_model}
+    shared = {"weights": inputs.weights, "base_model": inputs.base_model}
     return tm.merge_update(inputs.adapters, "cat", **shared)

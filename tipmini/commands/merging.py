@@ -31,6 +31,7 @@ EPILOG = f"""\
         " --norms piqa.safetensors --norms rte.safetensors adapters/piqa adapters/rte",
         "tipmini merge --method regmean --out merged --grams piqa-grams.safetensors"
         " --grams rte-grams.safetensors adapters/piqa adapters/rte",
+        "tipmini merge --method cat --weights weights.json --out merged adapters/piqa adapters/rte",
         "tipmini merge --method ties -o variant=authors --dry-run --out merged"
         " adapters/piqa adapters/rte",
         "tipmini merge --method cat --into base --out merged-base adapters/piqa adapters/rte",
@@ -68,7 +69,8 @@ def merge(
         list[float] | None, typer.Option(help="one an adapter, in their order; 1 each by default")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="instead: sum (1 each), mean (1/T) or sqrt (1/sqrt(T))")
+        str | None,
+        typer.Option(help="or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)); or weigh's .json file"),
     ] = None,
     norms: Annotated[list[Path] | None, typer.Option(help=f"input norms, {PATHS}")] = None,
     grams: Annotated[list[Path] | None, typer.Option(help=f"Gram matrices, {PATHS}")] = None,

@@ -129,14 +129,18 @@ class Lab:
         """See `InputNorms.of`."""
         return self.norms.of(task, chosen)
 
+    @property
+    def trainable(self) -> nn.Module:
+        """Another copy of the base model, with the attention that gradients pass through."""
+        model.keep_memory()
+        profile = self.profile
+        return model.load_base(self.model_path, profile.dtype, profile.device, attention="eager")
+
     @cached_property
     def weighing(self) -> Weighing:
-        """Weights learnt of the seven adapters, on a base of its own."""
-        base = model.load_base(
-            self.model_path, self.profile.dtype, self.profile.device, attention="eager"
-        )
+        """Weights learnt of the seven adapters."""
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
-        return Weighing(base, self.tokenizer, self.adapters, Recipe(), files)
+        return Weighing(self.trainable, self.tokenizer, self.adapters, Recipe(), files)
 
     # Merge ----------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
@@ -70,11 +69,6 @@ def paired_p(first: Cell, second: Cell) -> float:
 def digest(content: object) -> str:
     """SHA-256 of anything JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's values in float32."""
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import tipmini as tm
+from tipmini import learnt_weights
 from tipmini.adapter import LoraFactors
 from tipmini.lab import objective, results
 from tipmini.lab.resumable import Resumable
 from tipmini.lab.tasks import METRIC
-
-Weights = dict[str, dict[str, float]]  # task -> module -> weight
+from tipmini.learnt_weights import Weights
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ class Weighing(Resumable):
         self.factors = {module: layer.weights for module, layer in self.layers.items()}
         chosen = {"betas": (0.9, 0.95), "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(self.factors.values(), **chosen)
-        self.adapters = {task: adapter_digest(adapter) for task, adapter in adapters.items()}
+        self.adapters = {
+            task: learnt_weights.adapter_digest(adapter) for task, adapter in adapters.items()
+        }
         self.log: dict = {"loss": [], "seconds": 0.0}
 
     def identity(self) -> str:
@@ -142,9 +144,9 @@ class Weighing(Resumable):
     def weights(self) -> Weights:
         """Those learnt before of the very same things; else they are learnt now and written."""
         for file in self.files:
-            found = json.loads(file.read_text()) if file.is_file() else {}
-            if found.get("made", {}).get("identity") == self.identity():
-                return found["weights"]
+            found = learnt_weights.read(file) if file.is_file() else None
+            if found and found.made.identity == self.identity():
+                return found.weights
         return self.run()
 
     def run(self) -> Weights:
@@ -202,12 +204,4 @@ def _wrap(model: nn.Module, module: str, adapters: Mapping, start: float) -> Wei
 def rows_digest(rows: Mapping[str, list[objective.Example]]) -> str:
     return results.digest(
         {t: [[list(e.content), e.row.targets, e.gold] for e in each] for t, each in rows.items()}
-    )
-
-
-def adapter_digest(adapter: tm.LoraAdapter) -> str:
-    """Of the factors' values, wherever and in whatever precision they are stored."""
-    digest = results.tensor_digest
-    return results.digest(
-        [(m, f.scaling, digest(f.a), digest(f.b)) for m, f in sorted(adapter.factors.items())]
     )

@@ -1,0 +1,76 @@
+"""Files of learnt weights, one for each adapter and module: what `tipmini weigh` writes."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from torch import Tensor
+
+from tipmini.adapter import LoraAdapter
+from tipmini.errors import TipminiError
+from tipmini.strict import one_line, parse_json
+
+Weights = dict[str, dict[str, float]]  # adapter's name -> module -> weight
+
+
+class Made(BaseModel):
+    """What they were learnt of; more is said for the reader."""
+
+    model_config = ConfigDict(extra="allow")
+
+    identity: str
+    adapters: dict[str, str]  # name -> `adapter_digest`
+
+
+class LearntWeights(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    weights: dict[str, dict[str, FiniteFloat]]
+    made: Made
+
+
+def adapter_digest(adapter: LoraAdapter) -> str:
+    """SHA-256 of the factors' values, wherever and in whatever precision they are stored."""
+    factors = sorted(adapter.factors.items())
+    values = [(module, f.scaling, _digest(f.a), _digest(f.b)) for module, f in factors]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def read(file: Path) -> LearntWeights:
+    """Raises TipminiError, one line, for a file that is missing or none of these."""
+    try:
+        return LearntWeights.model_validate(parse_json(file.read_bytes()))
+    except OSError as error:
+        raise TipminiError(f"{file}: cannot be read ({one_line(error)})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {one_line(first['msg'])}"
+    except ValueError as error:
+        what = one_line(error)
+    raise TipminiError(f"{file}: not a file of learnt weights: {what}")
+
+
+def weights_of(file: Path, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, float]]:
+    """The weights of each of the adapters (by path), found by their factors' values.
+
+    Raises TipminiError for an adapter that the weights were not learnt with.
+    """
+    found = read(file)
+    names = {digest: name for name, digest in found.made.adapters.items()}
+    chosen = {path: names.get(adapter_digest(adapter)) for path, adapter in adapters.items()}
+    for path, name in chosen.items():
+        if name not in found.weights:
+            raise TipminiError(f"{file}: not learnt with {path}; run `tipmini weigh` with it")
+    return [found.weights[name] for name in chosen.values()]
+
+
+def told(weights: Iterable[float]) -> str:
+    """An adapter's weights in a few words."""
+    every = list(weights)
+    return f"{min(every):.2f} to {max(every):.2f}, mean {sum(every) / len(every):.2f}"
