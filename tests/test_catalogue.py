@@ -25,6 +25,8 @@ def merged(variant: Variant) -> tm.LoraAdapter:
     """A variant of tiny adapters, as a `Lab` would merge the real ones."""
     names = variant.tasks(TASKS)
     given = {"weights": variant.shares(names), "seed": variant.seed or 0}
+    if variant.weights == "learnt":
+        given["weights"] = {task: dict.fromkeys(ADAPTERS[task].modules, 0.3) for task in names}
     if variant.needs:
         measured = {"norms": NORMS, "grams": GRAMS}[variant.needs]
         given[variant.needs] = {task: measured[task] for task in names}
@@ -93,6 +95,17 @@ def test_at_full_only_what_matters():
         assert set(KNOWN.names(group, full)) <= set(KNOWN.names(group, mini))
     assert 5 < len(KNOWN.names("ledger", full)) < len(KNOWN.names("ledger", mini)) / 2
     assert KNOWN.names("methods", full) == KNOWN.names("methods", mini)
+
+
+def test_a_grid_has_each_setting_with_each():
+    (grid,) = KNOWN.groups["combined"].grids
+    names = [name for name in KNOWN.members["combined"] if name.startswith("combined-")]
+    assert len([n for n in names if n in KNOWN.variants]) == 2 ** len(grid.axes)
+    found = KNOWN.variant("combined-minus-block-exact-mean-s0.7")
+    assert found.options == {"sign": -1, "summation": "cat"}
+    assert found.weights == "mean"
+    printed = KNOWN.variant("combined-plus-block-factors-sum-s0.7")
+    assert printed.settings() == KNOWN.variant(grid.of).settings()
 
 
 def test_sweeps_name_their_variants():

@@ -90,6 +90,7 @@ LAB = [
     "tipmini.lab.resident",
     "tipmini.lab.evaluation",
     "tipmini.lab.profiles",
+    "tipmini.lab.declarations",
     "tipmini.lab.catalogue",
     "tipmini.lab.merging",
     "tipmini.lab.input_norms",

@@ -4,7 +4,8 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles, catalogue, documents, measuring, selection, tasks
-from tipmini.lab.catalogue import Catalogue, Choice
+from tipmini.lab.catalogue import Catalogue
+from tipmini.lab.declarations import Choice
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, digest
 from tipmini.lab.training import RECIPES
@@ -74,6 +75,13 @@ def test_a_choice_is_the_winner_under_its_own_name(place):
     store(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
     found = selection.resolved(choice, known, profile)
     assert (found.name, found.title, found.method) == ("best", "the best: CAT", "cat")
+
+
+def test_the_lowest_is_chosen_where_it_is_asked_for(place):
+    profile, known, choice = place
+    store(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
+    lowest = choice.model_copy(update={"lowest": True})
+    assert selection.resolved(lowest, known, profile).method == "linear"
 
 
 def test_nothing_is_chosen_while_a_candidate_is_not_measured(place):

@@ -54,6 +54,12 @@ def cells(store: Path, wanted: Iterable[str] | None = None) -> dict[tuple[str, s
     return {(b.name, cell.task): cell for b in found if b for cell in b.cells}
 
 
+def titles(store: Path, wanted: Iterable[str] | None = None) -> dict[str, str]:
+    """{variant: title}, as `cells`; of a choice it tells what was chosen."""
+    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
+    return {b.name: b.title for b in found if b}
+
+
 def facts(store: Path, wanted: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
     """{variant: facts of its merge}, as `cells`."""
     found = (read(store, name) for name in (names(store) if wanted is None else wanted))

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from tipmini.errors import TipminiError
 from tipmini.lab import catalogue, selection, tasks
-from tipmini.lab.catalogue import Catalogue, Choice
+from tipmini.lab.catalogue import Catalogue
+from tipmini.lab.declarations import Choice
 from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile, load_profile

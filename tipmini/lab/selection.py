@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles
-from tipmini.lab.catalogue import Catalogue, Choice
+from tipmini.lab.catalogue import Catalogue
+from tipmini.lab.declarations import Choice
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
 from tipmini.lab.variants import Variant
@@ -43,7 +44,11 @@ def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
     names, store = known.candidates(choice), profile.selection_store
     if choice.finalists:
         names, store = finalists(choice, known, profile), profile.finals_store
-    (winner,) = best(_measured(choice, store, names, profile), names, profile.tasks)
+    cells = _measured(choice, store, names, profile)
+    if choice.lowest:
+        winner = min(names, key=lambda name: score(cells, name, profile.tasks))
+    else:
+        (winner,) = best(cells, names, profile.tasks)
     found = known.variant(winner)
     return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
 
