@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import made_up
 import pytest
 
-from tipmini.lab import comparison_tables, ledger, sweeps
+from tipmini.lab import accuracy_tables, comparison_tables, ledger, seeds, sweeps
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.statistics import MISSING, Pair
 
-NARROW = comparison_tables.NARROW
+NARROW = accuracy_tables.NARROW
 SMOKE = load_profile("smoke")
 TITLES = {"base": "Base", "single": "Single", "tip": "TIP", "ties": "TIES", "good": "Good"}
 
@@ -29,7 +29,7 @@ CELLS = made_up.cells(ROWS)
 
 
 def test_a_method_is_a_row_with_mean_and_retention():
-    frame = comparison_tables.complete(CELLS, SMOKE, ["base", "single", "tip"], TITLES)
+    frame = accuracy_tables.complete(CELLS, SMOKE, ["base", "single", "tip"], TITLES)
     assert list(frame.columns) == ["Open-<br>Book-<br>QA", "RTE†", "mean of 2", "retention"]
     assert list(frame.index) == ["Base", "Single", "TIP"]
     assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
@@ -39,7 +39,7 @@ def test_a_method_is_a_row_with_mean_and_retention():
 
 
 def test_a_method_with_a_hole_says_so():
-    row = comparison_tables.complete(CELLS, SMOKE, ["ties", "none"], TITLES)
+    row = accuracy_tables.complete(CELLS, SMOKE, ["ties", "none"], TITLES)
     assert list(row.loc["TIES"]) == ["–", "0.500<br>±0.080", NARROW, "–"]
     assert list(row.loc["none"]) == ["–", "–", NARROW, "–"]
 
@@ -98,14 +98,14 @@ def test_better_is_what_beats_all():
 
 
 def test_every_method_of_the_library_has_a_row():
-    names = comparison_tables.every_method()
+    names = accuracy_tables.every_method()
     assert names[:2] == ["base", "single"]
     assert {"linear", "tip", "regmean", "tip-inverted"} <= set(names)
     assert len(names) == len(set(names))
 
 
 def test_dots_of_what_is_measured():
-    accuracies, retentions, levels = comparison_tables.dots(CELLS, SMOKE, ROWS, TITLES)
+    accuracies, retentions, levels = accuracy_tables.dots(CELLS, SMOKE, ROWS, TITLES)
     assert accuracies["TIP"][0] == 0.5 and accuracies["TIES"] is None
     assert retentions["TIP"][0] == 0.5 and retentions["TIES"] is None
     assert levels == {"Base": 0.375, "Single": pytest.approx(0.6375)}
@@ -114,26 +114,24 @@ def test_dots_of_what_is_measured():
 def test_seeds_are_found_in_their_order():
     names = ["dare-s10", "dare", "dare-s2", "dare-ties-s1", "dare-s2x"]
     cells = {(name, "rte"): None for name in names}
-    assert comparison_tables.seeds_of(cells, "dare") == ["dare", "dare-s2", "dare-s10"]
-    assert comparison_tables.seeds_of(cells, "tip.random") == []
+    assert seeds.seeds_of(cells, "dare") == ["dare", "dare-s2", "dare-s10"]
+    assert seeds.seeds_of(cells, "tip.random") == []
 
 
 def test_seeds_are_counted_and_spread():
-    frame = comparison_tables.seed_table(CELLS, SMOKE, ["tip", "good"])
+    frame = seeds.seed_table(CELLS, SMOKE, ["tip", "good"])
     assert list(frame.index) == ["OpenBookQA", "RTE†", "mean of 2"]
     assert list(frame.loc["OpenBookQA"])[:2] == ["2", "0.750"]
     assert frame.loc["RTE†", "spread of seeds (sd)"] == "0.000"
-    assert set(comparison_tables.seed_table(CELLS, SMOKE, ["tip", "ties"]).loc["OpenBookQA"]) == {
-        MISSING
-    }
+    assert set(seeds.seed_table(CELLS, SMOKE, ["tip", "ties"]).loc["OpenBookQA"]) == {MISSING}
 
 
 def test_retention_and_who_is_left_out():
-    frame = comparison_tables.retention_table(CELLS, SMOKE, ["good", "ties"], TITLES)
+    frame = accuracy_tables.retention_table(CELLS, SMOKE, ["good", "ties"], TITLES)
     assert list(frame.columns) == ["Open-<br>Book-<br>QA", "mean of 1"]
     assert frame.loc["Good", "mean of 1"].startswith("150%<br>[")
     assert list(frame.loc["TIES"]) == ["–", NARROW]
-    note = comparison_tables.learnt_note(CELLS, SMOKE)
+    note = accuracy_tables.learnt_note(CELLS, SMOKE)
     assert "1 of 2 tasks" in note
     assert "Left out: RTE (Single − Base +2.5 points, p = 1.000)." in note
 

@@ -131,6 +131,8 @@ LAB = [
     "tipmini.lab.claims.in_print",
     "tipmini.lab.claims.pruned",
     "tipmini.lab.claims.settings",
+    "tipmini.lab.accuracy_tables",
+    "tipmini.lab.seeds",
     "tipmini.lab.comparison_tables",
     "tipmini.lab.ledger",
     "tipmini.lab.method_tables",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tipmini.errors import TipminiError
-from tipmini.lab import statistics
+from tipmini.lab import seeds, statistics
 from tipmini.lab.resampling import Interval
 from tipmini.lab.statistics import Pair, Verdict
 
@@ -224,7 +224,7 @@ def test_the_interval_of_a_mean_is_1_96_errors_wide():
 def test_seeds_keep_the_two_spreads_apart():
     rows = {f"seed {n}": [1] * n + [0] * (8 - n) for n in (2, 4, 6)}
     cells = made_up.cells({name: {"rte": row} for name, row in rows.items()})
-    found = statistics.seeds(cells, list(rows), ["rte"])
+    found = seeds.seeds(cells, list(rows), ["rte"])
     errors = [textbook.stdev(row) / math.sqrt(8) for row in rows.values()]
     assert (found.count, found.mean, found.lowest, found.highest) == (3, 0.5, 0.25, 0.75)
     assert found.between == pytest.approx(0.25)
@@ -233,4 +233,4 @@ def test_seeds_keep_the_two_spreads_apart():
 
 @pytest.mark.parametrize("names", [[], ["good"], ["good", "some"]])
 def test_no_spread_without_two_whole_seeds(names):
-    assert statistics.seeds(CELLS, names, TASKS) is None
+    assert seeds.seeds(CELLS, names, TASKS) is None

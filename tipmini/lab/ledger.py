@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tipmini.lab.comparison_tables import compared, narrow
+from tipmini.lab.accuracy_tables import narrow
+from tipmini.lab.comparison_tables import compared
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells
 from tipmini.lab.statistics import MISSING, Comparison, Pair, Verdict, compare

@@ -1,4 +1,4 @@
-"""What cells say together: differences of variants with intervals, corrected tests, seeds.
+"""What cells say together: differences of variants with intervals, corrected tests.
 
 Functions over cells by (variant, task), without files. Two variants answer the same rows, so rows
 are compared in pairs; tasks count alike whatever their rows.
@@ -237,38 +237,3 @@ def _sign_tests(
         told = list(zip(pair.tasks, words, strict=True))
         found.append({str(w): tuple(t for t, word in told if word is w) for w in SIDES})
     return found
-
-
-# Several seeds ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """The accuracies of one method under several seeds, on the same rows."""
-
-    count: int
-    mean: float
-    between: float  # standard deviation of the seeds' accuracies: what the seed alone does
-    error: float  # standard error of one seed's accuracy, from its rows: what the rows do
-    lowest: float
-    highest: float
-
-
-def seeds(cells: Cells, names: Sequence[str], tasks: Iterable[str]) -> Seeds | None:
-    """Mean over `tasks` under every seed (a variant each); None below two seeds or with a hole.
-
-    The two spreads are kept apart: more seeds make only the first one surer, more rows the second.
-    """
-    tasks = list(tasks)
-    found = [mean_of(cells, name, tasks) for name in names]
-    if len(found) < 2 or None in found:
-        return None
-    means, errors = np.array(found).T
-    return Seeds(
-        count=len(found),
-        mean=float(means.mean()),
-        between=float(means.std(ddof=1)),
-        error=float(np.sqrt(np.mean(errors**2))),
-        lowest=float(means.min()),
-        highest=float(means.max()),
-    )

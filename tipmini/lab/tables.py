@@ -171,6 +171,10 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def relation(p: float) -> str:
+    return p_text(p) if p < 0.001 else f"= {p_text(p)}"
+
+
 def base_vs_single(cells: Cells, profile: Profile) -> pd.DataFrame:
     """Whether each adapter knows its task: Base against Single, row by row."""
     return comparison(cells, profile, "base", "single")

@@ -1,0 +1,73 @@
+"""One method under several seeds: what the seed does apart from what the rows do."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tipmini.lab.profiles import Profile
+from tipmini.lab.resampling import Cells
+from tipmini.lab.statistics import MISSING, mean_of
+from tipmini.lab.tables import TITLES, mark
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The accuracies of one method under several seeds, on the same rows."""
+
+    count: int
+    mean: float
+    between: float  # standard deviation of the seeds' accuracies: what the seed alone does
+    error: float  # standard error of one seed's accuracy, from its rows: what the rows do
+    lowest: float
+    highest: float
+
+
+def seeds(cells: Cells, names: Sequence[str], tasks: Iterable[str]) -> Seeds | None:
+    """Mean over `tasks` under every seed (a variant each); None below two seeds or with a hole.
+
+    The two spreads are kept apart: more seeds make only the first one surer, more rows the second.
+    """
+    tasks = list(tasks)
+    found = [mean_of(cells, name, tasks) for name in names]
+    if len(found) < 2 or None in found:
+        return None
+    means, errors = np.array(found).T
+    return Seeds(
+        count=len(found),
+        mean=float(means.mean()),
+        between=float(means.std(ddof=1)),
+        error=float(np.sqrt(np.mean(errors**2))),
+        lowest=float(means.min()),
+        highest=float(means.max()),
+    )
+
+
+def seed_table(cells: Cells, profile: Profile, names: Sequence[str]) -> pd.DataFrame:
+    """One method under several seeds (a variant each): the seeds' spread apart from the rows'."""
+    tasks = profile.tasks
+    groups = {TITLES[task] + mark(task, profile): [task] for task in tasks}
+    groups[f"mean of {len(tasks)}"] = list(tasks)
+    rows = {title: _spread(cells, names, group) for title, group in groups.items()}
+    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def seeds_of(cells: Cells, name: str) -> list[str]:
+    """A method and its variants that differ in the seed alone: "dare", "dare-s1", "dare-s2", ..."""
+    pattern = re.compile(rf"{re.escape(name)}(?:-s(\d+))?")
+    found = {pattern.fullmatch(variant) for variant in dict.fromkeys(v for v, _ in cells)} - {None}
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1] or -1))]
+
+
+def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    heads = (
+        *("seeds", "mean", "spread of seeds (sd)", "standard error of rows"),
+        *("lowest seed", "highest seed"),
+    )
+    found = seeds(cells, names, tasks)
+    if found is None:
+        return dict.fromkeys(heads, MISSING)
+    values = (found.mean, found.between, found.error, found.lowest, found.highest)
+    return dict(zip(heads, [str(found.count), *map("{:.3f}".format, values)], strict=True))
