@@ -38,6 +38,12 @@ def test_a_method_is_a_row_with_mean_and_retention():
     assert frame.loc["TIP", "retention"].startswith("50%<br>[")
 
 
+def test_the_size_of_a_merge_stands_beside_it():
+    facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
+    frame = accuracy_tables.complete(CELLS, SMOKE, iter(["base", "tip"]), TITLES, facts)
+    assert list(frame["size"]) == ["–", "1.50"]
+
+
 def test_a_method_with_a_hole_says_so():
     row = accuracy_tables.complete(CELLS, SMOKE, ["ties", "none"], TITLES)
     assert list(row.loc["TIES"]) == ["–", "0.500<br>±0.080", NARROW, "–"]

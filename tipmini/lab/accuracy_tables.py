@@ -17,6 +17,8 @@ from tipmini.lab.tables import TITLES, mark, relation
 from tipmini.merge import METHODS, PRESETS
 
 Titles = Mapping[str, str]
+Facts = Mapping[str, Mapping[str, float]]
+SIZE = "size"  # of a merge, over that of the exact sum
 
 # Heads of narrow columns: nine of them stand beside each other.
 HEADS = {
@@ -42,11 +44,27 @@ def every_method() -> list[str]:
 
 
 def complete(
-    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
+    cells: Cells,
+    profile: Profile,
+    names: Iterable[str],
+    titles: Titles = TITLES,
+    facts: Facts | None = None,
 ) -> pd.DataFrame:
-    """Accuracy and standard error of every variant, a row each, with mean and retention."""
+    """Accuracy and standard error of every variant, a row each, with mean and retention.
+
+    facts: {name: `controls.sizes` of its merge}, for a column of the merges' sizes.
+    """
+    names = list(names)
     rows = {_side(name, titles): _accuracies(cells, profile, name) for name in names}
+    if facts is not None:
+        for name, row in zip(names, rows.values(), strict=True):
+            row[SIZE] = relative_size(facts.get(name))
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+
+
+def relative_size(facts: Mapping[str, float] | None) -> str:
+    """The norm of a merge over that of the plain, exact sum of its adapters."""
+    return f"{facts['norm'] / facts['sum']:.2f}" if facts else EMPTY
 
 
 def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tipmini.lab.accuracy_tables import narrow
+from tipmini.lab.accuracy_tables import SIZE, Facts, narrow, relative_size
 from tipmini.lab.comparison_tables import compared
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells
@@ -47,10 +47,15 @@ def _pair(reading, variants, profile: Profile) -> Pair:
     return Pair(reading.name, reading.against, tasks)
 
 
-def table(cells: Cells, listed: Sequence[Entry]) -> pd.DataFrame:
-    """Every reading minus the one it is held against; p is corrected over all entries."""
+def table(cells: Cells, listed: Sequence[Entry], facts: Facts | None = None) -> pd.DataFrame:
+    """Every reading minus the one it is held against; p is corrected over all entries.
+
+    facts: {variant: `controls.sizes` of its merge}, for a column of the merges' sizes.
+    """
     rows = [
-        {"open point": narrow(e.question), "reading": narrow(e.option)} | _line(found)
+        {"open point": narrow(e.question), "reading": narrow(e.option)}
+        | _line(found)
+        | ({} if facts is None else {SIZE: relative_size(facts.get(e.pair.name))})
         for e, found in zip(listed, _compare(cells, listed), strict=True)
     ]
     return pd.DataFrame(rows, index=[e.point for e in listed]).rename_axis("#")

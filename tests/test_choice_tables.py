@@ -1,0 +1,52 @@
+"""What the chapter on a better merge shows: the rounds of a choice, and learnt weights."""
+
+import pytest
+from test_selection import TASKS, scored, store
+
+from tipmini.lab import choice_tables, show, weight_figures
+from tipmini.lab.catalogue import Catalogue, Group
+from tipmini.lab.declarations import Choice
+from tipmini.lab.profiles import Profile
+from tipmini.lab.statistics import MISSING
+from tipmini.lab.variants import Variant
+
+NAMES = ("linear", "cat", "svd")
+
+
+@pytest.fixture
+def known():
+    variants = {n: Variant(name=n, title=n.upper(), method=n) for n in NAMES}
+    choice = Choice(name="best", title="the best", among=NAMES, finalists=2)
+    return Catalogue({"tuned": Group(description="d", choices=(choice,))}, {}, variants)
+
+
+@pytest.fixture
+def profile(tmp_path):
+    return Profile(name="tiny", description="d", tasks=TASKS, results=str(tmp_path))
+
+
+def test_rounds_are_ordered_by_the_first_and_tell_the_second(known, profile):
+    first = {"linear": ([1, 0, 1, 0], [1, 0]), "cat": ([1, 1, 1, 1], [1, 1])}
+    store(profile, scored(**first, svd=([0, 0, 0, 0], [0, 0])))
+    store(profile, scored(linear=([1, 1], [1, 1]), cat=([0, 0], [1, 1])), final=True)
+    frame = choice_tables.rounds("best", known, profile, count=2)
+    assert list(frame.index) == ["CAT", "LINEAR"]
+    assert list(frame["finalists"]) == ["0.500 ± 0.000", "1.000 ± 0.000"]
+    assert frame.loc["LINEAR", "first round"].startswith("0.500 ± ")
+
+
+def test_a_round_with_a_hole_is_not_measured(known, profile):
+    store(profile, scored(linear=([1], [1])))
+    frame = choice_tables.rounds("best", known, profile)
+    assert frame.iloc[0, 0] == MISSING
+
+
+def test_weights_are_drawn_by_kind_of_module_and_task():
+    modules = [f"model.layers.{i}.self_attn.{kind}" for i in (0, 1) for kind in ("q", "v")]
+    weights = {"RTE": dict.fromkeys(modules, 0.5), "PIQA": dict.fromkeys(modules, -0.25)}
+    figure = weight_figures.weight_maps(weights)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["self_attn.q", "self_attn.v"]
+    assert panels[0].images[0].get_array().tolist() == [[0.5, 0.5], [-0.25, -0.25]]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["RTE", "PIQA"]
+    assert show.svg(figure) == show.svg(weight_figures.weight_maps(weights))
