@@ -108,3 +108,19 @@ def measured(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(evaluation, "evaluate", counting)
     return names
+
+
+@pytest.fixture(scope="session")
+def evidence():
+    """What the claims are checked against now."""
+    from tipmini.lab.claims.evidence import gathered
+
+    return gathered()
+
+
+@pytest.fixture(scope="session")
+def audited(evidence) -> dict:
+    """Every claim by its id, checked."""
+    from tipmini.lab.claims import audit
+
+    return {each.claim.id: each for each in audit.audit(evidence=evidence)}

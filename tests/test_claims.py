@@ -16,21 +16,11 @@ from tipmini.errors import TipminiError
 from tipmini.lab import book, paths, tables
 from tipmini.lab.claims import audit, here, in_print, page, printed_tables, proportions
 from tipmini.lab.claims.declared import Claim, Verdict, declared
-from tipmini.lab.claims.evidence import COMPARED, Evidence, Printed, gathered
+from tipmini.lab.claims.evidence import COMPARED, Evidence, Printed
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.results import Cell
 
 CLAIMS = declared().claims
-
-
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    return gathered()
-
-
-@pytest.fixture(scope="module")
-def audited(evidence) -> dict[str, audit.Audited]:
-    return {each.claim.id: each for each in audit.audit(evidence=evidence)}
 
 
 # Arithmetic ---------------------------------------------------------------------------------

@@ -6,22 +6,12 @@ import sys
 import pytest
 
 from tipmini import cli
-from tipmini.lab.claims import audit, page, printed_tables, pruned, settings
+from tipmini.lab.claims import page, printed_tables, pruned, settings
 from tipmini.lab.claims.declared import Claim, Verdict, declared
-from tipmini.lab.claims.evidence import Evidence, gathered
+from tipmini.lab.claims.evidence import Evidence
 
 PAPERS = declared().papers
 CLAIMS = [claim for claim in declared().claims if claim.paper == "loraprune"]
-
-
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    return gathered()
-
-
-@pytest.fixture(scope="module")
-def audited(evidence) -> dict[str, audit.Audited]:
-    return {each.claim.id: each for each in audit.audit(evidence=evidence)}
 
 
 def cell(value: float) -> dict[str, object]:

@@ -3,7 +3,6 @@ masked."""
 
 import json
 import math
-import os
 from pathlib import Path
 
 import prunable
@@ -110,23 +109,6 @@ def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
     prune(base, out, **WAYS[way])
     assert outcome(out) == outcome(unbroken[way])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_kill_while_a_checkpoint_is_renamed_leaves_the_old(base, tmp_path, monkeypatch):
-    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
-    one.step(0)
-    one.checkpoint(1)
-    before = one.saved.read_bytes()
-
-    def killed(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(Killed):
-            one.checkpoint(2)
-    assert one.saved.read_bytes() == before
-    assert Run(base, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 1
 
 
 @pytest.mark.parametrize("change", [{"share": 0.4}, {"seed": 1}, {"rows": 11}, {"decay": 0.5}])
