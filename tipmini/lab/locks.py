@@ -20,3 +20,18 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+@contextmanager
+def claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether a folder, and what it stands for, is this process's alone for the while."""
+    held = alone(folder, wait=wait)
+    try:
+        held.__enter__()
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.__exit__(None, None, None)

@@ -32,7 +32,7 @@ def windows(corpus: str, count: int, length: int, tokenizer) -> tuple[tuple[int,
     texts = documents.CORPORA[corpus]()
     tokens: list[int] = []
     for number in tasks.order(len(texts)):
-        tokens += tokenizer(texts[number] + BETWEEN)["input_ids"]
+        tokens += tokenizer.encode(texts[number] + BETWEEN, add_special_tokens=False)
         if len(tokens) >= count * length:
             return tuple(tuple(tokens[i * length : (i + 1) * length]) for i in range(count))
     raise TipminiError(f"corpus {corpus}: {len(tokens)} tokens, {count * length} wanted")
