@@ -275,5 +275,7 @@ def test_a_training_text_is_the_prompt_and_the_right_answer(task):
 
 
 def test_unknown_task():
-    with pytest.raises(TipminiError, match=r"^task 'hellswag': not one of arc_challenge, .*winogrande$"):
+    with pytest.raises(
+        TipminiError, match=r"^task 'hellswag': not one of arc_challenge, .*winogrande$"
+    ):
         tasks.load("hellswag")

@@ -7,7 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 from numpy.typing import ArrayLike
 
 from tipmini.lab.figures import BLUE, GREY, ORANGE, SERIES, SIGNED, SIZES, WIDTH, styled
@@ -92,7 +98,7 @@ def _bars(axes: Axes, groups: Mapping[str, ArrayLike]) -> None:
     ):
         places = np.arange(len(values)) + (number - (len(groups) - 1) / 2) * width
         axes.bar(places, np.asarray(values), width, color=colour, label=name)
-    axes.set(xlabel="query head", ylabel="share of importance", xticks=np.arange(len(values)))
+    axes.set(xlabel="query head", ylabel="importance", xticks=np.arange(len(values)))
     axes.legend(fontsize=9)
 
 
@@ -105,8 +111,9 @@ def dependencies(
     parts: {kind: [(module, |W| (d, k) averaged over blocks, 0 rows or 1 columns, (first, stop))]},
     first and stop in rows or columns of the module itself; block: weights a side of an average.
     """
-    figure = Figure((WIDTH, 4.9), layout="constrained")
-    for part, (kind, modules) in zip(figure.subfigures(2, 1), parts.items(), strict=True):
+    figure = Figure((WIDTH, 4.3), layout="constrained")
+    halves = figure.subfigures(2, 1, height_ratios=(1, 1.5))
+    for part, (kind, modules) in zip(halves, parts.items(), strict=True):
         part.suptitle(kind, fontsize=10)
         widths = [np.shape(values)[1] for _, values, *_ in modules]
         grid = part.subplots(1, len(modules), width_ratios=widths)
@@ -134,6 +141,7 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
     for (name, shares), (colour, line, _) in zip(lines.items(), SERIES, strict=False):
         axes.step(range(1, len(shares) + 1), shares, line, color=colour, where="post", label=name)
     axes.set(xlabel="step", ylabel="share removed", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend()
     return figure
@@ -158,6 +166,8 @@ def perplexities(
             axes.plot(x, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
         if lines:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=corpus, ylabel="perplexity")
     grid[-1].set_xlabel("share of weights removed")
@@ -196,6 +206,7 @@ def progress(losses: Mapping[str, Sequence[float]], gone: Sequence[float]) -> Fi
         top.plot(range(1, len(values) + 1), values, line, color=colour, label=name)
     bottom.step(range(1, len(gone) + 1), gone, color=BLUE, where="post")
     bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("loss of the batch")
     bottom.set(xlabel="step", ylabel="removed", ylim=(0, None))
     _legend(figure, top)
