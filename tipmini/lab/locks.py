@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -25,13 +25,10 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
 @contextmanager
 def claimed(folder: Path, wait: bool) -> Iterator[bool]:
     """Whether a folder, and what it stands for, is this process's alone for the while."""
-    held = alone(folder, wait=wait)
-    try:
-        held.__enter__()
-    except BlockingIOError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder, wait=wait))
+            ours = True
+        except BlockingIOError:
+            ours = False
+        yield ours

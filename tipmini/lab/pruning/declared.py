@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths
@@ -25,6 +25,14 @@ class Size(Declared):
     length: int = Field(ge=2, description="tokens of a window")
     tuned: dict[str, object] = Field(description="of a `Recipe`, pruning while fine-tuning")
     one_shot: dict[str, object] = Field(description="of a `Recipe`, pruning at once")
+
+    @field_validator("tuned", "one_shot")
+    @classmethod
+    def _leaves_the_plans_theirs(cls, options: dict[str, object]) -> dict[str, object]:
+        for name in ("method", "share", "seed"):
+            if name in options:
+                raise ValueError(f"{name} is the plans'; leave it out")
+        return options
 
     def recipe(self, tuned: bool, **options: object) -> Recipe:
         given = (self.tuned if tuned else self.one_shot) | options

@@ -77,16 +77,17 @@ def criteria(
     weight, gradient, estimate: the same window of W + sBA, dL/dW and G; grad_b (rows, r) and
     grad_a (r, columns) of that window. groups: {criterion: (count,) shares of the importance}.
     """
+    weight, gradient, estimate = map(np.asarray, (weight, gradient, estimate))
     figure = Figure((WIDTH, 5.4), layout="constrained")
     maps, bars = figure.subfigures(2, 1, height_ratios=(3.6, 1.9))
     grid = maps.add_gridspec(2, 3)
     _signed(maps.add_subplot(grid[:, 0]), weight, "W + sBA")
     _signed(maps.add_subplot(grid[0, 1]), gradient, "gradient of W")
-    _sized(maps.add_subplot(grid[0, 2]), np.square(np.multiply(gradient, weight)), "vanilla")
+    _sized(maps.add_subplot(grid[0, 2]), np.square(gradient * weight), "vanilla")
     inner = grid[1, 1].subgridspec(1, 2, width_ratios=(1, 2))
     _signed(maps.add_subplot(inner[0]), grad_b, "of B")
     _signed(maps.add_subplot(inner[1]), grad_a, "of A")
-    _sized(maps.add_subplot(grid[1, 2]), np.square(np.multiply(estimate, weight)), "LoRA-guided")
+    _sized(maps.add_subplot(grid[1, 2]), np.square(estimate * weight), "LoRA-guided")
     _bars(bars.subplots(), groups)
     return figure
 
@@ -116,7 +117,7 @@ def dependencies(
     for part, (kind, modules) in zip(halves, parts.items(), strict=True):
         part.suptitle(kind, fontsize=10)
         widths = [np.shape(values)[1] for _, values, *_ in modules]
-        grid = part.subplots(1, len(modules), width_ratios=widths)
+        grid = part.subplots(1, len(modules), width_ratios=widths, squeeze=False)[0]
         for axes, (module, values, dim, (first, stop)) in zip(grid, modules, strict=True):
             _sized(axes, values, module)
             axes.set_aspect("equal", anchor="N")
