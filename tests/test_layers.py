@@ -92,6 +92,7 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.pruning.perplexity",
     "tipmini.lab.pruning.tables",
+    "tipmini.lab.pruning.curves",
     "tipmini.lab.profiles",
     "tipmini.lab.catalogue",
     "tipmini.lab.merging",

@@ -9,7 +9,7 @@ import torch
 
 from tipmini.groups import find_families
 from tipmini.lab import show
-from tipmini.lab.pruning import declared, efficiency, figures, memory, tables
+from tipmini.lab.pruning import curves, declared, efficiency, figures, memory, tables
 from tipmini.lab.pruning.memory import LLAMA_7B, LLAMA_65B, Shape
 from tipmini.lab.statistics import MISSING
 
@@ -58,7 +58,7 @@ def test_what_is_not_measured_says_so():
     assert MISSING in tables.provenance({}, RUNS)
     assert (tables.shares({}, RUNS, "lora-guided") == MISSING).all(axis=None)
     assert (tables.against({}, GRID, RUNS, "lora-guided") == MISSING).all(axis=None)
-    assert tables.lines({}, GRID, RUNS, [("wanda", False)], "books") == {}
+    assert curves.lines({}, GRID, RUNS, [("wanda", False)], "books") == {}
 
 
 def test_a_task_that_is_missing_leaves_out_the_mean_only():
@@ -89,7 +89,7 @@ def test_a_summary_goes_from_low_to_high():
 
 
 def test_lines_start_at_the_unpruned_model_and_have_seed_0():
-    (line,) = tables.lines(FOUND, GRID, RUNS, [("magnitude", True)], "books").values()
+    (line,) = curves.lines(FOUND, GRID, RUNS, [("magnitude", True)], "books").values()
     assert line[0] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert line[1] == sorted(line[1])
     assert all(low < y < high for _, y, low, high in zip(*line, strict=True))
@@ -164,8 +164,8 @@ def test_without_a_bench_every_table_says_so(table):
 
 def drawn() -> dict:
     wanted = [("lora-guided", True), ("magnitude", False)]
-    lines = {c: tables.lines(FOUND, GRID, RUNS, wanted, c) for c in ("wikipedia", "books")}
-    marks = {c: tables.marks(FOUND, GRID, c) for c in lines}
+    lines = {c: curves.lines(FOUND, GRID, RUNS, wanted, c) for c in ("wikipedia", "books")}
+    marks = {c: curves.marks(FOUND, GRID, c) for c in lines}
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(8, 8, generator=generator)
     thin = torch.randn(2, 8, generator=generator)

@@ -2,14 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from tipmini.lab import bundles, paths, results
+from tipmini.lab import bundles, paths
 from tipmini.lab.bundles import Bundle
 from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.pruning.perplexity import CORPORA
@@ -198,47 +198,6 @@ def _ranked(where: str, found: Mapping[str, float], count: int) -> str:
     return f"{where}, from the lowest perplexity to the highest: {told}{rest}."
 
 
-# Lines of the figures -----------------------------------------------------------------------------
-
-
-def lines(
-    outcomes: Outcomes,
-    declared: Grid,
-    runs: Mapping[str, Planned],
-    wanted: Sequence[tuple[str, bool]],
-    corpus: str,
-) -> dict[str, tuple[list, list, list, list]]:
-    """{title: (shares removed, perplexities, lows, highs)} of (method, tuned), from share 0 on."""
-    found = {}
-    for method, tuned in wanted:
-        points = sorted(_points(outcomes, runs, method, tuned, corpus))
-        if len(points) > 1:  # more than the unpruned model
-            title = f"{declared.titles()[method]}{', fine-tuned' if tuned else ''}"
-            found[title] = tuple(map(list, zip(*points, strict=True)))
-    return found
-
-
-def _points(
-    outcomes: Outcomes, runs: Mapping[str, Planned], method: str, tuned: bool, corpus: str
-) -> Iterator[tuple[float, float, float, float]]:
-    """Of seed 0, which every share has."""
-    if "base" in outcomes and (known := cell(outcomes["base"], corpus)):
-        yield (0.0, *perplexity(known))
-    for run in runs.values():
-        same = (run.method, run.tuned) == (method, tuned) and run.recipe and run.recipe.seed == 0
-        if same and run.name in outcomes and (known := cell(outcomes[run.name], corpus)):
-            yield (outcomes[run.name].facts["removed_share"], *perplexity(known))
-
-
-def marks(outcomes: Outcomes, declared: Grid, corpus: str) -> dict[str, tuple[float, float]]:
-    """The 2:4 models, which have half of the weights in other places."""
-    return {
-        semi.title: (0.5, perplexity(known)[0])
-        for semi in declared.semi_structured
-        if semi.name in outcomes and (known := cell(outcomes[semi.name], corpus))
-    }
-
-
 # Where it came from -------------------------------------------------------------------------------
 
 
@@ -258,8 +217,3 @@ def provenance(outcomes: Outcomes, runs: Mapping[str, Planned]) -> str:
         f"{', '.join(versions)}: {training / 60:.0f} minutes of pruning and "
         f"{scoring / 60:.0f} of scoring, summed over the processes."
     )
-
-
-def key_of(outcomes: Outcomes) -> str:
-    """A short hash of all that is stored, for the page's reader."""
-    return results.digest(sorted(c.key for b in outcomes.values() for c in b.cells))[:12]
