@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from tipmini import cli
 from tipmini.errors import TipminiError
-from tipmini.lab import bundles, catalogue, evaluation, measuring, profiles
+from tipmini.lab import bundles, catalogue, evaluation, locks, measuring, profiles
 from tipmini.lab.locks import alone
 from tipmini.lab.measuring import Bundled, HeldOut
 
@@ -155,7 +155,7 @@ def test_what_another_process_is_at_comes_last(profile, monkeypatch):
             raise BlockingIOError
         return held(folder, wait=wait)
 
-    monkeypatch.setattr(measuring, "alone", busy_once)
+    monkeypatch.setattr(locks, "alone", busy_once)
     show = lambda cell: order.append(cell.method)  # noqa: E731
     measuring.run(Bundled(profile), ["base", "half"], ["rte"], show)
     assert order == ["half", "base"]

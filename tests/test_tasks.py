@@ -275,5 +275,40 @@ def test_a_training_text_is_the_prompt_and_the_right_answer(task):
 
 
 def test_unknown_task():
-    with pytest.raises(TipminiError, match=r"^task 'hellswag': not one of arc_challenge, .*rte$"):
+    with pytest.raises(
+        TipminiError, match=r"^task 'hellswag': not one of arc_challenge, .*winogrande$"
+    ):
         tasks.load("hellswag")
+
+
+# What is scored of pruned models as well ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "count"), [("arc_easy", 2376), ("winogrande", 1267)])
+def test_more_tasks_have_lm_evals_own_split(task, count):
+    assert task not in tasks.TASKS and len(tasks.rows(task, "evaluation")) == count
+    definition = tasks.load(task, 5)
+    assert definition.config.output_type == "multiple_choice"
+    for doc in definition.eval_docs:
+        choices, gold = definition.doc_to_choice(doc), definition.doc_to_target(doc)
+        assert len(choices) == len(set(choices)) >= 2
+        assert task == "winogrande" or 0 <= gold < len(choices)
+
+
+def test_a_choice_of_winogrande_is_a_beginning_that_names_one_of_the_two():
+    definition = tasks.load("winogrande", 20)
+    for doc in definition.eval_docs:
+        beginnings, end = definition.doc_to_choice(doc), definition.doc_to_target(doc)
+        found = [_bare(beginning + end) for beginning in beginnings]
+        filled = [doc["sentence"].replace("_", doc[name]) for name in ("option1", "option2")]
+        assert found == [_bare(sentence) for sentence in filled]
+
+
+def _bare(text: str) -> str:
+    """lm-eval strips what follows the blank, so spaces are left out."""
+    return text.replace(" ", "")
+
+
+def test_more_tasks_are_no_default_of_what_trains():
+    with pytest.raises(KeyError):
+        tasks.rows("winogrande", "train")

@@ -18,7 +18,7 @@ Loss = Callable[[Tensor], Tensor]  # weight (d, k) -> the loss, a scalar
 
 
 def lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0) -> Tensor:
-    """LoRAPrune Eq. 1: z = x W_0 + x B A, for x (..., k) and z (..., d), without the product BA."""
+    """LoRAPrune Eq. 1: $z = x W_0 + x B A$, without the product BA; x is (..., k), z (..., d)."""
     return x @ weight.T + scaling * (x @ a.T @ b.T)
 
 
@@ -28,7 +28,7 @@ def removal_importance(loss: Loss, weight: Tensor) -> Tensor:
 
 
 def lora_removal_importance(loss: Loss, weight: Tensor, product: Tensor) -> Tensor:
-    r"""LoRAPrune Eq. 5: Eq. 2 of W + BA, an element taken out by $(BA)_{ij} = -W_{ij}$.
+    r"""LoRAPrune Eq. 5: $I_{ij} = [L(W) - L(W | (BA)_{ij} = -W_{ij})]^2$, for W with an adapter.
 
     weight and product = BA are (d, k); so are the importances. For small matrices: it is what the
     first-order estimates below stand for.
@@ -143,7 +143,7 @@ def moving_average(average: Tensor, importance: Tensor, decay: float = 0.9) -> T
 
 
 def threshold_mask(importance: Tensor, threshold: float) -> Tensor:
-    """LoRAPrune Eq. 12: M_g = 1 where the importance exceeds the threshold p; bool, (count,)."""
+    r"""LoRAPrune Eq. 12: $M_g = 1$ where $\bar G_g > p$, else 0; bool, (count,)."""
     if importance.isnan().any():
         raise TipminiError("group importances contain NaN; check the gradients")
     return importance > threshold

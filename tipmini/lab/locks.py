@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
@@ -20,3 +20,15 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(held)
+
+
+@contextmanager
+def claimed(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether a folder, and what it stands for, is this process's alone for the while."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone(folder, wait=wait))
+            ours = True
+        except BlockingIOError:
+            ours = False
+        yield ours

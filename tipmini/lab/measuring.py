@@ -5,7 +5,7 @@ A cell is stored as soon as it is measured, so that a killed run goes on where i
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from tipmini.lab import catalogue, selection, tasks
 from tipmini.lab.catalogue import Catalogue
 from tipmini.lab.declarations import Choice
 from tipmini.lab.experiments import Lab
-from tipmini.lab.locks import alone
+from tipmini.lab.locks import claimed
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.resident import forget
 from tipmini.lab.results import Cell
@@ -76,17 +76,17 @@ def run(
     afterwards all is stored whoever measured it.
     """
     missing = len(list(_missing(lab, names, only)))
-    with _one_bar(), tqdm(total=missing, unit="cell", smoothing=0) as bar:
+    with one_bar(), tqdm(total=missing, unit="cell", smoothing=0) as bar:
         for wait in (False, True):
             for name in names:
-                with _claimed(lab, name, wait) as claimed:
-                    for cell in _cells(lab, name, only) if claimed else ():
+                with _claimed(lab, name, wait) as ours:
+                    for cell in _cells(lab, name, only) if ours else ():
                         show(cell)
                         bar.update()
 
 
 @contextmanager
-def _one_bar() -> Iterator[None]:
+def one_bar() -> Iterator[None]:
     """The evaluation's own bars off for the while, unless they are asked for."""
     given = os.environ.get("TIPMINI_PROGRESS")
     os.environ.setdefault("TIPMINI_PROGRESS", "")
@@ -126,15 +126,9 @@ def _cells(lab: Lab, name: str, only: Sequence[str]) -> Iterator[Cell]:
     forget(lab.lm.resident)
 
 
-@contextmanager
-def _claimed(lab: Lab, name: str, wait: bool) -> Iterator[bool]:
+def _claimed(lab: Lab, name: str, wait: bool) -> AbstractContextManager[bool]:
     """Whether the variant is this process's alone for the while."""
-    folder = lab.profile.scratch / "claims" / lab.profile.variant_store.name / name
-    try:
-        with alone(folder, wait=wait):
-            yield True
-    except BlockingIOError:
-        yield False
+    return claimed(lab.profile.scratch / "claims" / lab.profile.variant_store.name / name, wait)
 
 
 def measure(

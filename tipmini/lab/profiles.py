@@ -44,6 +44,9 @@ class Profile(BaseModel):
     selection: str | None = Field(
         None, description="folder of cells on held-out train rows; null: in `results`"
     )
+    pruning: str | None = Field(
+        None, description="folder of the pruned models' cells; null: in `results`"
+    )
     important_only: bool = Field(
         False, description="of the declared variants only those marked `full: true`"
     )
@@ -67,6 +70,10 @@ class Profile(BaseModel):
     @property
     def selection_store(self) -> Path:
         return paths.REPOSITORY / (self.selection or f"{self.results}/selection")
+
+    @property
+    def pruning_store(self) -> Path:
+        return paths.REPOSITORY / (self.pruning or f"{self.results}/pruning")
 
     @property
     def finals_store(self) -> Path:

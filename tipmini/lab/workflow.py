@@ -12,12 +12,14 @@ from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import load_profile
+from tipmini.lab.pruning import declared
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
     *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/claims/", "lab/measuring.py"),
-    *("lab/objective.py", "lab/parity/", "lab/peers.py", "lab/training.py", "lab/workflow.py"),
+    *("lab/objective.py", "lab/parity/", "lab/peers.py", "lab/pruning/measuring.py"),
+    *("lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
 SHOWN = tuple(
@@ -26,6 +28,11 @@ SHOWN = tuple(
         *("comparison_tables", "effect_figures", "figures", "ledger", "method_tables"),
         *("resampling", "retention", "serving_figures", "show", "statistics", "sweeps", "tables"),
     )
+)
+# LoRAPrune's: no merge depends on them, and what does is measured by no step of the workflow.
+PRUNING = (
+    *("criteria.py", "groups.py", "int8.py", "lab/pruning/"),
+    *("loraprune.py", "masking.py", "removal.py"),
 )
 MEMORY = 6000  # MB that measurements side by side may take
 
@@ -44,15 +51,18 @@ def measurement_digest(profile: str) -> str:
     """Of everything that a stored number can depend on."""
     adapters = list(paths.ADAPTERS.rglob("*.safetensors"))
     chosen = load_profile(profile).model_dump_json()
-    return results.digest([chosen, _contents(_modules(OUTSIDE + SHOWN)), _contents(adapters)])
+    return results.digest(
+        [chosen, _contents(_modules(OUTSIDE + SHOWN + PRUNING)), _contents(adapters)]
+    )
 
 
 def inputs_digest(profile: str) -> str:
     """Of everything that a notebook's outputs depend on besides its own code."""
     mini = load_profile("mini")
     stores = (load_profile("full").store, mini.variant_store, mini.selection_store)
+    stores += (mini.pruning_store,)
     data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
-    data += catalogue.FOLDER.glob("*.yaml")
+    data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, bench.STORED]
     data += [serving.STORED, *(paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")]
     return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
@@ -67,6 +77,7 @@ def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
     names = ("book.py", "tables.py", "figures.py", "bench/stored.py", "parity/stored.py")
+    names += ("pruning/efficiency.py",)
     claims = (package / "claims").glob("*.py")
     return _contents([*(package / name for name in names), *claims])
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini.lab import figures, paths
+from tipmini.lab.pruning import efficiency
 from tipmini.lab.show import markdown_table
 
 STORED = paths.REPOSITORY / "results" / "bench.json"
@@ -26,7 +27,7 @@ def page_values() -> dict[str, str]:
     found = read()
     machine, whole = found["machine"], found["merging"]["whole"]
     by_adapters, by_blocks = (slopes(found, *axes) for axes in AXES)
-    return {
+    values = {
         "bench_machine": f"{machine['processor']}, {machine['cores']} cores, {machine['system']}",
         "bench_versions": ", ".join(f"{name} {v}" for name, v in found["versions"].items()),
         "bench_date": found["date"],
@@ -36,7 +37,16 @@ def page_values() -> dict[str, str]:
         "bench_whole_memory": "not known" if whole["bytes"] is None else gigabytes(whole["bytes"]),
         "bench_slope_adapters": by_adapters,
         "bench_slope_blocks": by_blocks,
-    } | _evaluation_values(found)
+    }
+    return values | _evaluation_values(found) | _pruning_values(found.get("pruning"))
+
+
+def _pruning_values(found: dict | None) -> dict[str, str]:
+    return {
+        "bench_pruning_sizes": efficiency.made_with(found),
+        "bench_pruning_cost": markdown_table(efficiency.cost_table(found)),
+        "bench_pruning_inference": markdown_table(efficiency.inference_table(found)),
+    }
 
 
 def _evaluation_values(found: dict) -> dict[str, str]:

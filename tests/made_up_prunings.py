@@ -1,0 +1,85 @@
+"""Made-up outcomes of the declared prunings, and a made-up bench of them."""
+
+import random
+
+from tipmini.lab import bundles
+from tipmini.lab.bundles import Bundle
+from tipmini.lab.pruning.declared import Grid, Planned
+from tipmini.lab.pruning.perplexity import CORPORA
+from tipmini.lab.results import Cell
+
+
+def cell(run: str, task: str, metric: str, values: list[float]) -> Cell:
+    told = {"date": "2026-01-01", "machine": {"processor": "a CPU", "cores": 2}}
+    told |= {"versions": {"torch": "2"}, "profile": "smoke", "seconds": 6.0}
+    return Cell(
+        key=f"{run}/{task}", inputs={}, method=run, task=task, metric=metric, **told, values=values
+    )
+
+
+def losses(level: float, count: int = 16, seed: int = 0) -> list[float]:
+    """Of windows: a level and the same differences between windows for every run."""
+    drawn = random.Random(seed)
+    return [level + drawn.uniform(-0.5, 0.5) for _ in range(count)]
+
+
+def bundle(run: Planned, tasks: tuple[str, ...], level: float) -> Bundle:
+    cells = [cell(run.name, corpus, "nll", losses(level)) for corpus in CORPORA]
+    drawn = random.Random(run.name)
+    if run.zero_shot:
+        rows = lambda: [float(drawn.random() < 0.5) for _ in range(20)]  # noqa: E731
+        cells += [cell(run.name, task, "acc", rows()) for task in tasks]
+    facts: dict = {"removed_share": run.share, "removed_of_model": 0.8 * run.share}
+    facts |= {"removed_heads": 0.0, "removed_channels": run.share, "seconds": 60.0}
+    facts |= {"loss": [3.0, 3.2, 3.1], "gone": [0.0, run.share / 2, run.share]}
+    return Bundle(name=run.name, title=run.title, settings={}, facts=facts, cells=cells)
+
+
+def outcomes(grid: Grid, profile: str = "smoke") -> dict[str, Bundle]:
+    """Every declared run; the more goes the worse, tuning helps, methods and seeds differ."""
+    found = {}
+    for run in grid.runs(profile).values():
+        place = list(grid.titles()).index(run.method)
+        seed = run.recipe.seed if run.recipe else 0
+        level = 3 + run.share * (4 - 2 * run.tuned) * (1 + 0.02 * place) + 0.01 * seed
+        found[run.name] = bundle(run, grid.tasks, level)
+    return found
+
+
+def stored(store, grid: Grid) -> None:
+    for made in outcomes(grid).values():
+        bundles.keep(store, made)
+
+
+def bench() -> dict:
+    """As `bench.pruning.measure` gives it."""
+    cost = {
+        name: {
+            "model_bytes": size * 1_000_000,
+            "step_bytes": step * 1_000_000,
+            "rows_a_second": speed,
+        }
+        for name, size, step, speed in (
+            ("vanilla", 270, 520, 2.0),
+            ("lora-guided", 270, 300, 3.0),
+            ("lora-guided int8", 170, 300, 2.5),
+        )
+    }
+    agreement = [
+        {"kind": kind, "share": share, "reduction": reduction, "seed": seed, "groups": 100}
+        | {"removed": round(100 * share), "same": 1 - share * (0.6 + 0.05 * seed)}
+        | {"both": 0.7, "chance_same": 1 - 2 * share * (1 - share), "chance_both": share}
+        for kind in ("heads", "channels")
+        for share in (0.1, 0.2, 0.3, 0.4, 0.5)
+        for reduction in ("paper", "released")
+        for seed in range(3)
+    ]
+    inference = [
+        {"share": share, "removed": share, "merged": merged, "batch": batch, "prompt": 8}
+        | {"seconds": [batch * (1 - share) * (1 if merged else 1.5) * f for f in (1, 1.1, 0.9)]}
+        for share in (0.0, 0.2, 0.5)
+        for merged in (True, False)
+        for batch in (1, 8)
+    ]
+    facts = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8}
+    return facts | {"cost": cost, "agreement": agreement, "inference": inference}

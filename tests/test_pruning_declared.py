@@ -1,0 +1,92 @@
+"""The declared prunings: every run can be made, each name once, mistakes told in one line."""
+
+import pytest
+import yaml
+
+from tipmini.errors import TipminiError
+from tipmini.lab import catalogue, documents
+from tipmini.lab.pruning import declared
+from tipmini.lab.pruning.perplexity import CORPORA
+
+GRID = declared.grid()
+PLAIN = yaml.safe_load(declared.FILE.read_text())
+
+
+def test_the_issues_grid_is_there():
+    """Every method at both shares, tuned with three seeds and not tuned; ten to fifty percent."""
+    runs = GRID.runs("mini")
+    assert len(GRID.methods) == 9
+    for method in GRID.methods:
+        for share in (0.2, 0.5):
+            assert declared.run_name(method.name, share, False, 0) in runs
+            for seed in range(3):
+                assert declared.run_name(method.name, share, True, seed) in runs
+    swept = {r.share for r in runs.values() if (r.method, r.tuned) == ("lora-guided", True)}
+    assert swept == {0.1, 0.2, 0.3, 0.4, 0.5}
+    assert {"base", "base-int8", "magnitude-2to4", "wanda-2to4"} <= set(runs)
+
+
+@pytest.mark.parametrize("profile", GRID.sizes)
+def test_a_run_has_its_own_recipe(profile):
+    for name, run in GRID.runs(profile).items():
+        assert run.name == name
+        if run.recipe and not run.score:
+            assert run.recipe.tune == run.tuned and run.recipe.share == run.share
+            assert name == declared.run_name(run.method, run.share, run.tuned, run.recipe.seed)
+            assert run.recipe.int8 == (run.method == "lora-guided-int8")
+
+
+def test_what_tunes_is_not_what_scores():
+    scored = set(GRID.tasks)
+    for size in GRID.sizes.values():
+        for tuned in (True, False):
+            assert not scored & set(size.recipe(tuned=tuned).tasks)
+    assert not set(CORPORA) & set(documents.TASKS)
+
+
+def test_a_run_of_two_plans_is_scored_as_the_fullest_asks():
+    name = declared.run_name("magnitude", 0.5, False, 0)
+    assert GRID.runs("mini")[name].zero_shot
+    assert not GRID.runs("mini")[declared.run_name("magnitude", 0.3, False, 0)].zero_shot
+
+
+def test_merge_variants_do_not_read_the_file():
+    assert "pruning" not in catalogue.group_names()
+
+
+def _set(*path_and_value):
+    def change(plain):
+        *path, last, value = path_and_value
+        for key in path:
+            plain = plain[key]
+        plain[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (_set("sizes", "mini", "tuned", "share", 2), "sizes.mini.tuned: .*share is the plans'"),
+        (_set("sizes", "mini", "tuned", "learning_rte", 1), "learning_rte"),
+        (_set("sizes", "mini", "windows", 0), "sizes.mini.windows: Input should be"),
+        (_set("plans", 0, "methods", ["wandq"]), "no method 'wandq'"),
+        (_set("plans", 0, "shares", [1.2]), r"share must lie in \[0, 1\], got 1.2"),
+        (_set("methods", 0, "options", {"method": "lora"}), "method must be one of"),
+        (_set("tasks", ["hellswag"]), "tasks: 'hellswag' is not one of"),
+        (_set("more", 1), "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_file(tmp_path, change, line):
+    plain = yaml.safe_load(declared.FILE.read_text())
+    change(plain)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(TipminiError, match=line) as refusal:
+        declared.grid(tmp_path / "grid.yaml")
+    assert str(refusal.value).startswith(str(tmp_path / "grid.yaml"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_profile_without_a_size_is_refused():
+    with pytest.raises(TipminiError, match="profile 'full' is not one of mini, smoke"):
+        GRID.runs("full")

@@ -1,0 +1,217 @@
+"""Tables and figures of the prunings: by hand, of made-up outcomes, and of nothing at all."""
+
+import math
+
+import made_up_prunings as made_up
+import prunable
+import pytest
+import torch
+
+from tipmini.groups import find_families
+from tipmini.lab import show
+from tipmini.lab.pruning import curves, declared, efficiency, figures, memory, tables
+from tipmini.lab.pruning.memory import LLAMA_7B, LLAMA_65B, Shape
+from tipmini.lab.statistics import MISSING
+
+GRID = declared.grid()
+RUNS = GRID.runs("smoke")
+FOUND = made_up.outcomes(GRID)
+BENCH = made_up.bench()
+
+
+def test_perplexity_by_hand():
+    cell = made_up.cell("base", "books", "nll", [1.0, 3.0])  # mean 2, standard error 1
+    found = tables.perplexity(cell)
+    assert found == pytest.approx((math.exp(2), math.exp(2 - 1.96), math.exp(2 + 1.96)))
+
+
+def test_seeds_are_averaged_with_their_spread():
+    levels = [3.0, 3.2, 3.4]
+    names = [declared.run_name("wanda", 0.5, True, seed) for seed in range(3)]
+    found = {
+        name: made_up.bundle(RUNS[name], GRID.tasks, level)
+        for name, level in zip(names, levels, strict=True)
+    }
+    every = [math.exp(sum(made_up.losses(level)) / 16) for level in levels]
+    row = tables.table(found, GRID, RUNS, 0.5, tuned=True).loc["Wanda"]
+    mean = sum(every) / 3
+    spread = math.sqrt(sum((p - mean) ** 2 for p in every) / 2)
+    assert row["ppl, books"] == f"{mean:.2f} ± {spread:.2f}" and row["seeds"] == "3"
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_every_method_has_its_row(share, tuned):
+    table = tables.table(FOUND, GRID, RUNS, share, tuned)
+    titles = [m.title for m in (*GRID.whole, *GRID.methods)]
+    semi = [m.title for m in GRID.semi_structured] if share == 0.5 and not tuned else []
+    assert sorted(table.index) == sorted(titles + semi)
+    assert not (table == MISSING).any(axis=None)
+    seeds = table.loc["magnitude", "seeds"]
+    assert seeds == ("3" if tuned else "1")
+
+
+def test_what_is_not_measured_says_so():
+    table = tables.table({}, GRID, RUNS, 0.5, tuned=False)
+    assert (table.drop(columns="seeds") == MISSING).all(axis=None)
+    assert MISSING in tables.summary({}, GRID, RUNS, 0.5, True)
+    assert MISSING in tables.provenance({}, RUNS)
+    assert (tables.shares({}, RUNS, "lora-guided") == MISSING).all(axis=None)
+    assert (tables.against({}, GRID, RUNS, "lora-guided") == MISSING).all(axis=None)
+    assert curves.lines({}, GRID, RUNS, [("wanda", False)], "books") == {}
+
+
+def test_a_task_that_is_missing_leaves_out_the_mean_only():
+    name = declared.run_name("wanda", 0.2, False, 0)
+    bundle = FOUND[name]
+    fewer = bundle.model_copy(update={"cells": [c for c in bundle.cells if c.task != "piqa"]})
+    row = tables.table({name: fewer}, GRID, RUNS, 0.2, tuned=False).loc["Wanda"]
+    assert (row["PIQA"], row["mean"]) == (MISSING, MISSING)
+    assert MISSING not in (row["BoolQ"], row["ppl, books"])
+
+
+def test_a_difference_is_taken_window_by_window():
+    """The windows differ a lot, two methods by 0.1 everywhere: the interval is a point."""
+    names = [declared.run_name(m, 0.2, False, 0) for m in ("wanda", "lora-guided")]
+    found = {
+        name: made_up.bundle(RUNS[name], GRID.tasks, level)
+        for name, level in zip(names, (3.1, 3.0), strict=True)
+    }
+    cell = tables.against(found, GRID, RUNS, "lora-guided").loc["Wanda", "books, 20%"]
+    assert cell == "+10.5%<br>[+10.5, +10.5]"  # exp(0.1) - 1
+
+
+def test_a_summary_goes_from_low_to_high():
+    told = tables.summary(FOUND, GRID, RUNS, 0.5, tuned=True)
+    order = [m.title for m in GRID.methods]  # made up so that each is worse than the last
+    places = [told.index(f" {title} ") for title in order]
+    assert places == sorted(places)
+
+
+def test_lines_start_at_the_unpruned_model_and_have_seed_0():
+    (line,) = curves.lines(FOUND, GRID, RUNS, [("magnitude", True)], "books").values()
+    assert line[0] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert line[1] == sorted(line[1])
+    assert all(low < y < high for _, y, low, high in zip(*line, strict=True))
+
+
+def test_printed_cells_are_the_papers():
+    table = tables.printed()
+    assert table.loc["LoRAPrune"].tolist() == ["11.60", "17.39"]
+    gap = float(table.loc["LLM-Pruner", "WikiText2"]) - float(table.loc["LoRAPrune", "WikiText2"])
+    assert gap == pytest.approx(4.81)
+
+
+# What a criterion keeps ---------------------------------------------------------------------------
+
+
+def test_a_shape_counts_what_the_model_has():
+    model = prunable.model("grouped")
+    shape = Shape.of("tiny", model.config.to_dict())
+    families = find_families(model)
+    assert shape.weights == sum(family.weights for family in families)
+    assert shape.groups == sum(family.count for family in families)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert shape.inputs == sum(m.in_features for m in linear) - model.lm_head.in_features
+    worn = prunable.with_lora(model)
+    factors = sum(p.numel() for n, p in worn.named_parameters() if "lora_" in n)
+    assert shape.factors(4) == factors
+
+
+def test_counts_at_7b_by_hand():
+    assert LLAMA_7B.weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert LLAMA_7B.factors(8) == 32 * 8 * (4 * 8192 + 3 * 15104)
+    table = memory.table([LLAMA_7B, LLAMA_65B], rank=8)
+    assert table.loc["LLM-Pruner, vanilla", "LLaMA-7B"] == "13 GB"
+    assert table.loc["LoRAPrune", "LLaMA-7B"] == "41.7 MB"
+    assert table.loc["PST", "LLaMA-65B"] == "259 GB"  # more than three GPUs of 80 GB
+
+
+# The bench ----------------------------------------------------------------------------------------
+
+
+def test_costs_are_set_against_the_vanilla_criterion():
+    row = efficiency.cost_table(BENCH).loc["LoRA-guided"]
+    assert row["memory saved"] == f"{1 - 570 / 790:.1%}" and row["faster by"] == "+50.0%"
+    assert (row["printed, GB"], row["printed, saved"]) == ("18.3", "52.6%")
+
+
+def test_times_are_set_against_the_unpruned_merged_model():
+    table = efficiency.inference_table(BENCH)
+    assert table.loc["50%, merged", "batch 8, against unpruned"].startswith("-50.0%")
+    assert table.loc["20%, adapter beside", "batch 1, s"] == "1.200"
+
+
+def test_agreement_is_a_mean_over_seeds_between_the_least_and_the_most():
+    line = efficiency.agreement_lines(BENCH)["heads"]["squares, as printed"]
+    assert line[0] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert line[1][4] == pytest.approx(1 - 0.5 * 0.65)
+    assert (line[2][4], line[3][4]) == pytest.approx((1 - 0.5 * 0.7, 1 - 0.5 * 0.6))
+    assert efficiency.chance_lines(BENCH)["heads"][1][4] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "table", [efficiency.cost_table, efficiency.inference_table, efficiency.overlap_table]
+)
+def test_without_a_bench_every_table_says_so(table):
+    assert MISSING in table(None).to_string()
+    assert MISSING not in table(BENCH).to_string()
+    assert MISSING in efficiency.made_with(None)
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def drawn() -> dict:
+    wanted = [("lora-guided", True), ("magnitude", False)]
+    lines = {c: curves.lines(FOUND, GRID, RUNS, wanted, c) for c in ("wikipedia", "books")}
+    marks = {c: curves.marks(FOUND, GRID, c) for c in lines}
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 8, generator=generator)
+    thin = torch.randn(2, 8, generator=generator)
+    return {
+        "perplexities": figures.perplexities(lines, marks),
+        "no perplexities": figures.perplexities({"wikipedia": {}, "books": {}}, {}),
+        "agreements": figures.agreements(
+            efficiency.agreement_lines(BENCH), efficiency.chance_lines(BENCH)
+        ),
+        "no agreements": figures.agreements({}, {}),
+        "progress": figures.progress({"a": [3.0, 2.0]}, [0.0, 0.5]),
+        "no progress": figures.progress({}, []),
+        "schedules": figures.schedules({"cubic": [0, 0.1, 0.5]}),
+        "criteria": figures.criteria(weight, weight, thin, thin.T, weight, {"a": [0.4, 0.6]}),
+        "sparsities": figures.merged_sparsities({"x": {"a": weight, "b": weight, "c": weight}}),
+        "dependencies": figures.dependencies(
+            {"heads": [("q", weight.abs(), 0, (0, 2)), ("o", weight.abs(), 1, (4, 6))]}
+            | {"channels": [("up", weight.abs(), 0, (3, 4))]},
+            1,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", drawn())
+def test_a_figure_is_drawn_the_same_twice(name):
+    first, second = (show.svg(drawn()[name]) for _ in range(2))
+    assert first == second and first.startswith("<?xml")
+    assert (name.startswith("no ")) == (MISSING in _texts(drawn()[name]))
+
+
+def _texts(figure) -> str:
+    import matplotlib.text
+
+    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def test_zeros_are_counted_in_the_title():
+    half = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    figure = figures.merged_sparsities({"way": {"W": half, "BA": half + 1, "merged": half}})
+    assert [a.get_title() for a in figure.axes][:2] == ["W\n50% zeros", "BA\n0% zeros"]
+
+
+def test_the_band_marks_the_groups_rows():
+    weight = torch.ones(10, 4)
+    parts = {"rows": [("q", weight, 0, (20, 40))], "columns": [("d", weight, 1, (0, 10))]}
+    figure = figures.dependencies(parts, 10)
+    first, second = (axes.patches[0].get_bbox() for axes in figure.axes)
+    assert (first.y0, first.y1) == (1.5, 3.5) and (first.x0, first.x1) == (-0.5, 3.5)
+    assert (second.x0, second.x1) == (-0.5, 0.5) and (second.y0, second.y1) == (-0.5, 9.5)

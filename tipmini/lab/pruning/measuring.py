@@ -1,0 +1,224 @@
+"""Measuring the declared prunings: prune, score, store; several processes share the work.
+
+A cell is stored as soon as it is measured. What a kill leaves is taken up: a pruning at its last
+checkpoint, a pruned model at its next cell.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tipmini import criteria, groups, int8, loraprune, masking, removal
+from tipmini.base_folder import open_base
+from tipmini.errors import TipminiError
+from tipmini.lab import bundles, evaluation, model, objective, results, resumable, tasks
+from tipmini.lab.bundles import Bundle
+from tipmini.lab.experiments import Lab
+from tipmini.lab.locks import claimed
+from tipmini.lab.measuring import Show, one_bar
+from tipmini.lab.profiles import Profile
+from tipmini.lab.pruning import perplexity, run, scoring, semi_structured, texts, work
+from tipmini.lab.pruning.declared import Grid, Planned, grid
+from tipmini.lab.pruning.recipe import cosine_rate, fraction, removes
+from tipmini.lab.results import Cell
+
+PRUNING_CODE = (  # what a pruned model is made by
+    *(criteria.Signals, *criteria.CRITERIA.values(), criteria.group_scores, criteria._terms),
+    *(criteria.quantise, criteria.dequantise, criteria.semi_structured_mask),
+    *(loraprune.lora_gradient, loraprune.moving_average, loraprune.share_mask),
+    *(loraprune.cubic_share, loraprune._progress),
+    *(groups._family, groups.quotas, groups._heads),
+    *(masking.Pruner, masking.masked, masking._mask_output),
+    *(removal.cut_factors, removal._changes, removal._keep),
+    *(int8.Int8Linear, int8.to_int8, int8.rounded),
+    *(scoring.signals_of, scoring.all_scores, scoring.random_scores),
+    *(texts.examples, texts._rows, texts.plain, semi_structured.prune_semi_structured),
+    *(run.Run.step, run.Run._observe, run.Run._update, run.Run._remove, run.Run.finish),
+    *(fraction, removes, cosine_rate),
+    *(resumable.wear_lora, resumable.Resumable.backward, objective.losses, model.HeadLogprobs),
+)
+PERPLEXITY_CODE = (perplexity.windows, perplexity.losses, model.scored_targets)
+FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
+
+
+class Prunings:
+    """The declared runs of one profile. What is stored of the same things is not measured again."""
+
+    def __init__(self, profile: Profile, declared: Grid | None = None):
+        self.grid, self.profile = declared or grid(), profile
+        self.size, self.lab = self.grid.size(profile.name), Lab(profile)
+        self.runs = self.grid.runs(profile.name)
+
+    @property
+    def store(self) -> Path:
+        return self.profile.pruning_store
+
+    @cached_property
+    def base(self) -> Path:
+        return Path(self.lab.model_path)
+
+    # What goes in ---------------------------------------------------------------------------
+
+    def measures(self, planned: Planned) -> list[str]:
+        """The corpora and tasks that a run is scored on."""
+        return [*perplexity.CORPORA, *(self.grid.tasks if planned.zero_shot else ())]
+
+    def settings(self, planned: Planned) -> dict:
+        """All that a pruned model follows from, as JSON holds it."""
+        recipe = planned.recipe and asdict(planned.recipe)
+        found = {
+            "version": self.grid.version,
+            "model": self.lab.model_hash,
+            "dtype": self.profile.dtype,
+            "recipe": recipe,
+            "score": planned.score,
+            "int8": planned.int8,
+            "rows": planned.recipe and self._rows_digest(planned),
+            "code": results.code_digest(PRUNING_CODE),
+        }
+        return json.loads(json.dumps(found))
+
+    def _rows_digest(self, planned: Planned) -> str:
+        recipe = planned.recipe
+        return _rows_digest(recipe.tasks, recipe.rows, recipe.length, self.lab.tokenizer)
+
+    def inputs(self, planned: Planned, measure: str) -> dict:
+        """Everything a cell's values follow from."""
+        pruned = {"pruned": results.digest(self.settings(planned))}
+        if measure not in perplexity.CORPORA:
+            return self.lab.inputs(None, self.lab.definition(measure)) | pruned
+        return pruned | {
+            "code": results.code_digest(PERPLEXITY_CODE),
+            "data": results.digest(self.windows(measure)),
+            "parameters": self.profile.model_dump(include={"dtype", "device", "tokens"}),
+        }
+
+    def windows(self, corpus: str) -> tuple[tuple[int, ...], ...]:
+        return perplexity.windows(corpus, self.size.windows, self.size.length, self.lab.tokenizer)
+
+    def missing(self, planned: Planned) -> list[str]:
+        """What has to be measured of a run, or measured again, since it was of other things."""
+        stored = {m: bundles.cell_of(self.store, planned.name, m) for m in self.measures(planned)}
+        return [
+            measure
+            for measure, cell in stored.items()
+            if cell is None or cell.key != results.digest(self.inputs(planned, measure))
+        ]
+
+    # Make, score, keep ----------------------------------------------------------------------
+
+    def measure(self, planned: Planned, show: Show = lambda cell: None) -> None:
+        """Whatever is missing of a run, each cell stored at once; the pruned model then goes."""
+        wanted = self.missing(planned)
+        if not wanted:
+            return
+        folder, facts = self.made(planned)
+        for cell in self._cells(planned, folder, wanted):
+            made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
+            made |= {"name": planned.name, "title": planned.title}
+            bundles.keep(self.store, Bundle(**made))
+            show(cell)
+        if folder != self.base:
+            shutil.rmtree(folder)
+
+    def made(self, planned: Planned) -> tuple[Path, dict]:
+        """The folder of the pruned model, and what there is to tell of its making."""
+        if planned.recipe is None and not planned.int8:
+            return self.base, {}
+        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
+        out = self.profile.scratch / "pruned" / name
+        if not (out / "config.json").is_file():
+            _make(self.base, planned, out, self.profile.dtype)
+        if not (out / "config.json").is_file():
+            raise TipminiError(f"{planned.name}: layers keep different numbers; no model to score")
+        return out, _facts(out)
+
+    def _cells(self, planned: Planned, folder: Path, wanted: Sequence[str]) -> Iterator[Cell]:
+        lm = evaluation.PackedLM(
+            model.load_base(folder, self.profile.dtype, self.profile.device),
+            tokenizer=self.lab.tokenizer,
+            tokens=self.profile.tokens,
+        )
+        for measure in wanted:
+            start = time.perf_counter()
+            metric, values = self._score(lm, measure)
+            inputs = self.inputs(planned, measure)
+            yield Cell(
+                key=results.digest(inputs),
+                inputs=inputs,
+                profile=self.profile.name,
+                method=planned.name,
+                task=measure,
+                metric=metric,
+                values=values,
+                seconds=round(time.perf_counter() - start, 1),
+                date=results.today(),
+                machine=results.machine(),
+                versions=results.versions(),
+            )
+
+    def _score(self, lm: evaluation.PackedLM, measure: str) -> tuple[str, list[float]]:
+        if measure in perplexity.CORPORA:
+            return perplexity.METRIC, perplexity.losses(lm, self.windows(measure))
+        metric = tasks.METRIC[measure]
+        return metric, evaluation.evaluate(lm, self.lab.definition(measure), metric)
+
+
+@lru_cache(maxsize=8)
+def _rows_digest(names: tuple[str, ...], rows: int, length: int, tokenizer) -> str:
+    """Of the rows that are read to prune: thousands of cells may ask."""
+    found = texts.examples(names, rows, length, tokenizer)
+    return results.digest([list(example.content) for example in found])
+
+
+def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:
+    """Write the model of a run; a killed pruning goes on."""
+    if planned.recipe is None:
+        opened, families = open_base(base), work.families_of(open_base(base))
+        whole = {family.name: torch.ones(family.count, dtype=torch.bool) for family in families}
+        removal.save_pruned(opened, families, whole, out, read=int8.rounded)
+    elif planned.score:
+        semi_structured.prune_semi_structured(base, planned.recipe, out, planned.score, dtype)
+    else:
+        run.Run(base, planned.recipe, out, dtype).run()
+
+
+def _facts(folder: Path) -> dict[str, float | list[float]]:
+    file = folder / run.STORY
+    story = json.loads(file.read_text()) if file.is_file() else {}
+    shares = {f"removed_{kind}": share for kind, share in story.get("removed_of", {}).items()}
+    return {name: story[name] for name in FACTS if name in story} | shares
+
+
+def measure(
+    profile: Profile,
+    names: Sequence[str] = (),
+    show: Show = lambda cell: None,
+    make: Callable[[Profile], Prunings] = Prunings,
+) -> None:
+    """Measure what is missing of the declared runs, or of those in `names`.
+
+    A run that another process is at is passed over, and waited for at the end. Raises TipminiError
+    for an unknown name and for a profile that the declaration has no size for.
+    """
+    prunings = make(profile)
+    for name in names:
+        if name not in prunings.runs:
+            raise TipminiError(f"group pruning: no run {name!r} at profile {profile.name}")
+    wanted = [one for name, one in prunings.runs.items() if not names or name in names]
+    model.keep_memory()
+    with one_bar(), tqdm(total=len(wanted), unit="run", smoothing=0) as bar:
+        for wait in (False, True):
+            for planned in wanted:
+                place = profile.scratch / "claims" / "pruning" / planned.name
+                with claimed(place, wait) as ours:
+                    if ours:
+                        prunings.measure(planned, show)
+                bar.update(not wait)

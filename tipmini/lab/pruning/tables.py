@@ -1,0 +1,219 @@
+"""Tables of the pruned models, from stored cells alone; where there is none, they say so."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tipmini.lab import bundles, paths
+from tipmini.lab.bundles import Bundle
+from tipmini.lab.pruning.declared import Grid, Planned
+from tipmini.lab.pruning.perplexity import CORPORA
+from tipmini.lab.results import Cell
+from tipmini.lab.statistics import COVERED, MISSING
+
+CORPUS_TITLES = {"wikipedia": "Wikipedia passages (of BoolQ)", "books": "books (LAMBADA)"}
+TASK_TITLES = {
+    **{"arc_challenge": "ARC-C", "arc_easy": "ARC-E", "boolq": "BoolQ", "hellaswag": "HellaSwag"},
+    **{"openbookqa": "OBQA", "piqa": "PIQA", "winogrande": "WinoGrande"},
+}
+PRINTED = {"llm_pruner": "LLM-Pruner", "loraprune": "LoRAPrune"}
+PRINTED |= {"loraprune_8bit": "LoRAPrune, 8 bits"}
+
+Outcomes = Mapping[str, Bundle]  # by name of the run
+
+
+def read(store: Path) -> dict[str, Bundle]:
+    """Whatever is stored; nothing is measured."""
+    found = {name: bundles.read(store, name) for name in bundles.names(store)}
+    return {name: bundle for name, bundle in found.items() if bundle}
+
+
+def cell(bundle: Bundle, measure: str) -> Cell | None:
+    return next((c for c in bundle.cells if c.task == measure), None)
+
+
+def perplexity(found: Cell) -> tuple[float, float, float]:
+    """exp of the mean loss of a token, and the ends of its 95% interval over the windows."""
+    mean, reach = found.mean, COVERED * found.stderr
+    return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
+
+
+# Several seeds of one run -------------------------------------------------------------------------
+
+
+def seeds(
+    outcomes: Outcomes, runs: Mapping[str, Planned], method: str, share: float, tuned: bool
+) -> list[Bundle]:
+    """The stored runs that differ in nothing but the seed."""
+    names = [
+        run.name
+        for run in runs.values()
+        if (run.method, run.share, run.tuned) == (method, share, tuned)
+    ]
+    return [outcomes[name] for name in names if name in outcomes]
+
+
+def values(every: Sequence[Bundle], measure: str) -> list[float]:
+    """One number a seed: perplexity of a corpus, accuracy on a task."""
+    found = [c for c in (cell(bundle, measure) for bundle in every) if c]
+    return [perplexity(c)[0] if measure in CORPORA else c.mean for c in found]
+
+
+def accuracies(every: Sequence[Bundle], tasks: Sequence[str]) -> list[float]:
+    """One mean over the tasks a seed, where all were scored."""
+    means = [[c.mean for t in tasks if (c := cell(bundle, t))] for bundle in every]
+    return [statistics.mean(found) for found in means if len(found) == len(tasks)]
+
+
+def _spread(found: Sequence[float], digits: int) -> str:
+    """Mean and, of several, standard deviation over the seeds."""
+    if not found:
+        return MISSING
+    mean = f"{statistics.mean(found):,.{digits}f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):,.{digits}f}"
+
+
+# Table 2 ------------------------------------------------------------------------------------------
+
+
+def table(
+    outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], share: float, tuned: bool
+) -> pd.DataFrame:
+    """Every method at a share: perplexities, accuracies, their mean; the unpruned model above."""
+    titles = declared.titles()
+    rows = {}
+    for whole in declared.whole:
+        rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared.tasks)
+    for semi in declared.semi_structured if share == 0.5 and not tuned else ():
+        rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared.tasks)
+    for method in declared.methods:
+        every = seeds(outcomes, runs, method.name, share, tuned)
+        rows[titles[method.name]] = _row(every, declared.tasks)
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _row(every: Sequence[Bundle], tasks: Sequence[str]) -> dict[str, str]:
+    row = {"seeds": str(len(every)) if every else "-"}
+    row |= {f"ppl, {corpus}": _spread(values(every, corpus), 2) for corpus in CORPORA}
+    row |= {TASK_TITLES[task]: _spread(values(every, task), 3) for task in tasks}
+    return row | {"mean": _spread(accuracies(every, tasks), 3)}
+
+
+def printed() -> pd.DataFrame:
+    """What is known of the paper's Table 2, at 50% and with fine-tuning."""
+    cells = yaml.safe_load(paths.PRINTED.read_text())["loraprune"]["perplexity"]
+    rows = {PRINTED[name]: _printed_row(row) for name, row in cells.items()}
+    return pd.DataFrame(rows).T.rename_axis("printed, LLaMA-7B, 50%")
+
+
+def _printed_row(row: dict) -> dict[str, str]:
+    known = {"WikiText2": "wikitext2", "PTB": "ptb"}
+    return {title: f"{row[key]['value']:.2f}" for title, key in known.items()}
+
+
+def shares(outcomes: Outcomes, runs: Mapping[str, Planned], method: str) -> pd.DataFrame:
+    """What really went at every share that was asked for."""
+    rows = {}
+    for share in sorted({run.share for run in runs.values() if run.method == method}):
+        every = [b for t in (False, True) for b in seeds(outcomes, runs, method, share, t)]
+        rows[f"{share:.0%}"] = _gone(every[0].facts if every else {})
+    return pd.DataFrame(rows).T.rename_axis("share asked for")
+
+
+def _gone(facts: Mapping) -> dict[str, str]:
+    names = {"of the pruned matrices": "removed_share", "of the whole model": "removed_of_model"}
+    names |= {"heads": "removed_heads", "channels": "removed_channels"}
+    return {t: f"{facts[n]:.1%}" if n in facts else MISSING for t, n in names.items()}
+
+
+# Comparisons --------------------------------------------------------------------------------------
+
+
+def against(
+    outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], first: str
+) -> pd.DataFrame:
+    """How much higher every other method's perplexity is than the first's, window by window.
+
+    Losses of a window are averaged over the seeds; the interval is over the windows (95%).
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for method in declared.methods:
+        if method.name != first:
+            rows[method.title] = {
+                f"{corpus}, {share:.0%}{', tuned' if tuned else ''}": _higher(
+                    seeds(outcomes, runs, method.name, share, tuned),
+                    seeds(outcomes, runs, first, share, tuned),
+                    corpus,
+                )
+                for tuned in (False, True)
+                for share in (0.2, 0.5)
+                for corpus in CORPORA
+            }
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _higher(every: Sequence[Bundle], first: Sequence[Bundle], corpus: str) -> str:
+    pair = [_windows(found, corpus) for found in (every, first)]
+    if any(losses is None for losses in pair):
+        return MISSING
+    gaps = pair[0] - pair[1]
+    reach = COVERED * gaps.std(ddof=1) / math.sqrt(len(gaps))
+    value, low, high = (100 * math.expm1(gaps.mean() + sign * reach) for sign in (0, -1, 1))
+    return f"{value:+,.1f}%<br>[{low:+,.1f}, {high:+,.1f}]"
+
+
+def _windows(every: Sequence[Bundle], corpus: str) -> np.ndarray | None:
+    """(windows,) losses, averaged over the seeds."""
+    found = [c.values for c in (cell(bundle, corpus) for bundle in every) if c]
+    return np.mean(found, axis=0) if found else None
+
+
+def summary(
+    outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], share: float, tuned: bool
+) -> str:
+    """Who has the lowest perplexity, and where LoRAPrune stands, in a sentence a corpus."""
+    how = f"At {share:.0%}, {'with' if tuned else 'without'} fine-tuning"
+    parts = []
+    for corpus in CORPORA:
+        found = {
+            m.title: statistics.mean(known)
+            for m in declared.methods
+            if (known := values(seeds(outcomes, runs, m.name, share, tuned), corpus))
+        }
+        parts.append(_ranked(f"{how}, on {corpus}", found, len(declared.methods)))
+    return " ".join(parts)
+
+
+def _ranked(where: str, found: Mapping[str, float], count: int) -> str:
+    if not found:
+        return f"{where}: {MISSING}."
+    order = sorted(found, key=found.get)
+    told = ", ".join(f"{title} {found[title]:,.2f}" for title in order)
+    rest = "" if len(found) == count else f" ({count - len(found)} methods {MISSING})"
+    return f"{where}, from the lowest perplexity to the highest: {told}{rest}."
+
+
+# Where it came from -------------------------------------------------------------------------------
+
+
+def provenance(outcomes: Outcomes, runs: Mapping[str, Planned]) -> str:
+    """A paragraph: how much is measured, when, on what, and how long it took."""
+    every = [cell for bundle in outcomes.values() for cell in bundle.cells]
+    if not every:
+        return f"Of {len(runs)} declared runs none is stored: {MISSING}."
+    machines = sorted({str(c.machine["processor"]) for c in every})
+    dates = sorted({c.date for c in every})
+    versions = sorted({f"torch {c.versions['torch']}" for c in every})
+    training = sum(b.facts.get("seconds", 0.0) for b in outcomes.values())
+    scoring = sum(c.seconds for c in every)
+    return (
+        f"{sum(name in outcomes for name in runs)} of {len(runs)} declared runs are stored, "
+        f"{len(every)} cells of {dates[0]} to {dates[-1]}, on {', '.join(machines)}, "
+        f"{', '.join(versions)}: {training / 60:.0f} minutes of pruning and "
+        f"{scoring / 60:.0f} of scoring, summed over the processes."
+    )
