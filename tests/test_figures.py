@@ -1,5 +1,7 @@
 """Figures: every value given is drawn, the SVG is the same twice, and no white box is behind it."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -41,6 +43,17 @@ def test_no_box_is_painted_behind_the_figure(draw):
     background = picture.split('id="patch_1"')[1].split("</g>")[0]
     assert "fill: none" in background
     assert "<dc:date>" not in picture
+
+
+def test_clip_paths_of_other_names_make_the_same_picture():
+    """In a layout whose last digits differ matplotlib names them otherwise."""
+    path = '<clipPath id="{0}"/><g clip-path="url(#{0})"/>'
+    one, two, other = (f"p{digit * 10}" for digit in "abc")
+    picture = path.format(one) + path.format(two)
+    named = show._named_clips(picture)
+    assert named == show._named_clips(picture.replace(one, other)) != picture
+    first, used, second, again = re.findall(r'(?:id="|#)([\w-]+)', named)
+    assert first == used != second == again
 
 
 def test_every_axis_with_ticks_says_what_it_shows(draw):

@@ -1,7 +1,9 @@
 """How a notebook shows its figures, tables and functions, in Jupyter and in the book alike."""
 
+import hashlib
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -9,13 +11,26 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
+
 
 def svg(figure: Figure) -> str:
     """The figure as transparent SVG text, the same at every run: no date, no random ids."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "tipmini", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
+    return _named_clips(buffer.getvalue())
+
+
+def _named_clips(picture: str) -> str:
+    """Ids of clip paths by their order and the rest of the picture.
+
+    matplotlib makes them of unrounded positions, and a layout's last digits may differ by run.
+    """
+    order = {name: n for n, name in enumerate(dict.fromkeys(m[2] for m in CLIP.finditer(picture)))}
+    bare = CLIP.sub(lambda m: f"{m[1]}{order[m[2]]}", picture)
+    own = hashlib.sha256(bare.encode()).hexdigest()[:10]
+    return CLIP.sub(lambda m: f"{m[1]}{own}-{order[m[2]]}", picture)
 
 
 def figure(figure: Figure) -> None:
