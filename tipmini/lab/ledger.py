@@ -53,7 +53,7 @@ def table(cells: Cells, listed: Sequence[Entry], facts: Facts | None = None) -> 
     facts: {variant: `controls.sizes` of its merge}, for a column of the merges' sizes.
     """
     rows = [
-        {"open point": narrow(e.question), "reading": narrow(e.option)}
+        {"open point": narrow(e.question, 17), "reading": narrow(e.option, 17)}
         | _line(found)
         | ({} if facts is None else {SIZE: relative_size(facts.get(e.pair.name))})
         for e, found in zip(listed, _compare(cells, listed), strict=True)
