@@ -8,6 +8,7 @@ from pathlib import Path
 import prunable
 import pytest
 import torch
+from kills import Killed, kill_at
 from transformers import AutoModelForCausalLM
 
 import tipmini as tm
@@ -49,21 +50,6 @@ def outcome(folder):
 # Killed and continued -----------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Nothing in the run may catch it."""
-
-
-def kill_at(patch, method, call):
-    original, calls = getattr(Run, method), iter(range(10**6))
-
-    def stepping(self, *arguments):
-        if next(calls) == call:
-            raise Killed
-        return original(self, *arguments)
-
-    patch.setattr(Run, method, stepping)
-
-
 KILLS = {  # of eight steps, with checkpoints after every third
     "before any checkpoint": ("step", 1),
     "before anything is removed": ("step", 3),
@@ -102,7 +88,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
     monkeypatch.setattr("tipmini.lab.resumable.Resumable.every", 3)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        kill_at(patch, *KILLS[kill])
+        kill_at(patch, Run, *KILLS[kill])
         with pytest.raises(Killed):
             prune(base, out, **WAYS[way])
     assert not out.exists()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import Killed, kill_at
 from labs import llama
 
 import tipmini as tm
@@ -84,22 +85,6 @@ def test_learning_rate_by_hand(step, rate):
 # Killed and continued -------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Nothing in the run may catch it."""
-
-
-def kill_at(patch: pytest.MonkeyPatch, method: str, call: int) -> None:
-    """Let the call of this number of a method of Run raise instead."""
-    original, calls = getattr(Run, method), iter(range(10**6))
-
-    def stepping(self, *arguments):
-        if next(calls) == call:
-            raise Killed
-        return original(self, *arguments)
-
-    patch.setattr(Run, method, stepping)
-
-
 def outcome(folder: Path) -> tuple[bytes, dict]:
     story = json.loads((folder / "training.json").read_text())
     assert story.pop("seconds") > 0
@@ -132,7 +117,7 @@ def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
 ):
     out = tmp_path / "rte"
     with monkeypatch.context() as patch:
-        kill_at(patch, method, call)
+        kill_at(patch, Run, method, call)
         with pytest.raises(Killed):
             training.train("rte", out, RECIPES["rte"])
     assert not (out / "training.json").exists()

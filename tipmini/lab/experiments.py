@@ -259,19 +259,8 @@ class Lab:
         inputs = self.inputs(folder, definition, metric)
         self.lm.adapter = folder
         values = evaluation.evaluate(self.lm, definition, metric)
-        return Cell(
-            key=results.digest(inputs),
-            inputs=inputs,
-            profile=self.profile.name,
-            method=method,
-            task=task,
-            metric=metric,
-            values=values,
-            seconds=round(time.perf_counter() - start, 1),
-            date=results.today(),
-            machine=results.machine(),
-            versions=results.versions(),
-        )
+        place = {"profile": self.profile.name, "method": method, "task": task, "metric": metric}
+        return results.measured(start, inputs, values=values, **place)
 
 
 def cell_file(profile: Profile, method: str, task: str) -> Path:

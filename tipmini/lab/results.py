@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import textwrap
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -121,6 +122,19 @@ def load(path: Path) -> Cell | None:
         return Cell.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def measured(start: float, inputs: dict, **facts: object) -> Cell:
+    """The cell of a measurement that began at `start` (`time.perf_counter`) and ends now."""
+    return Cell(
+        key=digest(inputs),
+        inputs=inputs,
+        seconds=round(time.perf_counter() - start, 1),
+        date=today(),
+        machine=machine(),
+        versions=versions(),
+        **facts,
+    )
 
 
 def today() -> str:

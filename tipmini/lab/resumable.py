@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def by_module(factors: dict[str, Tensor], scaling: float) -> dict[str, tm.LoraFa
     }
 
 
-class Resumable:
+class Resumable(ABC):
     """Steps of AdamW over factors; the whole state is factors, moments, and what `kept` names.
 
     A subclass sets these fields, says what one step is, and what a checkpoint belongs to.
@@ -57,22 +58,22 @@ class Resumable:
     temperature: float = 1.0
     every: int = 20  # steps between checkpoints
 
+    @abstractmethod
     def identity(self) -> str:
         """Hash of all that a run depends on: a checkpoint of anything else is not continued."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, number: int) -> float:
         """One optimiser step; the loss."""
-        raise NotImplementedError
 
-    def score(self, number: int) -> None:
+    def score(self, number: int) -> None:  # noqa: B027  none by default
         """What is looked at after `number` steps, where that is marked."""
 
     def kept(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors and facts (JSON) of the state besides factors, moments and log."""
         return {}, {}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:  # noqa: B027  as kept
         """Take up what `kept` gave."""
 
     def backward(self, group: Sequence[Example], share: float = 1.0) -> float:

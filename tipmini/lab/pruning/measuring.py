@@ -150,19 +150,8 @@ class Prunings:
             start = time.perf_counter()
             metric, values = self._score(lm, measure)
             inputs = self.inputs(planned, measure)
-            yield Cell(
-                key=results.digest(inputs),
-                inputs=inputs,
-                profile=self.profile.name,
-                method=planned.name,
-                task=measure,
-                metric=metric,
-                values=values,
-                seconds=round(time.perf_counter() - start, 1),
-                date=results.today(),
-                machine=results.machine(),
-                versions=results.versions(),
-            )
+            place = {"profile": self.profile.name, "method": planned.name, "task": measure}
+            yield results.measured(start, inputs, values=values, metric=metric, **place)
 
     def _score(self, lm: evaluation.PackedLM, measure: str) -> tuple[str, list[float]]:
         if measure in perplexity.CORPORA:
