@@ -2,7 +2,7 @@
 // other way round. Cells are compared by their first number where all have one, else as text;
 // cells without a value stay at the end. Without this script the table is as it was written.
 const NUMBER = /[-+−]?\d*\.?\d+/;
-const EMPTY = ["", "–", "not measured yet"];
+const EMPTY = ["", "-", "–", "not measured yet"];
 
 const shown = (row, column) => row.cells[column].textContent.trim();
 
