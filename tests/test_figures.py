@@ -56,6 +56,13 @@ def test_clip_paths_of_other_names_make_the_same_picture():
     assert first == used != second == again
 
 
+@pytest.mark.parametrize("value", [18.0984375, 0.0625, 0.1875, -0.0625, 5.0, -1e-7])
+def test_positions_that_differ_in_the_last_digits_are_written_alike(value):
+    near, far = (show._rounded(f'x="{value + noise:f}"') for noise in (-4e-7, 6e-7))
+    assert near == far
+    assert float(near.split('"')[1]) == pytest.approx(value, abs=6e-4)
+
+
 def test_every_axis_with_ticks_says_what_it_shows(draw):
     figure = draw()
     named = [figure._supxlabel, figure._supylabel]

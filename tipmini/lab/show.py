@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
+POSITION = re.compile(r"-?\d+\.\d{6}\b")
 
 
 def svg(figure: Figure) -> str:
@@ -19,13 +20,21 @@ def svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "tipmini", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _named_clips(buffer.getvalue())
+    return _named_clips(_rounded(buffer.getvalue()))
+
+
+def _rounded(picture: str) -> str:
+    """Positions to a thousandth of a point: a layout's last digits may differ by run.
+
+    They are moved by 3e-6 first, since eighths of a point lie where rounding changes.
+    """
+    return POSITION.sub(lambda m: f"{float(m[0]) + 3e-6:.3f}", picture)
 
 
 def _named_clips(picture: str) -> str:
     """Ids of clip paths by their order and the rest of the picture.
 
-    matplotlib makes them of unrounded positions, and a layout's last digits may differ by run.
+    matplotlib makes them of unrounded positions (see `_rounded`).
     """
     order = {name: n for n, name in enumerate(dict.fromkeys(m[2] for m in CLIP.finditer(picture)))}
     bare = CLIP.sub(lambda m: f"{m[1]}{order[m[2]]}", picture)
