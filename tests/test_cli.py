@@ -129,7 +129,10 @@ def completed(monkeypatch, capsys, line):
         ("tipmini merge --method tip-", ["tip-printed", "tip-inverted", "tip-dlp"]),
         ("tipmini merge --method dare", ["dare", "dare_ties"]),
         ("tipmini merge --method ties -o ", ["density=", "variant=", "on=", "rank="]),
-        ("tipmini merge -o s", ["sparsity=", "sign=", "shift_range=", "score=", "summation="]),
+        (
+            "tipmini merge --method tip -o s",
+            ["sparsity=", "sign=", "shift_range=", "score=", "summation="],
+        ),
         ("tipmini merge --method nothing -o ", []),
         ("tipmini evaluate --task co", ["coqa"]),
         ("tipmini norms --task open", ["openbookqa"]),

@@ -68,12 +68,21 @@ def test_an_option_counts_in_its_own_type(method, given, options):
         (["--weights", "sum"], [1.0, 1.0, 1.0]),
         (["--weights", "mean"], "mean"),
         (["--weights", "sqrt"], "sqrt"),
+        (["--weights", "0.6/T"], [0.2, 0.2, 0.2]),
         (["--weight", 0.5, "--weight", -2, "--weight", 0], [0.5, -2.0, 0.0]),
     ],
 )
 def test_weights(given, weights):
     merge("--method", "linear", *given)
     assert_same("m", expected("linear", weights=weights))
+
+
+def test_the_recommended_merge_is_the_default():
+    facts = merge()
+    assert (
+        facts["method"] == "recommended" and facts["weights"] == tm.PRESETS["recommended"].weights
+    )
+    assert_same("m", expected("recommended"))
 
 
 def test_seed_decides_the_draws():
@@ -180,7 +189,8 @@ def test_adapters_of_different_bases_need_one_named(unlike, into, dry):
     "given",
     [
         ["--method", "linear", "--weight", 1, "--weight", 2, "--weight", 3],
-        NORMS,
+        ["--method", "tip", *NORMS],
+        [],
         ["--method", "cat"],
     ],
 )

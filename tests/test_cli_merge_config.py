@@ -80,16 +80,16 @@ def test_the_helps_configuration_is_a_valid_one():
         ("out: [m]", "--out must be a folder"),
         ("weights: [a, b, c]", "weights must be finite numbers"),
         ("method: [tip]", "no merge method ['tip']"),
-        ("sparcity: 0.5", "no argument 'sparcity'; did you mean 'sparsity'?"),
-        ("density: 0.5", "tip has no option 'density'"),
-        ("sparsity: [0.5]", "sparsity of tip must be a number, got [0.5]"),
+        ("method: tip\nsparcity: 0.5", "no argument 'sparcity'; did you mean 'sparsity'?"),
+        ("method: tip\ndensity: 0.5", "tip has no option 'density'"),
+        ("method: tip\nsparsity: [0.5]", "sparsity of tip must be a number, got [0.5]"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(monkeypatch, capsys, text, line):
     Path("c.yaml").write_text(text)
-    key = text.partition(":")[0]
-    given = ADAPTERS if key != "adapters" else []
-    given = given + (["--out", "m"] if key != "out" else [])
+    given = ADAPTERS if not text.startswith("adapters:") else []
+    given = given + (["--out", "m"] if not text.startswith("out:") else [])
+    given = given + ([] if "method:" in text else ["--method", "tip"])
     monkeypatch.setattr(sys, "argv", ["tipmini", "merge", "--config", "c.yaml", *NORMS, *given])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

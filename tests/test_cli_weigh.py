@@ -46,7 +46,7 @@ def refused(capsys, monkeypatch, *given):
 
 
 def merge(*given):
-    return run("merge", "--method", "cat", "--weights", "w.json", "--out", "m", *given)
+    return run("merge", "--weights", "w.json", "--out", "m", *given)
 
 
 @pytest.mark.parametrize("adapters", [ADAPTERS, ADAPTERS[::-1]])

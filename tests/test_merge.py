@@ -73,7 +73,8 @@ def test_one_adapter_unpruned_stays_itself(method, options, where, rank):
 
 
 @pytest.mark.parametrize(
-    ("rule", "weight"), [("sum", 1.0), ("mean", 1 / 3), ("sqrt", 3**-0.5), (None, 1.0)]
+    ("rule", "weight"),
+    [("sum", 1.0), ("mean", 1 / 3), ("sqrt", 3**-0.5), ("0.6/T", 0.2), (None, 1.0)],
 )
 def test_weights_by_rule(rule, weight):
     by_rule = tm.merge(ADAPTERS, "linear", weights=rule)
@@ -241,7 +242,7 @@ OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8
         (ADAPTERS["boolq"], {}, "got a single one"),
         (ADAPTERS, {"weights": {"boolq": 1.0}}, r"weights must be one .* \(boolq, coqa, piqa\)"),
         (ADAPTERS, {"weights": [1.0, 1.0, 1.0]}, r"weights must be .*, got \(0, 1, 2\)"),
-        (ADAPTERS, {"weights": "median"}, "numbers or one of sum, mean, sqrt, got 'median'"),
+        (ADAPTERS, {"weights": "median"}, "such as 0.7/T, got 'median'"),
         ([ADAPTERS["boolq"]], {"weights": [1.0, 2.0]}, r"each adapter \(0\), got \(0, 1\)"),
         ([ADAPTERS["boolq"]], {"weights": ["1"]}, "weight of adapter 0 must be finite, got 1"),
         ([ADAPTERS["boolq"]], {"norms": NORMS}, r"norms must be one for each adapter \(0\)"),

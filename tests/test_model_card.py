@@ -115,3 +115,7 @@ def test_the_folder_knows_its_own_card(tmp_path):
     for text, ours in [(card(), True), (card(base_model=None), True), ("# By hand", False)]:
         (tmp_path / "README.md").write_text(text)
         assert is_our_card(tmp_path / "README.md") is ours
+
+
+def test_a_preset_names_its_method():
+    assert ["A preset of", "`tip`"] in rows(card(method="tip-inverted"), "Settings")

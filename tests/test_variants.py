@@ -2,6 +2,7 @@
 
 import pytest
 
+import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab.documents import TASKS
 from tipmini.lab.tasks import METRIC
@@ -35,6 +36,18 @@ def test_an_adapter_that_the_profile_lacks_is_refused():
 def test_weights_as_merge_takes_them(weights, expected):
     shares = Variant(**ONE, weights=weights).shares(("rte", "piqa"))
     assert shares == (weights if expected is None else expected)
+
+
+def test_a_presets_weights_are_its_own_unless_others_are_named():
+    own = Variant(**ONE, method="recommended")
+    assert own.weights == tm.PRESETS["recommended"].weights != "sum"
+    assert Variant(**ONE, method="recommended", weights="mean").weights == "mean"
+    assert Variant(**ONE, method="tip-inverted").weights == "sum"
+
+
+def test_a_rule_of_weights_must_be_known():
+    with pytest.raises(ValueError, match=r"such as 0\.7/T, or learnt, got 'median'"):
+        Variant(**ONE, weights="median")
 
 
 def test_another_metric_is_another_measurement_of_the_same_merge():

@@ -6,10 +6,11 @@ the function and name it in METHODS; a PRESET is a method with some options set.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +25,14 @@ from tipmini.elementwise import (
     merge_tip,
     merge_wanda,
 )
-from tipmini.errors import TipminiError, is_finite
+from tipmini.errors import TipminiError
 from tipmini.lowrank import factorise
 from tipmini.subspace import merge_knots, merge_regmean
 from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
 from tipmini.tip import Norms
+from tipmini.weighting import Weights, equal_weight, weighed
 
 Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]
-Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
-Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
 Measured = Iterable[Norms] | Mapping[str, Norms] | None
 
 
@@ -54,9 +54,10 @@ def merge(
     order. In a list an adapter's name is its place: "0", "1", ...
     method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
     sparsity, sign, on and summation (see `method_options`).
-    weights: one for each adapter; 1 each by default, a plain sum ("sum"); "mean" is 1 / T each and
-    "sqrt" 1 / sqrt(T) for T adapters. In place of a number, {module: number} multiplies the
-    modules' scalings before anything else is done (`tipmini weigh` learns such weights).
+    weights: one for each adapter; by default the preset's, else 1 each, a plain sum ("sum"). For T
+    adapters "mean" is 1 / T each, "sqrt" 1 / sqrt(T), and "0.7/T" adds up to 0.7. In place of a
+    number, {module: number} multiplies the modules' scalings before anything else is done
+    (`tipmini weigh` learns such weights).
     norms: one dict for each adapter as `calibrate_adapter` returns it; tip and wanda need them.
     grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
@@ -97,6 +98,7 @@ def merge_update(
     """
     function, settings = _resolve(method, options)
     adapters = _of_one_base(_in_one_dtype(_by_name(adapters)), base_model)
+    weights = preset(method).weights if weights is None else weights
     parts = _parts(adapters, weights, norms, grams, seed)
     return parts, function(parts, **settings)
 
@@ -111,12 +113,12 @@ def _as_factors(
 
 def method_options(method: str) -> dict[str, object]:
     """{option: default} of a method or preset; raises TipminiError for an unknown one."""
-    name, preset = PRESETS.get(method, (method, {}))
+    name, preset_options, _ = preset(method)
     if name not in METHODS:
         known = ", ".join([*METHODS, *PRESETS])
         raise TipminiError(f"no merge method {method!r}; there are {known}")
     parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | preset
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | {**preset_options}
 
 
 def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Update], dict]:
@@ -126,7 +128,7 @@ def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Upd
         if option not in known:
             listed = ", ".join(known) or "no options"
             raise TipminiError(f"merge method {method} has no option {option!r}; it has {listed}")
-    return METHODS[PRESETS.get(method, (method, {}))[0]], known | options
+    return METHODS[preset(method).method], known | options
 
 
 METHODS: dict[str, Callable[..., Update]] = {
@@ -146,51 +148,42 @@ METHODS: dict[str, Callable[..., Update]] = {
 # What a method must be told of each adapter's inputs, by the name of `merge`'s argument.
 NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
 
-PRESETS: dict[str, tuple[str, dict[str, object]]] = {
-    "tip-printed": ("tip", {}),
-    "tip-inverted": ("tip", {"sign": -1}),
-    "tip-dlp": ("tip", {"shift_range": 0.3}),
+
+class Preset(NamedTuple):
+    """A method with some of its options set, and the weights that it is meant for."""
+
+    method: str
+    options: Mapping[str, object] = MappingProxyType({})
+    weights: str = "sum"
+
+
+PRESETS: dict[str, Preset] = {
+    "tip-printed": Preset("tip"),
+    "tip-inverted": Preset("tip", {"sign": -1}),
+    "tip-dlp": Preset("tip", {"shift_range": 0.3}),
+    # The best on held-out train rows of the merges that need the adapters alone, and no draw.
+    "recommended": Preset("linear", weights="0.7/T"),
 }
+
+
+def preset(method: str) -> Preset:
+    """A preset by its name; a method's own is its defaults and weights of 1 each."""
+    return PRESETS.get(method, Preset(method))
 
 
 def _parts(
     adapters: dict[str, LoraAdapter], weights: object, norms: object, grams: object, seed: int
 ) -> list[Part]:
     if isinstance(weights, str):
-        weights = dict.fromkeys(adapters, _equal_weight(weights, len(adapters)))
+        weights = dict.fromkeys(adapters, equal_weight(weights, len(adapters)))
     weights = _beside(adapters, "weights", weights, 1.0)
     norms = _beside(adapters, "norms", norms, None)
     grams = _beside(adapters, "grams", grams, None)
-    weighed = {name: _weighed(name, adapters[name], weights[name]) for name in adapters}
+    pairs = {name: weighed(name, adapters[name], weights[name]) for name in adapters}
     return [
         Part(name, adapter, weight, norms[name], seed, grams[name])
-        for name, (adapter, weight) in weighed.items()
+        for name, (adapter, weight) in pairs.items()
     ]
-
-
-def _weighed(name: str, adapter: LoraAdapter, weight: Weight) -> tuple[LoraAdapter, float]:
-    """The adapter and its one weight; weights of modules go into their scalings."""
-    if not isinstance(weight, Mapping):
-        if not is_finite(weight):
-            raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
-        return adapter, float(weight)
-    for module in adapter.factors.keys() ^ weight.keys():
-        raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
-    for module, own in weight.items():
-        if not is_finite(own):
-            raise TipminiError(f"the weight of {module} of {name} must be finite, got {own}")
-
-    def scaled(module: str, pair: LoraFactors) -> LoraFactors:
-        return replace(pair, scaling=pair.scaling * weight[module])
-
-    return adapter.map(scaled), 1.0
-
-
-def _equal_weight(rule: str, count: int) -> float:
-    weights = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
-    if rule not in weights:
-        raise TipminiError(f"weights must be numbers or one of {', '.join(weights)}, got {rule!r}")
-    return weights[rule]
 
 
 def _by_name(adapters: object) -> dict[str, LoraAdapter]:

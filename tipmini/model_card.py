@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import yaml
 
 from tipmini.errors import TipminiError
+from tipmini.merge import PRESETS
 
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 
@@ -72,7 +73,10 @@ def _settings(
     method: str, options: Mapping[str, object], seed: int, version: str, base_model: str | None
 ) -> str:
     """Options as they were used, the defaults among them."""
-    rows = [["Method", _code(method)], ["Base model", _code(base_model or "not named")]]
+    rows = [["Method", _code(method)]]
+    if method in PRESETS:
+        rows += [["A preset of", _code(PRESETS[method].method)]]
+    rows += [["Base model", _code(base_model or "not named")]]
     rows += [[_code(name), _code(value)] for name, value in sorted(options.items())]
     rows += [["Seed", _code(seed)], ["tipmini", _code(version)]]
     return "## Settings\n\n" + table(["Setting", "Value"], rows)

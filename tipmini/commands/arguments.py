@@ -30,8 +30,10 @@ def first_line(method: str) -> str:
     """What a method does, or which method a preset sets which options of."""
     if method in tm.METHODS:
         return tm.METHODS[method].__doc__.splitlines()[0]
-    name, options = tm.PRESETS[method]
+    name, options, weights = tm.PRESETS[method]
     settings = ", ".join(f"{option}={value}" for option, value in options.items())
+    if weights != "sum":
+        settings = ", ".join([settings] * bool(settings) + [f"weights={weights}"])
     return f"Preset: {name} with {settings or 'its defaults, as the paper prints it'}."
 
 
@@ -42,7 +44,7 @@ def complete_method(incomplete: str) -> list[tuple[str, str]]:
 
 def complete_option(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """`name=` of every option that the method given before has."""
-    method = context.params.get("method") or "tip"
+    method = context.params.get("method") or "recommended"
     if method not in (*tm.METHODS, *tm.PRESETS):
         return []
     options = tm.method_options(method).items()

@@ -19,7 +19,10 @@ def methods(as_json: AsJson = False) -> None:
 
 def _method(name: str) -> dict[str, object]:
     found = {"what": first_line(name), "options": tm.method_options(name)}
-    return found | ({"preset_of": tm.PRESETS[name][0]} if name in tm.PRESETS else {})
+    if name not in tm.PRESETS:
+        return found
+    preset = tm.PRESETS[name]
+    return found | {"preset_of": preset.method, "weights": preset.weights}
 
 
 def inspect(adapters: Adapters, as_json: AsJson = False) -> None:

@@ -13,8 +13,9 @@ import yaml
 import tipmini as tm
 from tipmini.commands.arguments import nearest
 from tipmini.errors import TipminiError, is_finite
-from tipmini.merge import NEEDS
+from tipmini.merge import NEEDS, preset
 from tipmini.strict import one_line, shown
+from tipmini.weighting import RULES, is_rule
 
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
 
@@ -41,14 +42,14 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     flags has only what was given; it and the file name the method's options beside ARGUMENTS.
     """
     given = (_read(config) if config else {}) | dict(flags)
-    method = _method(given.get("method", "tip"))
+    method = _method(given.get("method", _default_method(given.get("weights"))))
     options = _options(method, {k: v for k, v in given.items() if k not in ARGUMENTS})
     request = Request(
         adapters=_paths("adapters", given.get("adapters")) or [],
         out=_path("out", given.get("out")),
         method=method,
         options=options,
-        weights=_weights(given.get("weights", "sum")),
+        weights=_weights(given.get("weights", preset(method).weights)),
         norms=_paths("norms", given.get("norms")),
         grams=_paths("grams", given.get("grams")),
         seed=_seed(given.get("seed", 0)),
@@ -56,6 +57,8 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
         base_model=_name("base_model", given.get("base_model")),
     )
     _check(request)
+    if "method" not in given:
+        _check_measured(request)
     return request
 
 
@@ -69,7 +72,8 @@ def _read(file: Path) -> dict[str, object]:
         raise TipminiError(f"{file}: must hold merge's arguments as `name: value` lines")
     # YAML 1.1 reads the bare word on as true, also where it is a key.
     content = {"on" if key is True else key: value for key, value in content.items()}
-    known = [*ARGUMENTS, *tm.method_options(_method(content.get("method", "tip")))]
+    method = _method(content.get("method", _default_method(content.get("weights"))))
+    known = [*ARGUMENTS, *tm.method_options(method)]
     for key in content:
         if key not in known and not _of_another_method(key):
             hint = nearest(key, known)
@@ -93,6 +97,15 @@ def _of_another_method(key: object) -> bool:
     return any(key in tm.method_options(method) for method in tm.METHODS)
 
 
+def _default_method(weights: object) -> str:
+    """The recommended one; learnt weights are those of the exact sum."""
+    return "cat" if _is_file(weights) else "recommended"
+
+
+def _is_file(weights: object) -> bool:
+    return isinstance(weights, str | Path) and str(weights).endswith(".json")
+
+
 def _method(name: object) -> str:
     known = [*tm.METHODS, *tm.PRESETS]
     if name not in known:
@@ -114,7 +127,7 @@ def _options(method: str, given: Mapping[str, object]) -> dict[str, object]:
 
 def _typed(method: str, name: str, value: object) -> object:
     """A value from YAML or the command line, where all is text, as what the method declares."""
-    function = tm.METHODS[tm.PRESETS.get(method, (method,))[0]]
+    function = tm.METHODS[preset(method).method]
     declared = inspect.signature(function).parameters[name].annotation
     kinds = get_args(declared) or (declared,)  # `int | None` is (int, NoneType)
     if NoneType in kinds and str(value).lower() in ("none", "null"):
@@ -176,17 +189,15 @@ def _name(name: str, value: object) -> str | None:
 
 
 def _weights(value: object) -> str | list[float] | Path:
-    if isinstance(value, str | Path) and str(value).endswith(".json"):
+    if _is_file(value):
         return _path("weights", value)
     if isinstance(value, str):
-        if value not in ("sum", "mean", "sqrt"):
-            raise TipminiError(
-                f"weights must be numbers, sum, mean, sqrt or a .json file, got {value!r}"
-            )
+        if not is_rule(value):
+            raise TipminiError(f"weights must be numbers, {RULES}, or a .json file, got {value!r}")
         return value
     numbers = value if isinstance(value, list) else [value]
     if not all(map(is_finite, numbers)):
-        raise TipminiError(f"weights must be finite numbers, sum, mean or sqrt, got {shown(value)}")
+        raise TipminiError(f"weights must be finite numbers, {RULES}, got {shown(value)}")
     return [float(n) for n in numbers]
 
 
@@ -201,7 +212,7 @@ def _check(request: Request) -> None:
     if not request.adapters:
         raise TipminiError("nothing to merge; give at least one adapter folder")
     _check_counts(request)
-    need = NEEDS.get(tm.PRESETS.get(request.method, (request.method,))[0])
+    need = NEEDS.get(preset(request.method).method)
     if need and getattr(request, need) is None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
@@ -209,6 +220,14 @@ def _check(request: Request) -> None:
     for source in [*request.adapters, *([request.into] if request.into else [])]:
         if _real(request.out).is_relative_to(_real(source)):
             raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
+
+
+def _check_measured(request: Request) -> None:
+    """What was measured for a method that was not named is not left unread."""
+    for argument in ("norms", "grams"):
+        if getattr(request, argument):
+            readers = ", ".join(method for method, need in NEEDS.items() if need == argument)
+            raise TipminiError(f"--{argument} are read by {readers}; name one with --method")
 
 
 def _real(path: Path) -> Path:

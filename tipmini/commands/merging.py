@@ -26,12 +26,13 @@ out: merged
 EPILOG = f"""\
 {
     examples(
+        "tipmini merge --out merged adapters/piqa adapters/rte",
         "tipmini merge --method linear --weights mean --out merged adapters/piqa adapters/rte",
         "tipmini merge --method tip --sparsity 0.6 -o layer=module --out merged"
         " --norms piqa.safetensors --norms rte.safetensors adapters/piqa adapters/rte",
         "tipmini merge --method regmean --out merged --grams piqa-grams.safetensors"
         " --grams rte-grams.safetensors adapters/piqa adapters/rte",
-        "tipmini merge --method cat --weights weights.json --out merged adapters/piqa adapters/rte",
+        "tipmini merge --weights weights.json --out merged adapters/piqa adapters/rte",
         "tipmini merge --method ties -o variant=authors --dry-run --out merged"
         " adapters/piqa adapters/rte",
         "tipmini merge --method cat --into base --out merged-base adapters/piqa adapters/rte",
@@ -61,16 +62,18 @@ def merge(
     method: Annotated[
         str | None,
         typer.Option(
-            help="see `tipmini methods`; tip by default",
+            help="see `tipmini methods`; recommended by default",
             autocompletion=complete_method,
         ),
     ] = None,
     weight: Annotated[
-        list[float] | None, typer.Option(help="one an adapter, in their order; 1 each by default")
+        list[float] | None, typer.Option(help="one an adapter, in their order")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)); or weigh's .json file"),
+        typer.Option(
+            help="or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; weigh's .json file"
+        ),
     ] = None,
     norms: Annotated[list[Path] | None, typer.Option(help=f"input norms, {PATHS}")] = None,
     grams: Annotated[list[Path] | None, typer.Option(help=f"Gram matrices, {PATHS}")] = None,

@@ -1,11 +1,11 @@
 """Sweeps: the cells of one setting moved over its values, as lines with bands for the figures."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Bounds, Cells, bounds
 from tipmini.lab.statistics import mean_interval, measured
+from tipmini.weighting import equal_weight
 
 Line = tuple[list[float], list[Bounds]]  # x, and y with its band
 
@@ -63,8 +63,7 @@ def at(sweep, value: float | str, profile: Profile) -> Sequence[str]:
 
 def number(value: float | str, count: int) -> float:
     """Where a value stands on the axis; a rule of weights as the weight of each of `count`."""
-    rules = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
-    return rules[value] if isinstance(value, str) else float(value)
+    return equal_weight(value, count) if isinstance(value, str) else float(value)
 
 
 def _named(sweep, titles: Mapping[str, str]) -> dict[str, str]:

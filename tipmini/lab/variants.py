@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab import documents
-from tipmini.merge import NEEDS
+from tipmini.merge import NEEDS, preset
+from tipmini.weighting import RULES, is_rule
 
 UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
 NAME = r"^[a-z0-9][a-z0-9._-]*$"  # also a file's name
-Weights = Literal["sum", "mean", "sqrt", "learnt"] | float | dict[str, float]
+Weights = float | dict[str, float] | str
 Option = bool | int | float | str | None
 
 
@@ -43,7 +44,10 @@ class Variant(Declared):
     title: str = Field(description="for the reader of a table")
     method: str = Field("tip", description="base, single, or a method or preset of the library")
     options: dict[str, Option] = Field({}, description="of the method; rank may be 'whole'")
-    weights: Weights = Field("sum", description="a rule, a number for each, one a task, or learnt")
+    weights: Weights = Field(
+        "sum",
+        description="a rule of tm.merge, a number for each, one a task, or learnt; else a preset's",
+    )
     seed: int | None = Field(None, description="of random methods; null: the profile's")
     adapters: int | tuple[str, ...] | None = Field(
         None, description="tasks, or how many of the profile's; null: all. Others aren't evaluated"
@@ -68,6 +72,21 @@ class Variant(Declared):
                 raise ValueError(f"{task!r} is not one of {', '.join(documents.TASKS)}")
         return given
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, given: object) -> object:
+        """A preset's own weights where none are named."""
+        if not isinstance(given, dict) or given.get("method") not in tm.PRESETS:
+            return given
+        return {"weights": tm.PRESETS[given["method"]].weights} | given
+
+    @field_validator("weights")
+    @classmethod
+    def _rule(cls, weights: Weights) -> Weights:
+        if isinstance(weights, str) and weights != "learnt" and not is_rule(weights):
+            raise ValueError(f"weights must be numbers, {RULES}, or learnt, got {weights!r}")
+        return weights
+
     @model_validator(mode="after")
     def _possible(self) -> "Variant":
         if isinstance(self.adapters, int) and self.adapters < 1:
@@ -85,7 +104,7 @@ class Variant(Declared):
     @property
     def base_method(self) -> str:
         """The method of a preset; else the method itself."""
-        return tm.PRESETS.get(self.method, (self.method, {}))[0]
+        return preset(self.method).method
 
     @property
     def needs(self) -> str | None:
