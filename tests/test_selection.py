@@ -2,6 +2,7 @@
 
 import pytest
 
+import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles, catalogue, documents, measuring, selection, tasks
 from tipmini.lab.catalogue import Catalogue
@@ -10,6 +11,7 @@ from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.results import Cell, digest
 from tipmini.lab.training import RECIPES
 from tipmini.lab.variants import Variant
+from tipmini.weighting import equal_weight
 
 TASKS = ("boolq", "rte")
 
@@ -122,3 +124,12 @@ def test_held_out_rows_of_other_peoples_adapters_are_not_known():
 def test_every_choice_can_be_made_of_what_is_declared():
     known = catalogue.catalogue()
     assert all(len(known.candidates(choice)) > 5 for choice in known.choices.values())
+
+
+def test_what_is_recommended_was_chosen_on_held_out_rows():
+    profile, known = load_profile("mini"), catalogue.catalogue()
+    chosen = selection.resolved(known.choices["better-alone"], known, profile)
+    preset = tm.PRESETS["recommended"]
+    assert (chosen.base_method, chosen.options) == (preset.method, preset.options)
+    weight = equal_weight(preset.weights, len(profile.tasks))
+    assert set(chosen.shares(profile.tasks).values()) == {pytest.approx(weight)}
