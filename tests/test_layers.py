@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+READING = ["tipmini.reading"]  # of TIP, where the paper leaves it open
 CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
 ADAPTERS = [
     "tipmini.strict",
@@ -28,6 +29,7 @@ ADAPTERS = [
     "tipmini.lowrank",
     "tipmini.summation",
     "tipmini.tip",
+    "tipmini.tip_pruning",
     "tipmini.ties",
     "tipmini.elementwise",
     "tipmini.subspace",
@@ -158,6 +160,7 @@ LAB = [
 ORDER = [
     "tipmini.errors",
     *TENSORS,
+    *READING,
     *CRITERIA,
     *ADAPTERS,
     "tipmini",

@@ -11,7 +11,8 @@ import tipmini as tm
 from tipmini import wanda
 from tipmini.adapter import LoraFactors
 from tipmini.errors import TipminiError
-from tipmini.tip import Reading, sparsities_of
+from tipmini.reading import Reading
+from tipmini.tip import sparsities_of
 
 READINGS = st.fixed_dictionaries(
     {

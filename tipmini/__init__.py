@@ -19,7 +19,8 @@ from tipmini.sparsity import (
     normalize_importance,
     sparsity_shift,
 )
-from tipmini.tip import tip_importance, tip_layers, tip_prune, tip_scores, tip_sparsities
+from tipmini.tip import tip_importance, tip_layers, tip_scores, tip_sparsities
+from tipmini.tip_pruning import tip_prune
 from tipmini.wanda import prune_rows, row_mask, wanda_score
 from tipmini.weights import save_merged
 

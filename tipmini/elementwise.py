@@ -7,9 +7,11 @@ from torch import Tensor
 
 from tipmini.dare import check_options, dare, named_generator
 from tipmini.errors import TipminiError, require, require_share
+from tipmini.reading import GROUPS, TARGETS, Reading
 from tipmini.summation import Change, Combine, Part, Parts, Update, check_addition, merge_tensors
 from tipmini.ties import VARIANTS, elect, electing, majority, trim, trim_threshold
-from tipmini.tip import GROUPS, TARGETS, Reading, tip_change, tip_tensor
+from tipmini.tip import tip_tensor
+from tipmini.tip_pruning import tip_change
 from tipmini.wanda import prune_rows
 
 
@@ -94,7 +96,7 @@ def merge_tip(
 ) -> Update:
     """The least important elements pruned at each layer's own sparsity, then summed (TIP).
 
-    Options as in `tipmini.tip.Reading`; summation as in `merge_tensors`.
+    Options as in `tipmini.reading.Reading`; summation as in `merge_tensors`.
     """
     space = "factors" if on == "A" else on
     reading = Reading(

@@ -1,4 +1,4 @@
-r"""TIP on adapters: the importance of their layers, their sparsities, and the pruned tensors.
+r"""TIP on adapters, Eqs. 1 to 5: scores, the importance of layers, and their sparsities.
 
 Everything that the paper leaves open is a field of `Reading`, whose defaults are the paper's own
 words. Norms are keyed as `tipmini.calibration` returns them: x under the module's name, A x under
@@ -6,77 +6,25 @@ words. Norms are keyed as `tipmini.calibration` returns them: x under the module
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
-from tipmini.dare import named_generator
 from tipmini.errors import TipminiError, require
-from tipmini.sparsity import check_options, layer_importance, layer_sparsity, whole_pieces
-from tipmini.summation import Change, Part
-from tipmini.wanda import CHUNK, prune_rows, prune_scored, wanda_score
+from tipmini.reading import TARGETS, Reading
+from tipmini.sparsity import layer_importance, layer_sparsity, whole_pieces
+from tipmini.wanda import CHUNK, wanda_score
 
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
 
 Place = tuple[str, str]  # (module, "a", "b" or "delta")
 Shares = dict[Place, float]  # place -> sparsity
-Draw = Callable[[], torch.Generator]  # what a random score is drawn from
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
-TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
-LAYERS = ("block", "module", "factor")
-MEANS = ("elements", "modules")
-NORMALISED = ("within", "across")
-GROUPS = ("row", "matrix")
-SCORES = ("wanda", "magnitude", "random")
-ASSIGNMENTS = ("layer", "mean", "shuffled")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How TIP is read where the paper leaves it open.
-
-    sparsity: S_org of Eq. 5. on: W of Eq. 1 is A and B ("factors"), A alone ("A": B is left whole
-    and counts for nothing), or s B A ("delta"). layer: a transformer block, a module or a factor.
-    mean: Eq. 2 over all elements pooled, or over the modules' own means. normalized: Eqs. 3 and 4
-    within each adapter, or across all that are merged. sign, shift_range, bounds: of
-    `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
-    survivors times 1 / (1 - S_l).
-
-    Two more take one thing away from TIP, to see what it does. score: what goes at the S_l is
-    chosen by Eq. 1, by size alone ("magnitude") or at random. assignment: each layer gets its own
-    S_l, all get the adapter's "mean", or the S_l are "shuffled" over its layers.
-    """
-
-    sparsity: float = 0.7
-    on: str = "factors"
-    layer: str = "block"
-    mean: str = "elements"
-    normalized: str = "within"
-    sign: int = 1
-    shift_range: float = 1.0
-    bounds: str = "clip"
-    group: str = "row"
-    rescale: bool = False
-    score: str = "wanda"
-    assignment: str = "layer"
-
-    def __post_init__(self) -> None:
-        require("on", self.on, TARGETS)
-        require("layer", self.layer, LAYERS)
-        require("mean", self.mean, MEANS)
-        require("normalized", self.normalized, NORMALISED)
-        require("group", self.group, GROUPS)
-        require("rescale", self.rescale, (False, True))
-        require("score", self.score, SCORES)
-        require("assignment", self.assignment, ASSIGNMENTS)
-        check_options(self.sparsity, self.sign, self.shift_range, self.bounds)
 
 
 def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
@@ -192,7 +140,7 @@ def tip_sparsities(
 
     sparsity is S_org; options are `Reading`'s.
     """
-    reading = _without_draws(Reading(sparsity=sparsity, **options))
+    reading = without_draws(Reading(sparsity=sparsity, **options))
     return sparsities_of([(adapter, norms)], reading)[0]
 
 
@@ -213,7 +161,7 @@ def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Readin
     return list(own)
 
 
-def _without_draws(reading: Reading) -> Reading:
+def without_draws(reading: Reading) -> Reading:
     """Refuses what a merge's seed decides."""
     if reading.assignment == "shuffled" or reading.score == "random":
         raise TipminiError("assignment='shuffled' and score='random' need a seed; use merge")
@@ -224,88 +172,3 @@ def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) ->
     """{place: its layer's sparsity}."""
     pairs = zip(_layers(adapter, reading), layers.tolist(), strict=True)
     return {place: share for layer, share in pairs for place in layer}
-
-
-def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading, draw: Draw) -> Tensor:
-    """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype."""
-    if reading.group == "row" and reading.score == "wanda":
-        pruned = prune_scored(tensor, norm, sparsity)
-    else:
-        score = _deciding(tensor, norm, reading.score, draw)
-        shape = (1, -1) if reading.group == "matrix" else tensor.shape
-        pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity).view_as(tensor)
-    return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
-
-
-def _deciding(tensor: Tensor, norm: Tensor, score: str, draw: Draw) -> Tensor:
-    """(d, k): by what the elements of a tensor are told apart; the lowest go."""
-    if score == "random":
-        return torch.rand(tensor.shape, generator=draw()).to(tensor.device)
-    return tensor.abs() if score == "magnitude" else wanda_score(tensor, norm)
-
-
-def tip_prune(
-    adapter: LoraAdapter, norms: Norms, sparsity: float = 0.7, **options: object
-) -> LoraAdapter:
-    """The adapter with its factors pruned at their layers' sparsities; shapes and scaling stay.
-
-    Arguments as in `tip_sparsities`, but for on="delta", which leaves no factors (see `merge`).
-    """
-    reading = _without_draws(Reading(sparsity=sparsity, **options))
-    if reading.on == "delta":
-        raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
-    layers = sparsities_of([(adapter, norms)], reading)[0]
-    shares = tensor_sparsities(adapter, layers, reading)
-
-    def change(module: str, pair: LoraFactors) -> LoraFactors:
-        pruned = {  # as stored: pruning keeps the dtype
-            name: _pruned(norms, (module, name), getattr(pair, name), shares, reading)
-            for name in TARGETS[reading.on]
-        }
-        return replace(pair, **pruned)
-
-    return adapter.map(change)
-
-
-def _pruned(
-    norms: Norms,
-    place: Place,
-    tensor: Tensor,
-    shares: Shares,
-    reading: Reading,
-    draw: Draw = torch.Generator,
-) -> Tensor:
-    norm = input_norm(norms, *place, tensor.shape[1])
-    return prune(tensor, norm, shares[place], reading, draw)
-
-
-def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
-    """What TIP does to each tensor of a merge: a `Change` for `merge_tensors`."""
-    adapters = [(part.adapter, _norms(part)) for part in parts]
-    shares = {
-        part.name: tensor_sparsities(part.adapter, _assigned(part, layers, reading), reading)
-        for part, layers in zip(parts, sparsities_of(adapters, reading), strict=True)
-    }
-
-    def change(part: Part, full_name: str, tensor: Tensor) -> Tensor:
-        module, _, factor = full_name.partition(".lora_")
-        name = factor.lower() or "delta"
-        if (module, name) not in shares[part.name]:
-            return tensor  # B, where A alone is pruned
-        draw = partial(named_generator, part.seed, part.name, full_name)
-        return _pruned(part.norms, (module, name), tensor, shares[part.name], reading, draw)
-
-    return change
-
-
-def _assigned(part: Part, layers: Tensor, reading: Reading) -> Tensor:
-    """The sparsities as they are, or in an order that the seed and the adapter's name decide."""
-    if reading.assignment != "shuffled":
-        return layers
-    return layers[torch.randperm(len(layers), generator=named_generator(part.seed, part.name))]
-
-
-def _norms(part: Part) -> Norms:
-    if part.norms is None:
-        raise TipminiError("norms are needed, one dict for each adapter, from calibrate_adapter")
-    return part.norms

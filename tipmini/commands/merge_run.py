@@ -17,9 +17,10 @@ from tipmini.learnt_weights import told
 from tipmini.model_card import CardInput, model_card
 from tipmini.peft_folder import weights_sha256
 from tipmini.peft_write import refuse_taken
+from tipmini.reading import Reading
 from tipmini.summation import Part
 from tipmini.tensor_file import TensorFile
-from tipmini.tip import Reading, layer_names, sparsities_of
+from tipmini.tip import layer_names, sparsities_of
 
 Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
 

@@ -16,7 +16,7 @@ from tipmini.lab.variants import UNMERGED, Inputs, Variant
 
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
 CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "sparsity", "subspace", "summation")
-CODE += ("ties", "tip", "wanda", "weighting", "lab.controls")
+CODE += ("reading", "ties", "tip", "tip_pruning", "wanda", "weighting", "lab.controls")
 
 
 class Measured(Protocol):
