@@ -140,6 +140,7 @@ LAB = [
     "tipmini.lab.bench.pruning",
     "tipmini.lab.bench.__main__",
     "tipmini.lab.tables",
+    "tipmini.lab.front_page",
     "tipmini.lab.claims.evidence",
     "tipmini.lab.claims.in_print",
     "tipmini.lab.claims.pruned",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tipmini as tm
-from tipmini.lab import book, method_tables, paths, show, tables
+from tipmini.lab import book, front_page, method_tables, paths, show, tables
 from tipmini.lab.claims import page as claims
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.profiles import load_profile
@@ -115,9 +115,9 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
     """Nothing stored, so that nothing may look measured. The claims have their own page."""
     of_claims = claims.page_values()
     counts = {task: (100, 1000) for task in TASKS}
-    monkeypatch.setattr(tables, "row_counts", lambda: counts)
+    monkeypatch.setattr(front_page, "row_counts", lambda: counts)
     monkeypatch.setattr(tables, "stored", lambda *_: None)
-    values = tables.front_page_values()
+    values = front_page.front_page_values()
     named = {n for page in paths.BOOK.glob("*.md") for n in book.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()
@@ -127,9 +127,9 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
 
 
 def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
-    monkeypatch.setattr(tables, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
+    monkeypatch.setattr(front_page, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
     monkeypatch.setattr(tables, "stored", lambda profile, method, task: cell(method, task))
-    assert tables.front_page_values()["full_base"].startswith("0.250 ± ")
+    assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
 
 
 def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
     (tmp_path / "rte").mkdir()
     (tmp_path / "rte" / "training.json").write_text(json.dumps(story))
     monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
-    found = dict(tables.training().loc["RTE"])
+    found = dict(front_page.training().loc["RTE"])
     assert found["rows × epochs"] == "1,200 × 2" and found["learning rate"] == "0.0005"
     assert found["their loss"] == "1.500 → 1.250"
     assert found["their accuracy"] == "0.250 → 0.500"

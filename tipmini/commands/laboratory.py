@@ -225,11 +225,12 @@ def book(profile: Profile = "mini") -> None:
 
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
-    from tipmini.lab import book, paths, tables
+    from tipmini.lab import book, paths
     from tipmini.lab.bench.stored import pictures
     from tipmini.lab.claims.page import page_values
+    from tipmini.lab.front_page import front_page_values
 
-    values = page_values() | tables.front_page_values()  # a changed verdict is found at once
+    values = page_values() | front_page_values()  # a changed verdict is found at once
     book.stage(executed, paths.BUILD / "stage", values, pictures())
     book.build(paths.BUILD / "stage", paths.BUILD / "html")
 

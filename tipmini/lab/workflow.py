@@ -17,18 +17,16 @@ from tipmini.lab.pruning import declared
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
-    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/claims/", "lab/measuring.py"),
-    *("lab/objective.py", "lab/parity/", "lab/peers.py", "lab/pruning/measuring.py"),
-    *("lab/training.py", "lab/workflow.py"),
+    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/claims/", "lab/front_page.py"),
+    *("lab/measuring.py", "lab/objective.py", "lab/parity/", "lab/peers.py"),
+    *("lab/pruning/measuring.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
-SHOWN = tuple(
-    f"lab/{name}.py"
-    for name in (
-        *("comparison_tables", "effect_figures", "figures", "ledger", "method_tables"),
-        *("resampling", "retention", "serving_figures", "show", "statistics", "sweeps", "tables"),
-    )
-)
+SHOWN_NAMES = """
+accuracy_tables choice_tables comparison_tables effect_figures figures ledger method_tables
+resampling retention seeds serving_figures show statistics sweeps tables weight_figures
+"""
+SHOWN = tuple(f"lab/{name}.py" for name in SHOWN_NAMES.split())
 # LoRAPrune's: no merge depends on them, and what does is measured by no step of the workflow.
 PRUNING = (
     *("criteria.py", "groups.py", "int8.py", "lab/pruning/"),
@@ -76,8 +74,8 @@ def _modules(without: tuple[str, ...]) -> list[Path]:
 def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
-    names = ("book.py", "tables.py", "figures.py", "bench/stored.py", "parity/stored.py")
-    names += ("pruning/efficiency.py",)
+    names = ("book.py", "front_page.py", "tables.py", "figures.py", "bench/stored.py")
+    names += ("parity/stored.py", "pruning/efficiency.py")
     claims = (package / "claims").glob("*.py")
     return _contents([*(package / name for name in names), *claims])
 
