@@ -201,3 +201,12 @@ def test_the_bare_word_on_is_an_option(tmp_path):
     text = "description: d\nvariants: [{name: a, title: A, options: {on: delta}}]"
     (tmp_path / "mine.yaml").write_text(text)
     assert catalogue.catalogue(tmp_path).variants["a"].options == {"on": "delta"}
+
+
+@pytest.mark.parametrize("group", ["combined", "tuned"])
+def test_what_is_only_chosen_from_is_not_scored_on_evaluation_rows(group):
+    measured = set(KNOWN.names(group, load_profile("mini")))
+    choices = KNOWN.groups[group].choices
+    assert {choice.name for choice in choices} <= measured
+    candidates = {name for choice in choices for name in KNOWN.candidates(choice)}
+    assert candidates & measured == candidates & KNOWN.important & set(KNOWN.members[group])

@@ -40,11 +40,18 @@ class Catalogue:
         return {c.name: c for group in self.groups.values() for c in group.choices}
 
     def names(self, group: str, profile: Profile) -> list[str]:
-        """The variants of a group that a profile measures; TipminiError for an unknown group."""
+        """The variants of a group that a profile measures; TipminiError for an unknown group.
+
+        What is declared there to be chosen from alone is scored on held-out rows and no others.
+        """
         if group not in self.members:
             raise TipminiError(f"group {group!r}: not one of {', '.join(self.members)}")
         every = self.members[group]
-        return [n for n in every if n in self.important or not profile.important_only]
+        if profile.important_only:
+            return [name for name in every if name in self.important]
+        choices = self.groups[group].choices
+        apart = {name for choice in choices for name in self.candidates(choice)} - self.important
+        return [name for name in every if name not in apart]
 
     def variant(self, name: str) -> Variant:
         """Raises TipminiError for a name that is not declared."""
