@@ -132,4 +132,4 @@ def test_what_is_recommended_was_chosen_on_held_out_rows():
     preset = tm.PRESETS["recommended"]
     assert (chosen.base_method, chosen.options) == (preset.method, preset.options)
     weight = equal_weight(preset.weights, len(profile.tasks))
-    assert set(chosen.shares(profile.tasks).values()) == {pytest.approx(weight)}
+    assert chosen.shares(profile.tasks) == pytest.approx(dict.fromkeys(profile.tasks, weight))
