@@ -17,9 +17,10 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
     choice = known.choices[name]
     names = known.candidates(choice)
     first = bundles.cells(profile.selection_store, names)
-    second = bundles.cells(profile.finals_store, names)
     if not measured(first, names, profile.tasks):
         return pd.DataFrame({"first round": [MISSING]}, index=["candidates"])
+    last = selection.finalists(choice, known, profile)
+    second = bundles.cells(profile.finals_store, last)
     order = sorted(names, key=lambda n: -selection.score(first, n, profile.tasks))
     rows = {
         narrow(known.variant(n).title, 40): {
