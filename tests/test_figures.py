@@ -63,6 +63,11 @@ def test_positions_that_differ_in_the_last_digits_are_written_alike(value):
     assert float(near.split('"')[1]) == pytest.approx(value, abs=6e-4)
 
 
+def test_only_positions_are_rounded():
+    assert show._rounded('transform="scale(0.015625)"') == 'transform="scale(0.015625)"'
+    assert show._rounded("translate(0.015625 -0.000100)") == "translate(0.016 0.000)"
+
+
 def test_every_axis_with_ticks_says_what_it_shows(draw):
     figure = draw()
     named = [figure._supxlabel, figure._supylabel]

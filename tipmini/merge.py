@@ -2,15 +2,13 @@ r"""Merging: several LoRA adapters become one, by a method named in METHODS.
 
 A method is one function from parts, the adapters with their weights, to an update. Its keyword
 arguments are its options, and the first line of its docstring describes it. To add a method, write
-the function and name it in METHODS; a PRESET is a method with some options set.
+the function and name it in METHODS; PRESETS are methods with some options or weights set.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,12 +111,12 @@ def _as_factors(
 
 def method_options(method: str) -> dict[str, object]:
     """{option: default} of a method or preset; raises TipminiError for an unknown one."""
-    name, preset_options, _ = preset(method)
-    if name not in METHODS:
+    if method not in (*METHODS, *PRESETS):
         known = ", ".join([*METHODS, *PRESETS])
         raise TipminiError(f"no merge method {method!r}; there are {known}")
-    parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | {**preset_options}
+    chosen = preset(method)
+    parameters = inspect.signature(METHODS[chosen.method]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | chosen.options
 
 
 def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Update], dict]:
@@ -149,11 +147,12 @@ METHODS: dict[str, Callable[..., Update]] = {
 NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
 
 
-class Preset(NamedTuple):
+@dataclass(frozen=True)
+class Preset:
     """A method with some of its options set, and the weights that it is meant for."""
 
     method: str
-    options: Mapping[str, object] = MappingProxyType({})
+    options: dict[str, object] = field(default_factory=dict)
     weights: str = "sum"
 
 
@@ -161,7 +160,7 @@ PRESETS: dict[str, Preset] = {
     "tip-printed": Preset("tip"),
     "tip-inverted": Preset("tip", {"sign": -1}),
     "tip-dlp": Preset("tip", {"shift_range": 0.3}),
-    # The best on held-out train rows of the merges that need the adapters alone, and no draw.
+    # Chosen on held-out train rows, among merges that need the adapters alone and draw nothing.
     "recommended": Preset("linear", weights="0.7/T"),
 }
 

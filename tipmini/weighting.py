@@ -12,11 +12,14 @@ Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of i
 Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
 
 RULES = "sum, mean, sqrt or a total such as 0.7/T"
-TOTAL = re.compile(r"(\d+\.?\d*|\.\d+)/T")
+TOTAL = re.compile(r"([0-9]{0,9}\.?[0-9]{1,9})/T")
 
 
 def is_rule(text: str) -> bool:
-    return text in ("sum", "mean", "sqrt") or TOTAL.fullmatch(text) is not None
+    if text in ("sum", "mean", "sqrt"):
+        return True
+    found = TOTAL.fullmatch(text)
+    return found is not None and float(found[1]) > 0
 
 
 def equal_weight(rule: str, count: int) -> float:

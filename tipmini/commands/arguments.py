@@ -30,11 +30,10 @@ def first_line(method: str) -> str:
     """What a method does, or which method a preset sets which options of."""
     if method in tm.METHODS:
         return tm.METHODS[method].__doc__.splitlines()[0]
-    name, options, weights = tm.PRESETS[method]
-    settings = ", ".join(f"{option}={value}" for option, value in options.items())
-    if weights != "sum":
-        settings = ", ".join([settings] * bool(settings) + [f"weights={weights}"])
-    return f"Preset: {name} with {settings or 'its defaults, as the paper prints it'}."
+    preset = tm.PRESETS[method]
+    settings = preset.options | ({"weights": preset.weights} if preset.weights != "sum" else {})
+    told = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return f"Preset: {preset.method} with {told or 'its defaults, Eqs. 1 to 5 as printed'}."
 
 
 def complete_method(incomplete: str) -> list[tuple[str, str]]:

@@ -70,7 +70,7 @@ def weigh(
 ) -> None:
     """Learn the weights of a merge on the tasks' own train rows: one an adapter and module.
 
-    For `tipmini merge --method cat --weights FILE`. Some minutes for seven adapters of the embedded
+    For `tipmini merge --weights FILE`. Some minutes for seven adapters of the embedded
     model; a killed run goes on where it stopped.
     """
     if out.suffix != ".json":

@@ -42,6 +42,8 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     flags has only what was given; it and the file name the method's options beside ARGUMENTS.
     """
     given = (_read(config) if config else {}) | dict(flags)
+    if "method" not in given:
+        _check_default(given)
     method = _method(given.get("method", _default_method(given.get("weights"))))
     options = _options(method, {k: v for k, v in given.items() if k not in ARGUMENTS})
     request = Request(
@@ -57,8 +59,6 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
         base_model=_name("base_model", given.get("base_model")),
     )
     _check(request)
-    if "method" not in given:
-        _check_measured(request)
     return request
 
 
@@ -72,7 +72,7 @@ def _read(file: Path) -> dict[str, object]:
         raise TipminiError(f"{file}: must hold merge's arguments as `name: value` lines")
     # YAML 1.1 reads the bare word on as true, also where it is a key.
     content = {"on" if key is True else key: value for key, value in content.items()}
-    method = _method(content.get("method", _default_method(content.get("weights"))))
+    method = _method(content.get("method") or _default_method(content.get("weights")))
     known = [*ARGUMENTS, *tm.method_options(method)]
     for key in content:
         if key not in known and not _of_another_method(key):
@@ -97,9 +97,28 @@ def _of_another_method(key: object) -> bool:
     return any(key in tm.method_options(method) for method in tm.METHODS)
 
 
+def _check_default(given: Mapping[str, object]) -> None:
+    """Raise TipminiError for what the default method would leave unread."""
+    for argument in ("norms", "grams"):
+        if given.get(argument):
+            readers = ", ".join(method for method, need in NEEDS.items() if need == argument)
+            raise TipminiError(f"{argument} are read by {readers}; name one with --method")
+    for option in (name for name in given if name not in ARGUMENTS):
+        readers = ", ".join(m for m in tm.METHODS if option in tm.method_options(m))
+        if readers:
+            raise TipminiError(f"{option} is an option of {readers}; name one with --method")
+
+
 def _default_method(weights: object) -> str:
     """The recommended one; learnt weights are those of the exact sum."""
     return "cat" if _is_file(weights) else "recommended"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return is_finite(float(text))
+    except ValueError:
+        return False
 
 
 def _is_file(weights: object) -> bool:
@@ -192,9 +211,10 @@ def _weights(value: object) -> str | list[float] | Path:
     if _is_file(value):
         return _path("weights", value)
     if isinstance(value, str):
-        if not is_rule(value):
-            raise TipminiError(f"weights must be numbers, {RULES}, or a .json file, got {value!r}")
-        return value
+        if not is_rule(value.strip()):
+            hint = "; a number goes with --weight" if _is_number(value) else ""
+            raise TipminiError(f"weights must be {RULES}, or a .json file, got {value!r}{hint}")
+        return value.strip()
     numbers = value if isinstance(value, list) else [value]
     if not all(map(is_finite, numbers)):
         raise TipminiError(f"weights must be finite numbers, {RULES}, got {shown(value)}")
@@ -220,14 +240,6 @@ def _check(request: Request) -> None:
     for source in [*request.adapters, *([request.into] if request.into else [])]:
         if _real(request.out).is_relative_to(_real(source)):
             raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
-
-
-def _check_measured(request: Request) -> None:
-    """What was measured for a method that was not named is not left unread."""
-    for argument in ("norms", "grams"):
-        if getattr(request, argument):
-            readers = ", ".join(method for method, need in NEEDS.items() if need == argument)
-            raise TipminiError(f"--{argument} are read by {readers}; name one with --method")
 
 
 def _real(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import tipmini as tm
 from tipmini.commands.arguments import AsJson, complete_method, complete_option, examples
 from tipmini.commands.merge_plan import reckon
 from tipmini.commands.merge_request import make_request, parse_options
@@ -107,7 +108,8 @@ def merge(
 ) -> None:
     """Merge adapters of one base model into one; the base model is not needed.
 
-    The result is told with its fidelity, how far it is from the exact sum of the adapters.
+    The result is told with its fidelity, how far it is from the exact sum of the adapters, each
+    times its weight.
     """
     common = {"sparsity": sparsity, "sign": sign, "drop_rate": drop_rate, "density": density}
     common |= {"on": on, "summation": summation, "rank": rank}
@@ -152,7 +154,7 @@ def _tell(facts: dict, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     whole = facts["fidelity"]["whole"]
-    print(f"{_what(facts)} merged by {facts['method']} in {facts['seconds']:.1f} s")
+    print(f"{_what(facts)} merged by {_how(facts)} in {facts['seconds']:.1f} s")
     figure = "the exact sum is 0" if whole is None else f"{whole:.4g}"
     print(f"fidelity: ||merged - exact sum|| / ||exact sum|| = {figure}")
 
@@ -162,7 +164,7 @@ def _tell_plan(facts: dict, as_json: bool) -> None:
         print(json.dumps(facts))
         return
     estimate = facts["estimate"]
-    print(f"{_what(facts)} would be merged by {facts['method']}; nothing is written")
+    print(f"{_what(facts)} would be merged by {_how(facts)}; nothing is written")
     for path in facts["adapters"]:
         print(f"  adapter  {path}")
     for name, value in facts["options"].items():
@@ -171,6 +173,13 @@ def _tell_plan(facts: dict, as_json: bool) -> None:
     print(f"  output   {estimate['output_bytes'] / 1e6:.1f} MB")
     print(f"  memory   about {estimate['memory_bytes'] / 1e6:.0f} MB at the peak")
     print(f"  time     about {estimate['seconds']:.1f} s")
+
+
+def _how(facts: dict) -> str:
+    name = facts["method"]
+    if name not in tm.PRESETS:
+        return name
+    return f"{name} ({tm.PRESETS[name].method}, weights {facts['weights']})"
 
 
 def _what(facts: dict) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
-POSITION = re.compile(r"-?\d+\.\d{6}\b")
+POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
 
 def svg(figure: Figure) -> str:
@@ -28,7 +28,7 @@ def _rounded(picture: str) -> str:
 
     They are moved by 3e-6 first, since eighths of a point lie where rounding changes.
     """
-    return POSITION.sub(lambda m: f"{float(m[0]) + 3e-6:.3f}", picture)
+    return POSITION.sub(lambda m: f"{float(m[0]) + 3e-6:z.3f}", picture)
 
 
 def _named_clips(picture: str) -> str:

@@ -76,9 +76,10 @@ class Variant(Declared):
     @classmethod
     def _of_the_preset(cls, given: object) -> object:
         """A preset's own weights where none are named."""
-        if not isinstance(given, dict) or given.get("method") not in tm.PRESETS:
+        method = given.get("method") if isinstance(given, dict) else None
+        if not isinstance(method, str) or method not in tm.PRESETS:
             return given
-        return {"weights": tm.PRESETS[given["method"]].weights} | given
+        return {"weights": tm.PRESETS[method].weights} | given
 
     @field_validator("weights")
     @classmethod
