@@ -117,11 +117,13 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
     counts = {task: (100, 1000) for task in TASKS}
     monkeypatch.setattr(front_page, "row_counts", lambda: counts)
     monkeypatch.setattr(tables, "stored", lambda *_: None)
+    monkeypatch.setattr(front_page, "variant_cells", lambda profile: {})
     values = front_page.front_page_values()
     named = {n for page in paths.BOOK.glob("*.md") for n in book.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()
     assert {values[f"{p}_{m}"] for p in ("mini", "full") for m in METHODS} == {tables.MISSING}
+    assert all(tables.MISSING in line for line in values["answers"].splitlines())
     assert values["printed_tip"] == "0.6479"
     assert values["full_coqa"] == "100" and values["train_piqa"] == "1,000"
 
@@ -129,6 +131,7 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
 def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
     monkeypatch.setattr(front_page, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
     monkeypatch.setattr(tables, "stored", lambda profile, method, task: cell(method, task))
+    monkeypatch.setattr(front_page, "variant_cells", lambda profile: {})
     assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
 
 

@@ -1,4 +1,4 @@
-"""How TIP is read: everything that the paper leaves open, its own words by default."""
+"""How TIP is read where the paper leaves it open; by default as this project does."""
 
 from dataclasses import dataclass
 

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, documents, paths, results
+from tipmini.lab import assets, bundles, documents, paths, results
 from tipmini.lab.bench import stored as bench
+from tipmini.lab.catalogue import catalogue
+from tipmini.lab.comparison_tables import sentences
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.show import markdown_table
-from tipmini.lab.statistics import mean_of
-from tipmini.lab.tables import TITLES, estimate, printed, stored_cells
+from tipmini.lab.statistics import Pair, mean_of
+from tipmini.lab.tables import TITLES, estimate, printed, stored_cells, variant_cells
 from tipmini.lab.tasks import TASKS
+
+ANSWERS = (  # what a reader asks first: one, and what it is held against
+    *(("tip", "base"), ("tip", "linear"), ("tip", "single")),
+    *(("linear-tuned", "base"), ("linear-tuned", "tip"), ("better", "linear-tuned")),
+)
 
 
 def front_page_values() -> dict[str, str]:
@@ -26,13 +33,20 @@ def front_page_values() -> dict[str, str]:
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
     values |= parity.page_values() | bench.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
-    values["training"] = markdown_table(training())
+    values |= {"training": markdown_table(training()), "answers": _answers(full)}
     available = row_counts()
     for task, (rows, train) in available.items():
         values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
     for profile in (mini, full):
         values |= _profile_values(profile, {t: rows for t, (rows, _) in available.items()})
     return values
+
+
+def _answers(profile: Profile) -> str:
+    declared = {name: choice.title for name, choice in catalogue().choices.items()}
+    titles = TITLES | declared | bundles.titles(profile.variant_store)  # with what was chosen
+    pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
+    return "\n".join(f"- {said}" for said in sentences(variant_cells(profile), pairs, titles))
 
 
 def _printed_means() -> dict[str, str]:

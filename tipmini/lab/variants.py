@@ -1,7 +1,8 @@
 """Variants: every merge that is measured beside the paper's own, declared in experiments/*.yaml.
 
 A variant is a method of the library with its options, and how the inputs were measured. What it
-does not name is as the profile and the library have it, which is the paper's printed reading.
+does not name is as the profile and the library have it: the equations as printed, and
+this project's default where they leave something open.
 """
 
 from collections.abc import Sequence

@@ -86,24 +86,26 @@ def above(
     """Whether printed accuracies of `higher` lie above those of `lower`, and how clearly.
 
     On every task asked about, or with `some` on one of them at least. A difference is clear where
-    its unpaired test is, corrected for all the differences that the text speaks of.
+    its unpaired test is, corrected for all the differences that the text speaks of. It holds in
+    part where some are clear only.
     """
     asked = tasks or evidence.printed.tasks
     places = [(h, low, task) for h in higher for low in lower for task in asked]
     tests = {place: evidence.printed.tests[place] for place in places}
     shown = [t for t in tests.values() if t.difference > 0 or (or_equal and t.difference == 0)]
     clear = [t for t in shown if t.clear]
-    verdict = _direction(len(shown), len(clear), len(tests), some)
+    every = len(shown if or_equal else clear) == len(tests)  # what is kept need not be clear
+    verdict = _direction(len(shown), len(clear), every or some)
     counted = f"{len(shown)} of {len(tests)} printed differences; clear: {len(clear)}"
     return Finding(verdict, counted, _differences(tests))
 
 
-def _direction(shown: int, clear: int, asked: int, some: bool) -> Verdict:
+def _direction(shown: int, clear: int, enough: bool) -> Verdict:
     if not shown:
         return Verdict.DOES_NOT_HOLD
     if not clear:
         return Verdict.WITHIN_ERROR
-    return Verdict.HOLDS if some or shown == asked else Verdict.IN_PART
+    return Verdict.HOLDS if enough else Verdict.IN_PART
 
 
 def _differences(tests: dict[tuple[str, str, str], Tested]) -> str:
