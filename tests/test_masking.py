@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tipmini.errors import TipminiError
 from tipmini.groups import CHANNELS, HEADS, Family, find_families
-from tipmini.masking import Pruner, load_masks, masked, save_masks
+from tipmini.masking import Pruner, load_masks, masked, pack_masks, save_masks, unpack_masks
 
 
 @pytest.mark.parametrize("shape", prunable.SHAPES)
@@ -166,3 +166,21 @@ def test_importances_are_averaged_and_a_step_with_nan_is_left_out():
     assert all(torch.equal(one.averages[name], kept[name]) for name in kept)
     for name, first in scores(0).items():
         torch.testing.assert_close(kept[name], 0.1 * first)
+
+
+def test_without_any_importance_nothing_is_removed():
+    one = pruner()
+    bad = {name: torch.full_like(found, torch.nan) for name, found in scores(0).items()}
+    one.observe(bad)
+    with pytest.raises(TipminiError, match="no step had finite importances"):
+        one.remove(1.0)
+    assert one.skipped == 1 and all(mask.all() for mask in one.masks.values())
+
+
+def test_packed_masks_are_read_as_they_were(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    masks = {name: torch.rand(n, generator=generator) > 0.5 for name, n in (("a", 3), ("b", 17))}
+    (tmp_path / "masks.safetensors").write_bytes(pack_masks(masks))
+    found = unpack_masks(tmp_path / "masks.safetensors")
+    assert found.keys() == masks.keys()
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())

@@ -9,9 +9,11 @@ import prunable
 import pytest
 import torch
 from kills import Killed, kill_at
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tipmini as tm
+from tipmini.criteria import dequantise
 from tipmini.groups import find_families
 from tipmini.lab import assets, results
 from tipmini.lab.pruning import run, texts
@@ -85,7 +87,7 @@ def unbroken(base, tmp_path_factory, tiny, tokenizer):
 def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
     base, unbroken, tmp_path, monkeypatch, way, kill
 ):
-    monkeypatch.setattr("tipmini.lab.resumable.Resumable.every", 3)
+    monkeypatch.setattr("tipmini.lab.pruning.run.Run.every", 3)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         kill_at(patch, Run, *KILLS[kill])
@@ -175,6 +177,17 @@ def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
     torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_int8_weight_is_written_as_it_was_trained_with(base, tmp_path):
+    one = Run(base, Recipe(**SMALL, int8=True), tmp_path / "out", "bfloat16")
+    read = run.as_trained("bfloat16")
+    for module in (m.module for family in one.families for m in family.members):
+        layer = one.model.get_submodule(module).base_layer
+        trained = dequantise(layer.weight, layer.scale, torch.bfloat16)
+        weight = load_file(base / "model.safetensors")[f"{module}.weight"]
+        assert read(weight).dtype == weight.dtype == torch.float32
+        assert torch.equal(read(weight).bfloat16(), trained)
+
+
 def test_released_takes_gradients_after_clipping(base, tmp_path):
     """Before it, the clipping's size would not matter to the first step's importances."""
     found = {}
@@ -217,7 +230,7 @@ def test_2_4_leaves_two_of_every_four(base, tmp_path):
         ({"length": 1}, "length must be at least 2"),
         ({"tasks": ("piqqa",)}, "task must be one of"),
         ({"threshold": "model"}, "threshold must be one of layer, global"),
-        ({"schedule": "square"}, "schedule must be one of cubic, linear, one-shot"),
+        ({"schedule": "square"}, "schedule must be one of cubic, linear, one-shot, at-end"),
         ({"method": "taylor", "int8": True}, "taylor needs gradients of the weights"),
     ],
 )

@@ -22,7 +22,10 @@ def test_the_issues_grid_is_there():
             for seed in range(3):
                 assert declared.run_name(method.name, share, True, seed) in runs
     swept = {r.share for r in runs.values() if (r.method, r.tuned) == ("lora-guided", True)}
-    assert swept == {0.1, 0.2, 0.3, 0.4, 0.5}
+    assert swept == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}  # at 0 the control that is tuned alone
+    for method in GRID.ablations:
+        for seed in range(3):
+            assert declared.run_name(method.name, 0.5, True, seed) in runs
     assert {"base", "base-int8", "magnitude-2to4", "wanda-2to4"} <= set(runs)
 
 
@@ -48,6 +51,17 @@ def test_a_run_of_two_plans_is_scored_as_the_fullest_asks():
     name = declared.run_name("magnitude", 0.5, False, 0)
     assert GRID.runs("mini")[name].zero_shot
     assert not GRID.runs("mini")[declared.run_name("magnitude", 0.3, False, 0)].zero_shot
+
+
+def test_what_is_drawn_has_three_seeds():
+    runs = GRID.runs("mini").values()
+    seeds = {}
+    for run in runs:
+        if run.recipe and not run.score:
+            seeds.setdefault((run.method, run.share, run.tuned), set()).add(run.recipe.seed)
+    undrawn = {"magnitude", "wanda", "taylor", "taylor-vector", "vanilla"}
+    for (method, _, tuned), own in seeds.items():
+        assert own == ({0} if method in undrawn and not tuned else {0, 1, 2})
 
 
 def test_merge_variants_do_not_read_the_file():

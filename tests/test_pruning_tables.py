@@ -45,7 +45,8 @@ def test_every_method_has_its_row(share, tuned):
     table = tables.table(FOUND, GRID, RUNS, share, tuned)
     titles = [m.title for m in (*GRID.whole, *GRID.methods)]
     semi = [m.title for m in GRID.semi_structured] if share == 0.5 and not tuned else []
-    assert sorted(table.index) == sorted(titles + semi)
+    control = ["unpruned, fine-tuned"] if tuned else []
+    assert sorted(table.index) == sorted(titles + semi + control)
     assert not (table == MISSING).any(axis=None)
     seeds = table.loc["magnitude", "seeds"]
     assert seeds == ("3" if tuned else "1")
@@ -88,10 +89,16 @@ def test_a_summary_goes_from_low_to_high():
     assert places == sorted(places)
 
 
-def test_lines_start_at_the_unpruned_model_and_have_seed_0():
+def test_lines_start_at_what_nothing_was_removed_of():
     (line,) = curves.lines(FOUND, GRID, RUNS, [("magnitude", True)], "books").values()
     assert line[0] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert line[1] == sorted(line[1])
+    tuned = tables.seeds(FOUND, RUNS, *tables.UNPRUNED)
+    assert len(tuned) == 3
+    assert line[1][0] == pytest.approx(math.exp(tables.windows(tuned, "books").mean()))
+    (line,) = curves.lines(FOUND, GRID, RUNS, [("magnitude", False)], "books").values()
+    base = tables.cell(FOUND["base"], "books")
+    assert [ends[0] for ends in line[1:]] == pytest.approx(tables.perplexity(base))
     assert all(low < y < high for _, y, low, high in zip(*line, strict=True))
 
 

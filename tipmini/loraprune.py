@@ -205,7 +205,15 @@ def one_shot_share(
     return share if step > warmup * steps or step >= steps else 0.0
 
 
+def at_end_share(
+    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
+) -> float:
+    """The whole share at the last step: tuned first, pruned after, which nothing recovers from."""
+    return share if step >= steps else 0.0
+
+
 SCHEDULES = {"cubic": cubic_share, "linear": linear_share, "one-shot": one_shot_share}
+SCHEDULES["at-end"] = at_end_share
 
 
 def _progress(step: int, steps: int, warmup: float, cooldown: float) -> float:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,17 +38,25 @@ class Pruner:
         self.threshold = threshold
         self.averages = {f.name: torch.zeros(f.count) for f in families}  # Eq. 11 starts at 0
         self.masks: Masks = {f.name: torch.ones(f.count, dtype=torch.bool) for f in families}
+        self.observed = self.skipped = 0
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
         """Eq. 11: take up one step's group importances; as in the authors' code a step with any
         NaN is left out."""
         if any(found.isnan().any() for found in scores.values()):
+            self.skipped += 1
             return
+        self.observed += 1
         for name, found in scores.items():
             self.averages[name] = moving_average(self.averages[name], found.cpu(), self.decay)
 
     def remove(self, fraction: float) -> None:
-        """Let this fraction of `final` be gone; what is gone stays gone."""
+        """Let this fraction of `final` be gone; what is gone stays gone.
+
+        Raises TipminiError where there is no importance to tell groups apart by.
+        """
+        if not self.observed:
+            raise TipminiError("no step had finite importances; take a lower learning rate or rows")
         if self.threshold == "global":
             for kind in {family.kind for family in self.families}:
                 self._remove_below([f for f in self.families if f.kind == kind], fraction)
@@ -115,6 +124,26 @@ def save_masks(masks: Masks) -> bytes:
     from safetensors.torch import save
 
     return save({name: mask.contiguous() for name, mask in masks.items()})
+
+
+def pack_masks(masks: Masks) -> bytes:
+    """As `save_masks`, eight groups a byte; `unpack_masks` reads it with the families' counts."""
+    from safetensors.torch import save
+
+    packed = {name: np.packbits(mask.numpy()) for name, mask in masks.items()}
+    counts = {name: str(len(mask)) for name, mask in masks.items()}
+    return save({name: torch.from_numpy(bits) for name, bits in packed.items()}, counts)
+
+
+def unpack_masks(file: Path) -> Masks:
+    """The masks that `pack_masks` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as found:
+        counts = {name: int(count) for name, count in found.metadata().items()}
+        bits = {name: found.get_tensor(name).numpy() for name in counts}
+    unpacked = {name: np.unpackbits(bits[name], count=count) for name, count in counts.items()}
+    return {name: torch.from_numpy(mask.astype(bool)) for name, mask in unpacked.items()}
 
 
 def load_masks(file: Path) -> Masks:

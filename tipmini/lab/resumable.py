@@ -16,15 +16,20 @@ from tipmini.lab.objective import Example
 from tipmini.lab.packing import batches
 
 
-def wear_lora(base: nn.Module, rank: int, alpha: int, targets: Sequence[str], seed: int):
-    """A PeftModel around a frozen base with a new adapter: A drawn from the seed, B = 0."""
+def wear_lora(
+    base: nn.Module, rank: int, alpha: int, targets: Sequence[str], seed: int, cast: bool = True
+):
+    """A PeftModel around a frozen base with a new adapter: A drawn from the seed, B = 0.
+
+    cast: the factors are float32, as they are trained; else in the base's own dtype.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)  # PEFT draws A from the global generator
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM"
     )
-    return get_peft_model(base, config)
+    return get_peft_model(base, config, autocast_adapter_dtype=cast)
 
 
 def named_factors(peft: nn.Module) -> dict[str, nn.Parameter]:

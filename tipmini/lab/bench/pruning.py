@@ -133,10 +133,12 @@ def memory_of(
     base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int
 ) -> tuple[int, float | None]:
     """Bytes of the model, and those above it at a step's peak; in a process of its own."""
+    timing.give_memory_back()  # else what int8 frees of the weights would be used again unseen
     one = side(base, dtype, name, rank)
     tokens = [row.content[:2] for row in rows[:1]]
     with torch.no_grad():  # the weights' pages are read at their first use
         objective.losses(one.model, [texts.plain(ids) for ids in tokens])
+    timing.give_memory_back()
     return one.bytes, timing.peak_memory(partial(one.step, rows))
 
 

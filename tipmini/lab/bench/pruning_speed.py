@@ -71,7 +71,8 @@ def _worn(folder: Path, dtype: str, rank: int) -> Iterator[tuple[bool, nn.Module
     """The checkpoint as stock transformers runs it, alone and under an adapter of its own."""
     load = partial(load_base, folder, dtype, attention="sdpa")
     yield True, load()
-    yield False, wear_lora(load(), rank, 2 * rank, TARGETS, seed=0).eval()
+    # in the model's dtype: float32 factors would be converted at every product
+    yield False, wear_lora(load(), rank, 2 * rank, TARGETS, seed=0, cast=False).eval()
 
 
 @torch.inference_mode()

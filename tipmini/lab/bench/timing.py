@@ -38,6 +38,9 @@ def side_by_side(
     return {"seconds": mine, "peer_seconds": theirs, "ratio": mine / theirs}
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
 def peak_memory(work: Callable[[], object]) -> float | None:
     """Bytes by which the resident memory rose above what it was before; None but on Linux."""
     status = Path("/proc/self/status")
@@ -47,6 +50,22 @@ def peak_memory(work: Callable[[], object]) -> float | None:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     work()
     return _bytes(status, "VmHWM") - before
+
+
+def give_memory_back() -> None:
+    """Return what is free to the system, and from now on whatever is freed: glibc alone has it.
+
+    Slower, since every larger tensor then has pages of its own; for measuring memory only.
+    """
+    import ctypes
+    import gc
+
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 17)
+        libc.malloc_trim(0)
 
 
 def _bytes(status: Path, field: str) -> float:

@@ -1,9 +1,12 @@
 """The lines of Figure 3: perplexities of stored prunings against the share that is gone."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from tipmini.lab.bundles import Bundle
 from tipmini.lab.pruning.declared import Grid, Planned
-from tipmini.lab.pruning.tables import Outcomes, cell, perplexity
+from tipmini.lab.pruning.tables import UNPRUNED, Outcomes, cell, perplexity, seeds, windows
+from tipmini.lab.statistics import COVERED
 
 
 def lines(
@@ -26,13 +29,22 @@ def lines(
 def _points(
     outcomes: Outcomes, runs: Mapping[str, Planned], method: str, tuned: bool, corpus: str
 ) -> Iterator[tuple[float, float, float, float]]:
-    """Of seed 0, which every share has."""
-    if "base" in outcomes and (known := cell(outcomes["base"], corpus)):
-        yield (0.0, *perplexity(known))
-    for run in runs.values():
-        same = (run.method, run.tuned) == (method, tuned) and run.recipe and run.recipe.seed == 0
-        if same and run.name in outcomes and (known := cell(outcomes[run.name], corpus)):
-            yield (outcomes[run.name].facts["removed_share"], *perplexity(known))
+    """All seeds of a share together; tuned lines begin at what is tuned with nothing removed."""
+    start = UNPRUNED if tuned else ("base", 0.0, False)
+    shares = sorted({run.share for run in runs.values() if run.method == method} - {0.0})
+    for wanted in (start, *((method, share, tuned) for share in shares)):
+        every = seeds(outcomes, runs, *wanted)
+        if bounds := _bounds(every, corpus):
+            yield (every[0].facts.get("removed_share", 0.0), *bounds)
+
+
+def _bounds(every: Sequence[Bundle], corpus: str) -> tuple[float, float, float] | None:
+    """Perplexity and the ends of its 95% interval over the windows, losses averaged over seeds."""
+    losses = windows(every, corpus)
+    if losses is None:
+        return None
+    reach = COVERED * losses.std(ddof=1) / math.sqrt(len(losses))
+    return tuple(math.exp(losses.mean() + sign * reach) for sign in (0, -1, 1))
 
 
 def marks(outcomes: Outcomes, declared: Grid, corpus: str) -> dict[str, tuple[float, float]]:

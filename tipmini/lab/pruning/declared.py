@@ -99,6 +99,7 @@ class Grid(Declared):
     whole: tuple[Whole, ...]
     semi_structured: tuple[SemiStructured, ...]
     methods: tuple[Method, ...]
+    ablations: tuple[Method, ...] = Field((), description="methods that no table but theirs shows")
     plans: tuple[Plan, ...]
 
     def size(self, profile: str) -> Size:
@@ -109,7 +110,8 @@ class Grid(Declared):
 
     def titles(self) -> dict[str, str]:
         """Of methods and of what is not pruned by group, by name."""
-        return {m.name: m.title for m in (*self.whole, *self.semi_structured, *self.methods)}
+        every = (*self.whole, *self.semi_structured, *self.methods, *self.ablations)
+        return {m.name: m.title for m in every}
 
     def runs(self, profile: str) -> dict[str, Planned]:
         """By name, each once: what several plans name is scored as the fullest asks."""
@@ -135,7 +137,7 @@ class Grid(Declared):
                         yield self._run(size, plan, name, share, seed)
 
     def _run(self, size: Size, plan: Plan, name: str, share: float, seed: int) -> Planned:
-        method = next((m for m in self.methods if m.name == name), None)
+        method = next((m for m in (*self.methods, *self.ablations) if m.name == name), None)
         if method is None:
             raise TipminiError(f"plan {plan.what!r}: no method {name!r}")
         recipe = size.recipe(plan.tuned, **method.options, share=share, seed=seed)

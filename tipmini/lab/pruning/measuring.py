@@ -15,37 +15,51 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tipmini import criteria, groups, int8, loraprune, masking, removal
+from tipmini import (
+    calibration,
+    criteria,
+    groups,
+    int8,
+    loraprune,
+    masking,
+    removal,
+    wanda,
+    weights,
+)
 from tipmini.base_folder import open_base
+from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
-from tipmini.lab import bundles, evaluation, model, objective, results, resumable, tasks
+from tipmini.lab import (
+    bundles,
+    evaluation,
+    model,
+    objective,
+    packing,
+    results,
+    resumable,
+    tasks,
+    training,
+)
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.experiments import Lab
+from tipmini.lab.experiments import EVALUATION_CODE, Lab
 from tipmini.lab.locks import claimed
 from tipmini.lab.measuring import Show, one_bar
 from tipmini.lab.profiles import Profile
 from tipmini.lab.pruning import perplexity, run, scoring, semi_structured, texts, work
+from tipmini.lab.pruning import recipe as recipes
 from tipmini.lab.pruning.declared import Grid, Planned, grid
-from tipmini.lab.pruning.recipe import cosine_rate, fraction, removes
 from tipmini.lab.results import Cell
 
-PRUNING_CODE = (  # what a pruned model is made by
-    *(criteria.Signals, *criteria.CRITERIA.values(), criteria.group_scores, criteria._terms),
-    *(criteria.quantise, criteria.dequantise, criteria.semi_structured_mask),
-    *(loraprune.lora_gradient, loraprune.moving_average, loraprune.share_mask),
-    *(loraprune.cubic_share, loraprune._progress),
-    *(groups._family, groups.quotas, groups._heads),
-    *(masking.Pruner, masking.masked, masking._mask_output),
-    *(removal.cut_factors, removal._changes, removal._keep),
-    *(int8.Int8Linear, int8.to_int8, int8.rounded),
-    *(scoring.signals_of, scoring.all_scores, scoring.random_scores),
-    *(texts.examples, texts._rows, texts.plain, semi_structured.prune_semi_structured),
-    *(run.Run.step, run.Run._observe, run.Run._update, run.Run._remove, run.Run.finish),
-    *(fraction, removes, cosine_rate),
-    *(resumable.wear_lora, resumable.Resumable.backward, objective.losses, model.HeadLogprobs),
+PRUNING_CODE = (  # what a pruned model is made by; whole modules where most of one takes part
+    *(criteria, groups, int8, loraprune, masking, removal, wanda),
+    *(recipes, resumable, run, scoring, semi_structured, texts),
+    *(calibration.calibrate, calibration._InputSums, named_generator, weights.save_merged),
+    *(objective.losses, model.HeadLogprobs, model.target_hidden, model.target_logprobs),
+    *(model.scored_targets, packing.batches, packing.collate, packing.pack, training.schedule),
 )
-PERPLEXITY_CODE = (perplexity.windows, perplexity.losses, model.scored_targets)
+PERPLEXITY_CODE = (*EVALUATION_CODE, perplexity.windows, perplexity.losses, texts.plain)
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
+FACTS += ("skipped", "threads")
 
 
 class Prunings:
@@ -125,8 +139,15 @@ class Prunings:
             made |= {"name": planned.name, "title": planned.title}
             bundles.keep(self.store, Bundle(**made))
             show(cell)
+        if (folder / run.MASKS).is_file():
+            masks = masking.load_masks(folder / run.MASKS)
+            results.write_bytes(self.masks_file(planned), masking.pack_masks(masks))
         if folder != self.base:
             shutil.rmtree(folder)
+
+    def masks_file(self, planned: Planned) -> Path:
+        """Which groups are gone is kept, though the pruned model is not."""
+        return self.store / "masks" / f"{planned.name}.safetensors"
 
     def made(self, planned: Planned) -> tuple[Path, dict]:
         """The folder of the pruned model, and what there is to tell of its making."""
@@ -172,7 +193,7 @@ def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:
     if planned.recipe is None:
         opened, families = open_base(base), work.families_of(open_base(base))
         whole = {family.name: torch.ones(family.count, dtype=torch.bool) for family in families}
-        removal.save_pruned(opened, families, whole, out, read=int8.rounded)
+        removal.save_pruned(opened, families, whole, out, read=run.as_trained(dtype))
     elif planned.score:
         semi_structured.prune_semi_structured(base, planned.recipe, out, planned.score, dtype)
     else:

@@ -1,7 +1,7 @@
 """LoRAPrune's Algorithm 1: fine-tune an adapter, average importances, remove groups, and again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Run(Resumable):
     them (dL/dW: vanilla and Taylor). The result is a checkpoint without the groups, the adapter
     merged into it, or where layers keep different numbers of groups the adapter and the masks.
     """
+
+    every = 5  # steps between checkpoints
 
     def __init__(self, base: Path, recipe: Recipe, out: Path, dtype: str = "bfloat16"):
         keep_memory()
@@ -95,12 +97,14 @@ class Run(Resumable):
 
     def kept(self) -> tuple[dict[str, Tensor], dict]:
         averages = {f"average/{n}": t for n, t in self.pruner.averages.items()}
-        return averages | {f"mask/{n}": t for n, t in self.pruner.masks.items()}, {}
+        counts = {"observed": self.pruner.observed, "skipped": self.pruner.skipped}
+        return averages | {f"mask/{n}": t for n, t in self.pruner.masks.items()}, counts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
         for name in self.pruner.masks:
             self.pruner.averages[name] = tensors[f"average/{name}"]
             self.pruner.masks[name] = tensors[f"mask/{name}"]
+        self.pruner.observed, self.pruner.skipped = facts["observed"], facts["skipped"]
 
     def identity(self) -> str:
         rows = [list(example.content) for example in self.rows]
@@ -121,7 +125,7 @@ class Run(Resumable):
         masks, story = self.pruner.masks, json.dumps(self.story()) + "\n"
         beside = {MASKS: save_masks(masks), STORY: story.encode()}
         if is_exportable(self.base.config, self.families, masks):
-            read = rounded if self.recipe.int8 else None
+            read = as_trained(self.dtype) if self.recipe.int8 else None
             parts = {"update": self.update(), "read": read, "beside": beside}
             save_pruned(self.base, self.families, masks, self.out, **parts)
         else:
@@ -146,6 +150,7 @@ class Run(Resumable):
             "data": self.identity(),
             "rows": len(self.rows),
             "steps": len(self.steps),
+            "skipped": self.pruner.skipped,
             **sizes(self.base, self.families, self.pruner.counts),
             "kept": {name: int(mask.sum()) for name, mask in self.pruner.masks.items()},
             "date": results.today(),
@@ -154,6 +159,11 @@ class Run(Resumable):
             "versions": results.versions(),
             **self.log,
         }
+
+
+def as_trained(dtype: str) -> Callable[[Tensor], Tensor]:
+    """What int8 holds of a weight that was loaded in `dtype`, in the weight's own."""
+    return lambda weight: rounded(weight.to(getattr(torch, dtype))).to(weight.dtype)
 
 
 def start(families: Sequence[Family], recipe: Recipe, base: BaseFolder) -> Pruner:

@@ -43,6 +43,8 @@ def perplexity(found: Cell) -> tuple[float, float, float]:
     return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
 
 
+UNPRUNED = "lora-guided", 0.0, True  # tuned with nothing removed
+
 # Several seeds of one run -------------------------------------------------------------------------
 
 
@@ -91,6 +93,8 @@ def table(
         rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared.tasks)
     for semi in declared.semi_structured if share == 0.5 and not tuned else ():
         rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared.tasks)
+    if tuned:
+        rows["unpruned, fine-tuned"] = _row(seeds(outcomes, runs, *UNPRUNED), declared.tasks)
     for method in declared.methods:
         every = seeds(outcomes, runs, method.name, share, tuned)
         rows[titles[method.name]] = _row(every, declared.tasks)
@@ -119,7 +123,7 @@ def _printed_row(row: dict) -> dict[str, str]:
 def shares(outcomes: Outcomes, runs: Mapping[str, Planned], method: str) -> pd.DataFrame:
     """What really went at every share that was asked for."""
     rows = {}
-    for share in sorted({run.share for run in runs.values() if run.method == method}):
+    for share in sorted({run.share for run in runs.values() if run.method == method} - {0.0}):
         every = [b for t in (False, True) for b in seeds(outcomes, runs, method, share, t)]
         rows[f"{share:.0%}"] = _gone(every[0].facts if every else {})
     return pd.DataFrame(rows).T.rename_axis("share asked for")
@@ -129,6 +133,16 @@ def _gone(facts: Mapping) -> dict[str, str]:
     names = {"of the pruned matrices": "removed_share", "of the whole model": "removed_of_model"}
     names |= {"heads": "removed_heads", "channels": "removed_channels"}
     return {t: f"{facts[n]:.1%}" if n in facts else MISSING for t, n in names.items()}
+
+
+def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
+    """LoRAPrune with fine-tuning at one half, whole and without one of its parts: perplexities."""
+    rows = {}
+    for name in ("lora-guided", *(method.name for method in declared.ablations)):
+        every = seeds(outcomes, runs, name, 0.5, True)
+        ppl = {f"ppl, {corpus}": _spread(values(every, corpus), 2) for corpus in CORPORA}
+        rows[declared.titles()[name]] = {"seeds": str(len(every)) if every else "-"} | ppl
+    return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
 
 
 # Comparisons --------------------------------------------------------------------------------------
@@ -158,7 +172,7 @@ def against(
 
 
 def _higher(every: Sequence[Bundle], first: Sequence[Bundle], corpus: str) -> str:
-    pair = [_windows(found, corpus) for found in (every, first)]
+    pair = [windows(found, corpus) for found in (every, first)]
     if any(losses is None for losses in pair):
         return MISSING
     gaps = pair[0] - pair[1]
@@ -167,7 +181,7 @@ def _higher(every: Sequence[Bundle], first: Sequence[Bundle], corpus: str) -> st
     return f"{value:+,.1f}%<br>[{low:+,.1f}, {high:+,.1f}]"
 
 
-def _windows(every: Sequence[Bundle], corpus: str) -> np.ndarray | None:
+def windows(every: Sequence[Bundle], corpus: str) -> np.ndarray | None:
     """(windows,) losses, averaged over the seeds."""
     found = [c.values for c in (cell(bundle, corpus) for bundle in every) if c]
     return np.mean(found, axis=0) if found else None
