@@ -222,3 +222,10 @@ def test_the_band_marks_the_groups_rows():
     first, second = (axes.patches[0].get_bbox() for axes in figure.axes)
     assert (first.y0, first.y1) == (1.5, 3.5) and (first.x0, first.x1) == (-0.5, 3.5)
     assert (second.x0, second.x1) == (-0.5, 0.5) and (second.y0, second.y1) == (-0.5, 9.5)
+
+
+def test_the_ablations_stand_beside_the_whole():
+    table = tables.ablations(FOUND, GRID, RUNS)
+    assert list(table.index) == ["LoRAPrune", *(method.title for method in GRID.ablations)]
+    assert set(table["seeds"]) == {"3"} and not (table == MISSING).any(axis=None)
+    assert (tables.ablations({}, GRID, RUNS).drop(columns="seeds") == MISSING).all(axis=None)
