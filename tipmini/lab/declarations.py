@@ -59,6 +59,7 @@ class Sweep(Declared):
 class Change(Declared):
     """What one place of a grid's axis changes."""
 
+    title: str = Field("", description="for the reader; empty where it is the variant's own")
     options: dict[str, Option] = Field({})
     weights: Weights | None = None
 
@@ -76,7 +77,8 @@ class Grid(Declared):
             options = dict(ChainMap(*(change.options for _, change in chosen)))
             weights = [change.weights for _, change in chosen if change.weights is not None]
             named = {"name": "-".join([self.name, *words]), "full": False}
-            named |= {"title": f"{variant.title} ({', '.join(words)})"}
+            told = ", ".join(change.title for _, change in chosen if change.title)
+            named |= {"title": f"{variant.title} ({told or 'as it is'})"}
             if weights:
                 named["weights"] = weights[-1]
             yield variant.changed(options=variant.options | options, **named)
