@@ -47,7 +47,7 @@ def paired(
     better = sum(gap > 0 for gap in clear.values())
     worse = len(clear) - better
     counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
-    verdict = _verdict(better, worse, len(places), some)
+    verdict = verdict_of(better, worse, len(places), some)
     return Finding(verdict, counted, "; ".join(_told(gaps, clear)) + ".")
 
 
@@ -62,7 +62,7 @@ def _gap(evidence: Evidence, place: Place) -> float:
     return 100 * (one.mean - two.mean)
 
 
-def _verdict(better: int, worse: int, asked: int, some: bool) -> Verdict:
+def verdict_of(better: int, worse: int, asked: int, some: bool) -> Verdict:
     if better == asked or (some and better):
         return Verdict.HOLDS
     if 2 * worse > asked:
