@@ -6,7 +6,7 @@ import made_up_prunings as made_up
 import pytest
 
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.claims import pruned_here
+from tipmini.lab.claims import bench_here, pruned_here
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import Evidence
 from tipmini.lab.profiles import load_profile
@@ -74,24 +74,24 @@ def test_on_a_par_is_within_a_margin(level, verdict):
 
 BENCHED = evidence(benched=made_up.bench())
 CASES = [  # made up: 1 - share of the time, half as much again unmerged; 790, 570, 470 MB
-    (pruned_here.time_saved, {"share": 0.5, "printed": 49.5}, Verdict.HOLDS),
-    (pruned_here.time_saved, {"share": 0.5, "printed": 50.5}, Verdict.NOT_SUPPORTED),
-    (pruned_here.time_saved, {"share": 0.5}, Verdict.HOLDS),
-    (pruned_here.unmerged_costs, {"share": 0.0, "printed": 49.0}, Verdict.HOLDS),
-    (pruned_here.unmerged_costs, {"share": 0.2, "printed": 21.0}, Verdict.NOT_SUPPORTED),
-    (pruned_here.memory_saved, {"side": "lora-guided", "printed": 27.0}, Verdict.HOLDS),
-    (pruned_here.memory_saved, {"side": "lora-guided", "printed": 52.6}, Verdict.NOT_SUPPORTED),
+    (bench_here.time_saved, {"share": 0.5, "printed": 49.5}, Verdict.HOLDS),
+    (bench_here.time_saved, {"share": 0.5, "printed": 50.5}, Verdict.NOT_SUPPORTED),
+    (bench_here.time_saved, {"share": 0.5}, Verdict.HOLDS),
+    (bench_here.unmerged_costs, {"share": 0.0, "printed": 49.0}, Verdict.HOLDS),
+    (bench_here.unmerged_costs, {"share": 0.2, "printed": 21.0}, Verdict.NOT_SUPPORTED),
+    (bench_here.memory_saved, {"side": "lora-guided", "printed": 27.0}, Verdict.HOLDS),
+    (bench_here.memory_saved, {"side": "lora-guided", "printed": 52.6}, Verdict.NOT_SUPPORTED),
     (
-        pruned_here.memory_saved,
+        bench_here.memory_saved,
         {"side": "lora-guided int8", "against": "lora-guided"},
         Verdict.HOLDS,
     ),
-    (pruned_here.throughput_gained, {"printed": 49.0}, Verdict.HOLDS),
-    (pruned_here.throughput_gained, {"printed": 64.6}, Verdict.NOT_SUPPORTED),
-    (pruned_here.masks_agree, {"share": 0.1}, Verdict.HOLDS),
-    (pruned_here.masks_agree, {"share": 0.5}, Verdict.NOT_SUPPORTED),
-    (pruned_here.masks_part, {"low": 0.1, "high": 0.5}, Verdict.HOLDS),
-    (pruned_here.masks_part, {"low": 0.5, "high": 0.1}, Verdict.NOT_SUPPORTED),
+    (bench_here.throughput_gained, {"printed": 49.0}, Verdict.HOLDS),
+    (bench_here.throughput_gained, {"printed": 64.6}, Verdict.NOT_SUPPORTED),
+    (bench_here.masks_agree, {"share": 0.1}, Verdict.HOLDS),
+    (bench_here.masks_agree, {"share": 0.5}, Verdict.NOT_SUPPORTED),
+    (bench_here.masks_part, {"low": 0.1, "high": 0.5}, Verdict.HOLDS),
+    (bench_here.masks_part, {"low": 0.5, "high": 0.1}, Verdict.NOT_SUPPORTED),
 ]
 
 

@@ -153,6 +153,7 @@ LAB = [
     "tipmini.lab.method_tables",
     "tipmini.lab.claims.here",
     "tipmini.lab.claims.pruned_here",
+    "tipmini.lab.claims.bench_here",
     "tipmini.lab.claims.audit",
     "tipmini.lab.claims.printed_tables",
     "tipmini.lab.claims.page",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths
-from tipmini.lab.claims import here, in_print, pruned, pruned_here, settings
+from tipmini.lab.claims import bench_here, here, in_print, pruned, pruned_here, settings
 from tipmini.lab.claims.declared import Check, Claim, declared
 from tipmini.lab.claims.evidence import Evidence, Finding, gathered
 from tipmini.strict import one_line
@@ -16,7 +16,8 @@ LEVELS = {"in_print": "in print", "here": "at this book's scale"}
 CHECKS: dict[str, dict[str, Callable[..., Finding]]] = {
     "in_print": {check.__name__: check for check in (*in_print.CHECKS, *pruned.CHECKS)},
     "here": {
-        check.__name__: check for check in (*here.CHECKS, *pruned_here.CHECKS, *settings.CHECKS)
+        check.__name__: check
+        for check in (*here.CHECKS, *pruned_here.CHECKS, *bench_here.CHECKS, *settings.CHECKS)
     },
 }
 

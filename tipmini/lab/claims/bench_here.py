@@ -1,0 +1,128 @@
+"""Checks of LoRAPrune's sentences from the bench: time, memory, throughput, masks."""
+
+import statistics
+
+import numpy as np
+
+from tipmini.lab.claims.declared import Verdict
+from tipmini.lab.claims.evidence import Evidence, Finding
+from tipmini.lab.claims.settings import not_run
+
+
+def time_saved(
+    evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
+) -> Finding:
+    """Whether a model without this share of its weights takes so many per cent less time."""
+    ratios = _ratios(evidence, (share, True), (0.0, True))
+    if not ratios:
+        return not_run(evidence, note="No inference time of a pruned model is stored yet.")
+    saved = {batch: 100 * (1 - ratio) for batch, ratio in ratios.items()}
+    enough = sum(value > max(printed - tolerance, 0) for value in saved.values())
+    return Finding(
+        _share_of(enough, len(saved)),
+        ", ".join(f"batch {batch}: {value:.1f}% less" for batch, value in saved.items()),
+        "A forward pass on a CPU; the model's embeddings and head keep their size.",
+    )
+
+
+def unmerged_costs(
+    evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
+) -> Finding:
+    """Whether a pass with the adapter beside takes so much longer than the unpruned one, merged."""
+    ratios = _ratios(evidence, (share, False), (0.0, True))
+    if not ratios:
+        return not_run(evidence, note="No inference time of a pruned model is stored yet.")
+    more = {batch: 100 * (ratio - 1) for batch, ratio in ratios.items()}
+    enough = sum(value > max(printed - tolerance, 0) for value in more.values())
+    return Finding(
+        _share_of(enough, len(more)),
+        ", ".join(f"batch {batch}: {value:+.1f}%" for batch, value in more.items()),
+        "An adapter of rank 8 on all seven matrices, computed by PEFT in the model's dtype.",
+    )
+
+
+def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[int, float]:
+    """{batch: median over the rounds of one way's time over the other's}."""
+    entries = evidence.benched["inference"] if evidence.benched else []
+    timed = {(e["share"], e["merged"], e["batch"]): e["seconds"] for e in entries}
+    return {
+        batch: statistics.median(np.divide(timed[*one, batch], timed[*two, batch]).tolist())
+        for share, merged, batch in timed
+        if (share, merged) == one
+    }
+
+
+def memory_saved(
+    evidence: Evidence,
+    *,
+    side: str,
+    against: str = "vanilla",
+    printed: float = 0.0,
+    tolerance: float = 0.0,
+) -> Finding:
+    """Whether a step of a criterion takes so many per cent less memory than another's."""
+    if not evidence.benched or not evidence.benched["cost"]["vanilla"]["step_bytes"]:
+        return not_run(evidence, note="No memory of pruning is stored yet.")
+    own, other = (_bytes(evidence.benched["cost"][name]) for name in (side, against))
+    saved = 100 * (1 - own / other)
+    return Finding(
+        _share_of(int(saved > max(printed - tolerance, 0)), 1),
+        f"{own / 1e6:.0f} of {other / 1e6:.0f} MB: {saved:.1f}% less",
+        "Model and the peak of a step. In a small model activations are a larger part of it.",
+    )
+
+
+def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 0.0) -> Finding:
+    """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
+    if not evidence.benched:
+        return not_run(evidence, note="No throughput of pruning is stored yet.")
+    own, other = (evidence.benched["cost"][n]["rows_a_second"] for n in ("lora-guided", "vanilla"))
+    more = 100 * (own / other - 1)
+    verdict = _share_of(int(more > printed - tolerance), 1)
+    return Finding(verdict, f"{more:+.1f}%", f"{own:.2f} and {other:.2f} rows a second on a CPU.")
+
+
+def masks_agree(evidence: Evidence, *, share: float) -> Finding:
+    """Whether both criteria agree on more groups than halfway from chance to all."""
+    entries = evidence.benched["agreement"] if evidence.benched else []
+    own = [e for e in entries if e["share"] == share and e["reduction"] == "paper" and e["removed"]]
+    if not own:
+        return not_run(evidence, note="No similarity of masks is stored yet.")
+    enough = sum(2 * e["same"] > 1 + e["chance_same"] for e in own)
+    same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
+    return Finding(
+        _share_of(enough, len(own)),
+        f"{same:.1%} of the groups alike, {chance:.1%} by chance",
+        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters.",
+    )
+
+
+def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
+    """Whether the criteria agree on fewer groups at a higher share."""
+    entries = evidence.benched["agreement"] if evidence.benched else []
+    found = [
+        [e["same"] for e in entries if e["share"] == share and e["kind"] == "channels"]
+        for share in (low, high)
+    ]
+    if not all(found):
+        return not_run(evidence, note="No similarity of masks is stored yet.")
+    fewer = min(found[0]) > max(found[1])
+    pairs = zip(found, (low, high), strict=True)
+    return Finding(
+        _share_of(int(fewer), 1),
+        " and ".join(f"{statistics.mean(one):.1%} at {share:.0%}" for one, share in pairs),
+        "Channels of the MLPs; random masks agree on fewer at a higher share, too.",
+    )
+
+
+def _bytes(cost: dict) -> float:
+    return cost["model_bytes"] + cost["step_bytes"]
+
+
+def _share_of(enough: int, asked: int) -> Verdict:
+    if enough == asked:
+        return Verdict.HOLDS
+    return Verdict.IN_PART if enough else Verdict.NOT_SUPPORTED
+
+
+CHECKS = (time_saved, unmerged_costs, memory_saved, throughput_gained, masks_agree, masks_part)
