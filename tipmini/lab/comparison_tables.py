@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from tipmini.lab.accuracy_tables import EMPTY, Titles
+from tipmini.lab.accuracy_tables import EMPTY, Titles, narrow
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells, Interval
 from tipmini.lab.statistics import (
@@ -20,6 +20,8 @@ from tipmini.lab.statistics import (
     verdict,
 )
 from tipmini.lab.tables import TITLES, p_text, relation
+
+WIDE = 22  # letters of a title in a line
 
 # Each method against one --------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ def against(
     """Every variant minus `reference`, in the mean over tasks and by tasks, tests corrected."""
     others = [name for name in names if name != reference]
     found = comparisons(cells, others, reference, profile.tasks)
-    rows = {titles.get(name, name): compared(found[name]) for name in others}
+    rows = {narrow(titles.get(name, name), WIDE): compared(found[name]) for name in others}
     return pd.DataFrame(rows).T.rename_axis(f"against {titles.get(reference, reference)}")
 
 
@@ -106,8 +108,10 @@ def verdicts(
     for name in names:
         pairs = [Pair(name, reference, profile.tasks) for reference in references]
         found = compare(cells, pairs)
-        heads = [f"minus {titles.get(reference, reference)}" for reference in references]
+        heads = [narrow(f"minus {titles.get(one, one)}", WIDE) for one in references]
         texts = [f"{100 * one.value:+.1f}<br>{points(one)}" if one else EMPTY for one in found]
         word = str(verdict(cells, name, references, profile.tasks))
-        rows[titles.get(name, name)] = dict(zip(heads, texts, strict=True)) | {"it is": word}
+        rows[narrow(titles.get(name, name), WIDE)] = dict(zip(heads, texts, strict=True)) | {
+            "it is": word
+        }
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
