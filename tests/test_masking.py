@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tipmini.errors import TipminiError
 from tipmini.groups import CHANNELS, HEADS, Family, find_families
-from tipmini.masking import Pruner, load_masks, masked, pack_masks, save_masks, unpack_masks
+from tipmini.masking import Pruner, load_masks, masked, save_masks
 
 
 @pytest.mark.parametrize("shape", prunable.SHAPES)
@@ -175,12 +175,3 @@ def test_without_any_importance_nothing_is_removed():
     with pytest.raises(TipminiError, match="no step had finite importances"):
         one.remove(1.0)
     assert one.skipped == 1 and all(mask.all() for mask in one.masks.values())
-
-
-def test_packed_masks_are_read_as_they_were(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    masks = {name: torch.rand(n, generator=generator) > 0.5 for name, n in (("a", 3), ("b", 17))}
-    (tmp_path / "masks.safetensors").write_bytes(pack_masks(masks))
-    found = unpack_masks(tmp_path / "masks.safetensors")
-    assert found.keys() == masks.keys()
-    assert all(torch.equal(found[name], mask) for name, mask in masks.items())

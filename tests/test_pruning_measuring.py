@@ -12,6 +12,7 @@ from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.pruning import declared, measuring, perplexity, run
 from tipmini.lab.pruning.measuring import Prunings
+from tipmini.masking import load_masks
 
 SMALL = {"tasks": ["rte"], "rows": 4, "length": 12, "rank": 2}
 GRID = declared.Grid.model_validate(
@@ -81,6 +82,9 @@ def test_everything_is_measured_once_and_no_model_is_left(profile):
     stored = bundles.read(profile.pruning_store, LORA)
     assert stored.facts["removed_share"] == pytest.approx(0.5, abs=0.03)
     assert len(stored.facts["loss"]) == len(stored.facts["gone"]) == 2
+    masks = load_masks(profile.pruning_store / "masks" / f"{LORA}.safetensors")
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    assert 0 < removed < sum(map(len, masks.values()))
     losses = {n: bundles.cell_of(profile.pruning_store, n, "books").values for n in ("base", LORA)}
     assert losses["base"] != losses[LORA]
 

@@ -212,8 +212,10 @@ def at_end_share(
     return share if step >= steps else 0.0
 
 
-SCHEDULES = {"cubic": cubic_share, "linear": linear_share, "one-shot": one_shot_share}
-SCHEDULES["at-end"] = at_end_share
+SCHEDULES = {
+    **{"cubic": cubic_share, "linear": linear_share},
+    **{"one-shot": one_shot_share, "at-end": at_end_share},
+}
 
 
 def _progress(step: int, steps: int, warmup: float, cooldown: float) -> float:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -124,26 +123,6 @@ def save_masks(masks: Masks) -> bytes:
     from safetensors.torch import save
 
     return save({name: mask.contiguous() for name, mask in masks.items()})
-
-
-def pack_masks(masks: Masks) -> bytes:
-    """As `save_masks`, eight groups a byte; `unpack_masks` reads it with the families' counts."""
-    from safetensors.torch import save
-
-    packed = {name: np.packbits(mask.numpy()) for name, mask in masks.items()}
-    counts = {name: str(len(mask)) for name, mask in masks.items()}
-    return save({name: torch.from_numpy(bits) for name, bits in packed.items()}, counts)
-
-
-def unpack_masks(file: Path) -> Masks:
-    """The masks that `pack_masks` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as found:
-        counts = {name: int(count) for name, count in found.metadata().items()}
-        bits = {name: found.get_tensor(name).numpy() for name in counts}
-    unpacked = {name: np.unpackbits(bits[name], count=count) for name, count in counts.items()}
-    return {name: torch.from_numpy(mask.astype(bool)) for name, mask in unpacked.items()}
 
 
 def load_masks(file: Path) -> Masks:

@@ -13,32 +13,29 @@ def time_saved(
     evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
 ) -> Finding:
     """Whether a model without this share of its weights takes so many per cent less time."""
-    ratios = _ratios(evidence, (share, True), (0.0, True))
-    if not ratios:
-        return not_run(evidence, note="No inference time of a pruned model is stored yet.")
-    saved = {batch: 100 * (1 - ratio) for batch, ratio in ratios.items()}
-    enough = sum(value > max(printed - tolerance, 0) for value in saved.values())
-    return Finding(
-        _share_of(enough, len(saved)),
-        ", ".join(f"batch {batch}: {value:.1f}% less" for batch, value in saved.items()),
-        "A forward pass on a CPU; the model's embeddings and head keep their size.",
-    )
+    saved = {b: 1 - ratio for b, ratio in _ratios(evidence, (share, True), (0.0, True)).items()}
+    words = "A forward pass on a CPU; the model's embeddings and head keep their size."
+    return _timed(evidence, saved, "less", words, printed - tolerance)
 
 
 def unmerged_costs(
     evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
 ) -> Finding:
     """Whether a pass with the adapter beside takes so much longer than the unpruned one, merged."""
-    ratios = _ratios(evidence, (share, False), (0.0, True))
-    if not ratios:
+    more = {b: ratio - 1 for b, ratio in _ratios(evidence, (share, False), (0.0, True)).items()}
+    words = "An adapter of rank 8 on all seven matrices, computed by PEFT in the model's dtype."
+    return _timed(evidence, more, "more", words, printed - tolerance)
+
+
+def _timed(
+    evidence: Evidence, shares: dict[int, float], way: str, words: str, least: float
+) -> Finding:
+    """Whether {batch: change of the time} is above `least` per cent for every batch."""
+    if not shares:
         return not_run(evidence, note="No inference time of a pruned model is stored yet.")
-    more = {batch: 100 * (ratio - 1) for batch, ratio in ratios.items()}
-    enough = sum(value > max(printed - tolerance, 0) for value in more.values())
-    return Finding(
-        _share_of(enough, len(more)),
-        ", ".join(f"batch {batch}: {value:+.1f}%" for batch, value in more.items()),
-        "An adapter of rank 8 on all seven matrices, computed by PEFT in the model's dtype.",
-    )
+    enough = sum(100 * share > max(least, 0) for share in shares.values())
+    told = ", ".join(f"batch {batch}: {share:.1%} {way}" for batch, share in shares.items())
+    return Finding(_share_of(enough, len(shares)), told, words)
 
 
 def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[int, float]:

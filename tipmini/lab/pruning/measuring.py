@@ -140,8 +140,7 @@ class Prunings:
             bundles.keep(self.store, Bundle(**made))
             show(cell)
         if (folder / run.MASKS).is_file():
-            masks = masking.load_masks(folder / run.MASKS)
-            results.write_bytes(self.masks_file(planned), masking.pack_masks(masks))
+            results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
         if folder != self.base:
             shutil.rmtree(folder)
 
