@@ -53,7 +53,8 @@ def run(claim: Claim, level: str, evidence: Evidence) -> Finding:
         )
     offered = {"printed": claim.printed, "tolerance": asked.tolerance}
     known = inspect.signature(check).parameters
-    given = {name: value for name, value in offered.items() if name in known} | asked.arguments
+    stated = {name: value for name, value in offered.items() if value is not None}
+    given = {name: value for name, value in stated.items() if name in known} | asked.arguments
     try:
         inspect.signature(check).bind(evidence, **given)
     except TypeError as error:
