@@ -69,6 +69,10 @@ def prune(
     int8: Annotated[
         bool, typer.Option("--int8", help="base weights in 8 bits (simulated arithmetic)")
     ] = False,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="activations twice: a fraction of the memory, slower"),
+    ] = False,
     dtype: Annotated[str, typer.Option(help="of the base while pruning")] = "bfloat16",
     seed: Annotated[int, typer.Option(help="of the adapter, the rows' order, random")] = 0,
     dry_run: Annotated[
@@ -89,7 +93,7 @@ def prune(
     given |= {"exempt_first": exempt_first, "exempt_last": exempt_last}
     given |= {"tasks": tuple(task) if task else None}
     fixed = {"share": share, "reduction": reduction, "schedule": schedule, "tune": tune}
-    fixed |= {"int8": int8, "seed": seed}
+    fixed |= {"int8": int8, "recompute": recompute, "seed": seed}
     _prune(base, method, out, dtype, _chosen(given) | fixed, dry_run, as_json)
 
 

@@ -17,6 +17,7 @@ from tipmini.lab.packing import Batch, Flat
 
 CHUNK = 256  # predictions whose logits are held at a time ...
 FEW = 16  # ... and whose logits are read at a time: in float32 they fit into the caches
+TRAINED = 64  # predictions whose logits are held at a time where gradients are made of them
 
 
 def keep_memory() -> None:
@@ -71,6 +72,13 @@ def load_base(
             path, dtype=chosen, attn_implementation=attention
         )
     return model.eval().requires_grad_(False).to(device)
+
+
+def recompute(model: nn.Module) -> None:
+    """Let backward passes run every layer forward once more, so that only its input is kept."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.base_model.layers:
+        layer.training = True  # transformers asks for it; what is inside stays in evaluation
 
 
 def load_tokenizer(path: Path | str):
@@ -166,11 +174,11 @@ class HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         logp, slopes = [], []
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            logits = (h @ head.T).float()
-            logp.append(target_logprobs(logits, t))
+        for h, t in zip(hidden.split(TRAINED), targets.split(TRAINED), strict=True):
+            every = (h @ head.T).float().log_softmax(-1)
+            logp.append(every.gather(1, t[:, None])[:, 0])
             if ctx.needs_input_grad[0]:
-                slopes.append(head[t] - logits.softmax(-1).to(head.dtype) @ head)
+                slopes.append(head[t] - every.exp_().to(head.dtype) @ head)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(logp)

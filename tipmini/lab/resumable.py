@@ -12,16 +12,25 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini.lab import objective
+from tipmini.lab.lora_linear import LoraLinear
 from tipmini.lab.objective import Example
 from tipmini.lab.packing import batches
 
 
 def wear_lora(
-    base: nn.Module, rank: int, alpha: int, targets: Sequence[str], seed: int, cast: bool = True
+    base: nn.Module,
+    rank: int,
+    alpha: int,
+    targets: Sequence[str],
+    seed: int,
+    *,
+    cast: bool = True,
+    light: bool = False,
 ):
     """A PeftModel around a frozen base with a new adapter: A drawn from the seed, B = 0.
 
     cast: the factors are float32, as they are trained; else in the base's own dtype.
+    light: products with the factors are in the base's dtype all the same (`lora_linear`).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -29,6 +38,8 @@ def wear_lora(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM"
     )
+    if light:
+        config._register_custom_module({nn.Linear: LoraLinear})
     return get_peft_model(base, config, autocast_adapter_dtype=cast)
 
 

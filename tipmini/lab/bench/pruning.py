@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from tipmini.criteria import REDUCTIONS
@@ -20,7 +19,7 @@ from tipmini.int8 import to_int8
 from tipmini.lab import objective
 from tipmini.lab.bench import pruning_masks, pruning_speed, timing
 from tipmini.lab.experiments import Lab
-from tipmini.lab.model import keep_memory, load_base
+from tipmini.lab.model import keep_memory, load_base, recompute
 from tipmini.lab.objective import Example
 from tipmini.lab.pruning import scoring, texts
 from tipmini.lab.pruning.recipe import TARGETS
@@ -100,13 +99,15 @@ class Side:
         return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
 
 
-def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
+def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0, again=False) -> Side:
     method, int8 = SIDES[name]
     model = load_base(base, dtype, attention="eager")
     families = find_families(model)
     if int8:
         to_int8(model)
-    causal = wear_lora(model, rank, 2 * rank, TARGETS, seed).get_base_model()
+    if again:
+        recompute(model)
+    causal = wear_lora(model, rank, 2 * rank, TARGETS, seed, light=True).get_base_model()
     scoring.require_gradients(method, scoring.linear_weights(causal, families))
     return Side(causal, families, method)
 
@@ -130,14 +131,15 @@ def cost(base: Path, dtype: str, rows: Sequence[Example], size: Size) -> dict:
 
 
 def memory_of(
-    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int
+    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int, again: bool
 ) -> tuple[int, float | None]:
-    """Bytes of the model, and those above it at a step's peak; in a process of its own."""
+    """Bytes of the model, and those above it at a step's peak; in a process of its own.
+
+    Of the second step: the first one also makes kernels for every shape, which oneDNN keeps.
+    """
     timing.give_memory_back()  # else what int8 frees of the weights would be used again unseen
-    one = side(base, dtype, name, rank)
-    tokens = [row.content[:2] for row in rows[:1]]
-    with torch.no_grad():  # the weights' pages are read at their first use
-        objective.losses(one.model, [texts.plain(ids) for ids in tokens])
+    one = side(base, dtype, name, rank, again=again)
+    one.step(rows)
     timing.give_memory_back()
     return one.bytes, timing.peak_memory(partial(one.step, rows))
 

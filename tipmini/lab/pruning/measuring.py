@@ -32,6 +32,7 @@ from tipmini.errors import TipminiError
 from tipmini.lab import (
     bundles,
     evaluation,
+    lora_linear,
     model,
     objective,
     packing,
@@ -54,8 +55,15 @@ PRUNING_CODE = (  # what a pruned model is made by; whole modules where most of 
     *(criteria, groups, int8, loraprune, masking, removal, wanda),
     *(recipes, resumable, run, scoring, semi_structured, texts),
     *(calibration.calibrate, calibration._InputSums, named_generator, weights.save_merged),
-    *(objective.losses, model.HeadLogprobs, model.target_hidden, model.target_logprobs),
-    *(model.scored_targets, packing.batches, packing.collate, packing.pack, training.schedule),
+    *(objective.losses, objective._scored, model.HeadLogprobs, model.target_hidden),
+    *(
+        model.recompute,
+        lora_linear,
+        packing.batches,
+        packing.collate,
+        packing.pack,
+        training.schedule,
+    ),
 )
 PERPLEXITY_CODE = (*EVALUATION_CODE, perplexity.windows, perplexity.losses, texts.plain)
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")

@@ -43,6 +43,7 @@ class Recipe:
     steps: int | None = None  # instead of epochs
     batch: int = 32
     tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
+    recompute: bool = False  # activations in the backward pass: a fraction of the memory, slower
     learning_rate: float = 1e-4
     warmup: float = 0.05  # share of the steps in which the learning rate rises
     clip: float = 1.0

@@ -14,7 +14,7 @@ from tipmini.criteria import needs_gradient
 from tipmini.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.int8 import rounded, to_int8
 from tipmini.lab import results
-from tipmini.lab.model import keep_memory, load_base, load_tokenizer
+from tipmini.lab.model import keep_memory, load_base, load_tokenizer, recompute
 from tipmini.lab.pruning import scoring, texts
 from tipmini.lab.pruning.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
 from tipmini.lab.resumable import Resumable, by_module, named_factors, wear_lora
@@ -48,7 +48,9 @@ class Run(Resumable):
         self.pruner = start(self.families, recipe, self.base)
         if recipe.int8:
             to_int8(model)
-        self.peft = wear_lora(model, recipe.rank, recipe.alpha, TARGETS, recipe.seed)
+        if recipe.recompute:
+            recompute(model)
+        self.peft = wear_lora(model, recipe.rank, recipe.alpha, TARGETS, recipe.seed, light=True)
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
         weights = scoring.linear_weights(self.model, self.families)
