@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tipmini import cli
-from tipmini.lab.claims import page, printed_tables, pruned, settings
+from tipmini.lab.claims import bench_here, page, printed_tables, pruned, pruned_here, settings
 from tipmini.lab.claims.declared import Claim, Verdict, declared
 from tipmini.lab.claims.evidence import Evidence
 
@@ -198,10 +198,16 @@ def test_every_printed_cell_has_a_known_source(evidence):
     assert {cell["source"] for cell in cells} == set(evidence.pruned["sources"])
 
 
-def test_nothing_of_it_looks_measured(audited):
-    """Its experiments have no store yet: only the function of Eq. 9 is looked at."""
-    done = {c.id for c in CLAIMS if audited[c.id].here.verdict != Verdict.NOT_RUN}
-    assert done == {"loraprune-eta-1"}
+@pytest.mark.parametrize(
+    ("checks", "source"), [(pruned_here.CHECKS, "prunings"), (bench_here.CHECKS, "benched")]
+)
+def test_only_what_is_measured_looks_measured(evidence, audited, checks, source):
+    """A claim that is checked on pruned models, or on the bench, is run only where these are."""
+    names = {check.__name__ for check in checks}
+    own = [claim for claim in CLAIMS if claim.here.check in names]
+    assert len(own) > 5
+    run = [c.id for c in own if audited[c.id].here.verdict != Verdict.NOT_RUN]
+    assert bool(run) == bool(getattr(evidence, source))
 
 
 # The page -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from tipmini import cli
 from tipmini.errors import TipminiError
-from tipmini.lab import assets, bundles, paths, profiles
+from tipmini.lab import assets, bundles, paths, profiles, results
 from tipmini.lab import model as lab_model
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
@@ -164,3 +164,17 @@ def test_the_command_measures_the_group(profile, monkeypatch):
 def test_the_command_takes_no_task(profile):
     found = CliRunner().invoke(cli.app, ["measure", "--group", "pruning", "--task", "rte"])
     assert isinstance(found.exception, TipminiError) and "omit --task" in str(found.exception)
+
+
+def test_whatever_is_stored_was_made_as_it_would_be_now():
+    """Of the same code, recipe, model, rows and windows; and its masks are kept beside it."""
+    prunings = Prunings(profiles.load_profile("mini"))
+    stored = bundles.names(prunings.store)
+    assert stored and set(stored) <= set(prunings.runs)
+    for name in stored:
+        planned = prunings.runs[name]
+        found = {cell.task: cell.key for cell in bundles.read(prunings.store, name).cells}
+        keys = {m: results.digest(prunings.inputs(planned, m)) for m in prunings.measures(planned)}
+        assert found.items() <= keys.items(), name
+        pruned = planned.recipe is not None and not planned.score
+        assert prunings.masks_file(planned).is_file() == pruned, name

@@ -26,11 +26,22 @@ from tipmini.lab.pruning.recipe import TARGETS
 from tipmini.lab.resumable import wear_lora
 
 TASK = "boolq"
-SIDES = {  # criterion of each side, and whether its base is in 8 bits
+RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
+KEPT = {  # criterion of each side, and whether its base is in 8 bits
     "vanilla": ("vanilla", False),
     "lora-guided": ("lora-guided", False),
     "lora-guided int8": ("lora-guided", True),
 }
+SIDES = {
+    f"{name}{RECOMPUTED if again else ''}": (*side, again)
+    for again in (False, True)
+    for name, side in KEPT.items()
+}
+
+
+def against(name: str) -> str:
+    """The vanilla side that a side is compared with: both keep activations, or neither does."""
+    return f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}"
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,8 @@ class Side:
         return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
 
 
-def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0, again=False) -> Side:
-    method, int8 = SIDES[name]
+def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
+    method, int8, again = SIDES[name]
     model = load_base(base, dtype, attention="eager")
     families = find_families(model)
     if int8:
@@ -131,14 +142,14 @@ def cost(base: Path, dtype: str, rows: Sequence[Example], size: Size) -> dict:
 
 
 def memory_of(
-    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int, again: bool
+    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int
 ) -> tuple[int, float | None]:
     """Bytes of the model, and those above it at a step's peak; in a process of its own.
 
     Of the second step: the first one also makes kernels for every shape, which oneDNN keeps.
     """
     timing.give_memory_back()  # else what int8 frees of the weights would be used again unseen
-    one = side(base, dtype, name, rank, again=again)
+    one = side(base, dtype, name, rank)
     one.step(rows)
     timing.give_memory_back()
     return one.bytes, timing.peak_memory(partial(one.step, rows))
@@ -172,9 +183,9 @@ def report(found: dict) -> str:
     cost = found["cost"]
     total = {n: c["model_bytes"] + (c["step_bytes"] or 0) for n, c in cost.items()}
     lines = [
-        f"{name}: {total[name] / 1e6:.0f} MB ({1 - total[name] / total['vanilla']:.1%} less), "
+        f"{name}: {total[name] / 1e6:.0f} MB ({1 - total[name] / total[against(name)]:.1%} less), "
         f"{c['rows_a_second']:.2f} rows/s "
-        f"({c['rows_a_second'] / cost['vanilla']['rows_a_second'] - 1:+.1%})"
+        f"({c['rows_a_second'] / cost[against(name)]['rows_a_second'] - 1:+.1%})"
         for name, c in cost.items()
     ]
     for kind, share in dict.fromkeys((e["kind"], e["share"]) for e in found["agreement"]):

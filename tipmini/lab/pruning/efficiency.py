@@ -17,6 +17,7 @@ SIDES = {
     "lora-guided": "LoRA-guided",
     "lora-guided int8": "LoRA-guided, 8 bits",
 }
+SIDES |= {f"{name} recomputed": f"{title}, recomputed" for name, title in SIDES.items()}
 PRINTED = {
     "vanilla": "vanilla",
     "lora-guided": "lora_guided",
@@ -73,15 +74,17 @@ def cost_table(found: Found) -> pd.DataFrame:
 
 
 def _cost(cost: Mapping, name: str) -> dict[str, str]:
-    names = ("model, MB", "a step above it, MB", "memory saved", "rows a second", "faster by")
+    names = ("model, MB", "a step above it, MB", "of a step saved", "of all saved")
+    names += ("rows a second", "faster by")
     if name not in cost:
         return dict.fromkeys(names, MISSING)
-    own, first = cost[name], cost["vanilla"]
-    step = own["step_bytes"]
+    own, first = cost[name], cost[f"vanilla{name[len(_plain(name)) :]}"]
+    step, other = own["step_bytes"], first["step_bytes"]
     total, most = (c["model_bytes"] + (c["step_bytes"] or 0) for c in (own, first))
     values = (
         f"{own['model_bytes'] / 1e6:.0f}",
         "not known" if step is None else f"{step / 1e6:.0f}",
+        "not known" if step is None else f"{1 - step / other:.1%}",
         f"{1 - total / most:.1%}",
         f"{own['rows_a_second']:.2f}",
         f"{own['rows_a_second'] / first['rows_a_second'] - 1:+.1%}",
@@ -89,7 +92,14 @@ def _cost(cost: Mapping, name: str) -> dict[str, str]:
     return dict(zip(names, values, strict=True))
 
 
+def _plain(name: str) -> str:
+    """A side's name without what is said of its activations."""
+    return name.removesuffix(" recomputed")
+
+
 def _in_print(printed: Mapping, name: str) -> dict[str, str]:
+    if name not in PRINTED:
+        return {"printed, GB": "-", "printed, saved": "-"}
     own, first = (printed[PRINTED[n]]["gigabytes"]["value"] for n in (name, "vanilla"))
     return {"printed, GB": f"{own:.1f}", "printed, saved": f"{1 - own / first:.1%}"}
 
