@@ -63,6 +63,9 @@ def bench() -> dict:
             ("vanilla", 270, 520, 2.0),
             ("lora-guided", 270, 300, 3.0),
             ("lora-guided int8", 170, 300, 2.5),
+            ("vanilla recomputed", 270, 270, 1.5),
+            ("lora-guided recomputed", 270, 60, 2.0),
+            ("lora-guided int8 recomputed", 170, 60, 1.6),
         )
     }
     agreement = [
