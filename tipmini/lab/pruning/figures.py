@@ -168,7 +168,9 @@ def perplexities(
             axes.plot(x, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
         if lines:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axes.get_ylim()
+            few = high / low > 1000  # from there on a tick at every power of ten is enough
+            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=corpus, ylabel="perplexity")
