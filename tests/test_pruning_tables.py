@@ -270,7 +270,7 @@ def test_runs_are_paired_by_seed_where_both_have_several():
     assert "vanilla, Eq. 3" not in table.index
     table = kept_masks.between_seeds(known, GRID)
     assert table.loc["random", "channels, 50%"] == "50.0%"  # of 2 / 4, 1 / 4, 3 / 4
-    assert table.loc["vanilla, Eq. 3", "channels, 50%"] == kept_masks.DRAWS_NOTHING
+    assert table.loc["vanilla, Eq. 3", "channels, 50%"] == kept_masks.ONE_SEED
     assert table.loc["Wanda", "heads, 50%, tuned"] == "0.0%"
 
 

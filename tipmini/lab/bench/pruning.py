@@ -22,11 +22,11 @@ from tipmini.lab.experiments import Lab
 from tipmini.lab.model import keep_memory, load_base, recompute
 from tipmini.lab.objective import Example
 from tipmini.lab.pruning import scoring, texts
+from tipmini.lab.pruning.efficiency import RECOMPUTED, against
 from tipmini.lab.pruning.recipe import TARGETS
 from tipmini.lab.resumable import wear_lora
 
 TASK = "boolq"
-RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
 KEPT = {  # criterion of each side, and whether its base is in 8 bits
     "vanilla": ("vanilla", False),
     "lora-guided": ("lora-guided", False),
@@ -37,11 +37,6 @@ SIDES = {
     for again in (False, True)
     for name, side in KEPT.items()
 }
-
-
-def against(name: str) -> str:
-    """The vanilla side that a side is compared with: both keep activations, or neither does."""
-    return f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ SIDES = {
     "lora-guided": "LoRA-guided",
     "lora-guided int8": "LoRA-guided, 8 bits",
 }
-SIDES |= {f"{name} recomputed": f"{title}, recomputed" for name, title in SIDES.items()}
+RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
+SIDES |= {f"{name}{RECOMPUTED}": f"{title}, recomputed" for name, title in SIDES.items()}
 PRINTED = {
     "vanilla": "vanilla",
     "lora-guided": "lora_guided",
@@ -78,7 +79,7 @@ def _cost(cost: Mapping, name: str) -> dict[str, str]:
     names += ("rows a second", "faster by")
     if name not in cost:
         return dict.fromkeys(names, MISSING)
-    own, first = cost[name], cost[f"vanilla{name[len(_plain(name)) :]}"]
+    own, first = cost[name], cost[against(name)]
     step, other = own["step_bytes"], first["step_bytes"]
     total, most = (c["model_bytes"] + (c["step_bytes"] or 0) for c in (own, first))
     values = (
@@ -92,9 +93,9 @@ def _cost(cost: Mapping, name: str) -> dict[str, str]:
     return dict(zip(names, values, strict=True))
 
 
-def _plain(name: str) -> str:
-    """A side's name without what is said of its activations."""
-    return name.removesuffix(" recomputed")
+def against(name: str) -> str:
+    """The vanilla side that a side is compared with: both keep activations, or neither does."""
+    return f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}"
 
 
 def _in_print(printed: Mapping, name: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tipmini.masking import Masks, load_masks
 
 VANILLA = "vanilla"
 OF_KIND = {HEADS: ".self_attn", CHANNELS: ".mlp"}  # how the families of a kind are named
-DRAWS_NOTHING = "-"
+ONE_SEED = "-"
 COLUMNS = [(CHANNELS, 0.2), (CHANNELS, 0.5), (HEADS, 0.5)]  # at 20% no heads go
 
 Known = Mapping[tuple[str, float, bool], Sequence[Masks]]  # method, share, tuned -> one a seed
@@ -80,7 +80,7 @@ def between_seeds(known: Known, declared: Grid) -> pd.DataFrame:
                 every = known.get((method.name, share, tuned), ())
                 value = _mean(both_gone(*pair, kind) for pair in combinations(every, 2))
                 rows.setdefault(method.title, {})[_title(kind, share, tuned)] = (
-                    DRAWS_NOTHING if len(every) == 1 else value
+                    ONE_SEED if len(every) == 1 else value
                 )
     return pd.DataFrame(rows).T.rename_axis("criterion")
 
