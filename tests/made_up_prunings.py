@@ -4,6 +4,7 @@ import random
 
 from tipmini.lab import bundles
 from tipmini.lab.bundles import Bundle
+from tipmini.lab.pruning import step_time
 from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.pruning.perplexity import CORPORA
 from tipmini.lab.results import Cell
@@ -84,5 +85,14 @@ def bench() -> dict:
         for merged in (True, False)
         for batch in (1, 8)
     ]
-    facts = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8}
+    slower = {"vanilla": (2.0, 1.0, 0.2, 0.5, 0.8, 0.3, 1.2)}
+    parts = slower | {"lora-guided": (2.0, 0.0, 0.0, 0.5, 0.8, 0.3, 1.4)}
+    parts = {name: dict(zip(step_time.PARTS, own, strict=True)) for name, own in parts.items()}
+    best = dict(zip(step_time.PARTS[:3], (1.6, 0.8, 0.1), strict=True))
+    lengths = [
+        {"tokens": tokens, "rows": 16, "seconds": {"vanilla": seconds, "lora-guided": 4.0}}
+        for tokens, seconds in ((32.0, 4.4), (512.0, 6.0))
+    ]
+    facts = {"time": {"parts": parts, "best": best}, "lengths": lengths}
+    facts |= {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8}
     return facts | {"cost": cost, "agreement": agreement, "inference": inference}

@@ -6,8 +6,9 @@ import torch
 
 from tipmini.groups import CHANNELS, HEADS, Family
 from tipmini.lab import assets, experiments
-from tipmini.lab.bench import pruning, pruning_masks, timing
+from tipmini.lab.bench import pruning, pruning_cost, pruning_masks, pruning_parts, timing
 from tipmini.lab.profiles import Profile
+from tipmini.lab.pruning import step_time
 
 FAMILIES = [Family("a", 0, HEADS, 4, 9, ()), Family("b", 0, CHANNELS, 10, 3, ())]
 
@@ -57,9 +58,16 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 def test_all_of_it_on_a_tiny_model(lab):
     size = {"accumulated": 2, "length": 16, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
-    size |= {"batches": (1, 2), "prompt": 8, "rounds": 2, "shares": (0.0, 0.5)}
+    size |= {
+        "lengths": (4, 8),
+        "long_repeats": 1,
+        "batches": (1, 2),
+        "prompt": 8,
+        "rounds": 2,
+        "shares": (0.0, 0.5),
+    }
     found = pruning.measure(lab, pruning.Size(**size))
-    assert set(found["cost"]) == set(pruning.SIDES)
+    assert set(found["cost"]) == set(pruning_cost.SIDES)
     plain, int8 = (found["cost"][n]["model_bytes"] for n in ("lora-guided", "lora-guided int8"))
     assert int8 < plain == found["cost"]["vanilla"]["model_bytes"]
     assert all(entry["rows_a_second"] > 0 for entry in found["cost"].values())
@@ -68,5 +76,32 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert len(found["inference"]) == 2 * 2 * 2
     assert all(len(entry["seconds"]) == 2 for entry in found["inference"])
     assert {round(e["removed"], 1) for e in found["inference"]} == {0.0, 0.5}
+    assert [entry["tokens"] for entry in found["lengths"]] == [4, 8]
+    parts = found["time"]["parts"]
+    assert parts["vanilla"][step_time.WEIGHTS] > 0 == parts["lora-guided"][step_time.WEIGHTS]
     told = pruning.report(found)
     assert "vanilla: " in told and "masks of channels at 50%" in told and "unmerged" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "part"),
+    [
+        ("aten::mm", [[7, 12], [12, 20]], step_time.PRODUCTS),  # x W^T, tokens first
+        ("aten::mm", [[7, 20], [20, 12]], step_time.PRODUCTS),  # dL/dy W
+        ("aten::mm", [[20, 7], [7, 12]], step_time.WEIGHTS),  # dL/dW
+        ("aten::mm", [[12, 7], [7, 20]], step_time.WEIGHTS),  # its transpose
+        ("aten::mm", [[7, 12], [12, 2]], step_time.FACTORS),
+        ("aten::addmm_", [[7, 20], [7, 2], [2, 20], [], []], step_time.FACTORS),
+        ("aten::mm", [[7, 12], [12, 99]], step_time.HEAD),
+        ("aten::_log_softmax", [[7, 99], [], []], step_time.HEAD),
+        ("aten::_softmax", [[1, 3, 7, 7], [], []], step_time.ATTENTION),
+        ("aten::bmm", [[3, 7, 4], [3, 4, 7]], step_time.ATTENTION),
+        ("aten::add_", [[20, 12], [20, 12], []], step_time.ADDING),
+        ("aten::add_", [[7, 12], [7, 12], []], step_time.REST),
+        ("aten::mul", [[1, 7, 12], [12]], step_time.REST),
+        ("torch::autograd::AccumulateGrad", [], step_time.REST),
+    ],
+)
+def test_every_operation_of_a_step_has_its_part(name, operands, part):
+    sizes = pruning_parts.Sizes(frozenset({(20, 12)}), vocabulary=99, rank=2)
+    assert sizes.part(name, operands) == part

@@ -9,7 +9,16 @@ import torch
 
 from tipmini.groups import find_families
 from tipmini.lab import show
-from tipmini.lab.pruning import curves, declared, efficiency, figures, kept_masks, memory, tables
+from tipmini.lab.pruning import (
+    curves,
+    declared,
+    efficiency,
+    figures,
+    kept_masks,
+    memory,
+    step_time,
+    tables,
+)
 from tipmini.lab.pruning.memory import LLAMA_7B, LLAMA_65B, Shape
 from tipmini.lab.statistics import MISSING
 from tipmini.masking import save_masks
@@ -160,12 +169,27 @@ def test_agreement_is_a_mean_over_seeds_between_the_least_and_the_most():
 
 
 @pytest.mark.parametrize(
-    "table", [efficiency.cost_table, efficiency.inference_table, efficiency.overlap_table]
+    "table",
+    [
+        efficiency.cost_table,
+        efficiency.inference_table,
+        efficiency.overlap_table,
+        step_time.table,
+        step_time.lengths_table,
+    ],
 )
 def test_without_a_bench_every_table_says_so(table):
     assert MISSING in table(None).to_string()
     assert MISSING not in table(BENCH).to_string()
-    assert MISSING in efficiency.made_with(None)
+    assert MISSING in efficiency.made_with(None) and MISSING in step_time.bound(None)
+
+
+def test_the_bound_leaves_only_the_products():
+    """(1.0 + 0.2) / 2.0 s more for the vanilla criterion; 2.0 of the other's 5.0 s are products."""
+    told = step_time.bound(BENCH)
+    assert "would be 60.0% faster" in told and "are 40% of it" in told
+    assert step_time.table(BENCH).loc["all"].tolist()[:2] == ["6.00", "5.00"]
+    assert step_time.lengths_table(BENCH)["faster by"].tolist() == ["+10.0%", "+50.0%"]
 
 
 # Figures ------------------------------------------------------------------------------------------

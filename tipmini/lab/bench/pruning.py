@@ -8,35 +8,20 @@ authors' code does; what it costs more is the gradients of all pruned weights.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from torch import Tensor, nn
-
 from tipmini.criteria import REDUCTIONS
-from tipmini.groups import Family, find_families
-from tipmini.int8 import to_int8
 from tipmini.lab import objective
-from tipmini.lab.bench import pruning_masks, pruning_speed, timing
+from tipmini.lab.bench import pruning_cost, pruning_masks, pruning_parts, pruning_speed
+from tipmini.lab.bench.pruning_cost import side
 from tipmini.lab.experiments import Lab
-from tipmini.lab.model import keep_memory, load_base, recompute
+from tipmini.lab.model import keep_memory
 from tipmini.lab.objective import Example
-from tipmini.lab.pruning import scoring, texts
-from tipmini.lab.pruning.efficiency import RECOMPUTED, against
-from tipmini.lab.pruning.recipe import TARGETS
-from tipmini.lab.resumable import wear_lora
+from tipmini.lab.pruning import scoring, step_time, texts
+from tipmini.lab.pruning.efficiency import against
 
 TASK = "boolq"
-KEPT = {  # criterion of each side, and whether its base is in 8 bits
-    "vanilla": ("vanilla", False),
-    "lora-guided": ("lora-guided", False),
-    "lora-guided int8": ("lora-guided", True),
-}
-SIDES = {
-    f"{name}{RECOMPUTED if again else ''}": (*side, again)
-    for again in (False, True)
-    for name, side in KEPT.items()
-}
+LONG = "coqa"  # whose rows fill every length
 
 
 @dataclass(frozen=True)
@@ -53,101 +38,42 @@ class Size:
     prompt: int = 512
     rounds: int = 7  # counted passes of each
     rank: int = 8
+    lengths: tuple[int, ...] = (32, 128, 512)  # of rows that tell how the gain depends on them
+    long_repeats: int = 3
 
 
 def measure(lab: Lab, size: Size = Size()) -> dict:
-    """The three parts, and the sizes they were measured at."""
+    """The parts, and the sizes they were measured at."""
     keep_memory()
-    base = Path(lab.model_path)
+    base, dtype = Path(lab.model_path), lab.profile.dtype
     rows = texts.examples([TASK], max(size.rows, size.accumulated), size.length, lab.tokenizer)
+    step = rows[: size.accumulated]
     return {
         "task": TASK,
-        "dtype": lab.profile.dtype,
+        "dtype": dtype,
         "length": size.length,
         "rank": size.rank,
-        "cost": cost(base, lab.profile.dtype, rows[: size.accumulated], size),
-        "agreement": agreement(base, lab.profile.dtype, rows[: size.rows], size),
+        "cost": pruning_cost.cost(base, dtype, step, size.repeats, size.rank),
+        "time": pruning_parts.measure(base, dtype, step, size.rank),
+        "lengths": by_length(lab, size),
+        "agreement": agreement(base, dtype, rows[: size.rows], size),
         "inference": pruning_speed.inference(
-            base,
-            lab.profile.dtype,
-            size.shares,
-            size.batches,
-            size.prompt,
-            size.rounds,
-            size.rank,
+            base, dtype, size.shares, size.batches, size.prompt, size.rounds, size.rank
         ),
     }
 
 
-# What a criterion costs ---------------------------------------------------------------------------
-
-
-@dataclass
-class Side:
-    """A model with a fresh adapter and a criterion that reads its gradients."""
-
-    model: nn.Module
-    families: list[Family]
-    method: str
-
-    def step(self, rows: Sequence[Example]) -> dict[str, Tensor]:
-        """Gradients accumulated over passes of one row, then the importances of all groups."""
-        for row in rows:
-            (objective.losses(self.model, [row]).sum() / len(rows)).backward()
-        found = scoring.all_scores(self.model, self.families, self.method)
-        self.model.zero_grad()
-        return found
-
-    @property
-    def bytes(self) -> int:
-        """Of all parameters and buffers."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
-
-
-def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
-    method, int8, again = SIDES[name]
-    model = load_base(base, dtype, attention="eager")
-    families = find_families(model)
-    if int8:
-        to_int8(model)
-    if again:
-        recompute(model)
-    causal = wear_lora(model, rank, 2 * rank, TARGETS, seed, light=True).get_base_model()
-    scoring.require_gradients(method, scoring.linear_weights(causal, families))
-    return Side(causal, families, method)
-
-
-def cost(base: Path, dtype: str, rows: Sequence[Example], size: Size) -> dict:
-    """{side: bytes of the model, bytes by which a step raises the memory, rows a second}."""
-    memory = {
-        name: timing.in_new_process(memory_of, base, dtype, name, rows, size.rank) for name in SIDES
-    }
-    sides = {name: side(base, dtype, name, size.rank) for name in SIDES}
-    taken: dict[str, list[float]] = {name: [] for name in SIDES}
-    for number in range(size.repeats + 1):  # in turns; the first one warms up
-        for name in list(sides)[:: 1 if number % 2 else -1]:
-            seconds = timing.seconds(partial(sides[name].step, rows))
-            taken[name] += [seconds] if number else []
-    return {
-        name: {"model_bytes": memory[name][0], "step_bytes": memory[name][1]}
-        | {"rows_a_second": len(rows) / statistics.median(taken[name])}
-        for name in SIDES
-    }
-
-
-def memory_of(
-    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int
-) -> tuple[int, float | None]:
-    """Bytes of the model, and those above it at a step's peak; in a process of its own.
-
-    Of the second step: the first one also makes kernels for every shape, which oneDNN keeps.
-    """
-    timing.give_memory_back()  # else what int8 frees of the weights would be used again unseen
-    one = side(base, dtype, name, rank)
-    one.step(rows)
-    timing.give_memory_back()
-    return one.bytes, timing.peak_memory(partial(one.step, rows))
+def by_length(lab: Lab, size: Size) -> list[dict]:
+    """Seconds of a step by either criterion over rows that all have the same length."""
+    base, dtype = Path(lab.model_path), lab.profile.dtype
+    sides = {name: side(base, dtype, name, size.rank) for name in step_time.CRITERIA}
+    found = []
+    for length in size.lengths:
+        rows = texts.examples([LONG], size.accumulated, length, lab.tokenizer)
+        taken = pruning_cost.seconds(sides, rows, size.long_repeats)
+        tokens = sum(len(row.row) for row in rows) / len(rows)
+        found.append({"tokens": tokens, "rows": len(rows), "seconds": taken})
+    return found
 
 
 # Whether the masks agree --------------------------------------------------------------------------
