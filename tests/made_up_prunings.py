@@ -85,14 +85,19 @@ def bench() -> dict:
         for merged in (True, False)
         for batch in (1, 8)
     ]
-    slower = {"vanilla": (2.0, 1.0, 0.2, 0.5, 0.8, 0.3, 1.2)}
-    parts = slower | {"lora-guided": (2.0, 0.0, 0.0, 0.5, 0.8, 0.3, 1.4)}
-    parts = {name: dict(zip(step_time.PARTS, own, strict=True)) for name, own in parts.items()}
-    best = dict(zip(step_time.PARTS[:3], (1.6, 0.8, 0.1), strict=True))
+    taken = {"vanilla": (2.0, 1.0, 0.2, 0.5, 0.8, 0.3, 1.0, 0.2)}
+    taken |= {"lora-guided": (2.0, 0.0, 0.0, 0.5, 0.8, 0.3, 1.0, 0.4)}
+    parts = {name: dict(zip(step_time.PARTS, own, strict=True)) for name, own in taken.items()}
+    best = dict(zip(step_time.PARTS[:2], (1.6, 0.8), strict=True))
     lengths = [
         {"tokens": tokens, "rows": 16, "seconds": {"vanilla": seconds, "lora-guided": 4.0}}
         for tokens, seconds in ((32.0, 4.4), (512.0, 6.0))
     ]
-    facts = {"time": {"parts": parts, "best": best}, "lengths": lengths}
+    passes = [
+        {"share": share, "removed": share, "parts": dict.fromkeys(step_time.PARTS, 1 - share)}
+        for share in (0.0, 0.5)
+    ]
+    facts = {"time": {"rows": 16, "parts": parts, "best": best}, "lengths": lengths, "rows": 128}
+    facts |= {"pass": {"batch": 8, "prompt": 8, "parts": passes}}
     facts |= {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8}
     return facts | {"cost": cost, "agreement": agreement, "inference": inference}

@@ -1,7 +1,6 @@
 """What `make bench` stands on: its two sides compute the same, and what it stores can be shown."""
 
 import functools
-import json
 
 import pytest
 import torch
@@ -125,5 +124,20 @@ def test_the_page_names_what_is_stored_and_every_ratio():
     for row in found["merging"]["beside"]:
         assert row["name"] in values["bench_beside"]
         assert row["ratio"] == pytest.approx(row["seconds"] / row["peer_seconds"])
-    assert json.dumps(found["machine"]["processor"])[1:-1] in values["bench_machine"]
+    assert all(part in values["bench_made"] for part in found)
+    assert all(own["made"]["date"] in values["bench_made"] for own in found.values())
     assert all(show.svg(picture) for picture in stored.pictures().values())
+
+
+def test_parts_of_the_same_run_are_named_together():
+    def own(date: str) -> dict:
+        machine = {"processor": "a CPU", "system": "Linux"}
+        return {
+            "made": {"date": date, "machine": machine, "threads": 2, "versions": {"torch": "2"}}
+        }
+
+    told = stored.made(
+        {"limits": own("2026-01-01"), "merging": own("2026-01-01"), "x": own("later")}
+    )
+    where = "a CPU, 2 threads, Linux, with torch 2"
+    assert told == f"limits and merging on 2026-01-01, {where}; x on later, {where}"

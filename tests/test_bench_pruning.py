@@ -57,16 +57,18 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def test_all_of_it_on_a_tiny_model(lab):
-    size = {"accumulated": 2, "length": 16, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
+    size = {"accumulated": 2, "length": 13, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
     size |= {
         "lengths": (4, 8),
-        "long_repeats": 1,
+        "long_rows": 2,
         "batches": (1, 2),
         "prompt": 8,
         "rounds": 2,
         "shares": (0.0, 0.5),
     }
-    found = pruning.measure(lab, pruning.Size(**size))
+    found = {}
+    for measure in pruning.PARTS.values():
+        found |= measure(lab, pruning.Size(**size))
     assert set(found["cost"]) == set(pruning_cost.SIDES)
     plain, int8 = (found["cost"][n]["model_bytes"] for n in ("lora-guided", "lora-guided int8"))
     assert int8 < plain == found["cost"]["vanilla"]["model_bytes"]
@@ -79,6 +81,8 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert [entry["tokens"] for entry in found["lengths"]] == [4, 8]
     parts = found["time"]["parts"]
     assert parts["vanilla"][step_time.WEIGHTS] > 0 == parts["lora-guided"][step_time.WEIGHTS]
+    whole, half = found["pass"]["parts"]
+    assert whole["parts"][step_time.PRODUCTS] > 0 < half["parts"][step_time.ATTENTION]
     told = pruning.report(found)
     assert "vanilla: " in told and "masks of channels at 50%" in told and "unmerged" in told
 
@@ -95,6 +99,7 @@ def test_all_of_it_on_a_tiny_model(lab):
         ("aten::mm", [[7, 12], [12, 99]], step_time.HEAD),
         ("aten::_log_softmax", [[7, 99], [], []], step_time.HEAD),
         ("aten::_softmax", [[1, 3, 7, 7], [], []], step_time.ATTENTION),
+        ("aten::_scaled_dot_product_flash", [[1, 3, 7, 4]] * 3, step_time.ATTENTION),
         ("aten::bmm", [[3, 7, 4], [3, 4, 7]], step_time.ATTENTION),
         ("aten::add_", [[20, 12], [20, 12], []], step_time.ADDING),
         ("aten::add_", [[7, 12], [7, 12], []], step_time.REST),

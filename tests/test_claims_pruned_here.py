@@ -27,7 +27,7 @@ def model(method: str, level: float, share: float = 0.5, tuned: bool = True) -> 
 
 def evidence(*models: Bundle, benched: dict | None = None) -> Evidence:
     prunings = {one.name: one for one in models}
-    return Evidence(None, {}, (0, 0), MINI, prunings=prunings, benched=benched)
+    return Evidence(None, {}, (0, 0), MINI, prunings=prunings, benched=benched or {})
 
 
 OURS = model("lora-guided", 3.0)

@@ -131,7 +131,7 @@ LAB = [
     "tipmini.lab.bench.timing",
     "tipmini.lab.bench.shapes",
     "tipmini.lab.bench.merging",
-    "tipmini.lab.bench.inference",
+    "tipmini.lab.bench.limits",
     "tipmini.lab.bench.evaluation",
     "tipmini.lab.bench.calibration",
     "tipmini.lab.bench.stored",

@@ -176,19 +176,21 @@ def test_agreement_is_a_mean_over_seeds_between_the_least_and_the_most():
         efficiency.overlap_table,
         step_time.table,
         step_time.lengths_table,
+        step_time.pass_table,
     ],
 )
 def test_without_a_bench_every_table_says_so(table):
-    assert MISSING in table(None).to_string()
+    assert MISSING in table({}).to_string()
     assert MISSING not in table(BENCH).to_string()
-    assert MISSING in efficiency.made_with(None) and MISSING in step_time.bound(None)
+    assert MISSING in efficiency.made_with({}) and MISSING in step_time.bound({})
 
 
 def test_the_bound_leaves_only_the_products():
     """(1.0 + 0.2) / 2.0 s more for the vanilla criterion; 2.0 of the other's 5.0 s are products."""
     told = step_time.bound(BENCH)
     assert "would be 60.0% faster" in told and "are 40% of it" in told
-    assert step_time.table(BENCH).loc["all"].tolist()[:2] == ["6.00", "5.00"]
+    assert step_time.table(BENCH).loc["all"].tolist() == ["6.00", "5.00", "-"]
+    assert step_time.pass_table(BENCH).loc["all"].tolist() == ["4.00", "2.00", "-50.0%"]
     assert step_time.lengths_table(BENCH)["faster by"].tolist() == ["+10.0%", "+50.0%"]
 
 

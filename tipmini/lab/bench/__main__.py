@@ -9,21 +9,21 @@ from tipmini.lab import results
 from tipmini.lab.bench import (
     calibration,
     evaluation,
-    inference,
+    limits,
     merging,
     pruning,
     serving,
     stored,
-    timing,
 )
 from tipmini.lab.experiments import Lab
 from tipmini.lab.profiles import load_profile
 
 PARTS = {
+    "limits": limits.measure,
     "evaluation": lambda lab: evaluation.measure(lab) | {"float32": evaluation.alike(lab)},
     "calibration": calibration.measure,
     "merging": lambda lab: merging.measure(),
-    "pruning": pruning.measure,
+    **pruning.PARTS,
 }
 
 
@@ -35,27 +35,18 @@ def main() -> None:
     if set(parts) & PARTS.keys():
         found = measured(lab, [part for part in parts if part in PARTS])
         print(stored.report(found), end="\n\n")
-        if "pruning" in found:
-            print(pruning.report(found["pruning"]), end="\n\n")
+        print(pruning.report(stored.pruning(found)), end="\n\n")
     if "serving" in parts:
         print(serving.store(lab))
 
 
 def measured(lab: Lab, parts: list[str]) -> dict:
-    """What is stored with these parts measured anew, beside the machine's own speeds."""
-    former = stored.read() if len(parts) < len(PARTS) else {}
-    found = former | {
-        "command": "make bench",
-        "date": results.today(),
-        "machine": results.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": results.versions(),
-        "matrix_product": timing.matmul_peak(getattr(torch, lab.profile.dtype)),
-        "bandwidth": timing.bandwidth(),
-        "forward": inference.forward(lab),
-    }
+    """All that is stored, with these parts measured anew, and what made each of them."""
+    found = stored.read() if stored.STORED.is_file() else {}
     for part in parts:
-        found[part] = PARTS[part](lab)
+        made = {"date": results.today(), "machine": results.machine()}
+        made |= {"threads": torch.get_num_threads(), "versions": results.versions()}
+        found[part] = {"made": made} | PARTS[part](lab)
         results.write(stored.STORED, json.dumps(found, indent=1) + "\n")
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tipmini.lab import evaluation, tasks
-from tipmini.lab.bench.inference import block_parameters
+from tipmini.lab.bench.limits import block_parameters
 from tipmini.lab.bench.timing import seconds
 from tipmini.lab.experiments import Lab
 from tipmini.lab.model import load_base

@@ -19,6 +19,7 @@ from tipmini.lab.pruning.efficiency import RECOMPUTED
 from tipmini.lab.pruning.recipe import TARGETS
 from tipmini.lab.resumable import wear_lora
 
+WARM = 16  # rows of a step that is not timed
 KEPT = {  # criterion of each side, and whether its base is in 8 bits
     "vanilla": ("vanilla", False),
     "lora-guided": ("lora-guided", False),
@@ -41,11 +42,19 @@ class Side:
 
     def step(self, rows: Sequence[Example]) -> dict[str, Tensor]:
         """Gradients accumulated over passes of one row, then the importances of all groups."""
-        for row in rows:
-            (objective.losses(self.model, [row]).sum() / len(rows)).backward()
-        found = scoring.all_scores(self.model, self.families, self.method)
+        self.accumulate(rows)
+        found = self.importances()
         self.model.zero_grad()
         return found
+
+    def accumulate(self, rows: Sequence[Example]) -> None:
+        """The mean gradient over the rows, one a pass."""
+        for row in rows:
+            (objective.losses(self.model, [row]).sum() / len(rows)).backward()
+
+    def importances(self, method: str | None = None, reduction: str = "paper") -> dict[str, Tensor]:
+        """Of all groups, by this side's criterion or another one whose gradients it has."""
+        return scoring.all_scores(self.model, self.families, method or self.method, reduction)
 
     @property
     def bytes(self) -> int:
@@ -68,9 +77,13 @@ def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
 
 
 def cost(base: Path, dtype: str, rows: Sequence[Example], repeats: int, rank: int) -> dict:
-    """{side: bytes of the model, bytes by which a step raises the memory, rows a second}."""
+    """{side: bytes of the model, bytes by which a step raises the memory, rows a second}.
+
+    A row's activations are gone before the next one, so a few rows tell the memory of all.
+    """
+    few = rows[:WARM]
     memory = {
-        name: timing.in_new_process(memory_of, base, dtype, name, rows, rank) for name in SIDES
+        name: timing.in_new_process(memory_of, base, dtype, name, few, rank) for name in SIDES
     }
     sides = {name: side(base, dtype, name, rank) for name in SIDES}
     taken = seconds(sides, rows, repeats)
@@ -82,11 +95,11 @@ def cost(base: Path, dtype: str, rows: Sequence[Example], repeats: int, rank: in
 
 
 def seconds(sides: Mapping[str, Side], rows: Sequence[Example], repeats: int) -> dict[str, float]:
-    """{side: median seconds of a step}, the sides taken in turn after a step that warms up."""
+    """{side: median seconds of a step}, the sides taken in turn after a short step of each."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
         for name in list(sides)[:: 1 if number % 2 else -1]:
-            once = timing.seconds(partial(sides[name].step, rows))
+            once = timing.seconds(partial(sides[name].step, rows if number else rows[:WARM]))
             taken[name] += [once] if number else []
     return {name: statistics.median(own) for name, own in taken.items()}
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,31 +21,39 @@ from tipmini.masking import Masks, Pruner
 from tipmini.removal import save_pruned
 
 Key = tuple[float, bool]  # the share that is gone, and whether the adapter is merged
+Checkpoints = Mapping[float, tuple[Path, float]]  # asked share -> folder, share really gone
+
+
+@contextmanager
+def exported(base: Path, shares: Sequence[float]) -> Iterator[Checkpoints]:
+    """Checkpoints without these shares, for the while.
+
+    Which groups are gone does not matter to time, so they are chosen at random.
+    """
+    families = families_of(open_base(base))
+    with tempfile.TemporaryDirectory() as folder:
+        places = {share: Path(folder) / f"{share:g}" for share in shares}
+        yield {s: (out, export(base, families, s, out)) for s, out in places.items()}
 
 
 def inference(
-    base: Path,
+    checkpoints: Checkpoints,
     dtype: str,
-    shares: Sequence[float],
     batches: Sequence[int],
     prompt: int,
     rounds: int,
     rank: int,
 ) -> list[dict]:
-    """Seconds of a pass over (batch, prompt) tokens at every share, merged and not.
+    """Seconds of a pass over (batch, prompt) tokens of every checkpoint, adapter merged and not.
 
-    Which groups are gone does not matter to time, so they are chosen at random; so is the adapter.
+    The adapter is a random one.
     """
-    families = families_of(open_base(base))
-    models, removed = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for share in shares:
-            out = Path(folder) / f"{share:g}"
-            removed[share] = export(base, families, share, out)
-            models |= {(share, merged): model for merged, model in _worn(out, dtype, rank)}
+    models = {}
+    for share, (folder, _) in checkpoints.items():
+        models |= {(share, merged): model for merged, model in _worn(folder, dtype, rank)}
     taken = passes(models, batches, prompt, rounds)
     return [
-        {"share": share, "removed": removed[share], "merged": merged, "batch": batch}
+        {"share": share, "removed": checkpoints[share][1], "merged": merged, "batch": batch}
         | {"prompt": prompt, "seconds": [round(s, 6) for s in seconds]}
         for (share, merged, batch), seconds in taken.items()
     ]
@@ -81,13 +90,18 @@ def passes(
 ) -> dict[tuple[float, bool, int], list[float]]:
     """Seconds of every round, after one that warms up; all take a pass in turn."""
     taken = {(*key, batch): [] for batch in batches for key in models}
-    vocabulary = next(iter(models.values())).config.vocab_size
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (max(batches), prompt), generator=generator)
-    last = torch.tensor([-1])  # logits of the last token alone: see bench.serving
+    some = next(iter(models.values()))
+    given = {batch: reading(some, batch, prompt) for batch in batches}
     for number in range(rounds + 1):
         for share, merged, batch in list(taken)[:: 1 if number % 2 else -1]:
-            given = {"input_ids": tokens[:batch], "logits_to_keep": last, "use_cache": False}
-            seconds = timing.seconds(partial(models[share, merged], **given))
+            seconds = timing.seconds(partial(models[share, merged], **given[batch]))
             taken[share, merged, batch] += [seconds] if number else []
     return taken
+
+
+def reading(model: nn.Module, batch: int, prompt: int) -> dict[str, object]:
+    """A pass's arguments: random tokens, (batch, prompt), read as generation reads a prompt."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator)
+    last = torch.tensor([-1])  # logits of the last token alone: see bench.serving
+    return {"input_ids": tokens, "logits_to_keep": last, "use_cache": False}

@@ -25,12 +25,10 @@ def read() -> dict:
 def page_values() -> dict[str, str]:
     """Markdown for every {{ bench_... }} of book/performance.md."""
     found = read()
-    machine, whole = found["machine"], found["merging"]["whole"]
+    whole = found["merging"]["whole"]
     by_adapters, by_blocks = (slopes(found, *axes) for axes in AXES)
     values = {
-        "bench_machine": f"{machine['processor']}, {machine['cores']} cores, {machine['system']}",
-        "bench_versions": ", ".join(f"{name} {v}" for name, v in found["versions"].items()),
-        "bench_date": found["date"],
+        "bench_made": made(found),
         "bench_beside": markdown_table(beside_table(found)),
         "bench_limits": markdown_table(limits_table(found)),
         "bench_whole_seconds": f"{whole['seconds']:.0f}",
@@ -38,10 +36,27 @@ def page_values() -> dict[str, str]:
         "bench_slope_adapters": by_adapters,
         "bench_slope_blocks": by_blocks,
     }
-    return values | _evaluation_values(found) | _pruning_values(found.get("pruning"))
+    return values | _evaluation_values(found) | _pruning_values(pruning(found))
 
 
-def _pruning_values(found: dict | None) -> dict[str, str]:
+def made(found: dict) -> str:
+    """Which parts were measured where, when and with what."""
+    runs: dict[str, list[str]] = {}
+    for part, own in found.items():
+        machine, versions = own["made"]["machine"], own["made"]["versions"].items()
+        where = f"{machine['processor']}, {own['made']['threads']} threads, {machine['system']}"
+        told = f"{own['made']['date']}, {where}, with {', '.join(f'{n} {v}' for n, v in versions)}"
+        runs.setdefault(told, []).append(part)
+    return "; ".join(f"{' and '.join(parts)} on {told}" for told, parts in runs.items())
+
+
+def pruning(found: dict | None = None) -> dict:
+    """What is stored of pruning, the parts `pruning-*` in one; empty where none is measured."""
+    parts = (found or read()).items()
+    return {k: v for name, own in parts if name.startswith("pruning-") for k, v in own.items()}
+
+
+def _pruning_values(found: dict) -> dict[str, str]:
     return {
         "bench_pruning_sizes": efficiency.made_with(found),
         "bench_pruning_cost": markdown_table(efficiency.cost_table(found)),
@@ -52,7 +67,7 @@ def _pruning_values(found: dict | None) -> dict[str, str]:
 def _evaluation_values(found: dict) -> dict[str, str]:
     alike = found["evaluation"]["float32"]
     return {
-        "bench_eval_dtype": found["forward"]["dtype"],
+        "bench_eval_dtype": found["limits"]["forward"]["dtype"],
         "bench_eval_batch": str(found["evaluation"]["batch_size"]),
         "bench_eval_other": str(found["evaluation"]["other_size"]),
         "bench_evaluation": markdown_table(evaluation_table(found)),
@@ -77,19 +92,20 @@ def gigabytes(count: float) -> str:
 
 def limits_table(found: dict) -> pd.DataFrame:
     """What the machine was measured to do at best, and what share of it each step reached."""
-    peak, forward = found["matrix_product"], found["forward"]
+    limits = found["limits"]
+    peak, forward = limits["matrix_product"], limits["forward"]
     rows = {
         f"matrix product, {forward['dtype']}": (f"{peak / 1e9:.0f} GFLOP/s", ""),
         "packed forward pass": (
             f"{forward['tokens']:,.0f} tokens/s",
             f"{forward['operations'] / peak:.0%} of the matrix products' peak",
         ),
-        "copy in memory": (f"{found['bandwidth'] / 1e9:.1f} GB/s", ""),
+        "copy in memory": (f"{limits['bandwidth'] / 1e9:.1f} GB/s", ""),
     }
     for row in found["merging"]["beside"]:
         if "bytes" in row:
             speed = row["bytes"] / row["seconds"]
-            share = f"{speed / found['bandwidth']:.0%} of the bandwidth"
+            share = f"{speed / limits['bandwidth']:.0%} of the bandwidth"
             rows[f"merge {row['name']}"] = (f"{speed / 1e9:.1f} GB/s of factors", share)
     return pd.DataFrame(rows, index=["measured", "share"]).T.rename_axis("step")
 
@@ -129,7 +145,7 @@ def evaluation_table(found: dict) -> pd.DataFrame:
 
 def tokens_at_peak(found: dict) -> float:
     """Tokens a second of the blocks, were they done at the speed of matrix products alone."""
-    return found["matrix_product"] / (2 * found["evaluation"]["parameters"])
+    return found["limits"]["matrix_product"] / (2 * found["evaluation"]["parameters"])
 
 
 def _evaluation_floor(found: dict) -> dict[str, str]:

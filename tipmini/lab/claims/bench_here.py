@@ -40,7 +40,7 @@ def _timed(
 
 def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[int, float]:
     """{batch: median over the rounds of one way's time over the other's}."""
-    entries = evidence.benched["inference"] if evidence.benched else []
+    entries = evidence.benched.get("inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): e["seconds"] for e in entries}
     return {
         batch: statistics.median(np.divide(timed[*one, batch], timed[*two, batch]).tolist())
@@ -58,7 +58,7 @@ def memory_saved(
     tolerance: float = 0.0,
 ) -> Finding:
     """Whether a step of a criterion takes so many per cent less memory than another's."""
-    if not evidence.benched or not evidence.benched["cost"]["vanilla"]["step_bytes"]:
+    if "cost" not in evidence.benched or not evidence.benched["cost"]["vanilla"]["step_bytes"]:
         return not_run(evidence, note="No memory of pruning is stored yet.")
     own, other = (_bytes(evidence.benched["cost"][name]) for name in (side, against))
     saved = 100 * (1 - own / other)
@@ -71,7 +71,7 @@ def memory_saved(
 
 def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 0.0) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
-    if not evidence.benched:
+    if "cost" not in evidence.benched:
         return not_run(evidence, note="No throughput of pruning is stored yet.")
     own, other = (evidence.benched["cost"][n]["rows_a_second"] for n in ("lora-guided", "vanilla"))
     more = 100 * (own / other - 1)
@@ -81,7 +81,7 @@ def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 
 
 def masks_agree(evidence: Evidence, *, share: float) -> Finding:
     """Whether both criteria agree on more groups than halfway from chance to all."""
-    entries = evidence.benched["agreement"] if evidence.benched else []
+    entries = evidence.benched.get("agreement", [])
     own = [e for e in entries if e["share"] == share and e["reduction"] == "paper" and e["removed"]]
     if not own:
         return not_run(evidence, note="No similarity of masks is stored yet.")
@@ -96,7 +96,7 @@ def masks_agree(evidence: Evidence, *, share: float) -> Finding:
 
 def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
     """Whether the criteria agree on fewer groups at a higher share."""
-    entries = evidence.benched["agreement"] if evidence.benched else []
+    entries = evidence.benched.get("agreement", [])
     found = [
         [e["same"] for e in entries if e["share"] == share and e["kind"] == "channels"]
         for share in (low, high)

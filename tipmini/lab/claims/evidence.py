@@ -113,7 +113,7 @@ class Evidence:
     pruned: dict = field(default_factory=dict)  # what LoRAPrune prints, as printed.yaml has it
     records: dict = field(default_factory=dict)  # records.yaml
     prunings: Outcomes = field(default_factory=dict)  # this book's pruned models
-    benched: dict | None = None  # what the bench measured of pruning
+    benched: dict = field(default_factory=dict)  # what the bench measured of pruning
 
     @cached_property
     def importances(self) -> dict[str, Tensor]:
@@ -143,5 +143,5 @@ def gathered(profile: str = "full", records: Path = paths.RECORDS) -> Evidence:
         printed["loraprune"],
         found,
         pruned.read(load_profile("mini").pruning_store),
-        bench.read().get("pruning"),
+        bench.pruning(),
     )

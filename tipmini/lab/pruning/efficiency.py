@@ -1,6 +1,6 @@
-"""What the bench measured of pruning (`make bench`, part "pruning"), as tables and figure lines.
+"""What the bench measured of pruning (`make bench`, parts "pruning-*"), as tables and figure lines.
 
-found is what is stored of that part, or None: then every table has its rows and no numbers.
+found is what is stored of these parts; of a part that is missing a table has its rows, no numbers.
 """
 
 import statistics
@@ -26,7 +26,7 @@ PRINTED = {
 }
 SHARES = (0.0, 0.2, 0.5)
 
-Found = Mapping[str, object] | None
+Found = Mapping[str, object]
 
 
 # Table 3 ------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ Found = Mapping[str, object] | None
 
 def inference_table(found: Found) -> pd.DataFrame:
     """Median seconds of a pass at every share, merged and not, and the change against unpruned."""
-    entries = found["inference"] if found else []
+    entries = found.get("inference", [])
     batches = sorted({entry["batch"] for entry in entries}) or [1]
     rows = {}
     for share in sorted({entry["share"] for entry in entries}) or SHARES:
@@ -68,7 +68,7 @@ def _ratios(mine: list[float], whole: list[float]) -> str:
 
 def cost_table(found: Found) -> pd.DataFrame:
     """Memory and throughput of every criterion, against the vanilla one, and what is printed."""
-    cost = found["cost"] if found else {}
+    cost = found.get("cost", {})
     printed = yaml.safe_load(paths.PRINTED.read_text())["loraprune"]["memory"]
     rows = {title: _cost(cost, name) | _in_print(printed, name) for name, title in SIDES.items()}
     return pd.DataFrame(rows).T.rename_axis("criterion")
@@ -110,7 +110,7 @@ def _in_print(printed: Mapping, name: str) -> dict[str, str]:
 
 def agreement_lines(found: Found) -> dict[str, dict[str, tuple[list, list, list, list]]]:
     """{kind: {reduction: (shares, mean over seeds, least, most)}} of groups judged alike."""
-    entries = found["agreement"] if found else []
+    entries = found.get("agreement", [])
     lines: dict[str, dict] = {}
     for kind, reduction in dict.fromkeys((e["kind"], e["reduction"]) for e in entries):
         own = [e for e in entries if (e["kind"], e["reduction"]) == (kind, reduction)]
@@ -130,7 +130,7 @@ def agreement_lines(found: Found) -> dict[str, dict[str, tuple[list, list, list,
 
 def chance_lines(found: Found) -> dict[str, tuple[list, list]]:
     """{kind: (shares, groups that two random masks judge alike)}."""
-    entries = found["agreement"] if found else []
+    entries = found.get("agreement", [])
     chance: dict[str, dict[float, float]] = {}
     for entry in entries:
         chance.setdefault(entry["kind"], {})[entry["share"]] = entry["chance_same"]
@@ -139,7 +139,7 @@ def chance_lines(found: Found) -> dict[str, tuple[list, list]]:
 
 def overlap_table(found: Found) -> pd.DataFrame:
     """Of the groups that the vanilla criterion removes, those that LoRA-guided removes too."""
-    entries = [e for e in (found["agreement"] if found else []) if e["both"] is not None]
+    entries = [e for e in found.get("agreement", []) if e["both"] is not None]
     rows: dict[str, dict[str, str]] = {}
     for kind, share in sorted({(e["kind"], e["share"]) for e in entries}):
         row = {}
@@ -156,9 +156,9 @@ def overlap_table(found: Found) -> pd.DataFrame:
 
 def made_with(found: Found) -> str:
     """A sentence on the sizes that were measured."""
-    if not found:
-        return f"The bench of pruning is {MISSING}: `python -m tipmini.lab.bench pruning`."
+    if "cost" not in found:
+        return f"The bench of pruning is {MISSING}: `python -m tipmini.lab.bench pruning-criteria`."
     return (
-        f"Measured on rows of {found['task']} cut to {found['length']} tokens, one a pass, an "
-        f"adapter of rank {found['rank']} on all seven matrices, in {found['dtype']}."
+        f"Steps of {found['rows']} rows of {found['task']} cut to {found['length']} tokens, one a "
+        f"pass; an adapter of rank {found['rank']} on all seven matrices; {found['dtype']}."
     )

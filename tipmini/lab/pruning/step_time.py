@@ -1,7 +1,9 @@
-"""Where a step of a criterion spends its time, as the bench measured it: why the gain is no larger.
+"""Where a criterion's step and a pruned model's pass spend their time: why the gain is no larger.
 
-found is what is stored of the part "pruning" of `make bench`, or None.
+found is what is stored of the parts "pruning-*" of `make bench`.
 """
+
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -11,49 +13,58 @@ from tipmini.lab.statistics import MISSING
 PRODUCTS = "products with the base's weights"
 WEIGHTS = "gradients of these weights"
 ADDING = "adding these up over the rows"
-FACTORS = "the adapter's factors, and importances from them"
+FACTORS = "products with the adapter's factors"
 HEAD = "the vocabulary: logits and loss"
 ATTENTION = "attention"
 REST = "all else, element by element"
-PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST)
+IMPORTANCES = "importances of all groups, once a step"
+PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST, IMPORTANCES)
+OF_A_PASS = (PRODUCTS, ATTENTION, HEAD, REST)
 CRITERIA = {"vanilla": "vanilla, s", "lora-guided": "LoRA-guided, s"}
+
+Seconds = Mapping[str, float]
 
 
 def table(found: Found) -> pd.DataFrame:
-    """Seconds of every part of a step by either criterion, and those of the machine's best."""
-    parts, best = (found["time"][n] for n in ("parts", "best")) if found else ({}, {})
-    rows = {}
-    for part in PARTS:
-        rows[part] = {t: _told(parts.get(name, {}).get(part)) for name, t in CRITERIA.items()}
-        rows[part]["at the machine's best, s"] = _told(best[part]) if part in best else "-"
-    whole = {name: sum(own.values()) for name, own in parts.items()}
-    rows["all"] = {title: _told(whole.get(name)) for name, title in CRITERIA.items()}
-    rows["all"]["at the machine's best, s"] = "-"
+    """Seconds of every part of a step by either criterion, and at the measured peak of products."""
+    time = found.get("time", {"parts": {}, "best": {}})
+    sides = {title: time["parts"].get(name, {}) for name, title in CRITERIA.items()}
+    rows = _rows(sides, PARTS)
+    for part in rows:
+        seconds = time["best"].get(part)
+        rows[part]["at the peak, s"] = "-" if seconds is None else f"{seconds:.2f}"
     return pd.DataFrame(rows).T.rename_axis("part of a step")
 
 
-def _told(seconds: float | None) -> str:
-    return MISSING if seconds is None else f"{seconds:.2f}"
+def _rows(columns: Mapping[str, Seconds], parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Every part's seconds in every column, and those of all of them."""
+    rows = {part: {title: _told(own, [part]) for title, own in columns.items()} for part in parts}
+    return rows | {"all": {title: _told(own, parts) for title, own in columns.items()}}
+
+
+def _told(own: Seconds, parts: Sequence[str]) -> str:
+    return f"{sum(own[part] for part in parts):.2f}" if own else MISSING
 
 
 def bound(found: Found) -> str:
     """What the gain would be if all that both criteria need beside the products took no time."""
-    if not found:
+    if "time" not in found:
         return f"Where the time goes is {MISSING}."
     vanilla, ours = (found["time"]["parts"][name] for name in CRITERIA)
     ratio = (vanilla[WEIGHTS] + vanilla[ADDING]) / vanilla[PRODUCTS]
     share = ours[PRODUCTS] / sum(ours.values())
     return (
-        "Both criteria need the products with the base's weights. What the vanilla one alone "
-        f"needs takes {ratio:.2f} times as long: if all else took no time, a LoRA-guided step "
-        f"would be {ratio:.1%} faster. But these products are {share:.0%} of it."
+        f"A step over {found['time']['rows']} rows. Both criteria need the products with the "
+        f"base's weights. What the vanilla one alone needs takes {ratio:.2f} times as long: if all "
+        f"else took no time, a LoRA-guided step would be {ratio:.1%} faster. But these products "
+        f"are {share:.0%} of it."
     )
 
 
 def lengths_table(found: Found) -> pd.DataFrame:
     """The gain in throughput over rows of several lengths."""
     rows = {}
-    for entry in found["lengths"] if found else []:
+    for entry in found.get("lengths", []):
         vanilla, ours = (entry["seconds"][name] for name in CRITERIA)
         speeds = (f"{entry['rows'] / seconds:.2f}" for seconds in (vanilla, ours))
         names = ("vanilla, rows a second", "LoRA-guided, rows a second", "faster by")
@@ -61,3 +72,17 @@ def lengths_table(found: Found) -> pd.DataFrame:
         rows[f"{entry['tokens']:.0f}"] = dict(zip(names, values, strict=True))
     rows = rows or {MISSING: {"faster by": "-"}}
     return pd.DataFrame(rows).T.rename_axis("tokens a row")
+
+
+def pass_table(found: Found) -> pd.DataFrame:
+    """Seconds of every part of a pass at every share, and the change against the unpruned model."""
+    entries = found.get("pass", {"parts": []})["parts"]
+    sides = {f"{entry['removed']:.1%} removed, s": entry["parts"] for entry in entries}
+    rows = _rows(sides or {MISSING: {}}, OF_A_PASS)
+    if entries:
+        first, last = entries[0]["parts"], entries[-1]["parts"]
+        for part in rows:
+            own = OF_A_PASS if part == "all" else [part]
+            ratio = sum(last[p] for p in own) / sum(first[p] for p in own)
+            rows[part]["the last against the first"] = f"{ratio - 1:+.1%}"
+    return pd.DataFrame(rows).T.rename_axis("part of a pass")

@@ -1,12 +1,21 @@
-"""How near a packed forward pass comes to the machine's matrix products."""
+"""What this machine can do at best, and how near a packed forward pass comes to it."""
 
 import torch
 from torch import nn
 
-from tipmini.lab.bench.timing import median_seconds
+from tipmini.lab.bench.timing import bandwidth, matmul_peak, median_seconds
 from tipmini.lab.experiments import Lab
 from tipmini.lab.model import scored_targets
 from tipmini.lab.packing import flatten, pack
+
+
+def measure(lab: Lab) -> dict:
+    """Operations a second of matrix products, bytes a second of a copy, and a forward pass."""
+    return {
+        "matrix_product": matmul_peak(getattr(torch, lab.profile.dtype)),
+        "bandwidth": bandwidth(),
+        "forward": forward(lab),
+    }
 
 
 @torch.inference_mode()
