@@ -57,7 +57,7 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def test_all_of_it_on_a_tiny_model(lab):
-    size = {"accumulated": 2, "length": 13, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
+    size = {"accumulated": 2, "length": 8, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
     size |= {
         "lengths": (4, 8),
         "long_rows": 2,
