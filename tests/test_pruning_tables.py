@@ -185,6 +185,14 @@ def test_without_a_bench_every_table_says_so(table):
     assert MISSING in efficiency.made_with({}) and MISSING in step_time.bound({})
 
 
+def test_a_summary_of_the_bench_says_what_its_tables_say():
+    told = efficiency.summary(BENCH)
+    assert f"take {1 - 300 / 520:.1%} less memory above the model, {1 - 60 / 270:.1%} where" in told
+    assert "Throughput: +50.0%" in told and "batch 8: -50.0%" in told
+    assert "82.0% by chance" in told  # two masks of 10%: 1 - 2 * 0.1 * 0.9
+    assert MISSING in efficiency.summary({})
+
+
 def test_the_bound_leaves_only_the_products():
     """(1.0 + 0.2) / 2.0 s more for the vanilla criterion; 2.0 of the other's 5.0 s are products."""
     told = step_time.bound(BENCH)

@@ -7,6 +7,7 @@ import numpy as np
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import Evidence, Finding
 from tipmini.lab.claims.settings import not_run
+from tipmini.lab.pruning.efficiency import RECOMPUTED
 
 
 def time_saved(
@@ -65,7 +66,17 @@ def memory_saved(
     return Finding(
         _share_of(int(saved > max(printed - tolerance, 0)), 1),
         f"{own / 1e6:.0f} of {other / 1e6:.0f} MB: {saved:.1f}% less",
-        "Model and the peak of a step. In a small model activations are a larger part of it.",
+        "Model and the peak of a step. In a small model activations are a larger part of it"
+        + _recomputed(evidence.benched["cost"], side, against),
+    )
+
+
+def _recomputed(cost: dict, side: str, against: str) -> str:
+    own, other = (cost[f"{name}{RECOMPUTED}"] for name in (side, against))
+    step, all_of_it = own["step_bytes"] / other["step_bytes"], _bytes(own) / _bytes(other)
+    return (
+        f"; where they are made again, {1 - all_of_it:.1%} less, and {1 - step:.1%} of what a step "
+        "takes above the model."
     )
 
 
