@@ -53,7 +53,7 @@ def stored(store, grid: Grid) -> None:
 
 
 def bench() -> dict:
-    """As `bench.pruning.measure` gives it."""
+    """As `benched.read` gives it."""
     cost = {
         name: {
             "model_bytes": size * 1_000_000,
@@ -85,19 +85,31 @@ def bench() -> dict:
         for merged in (True, False)
         for batch in (1, 8)
     ]
+    sizes = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8, "rows": 128}
+    found = {
+        "criteria": {"cost": cost},
+        "masks": {"agreement": agreement},
+        "inference": {"inference": inference},
+        "profile": profile(),
+    }
+    machine = {"processor": "a CPU", "cores": 2, "system": "Linux"}
+    made = {"date": "2026-01-01", "machine": machine, "threads": 2, "versions": {"torch": "2"}}
+    return {part: sizes | {"made": made} | own for part, own in found.items()}
+
+
+def profile() -> dict:
+    """As `bench.pruning.profile` gives it."""
+    names = [*step_time.PARTS, step_time.IMPORTANCES]
     taken = {"vanilla": (2.0, 1.0, 0.2, 0.5, 0.8, 0.3, 1.0, 0.2)}
     taken |= {"lora-guided": (2.0, 0.0, 0.0, 0.5, 0.8, 0.3, 1.0, 0.4)}
-    parts = {name: dict(zip(step_time.PARTS, own, strict=True)) for name, own in taken.items()}
-    best = dict(zip(step_time.PARTS[:2], (1.6, 0.8), strict=True))
-    lengths = [
-        {"tokens": tokens, "rows": 16, "seconds": {"vanilla": seconds, "lora-guided": 4.0}}
-        for tokens, seconds in ((32.0, 4.4), (512.0, 6.0))
-    ]
+    steps = {
+        name: {"parts": dict(zip(names, own, strict=True)), "seconds": sum(own) + 0.5}
+        for name, own in taken.items()
+    }
     passes = [
-        {"share": share, "removed": share, "parts": dict.fromkeys(step_time.PARTS, 1 - share)}
+        {"share": share, "removed": share, "seconds": 5 - 5 * share}
+        | {"parts": dict.fromkeys(step_time.PARTS, 1 - share)}
         for share in (0.0, 0.5)
     ]
-    facts = {"time": {"rows": 16, "parts": parts, "best": best}, "lengths": lengths, "rows": 128}
-    facts |= {"pass": {"batch": 8, "prompt": 8, "parts": passes}}
-    facts |= {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8}
-    return facts | {"cost": cost, "agreement": agreement, "inference": inference}
+    at_peak = {step_time.PRODUCTS: 1.6, step_time.WEIGHTS: 0.8}
+    return {"steps": steps, "at_peak": at_peak, "batch": 8, "prompt": 8, "passes": passes}

@@ -129,7 +129,7 @@ def test_the_page_names_what_is_stored_and_every_ratio():
     assert all(show.svg(picture) for picture in stored.pictures().values())
 
 
-def test_parts_of_the_same_run_are_named_together():
+def test_parts_of_the_same_day_and_machine_are_named_together():
     def own(date: str) -> dict:
         machine = {"processor": "a CPU", "system": "Linux"}
         return {
@@ -140,4 +140,4 @@ def test_parts_of_the_same_run_are_named_together():
         {"limits": own("2026-01-01"), "merging": own("2026-01-01"), "x": own("later")}
     )
     where = "a CPU, 2 threads, Linux, with torch 2"
-    assert told == f"limits and merging on 2026-01-01, {where}; x on later, {where}"
+    assert told == f"limits, merging on 2026-01-01, {where}; x on later, {where}"

@@ -1,14 +1,25 @@
 """The bench of pruning: counts of agreeing masks, and all of it on a tiny model."""
 
+import json
+
 import prunable
 import pytest
 import torch
 
+from tipmini.errors import TipminiError
 from tipmini.groups import CHANNELS, HEADS, Family
-from tipmini.lab import assets, experiments
-from tipmini.lab.bench import pruning, pruning_cost, pruning_masks, pruning_parts, timing
+from tipmini.lab import assets, experiments, paths
+from tipmini.lab.bench import __main__ as bench_command
+from tipmini.lab.bench import (
+    pruning,
+    pruning_cost,
+    pruning_masks,
+    pruning_profile,
+    stored,
+    timing,
+)
 from tipmini.lab.profiles import Profile
-from tipmini.lab.pruning import step_time
+from tipmini.lab.pruning import benched, step_time
 
 FAMILIES = [Family("a", 0, HEADS, 4, 9, ()), Family("b", 0, CHANNELS, 10, 3, ())]
 
@@ -57,34 +68,33 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def test_all_of_it_on_a_tiny_model(lab):
-    size = {"accumulated": 2, "length": 8, "repeats": 1, "rows": 3, "seeds": 2, "rank": 2}
-    size |= {
-        "lengths": (4, 8),
-        "long_rows": 2,
-        "batches": (1, 2),
-        "prompt": 8,
-        "rounds": 2,
-        "shares": (0.0, 0.5),
-    }
-    found = {}
-    for measure in pruning.PARTS.values():
-        found |= measure(lab, pruning.Size(**size))
-    assert set(found["cost"]) == set(pruning_cost.SIDES)
-    plain, int8 = (found["cost"][n]["model_bytes"] for n in ("lora-guided", "lora-guided int8"))
-    assert int8 < plain == found["cost"]["vanilla"]["model_bytes"]
-    assert all(entry["rows_a_second"] > 0 for entry in found["cost"].values())
-    kinds = {(e["kind"], e["share"], e["seed"], e["reduction"]) for e in found["agreement"]}
-    assert len(kinds) == len(found["agreement"]) == 2 * 5 * 2 * 2
-    assert len(found["inference"]) == 2 * 2 * 2
-    assert all(len(entry["seconds"]) == 2 for entry in found["inference"])
-    assert {round(e["removed"], 1) for e in found["inference"]} == {0.0, 0.5}
-    assert [entry["tokens"] for entry in found["lengths"]] == [4, 8]
-    parts = found["time"]["parts"]
-    assert parts["vanilla"][step_time.WEIGHTS] > 0 == parts["lora-guided"][step_time.WEIGHTS]
-    whole, half = found["pass"]["parts"]
-    assert whole["parts"][step_time.PRODUCTS] > 0 < half["parts"][step_time.ATTENTION]
+    sizes = {"length": 40, "repeats": 1, "rows": 3, "profiled": 2, "rounds": 2, "seeds": 2}
+    sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2}
+    size = pruning.Size(**sizes)
+    stored = {name: {"made": {}} | part(lab, size) for name, part in pruning.PARTS.items()}
+    found = benched.of(stored)
+    cost, agreement = found["criteria"]["cost"], found["masks"]["agreement"]
+    assert set(cost) == set(pruning_cost.SIDES)
+    plain, int8 = (cost[name]["model_bytes"] for name in ("lora-guided", "lora-guided int8"))
+    assert int8 < plain == cost["vanilla"]["model_bytes"]
+    assert all(entry["rows_a_second"] > 0 for entry in cost.values())
+    kinds = {(e["kind"], e["share"], e["seed"], e["reduction"]) for e in agreement}
+    assert len(kinds) == len(agreement) == 2 * 5 * 2 * 2
+    inference = found["inference"]["inference"]
+    assert len(inference) == 2 * 2 * 2
+    assert all(len(entry["seconds"]) == 2 for entry in inference)
+    assert {round(e["removed"], 1) for e in inference} == {0.0, 0.5}
+    steps, passes = found["profile"]["steps"], found["profile"]["passes"]
+    spared = {n: own["parts"][step_time.WEIGHTS] for n, own in steps.items()}
+    assert spared["vanilla"] > 0 == spared["lora-guided"]
+    assert all(own["parts"][step_time.IMPORTANCES] > 0 for own in steps.values())
+    assert [round(e["removed"], 1) for e in passes] == [0.0, 0.5]
+    assert all(e["parts"][step_time.ATTENTION] > 0 for e in passes)
     told = pruning.report(found)
-    assert "vanilla: " in told and "masks of channels at 50%" in told and "unmerged" in told
+    assert "part of a step" in told and "50%, merged" in told and "**Masks** at" in told
+
+
+OPERANDS = pruning_profile.Operands(frozenset({(20, 12)}), vocabulary=99, head=4, rank=2)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,10 @@ def test_all_of_it_on_a_tiny_model(lab):
         ("aten::mm", [[7, 12], [12, 99]], step_time.HEAD),
         ("aten::_log_softmax", [[7, 99], [], []], step_time.HEAD),
         ("aten::_softmax", [[1, 3, 7, 7], [], []], step_time.ATTENTION),
+        ("aten::add", [[1, 3, 7, 7], [1, 1, 7, 7], []], step_time.ATTENTION),
+        ("aten::copy_", [[1, 3, 3, 7, 4], [1, 3, 3, 7, 4]], step_time.ATTENTION),
+        ("LowRankSumBackward", [], step_time.FACTORS),
+        ("aten::_to_copy", [[2, 12], []], step_time.FACTORS),
         ("aten::_scaled_dot_product_flash", [[1, 3, 7, 4]] * 3, step_time.ATTENTION),
         ("aten::bmm", [[3, 7, 4], [3, 4, 7]], step_time.ATTENTION),
         ("aten::add_", [[20, 12], [20, 12], []], step_time.ADDING),
@@ -108,5 +122,32 @@ def test_all_of_it_on_a_tiny_model(lab):
     ],
 )
 def test_every_operation_of_a_step_has_its_part(name, operands, part):
-    sizes = pruning_parts.Sizes(frozenset({(20, 12)}), vocabulary=99, rank=2)
-    assert sizes.part(name, operands) == part
+    assert OPERANDS.part(name, operands) == part
+
+
+@pytest.mark.parametrize(("tokens", "apart"), [(24, True), (20, False), (5, True), (12, False)])
+def test_a_row_as_long_as_a_weight_is_not_profiled(tokens, apart, monkeypatch):
+    """A product of (20, 12) by (12, 12) would be taken for a gradient of the (20, 12) weight."""
+    monkeypatch.setattr(pruning_profile, "padded", lambda row: row)
+    assert OPERANDS.part("aten::mm", [[20, 12], [12, 12]]) == step_time.WEIGHTS
+    assert OPERANDS.tells_apart(tokens) is apart
+
+
+def test_an_unknown_part_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", "pruning"])
+    with pytest.raises(SystemExit) as stopped:
+        bench_command.main()
+    assert stopped.value.code == 2
+    assert "no part 'pruning': one of limits, " in capsys.readouterr().err
+
+
+def test_parts_measured_before_stay_and_old_keys_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BENCH", tmp_path / "bench.json")
+    monkeypatch.setitem(bench_command.PARTS, "limits", lambda lab: {"bandwidth": lab})
+    paths.BENCH.write_text(json.dumps({"date": "of old", "merging": {"whole": 1}}))
+    found = bench_command.measured(3, ["limits"])
+    assert found == json.loads(paths.BENCH.read_text())
+    assert found["merging"] == {"whole": 1} and set(found) == {"limits", "merging"}
+    assert found["limits"]["bandwidth"] == 3 and found["limits"]["made"]["threads"]
+    with pytest.raises(TipminiError, match="evaluation, calibration not measured; run python -m"):
+        stored.read()

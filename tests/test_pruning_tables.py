@@ -10,6 +10,7 @@ import torch
 from tipmini.groups import find_families
 from tipmini.lab import show
 from tipmini.lab.pruning import (
+    benched,
     curves,
     declared,
     efficiency,
@@ -175,31 +176,65 @@ def test_agreement_is_a_mean_over_seeds_between_the_least_and_the_most():
         efficiency.inference_table,
         efficiency.overlap_table,
         step_time.table,
-        step_time.lengths_table,
         step_time.pass_table,
     ],
 )
 def test_without_a_bench_every_table_says_so(table):
     assert MISSING in table({}).to_string()
     assert MISSING not in table(BENCH).to_string()
-    assert MISSING in efficiency.made_with({}) and MISSING in step_time.bound({})
+    assert MISSING in benched.made_with({}, benched.CRITERIA)
+
+
+@pytest.mark.parametrize("name", [None, *benched.PARTS])
+def test_any_one_part_of_the_bench_can_be_shown_alone(name):
+    found = {name: BENCH[name]} if name else {}
+    tables = (efficiency.cost_table, efficiency.inference_table, step_time.table)
+    filled = {
+        part
+        for part, table in zip(("criteria", "inference", "profile"), tables, strict=True)
+        if MISSING not in table(found).to_string()
+    }
+    assert filled == {name} & {"criteria", "inference", "profile"}
+    assert bool(efficiency.agreement_lines(found)) == (name == benched.MASKS)
+    told = efficiency.summary(found) + step_time.bound(found) + step_time.pass_bound(found)
+    left = {"criteria": 4, "masks": 4, "inference": 4, "profile": 3}
+    assert told.count(MISSING) == left.get(name, 5)
 
 
 def test_a_summary_of_the_bench_says_what_its_tables_say():
     told = efficiency.summary(BENCH)
-    assert f"take {1 - 300 / 520:.1%} less memory above the model, {1 - 60 / 270:.1%} where" in told
-    assert "Throughput: +50.0%" in told and "batch 8: -50.0%" in told
+    assert f"vanilla: {1 - 300 / 520:.1%} saved, {1 - 60 / 270:.1%} where" in told
+    assert "**Throughput**: +50.0% and +33.3%" in told and "batch 8: -50.0%" in told
     assert "82.0% by chance" in told  # two masks of 10%: 1 - 2 * 0.1 * 0.9
-    assert MISSING in efficiency.summary({})
 
 
 def test_the_bound_leaves_only_the_products():
-    """(1.0 + 0.2) / 2.0 s more for the vanilla criterion; 2.0 of the other's 5.0 s are products."""
+    """What vanilla alone needs, (1.0 + 0.2) / 2.0 of the products and 1.2 of 6.0 in all."""
     told = step_time.bound(BENCH)
-    assert "would be 60.0% faster" in told and "are 40% of it" in told
-    assert step_time.table(BENCH).loc["all"].tolist() == ["6.00", "5.00", "-"]
-    assert step_time.pass_table(BENCH).loc["all"].tolist() == ["4.00", "2.00", "-50.0%"]
-    assert step_time.lengths_table(BENCH)["faster by"].tolist() == ["+10.0%", "+50.0%"]
+    assert "here, by 60.0%" in told and "is 20% of a vanilla step" in told
+    assert "that are left are 40% of its own" in told
+    assert step_time.table(BENCH).loc[step_time.SUM].tolist() == ["6000.0", "5000.0", "-"]
+    assert step_time.table(BENCH).loc[step_time.WALL].tolist() == ["6500.0", "5500.0", "-"]
+
+
+def test_a_pass_is_told_part_by_part():
+    table = step_time.pass_table(BENCH)
+    assert table.loc[step_time.SUM].tolist() == ["4000.0", "2000.0", "-50.0%"]
+    assert table.loc[step_time.WALL].tolist() == ["5000.0", "2500.0", "-50.0%"]
+    assert "they are 25% of the unpruned model's pass" in step_time.pass_bound(BENCH)
+
+
+def test_the_stored_profile_is_of_what_the_stored_costs_are_of():
+    """The profiler sees what the clock does, and the gain that the bench measured apart."""
+    found = benched.read()
+    steps, cost = found[benched.PROFILE]["steps"], found[benched.CRITERIA]["cost"]
+    for own in steps.values():
+        assert sum(own["parts"].values()) == pytest.approx(own["seconds"], rel=0.25)
+    vanilla, ours = (steps[name]["seconds"] for name in ("vanilla", "lora-guided"))
+    gain = cost["lora-guided"]["rows_a_second"] / cost["vanilla"]["rows_a_second"]
+    assert vanilla / ours == pytest.approx(gain, rel=0.1)
+    same = [own["parts"][step_time.HEAD] for own in steps.values()]
+    assert same[0] == pytest.approx(same[1], rel=0.2)
 
 
 # Figures ------------------------------------------------------------------------------------------

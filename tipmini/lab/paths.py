@@ -13,6 +13,7 @@ BUILD = REPOSITORY / "_build"
 PRINTED = BOOK / "printed.yaml"
 RECORDS = BOOK / "records.yaml"
 CLAIMS = BOOK / "claims.yaml"
+BENCH = REPOSITORY / "results" / "bench.json"
 
 
 def cache() -> Path:

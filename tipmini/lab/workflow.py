@@ -8,7 +8,6 @@ from pathlib import Path
 from tipmini.errors import TipminiError
 from tipmini.lab import assets, catalogue, paths, results
 from tipmini.lab.bench import serving_stored as serving
-from tipmini.lab.bench import stored as bench
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import load_profile
@@ -60,7 +59,7 @@ def inputs_digest(profile: str) -> str:
     stores = (load_profile("full").store, mini.variant_store, mini.selection_store)
     stores += (mini.pruning_store,)
     data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
-    data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, bench.STORED]
+    data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, paths.BENCH]
     data += [serving.STORED, *(paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")]
     return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
@@ -75,7 +74,7 @@ def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
     names = ("book.py", "front_page.py", "tables.py", "figures.py", "bench/stored.py")
-    names += ("parity/stored.py", "pruning/efficiency.py")
+    names += ("parity/stored.py", "pruning/benched.py", "pruning/efficiency.py")
     claims = (package / "claims").glob("*.py")
     return _contents([*(package / name for name in names), *claims])
 
@@ -88,7 +87,7 @@ def pages() -> list[str]:
     """Every file of the book but its notebooks, and the stored results that pages show."""
     files = [file for file in paths.BOOK.rglob("*") if file.is_file()]
     tops = [paths.REPOSITORY / name for name in ("_config.yml", "_toc.yml")]
-    tops += [parity.STORED, bench.STORED]
+    tops += [parity.STORED, paths.BENCH]
     return sorted(str(file.relative_to(paths.REPOSITORY)) for file in [*files, *tops])
 
 

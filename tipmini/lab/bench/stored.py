@@ -8,18 +8,21 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini.lab import figures, paths
-from tipmini.lab.pruning import efficiency
+from tipmini.lab.pruning import benched, efficiency
 from tipmini.lab.show import markdown_table
 
-STORED = paths.REPOSITORY / "results" / "bench.json"
+NEEDED = ("limits", "evaluation", "calibration", "merging")  # by the page; pruning's can wait
 AXES = (("adapters", "blocks"), ("blocks", "adapters"))  # what grows, and what is held
 
 
 def read() -> dict:
-    """The stored figures of the last `make bench`; raises TipminiError where there are none."""
-    if not STORED.is_file():
-        raise TipminiError(f"{STORED} is missing; run make bench")
-    return json.loads(STORED.read_text())
+    """{part: what it found and what made it}; TipminiError where one but pruning's is missing."""
+    found = json.loads(paths.BENCH.read_text()) if paths.BENCH.is_file() else {}
+    missing = [part for part in NEEDED if part not in found]
+    if missing:
+        command = f"python -m tipmini.lab.bench {' '.join(missing)}"
+        raise TipminiError(f"{paths.BENCH}: {', '.join(missing)} not measured; run {command}")
+    return found
 
 
 def page_values() -> dict[str, str]:
@@ -36,7 +39,7 @@ def page_values() -> dict[str, str]:
         "bench_slope_adapters": by_adapters,
         "bench_slope_blocks": by_blocks,
     }
-    return values | _evaluation_values(found) | _pruning_values(pruning(found))
+    return values | _evaluation_values(found) | _pruning_values(benched.of(found))
 
 
 def made(found: dict) -> str:
@@ -47,18 +50,12 @@ def made(found: dict) -> str:
         where = f"{machine['processor']}, {own['made']['threads']} threads, {machine['system']}"
         told = f"{own['made']['date']}, {where}, with {', '.join(f'{n} {v}' for n, v in versions)}"
         runs.setdefault(told, []).append(part)
-    return "; ".join(f"{' and '.join(parts)} on {told}" for told, parts in runs.items())
+    return "; ".join(f"{', '.join(parts)} on {told}" for told, parts in runs.items())
 
 
-def pruning(found: dict | None = None) -> dict:
-    """What is stored of pruning, the parts `pruning-*` in one; empty where none is measured."""
-    parts = (found or read()).items()
-    return {k: v for name, own in parts if name.startswith("pruning-") for k, v in own.items()}
-
-
-def _pruning_values(found: dict) -> dict[str, str]:
+def _pruning_values(found: benched.Found) -> dict[str, str]:
     return {
-        "bench_pruning_sizes": efficiency.made_with(found),
+        "bench_pruning_sizes": benched.made_with(found, benched.CRITERIA),
         "bench_pruning_cost": markdown_table(efficiency.cost_table(found)),
         "bench_pruning_inference": markdown_table(efficiency.inference_table(found)),
     }

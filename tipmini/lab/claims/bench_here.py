@@ -7,7 +7,8 @@ import numpy as np
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import Evidence, Finding
 from tipmini.lab.claims.settings import not_run
-from tipmini.lab.pruning.efficiency import RECOMPUTED
+from tipmini.lab.pruning.benched import CRITERIA, INFERENCE, MASKS, part
+from tipmini.lab.pruning.efficiency import RECOMPUTED, all_bytes
 
 
 def time_saved(
@@ -41,7 +42,7 @@ def _timed(
 
 def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[int, float]:
     """{batch: median over the rounds of one way's time over the other's}."""
-    entries = evidence.benched.get("inference", [])
+    entries = part(evidence.benched, INFERENCE, "inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): e["seconds"] for e in entries}
     return {
         batch: statistics.median(np.divide(timed[*one, batch], timed[*two, batch]).tolist())
@@ -59,21 +60,22 @@ def memory_saved(
     tolerance: float = 0.0,
 ) -> Finding:
     """Whether a step of a criterion takes so many per cent less memory than another's."""
-    if "cost" not in evidence.benched or not evidence.benched["cost"]["vanilla"]["step_bytes"]:
+    cost = part(evidence.benched, CRITERIA, "cost", {})
+    if not cost or not cost["vanilla"]["step_bytes"]:
         return not_run(evidence, note="No memory of pruning is stored yet.")
-    own, other = (_bytes(evidence.benched["cost"][name]) for name in (side, against))
+    own, other = (all_bytes(cost[name]) for name in (side, against))
     saved = 100 * (1 - own / other)
     return Finding(
         _share_of(int(saved > max(printed - tolerance, 0)), 1),
         f"{own / 1e6:.0f} of {other / 1e6:.0f} MB: {saved:.1f}% less",
         "Model and the peak of a step. In a small model activations are a larger part of it"
-        + _recomputed(evidence.benched["cost"], side, against),
+        + _recomputed(cost, side, against),
     )
 
 
 def _recomputed(cost: dict, side: str, against: str) -> str:
     own, other = (cost[f"{name}{RECOMPUTED}"] for name in (side, against))
-    step, all_of_it = own["step_bytes"] / other["step_bytes"], _bytes(own) / _bytes(other)
+    step, all_of_it = own["step_bytes"] / other["step_bytes"], all_bytes(own) / all_bytes(other)
     return (
         f"; where they are made again, {1 - all_of_it:.1%} less, and {1 - step:.1%} of what a step "
         "takes above the model."
@@ -82,9 +84,10 @@ def _recomputed(cost: dict, side: str, against: str) -> str:
 
 def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 0.0) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
-    if "cost" not in evidence.benched:
+    cost = part(evidence.benched, CRITERIA, "cost", {})
+    if not cost:
         return not_run(evidence, note="No throughput of pruning is stored yet.")
-    own, other = (evidence.benched["cost"][n]["rows_a_second"] for n in ("lora-guided", "vanilla"))
+    own, other = (cost[name]["rows_a_second"] for name in ("lora-guided", "vanilla"))
     more = 100 * (own / other - 1)
     verdict = _share_of(int(more > printed - tolerance), 1)
     return Finding(verdict, f"{more:+.1f}%", f"{own:.2f} and {other:.2f} rows a second on a CPU.")
@@ -92,7 +95,7 @@ def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 
 
 def masks_agree(evidence: Evidence, *, share: float) -> Finding:
     """Whether both criteria agree on more groups than halfway from chance to all."""
-    entries = evidence.benched.get("agreement", [])
+    entries = part(evidence.benched, MASKS, "agreement", [])
     own = [e for e in entries if e["share"] == share and e["reduction"] == "paper" and e["removed"]]
     if not own:
         return not_run(evidence, note="No similarity of masks is stored yet.")
@@ -107,7 +110,7 @@ def masks_agree(evidence: Evidence, *, share: float) -> Finding:
 
 def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
     """Whether the criteria agree on fewer groups at a higher share."""
-    entries = evidence.benched.get("agreement", [])
+    entries = part(evidence.benched, MASKS, "agreement", [])
     found = [
         [e["same"] for e in entries if e["share"] == share and e["kind"] == "channels"]
         for share in (low, high)
@@ -121,10 +124,6 @@ def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
         " and ".join(f"{statistics.mean(one):.1%} at {share:.0%}" for one, share in pairs),
         "Channels of the MLPs; random masks agree on fewer at a higher share, too.",
     )
-
-
-def _bytes(cost: dict) -> float:
-    return cost["model_bytes"] + cost["step_bytes"]
 
 
 def _share_of(enough: int, asked: int) -> Verdict:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 import tipmini as tm
 from tipmini.lab import paths, tables
-from tipmini.lab.bench import stored as bench
 from tipmini.lab.claims import proportions
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.profiles import Profile, load_profile
+from tipmini.lab.pruning import benched
 from tipmini.lab.pruning import tables as pruned
+from tipmini.lab.pruning.benched import Found
 from tipmini.lab.pruning.tables import Outcomes
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import holm_of
@@ -113,7 +114,7 @@ class Evidence:
     pruned: dict = field(default_factory=dict)  # what LoRAPrune prints, as printed.yaml has it
     records: dict = field(default_factory=dict)  # records.yaml
     prunings: Outcomes = field(default_factory=dict)  # this book's pruned models
-    benched: dict = field(default_factory=dict)  # what the bench measured of pruning
+    benched: Found = field(default_factory=dict)  # what the bench measured of pruning
 
     @cached_property
     def importances(self) -> dict[str, Tensor]:
@@ -143,5 +144,5 @@ def gathered(profile: str = "full", records: Path = paths.RECORDS) -> Evidence:
         printed["loraprune"],
         found,
         pruned.read(load_profile("mini").pruning_store),
-        bench.pruning(),
+        benched.read(),
     )

@@ -1,6 +1,6 @@
-"""What the bench measured of pruning (`make bench`, parts "pruning-*"), as tables and figure lines.
+"""What the bench measured of pruning, as tables and figure lines.
 
-found is what is stored of these parts; of a part that is missing a table has its rows, no numbers.
+found is `benched.read()`; of a part that is missing a table has its rows and no numbers.
 """
 
 import statistics
@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from tipmini.lab import paths
+from tipmini.lab.pruning.benched import CRITERIA, INFERENCE, MASKS, Found, part
 from tipmini.lab.statistics import MISSING
 
 SIDES = {
@@ -26,15 +27,13 @@ PRINTED = {
 }
 SHARES = (0.0, 0.2, 0.5)
 
-Found = Mapping[str, object]
-
 
 # Table 3 ------------------------------------------------------------------------------------------
 
 
 def inference_table(found: Found) -> pd.DataFrame:
     """Median seconds of a pass at every share, merged and not, and the change against unpruned."""
-    entries = found.get("inference", [])
+    entries = part(found, INFERENCE, "inference", [])
     batches = sorted({entry["batch"] for entry in entries}) or [1]
     rows = {}
     for share in sorted({entry["share"] for entry in entries}) or SHARES:
@@ -68,7 +67,7 @@ def _ratios(mine: list[float], whole: list[float]) -> str:
 
 def cost_table(found: Found) -> pd.DataFrame:
     """Memory and throughput of every criterion, against the vanilla one, and what is printed."""
-    cost = found.get("cost", {})
+    cost = part(found, CRITERIA, "cost", {})
     printed = yaml.safe_load(paths.PRINTED.read_text())["loraprune"]["memory"]
     rows = {title: _cost(cost, name) | _in_print(printed, name) for name, title in SIDES.items()}
     return pd.DataFrame(rows).T.rename_axis("criterion")
@@ -81,7 +80,7 @@ def _cost(cost: Mapping, name: str) -> dict[str, str]:
         return dict.fromkeys(names, MISSING)
     own, first = cost[name], cost[against(name)]
     step, other = own["step_bytes"], first["step_bytes"]
-    total, most = (c["model_bytes"] + (c["step_bytes"] or 0) for c in (own, first))
+    total, most = all_bytes(own), all_bytes(first)
     values = (
         f"{own['model_bytes'] / 1e6:.0f}",
         "not known" if step is None else f"{step / 1e6:.0f}",
@@ -91,6 +90,11 @@ def _cost(cost: Mapping, name: str) -> dict[str, str]:
         f"{own['rows_a_second'] / first['rows_a_second'] - 1:+.1%}",
     )
     return dict(zip(names, values, strict=True))
+
+
+def all_bytes(cost: Mapping) -> float:
+    """Of the model, and of a step's peak above it where that is known."""
+    return cost["model_bytes"] + (cost["step_bytes"] or 0)
 
 
 def against(name: str) -> str:
@@ -110,7 +114,7 @@ def _in_print(printed: Mapping, name: str) -> dict[str, str]:
 
 def agreement_lines(found: Found) -> dict[str, dict[str, tuple[list, list, list, list]]]:
     """{kind: {reduction: (shares, mean over seeds, least, most)}} of groups judged alike."""
-    entries = found.get("agreement", [])
+    entries = part(found, MASKS, "agreement", [])
     lines: dict[str, dict] = {}
     for kind, reduction in dict.fromkeys((e["kind"], e["reduction"]) for e in entries):
         own = [e for e in entries if (e["kind"], e["reduction"]) == (kind, reduction)]
@@ -130,7 +134,7 @@ def agreement_lines(found: Found) -> dict[str, dict[str, tuple[list, list, list,
 
 def chance_lines(found: Found) -> dict[str, tuple[list, list]]:
     """{kind: (shares, groups that two random masks judge alike)}."""
-    entries = found.get("agreement", [])
+    entries = part(found, MASKS, "agreement", [])
     chance: dict[str, dict[float, float]] = {}
     for entry in entries:
         chance.setdefault(entry["kind"], {})[entry["share"]] = entry["chance_same"]
@@ -139,7 +143,7 @@ def chance_lines(found: Found) -> dict[str, tuple[list, list]]:
 
 def overlap_table(found: Found) -> pd.DataFrame:
     """Of the groups that the vanilla criterion removes, those that LoRA-guided removes too."""
-    entries = [e for e in found.get("agreement", []) if e["both"] is not None]
+    entries = [e for e in part(found, MASKS, "agreement", []) if e["both"] is not None]
     rows: dict[str, dict[str, str]] = {}
     for kind, share in sorted({(e["kind"], e["share"]) for e in entries}):
         row = {}
@@ -154,33 +158,41 @@ def overlap_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("removed by both")
 
 
-def made_with(found: Found) -> str:
-    """A sentence on the sizes that were measured."""
-    if "cost" not in found:
-        return f"The bench of pruning is {MISSING}: `python -m tipmini.lab.bench pruning-criteria`."
-    return (
-        f"Steps of {found['rows']} rows of {found['task']} cut to {found['length']} tokens, one a "
-        f"pass; an adapter of rank {found['rank']} on all seven matrices; {found['dtype']}."
-    )
+# All of it in words -------------------------------------------------------------------------------
 
 
 def summary(found: Found) -> str:
-    """The criterion's cost, its masks and the pruned model's time in a few sentences."""
-    if not {"cost", "agreement", "inference"} <= found.keys():
-        return f"What it saves is {MISSING}."
+    """The criterion's cost, its masks and the pruned model's time, a sentence each."""
+    return " ".join([_cost_told(found), _masks_told(found), _time_told(found)])
+
+
+def _cost_told(found: Found) -> str:
+    if CRITERIA not in found:
+        return f"The criterion's cost is {MISSING}."
     table = cost_table(found)
     kept, again = (table.loc[SIDES[f"lora-guided{end}"]] for end in ("", RECOMPUTED))
-    alike = [e for e in found["agreement"] if (e["share"], e["reduction"]) == (0.1, "paper")]
-    alike = [e for e in alike if e["removed"]]
-    same, chance = (statistics.mean(e[name] for e in alike) for name in ("same", "chance_same"))
-    half = inference_table(found).loc[f"{max(SHARES):.0%}, merged"]
-    batch = max(entry["batch"] for entry in found["inference"])
     return (
-        f"**In numbers**: beside the vanilla criterion, LoRA-guided steps take "
-        f"{kept['of a step saved']} less memory above the model, {again['of a step saved']} where "
-        f"activations are made again; of all memory that is {kept['of all saved']} and "
-        f"{again['of all saved']} (printed, for LLaMA-7B: {kept['printed, saved']}). Throughput: "
-        f"{kept['faster by']}. Masks at 10%: {same:.1%} of the channels are judged alike, "
-        f"{chance:.1%} by chance. A pass with half of the weights gone, batch {batch}: "
-        f"{half[f'batch {batch}, against unpruned']} of the time."
+        f"**Memory** above the model, LoRA-guided against vanilla: {kept['of a step saved']} "
+        f"saved, {again['of a step saved']} where activations are made again; of all memory "
+        f"{kept['of all saved']} and {again['of all saved']} (printed, for LLaMA-7B: "
+        f"{kept['printed, saved']}). **Throughput**: {kept['faster by']} and {again['faster by']}."
     )
+
+
+def _masks_told(found: Found, share: float = 0.1) -> str:
+    entries = part(found, MASKS, "agreement", [])
+    own = [e for e in entries if (e["share"], e["reduction"]) == (share, "paper") and e["removed"]]
+    if not own:
+        return f"The agreement of the masks is {MISSING}."
+    same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
+    return f"**Masks** at {share:.0%}: {same:.1%} of the channels alike, {chance:.1%} by chance."
+
+
+def _time_told(found: Found) -> str:
+    entries = part(found, INFERENCE, "inference", [])
+    if not entries:
+        return f"The pruned model's time is {MISSING}."
+    share, batch = (max(entry[name] for entry in entries) for name in ("share", "batch"))
+    column = f"batch {batch}, against unpruned"
+    change = inference_table(found).loc[f"{share:.0%}, merged", column]
+    return f"**Time** of a pass without {share:.0%} of the weights, batch {batch}: {change}."

@@ -1,88 +1,98 @@
 """Where a criterion's step and a pruned model's pass spend their time: why the gain is no larger.
 
-found is what is stored of the parts "pruning-*" of `make bench`.
+found is `benched.read()`.
 """
 
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tipmini.lab.pruning.efficiency import Found
+from tipmini.lab.pruning.benched import PROFILE, Found, part
 from tipmini.lab.statistics import MISSING
 
 PRODUCTS = "products with the base's weights"
 WEIGHTS = "gradients of these weights"
 ADDING = "adding these up over the rows"
-FACTORS = "products with the adapter's factors"
-HEAD = "the vocabulary: logits and loss"
-ATTENTION = "attention"
-REST = "all else, element by element"
-IMPORTANCES = "importances of all groups, once a step"
-PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST, IMPORTANCES)
+FACTORS = "the adapter's factors"
+HEAD = "the vocabulary: embedding, logits, loss"
+ATTENTION = "attention between queries and values"
+REST = "all else: norms, activations, copies"
+IMPORTANCES = "importances of all groups"
+PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST)  # of a row's two passes
 OF_A_PASS = (PRODUCTS, ATTENTION, HEAD, REST)
-CRITERIA = {"vanilla": "vanilla, s", "lora-guided": "LoRA-guided, s"}
-
-Seconds = Mapping[str, float]
+SUM, WALL = "all of them", "without the profiler"
+CRITERIA = {"vanilla": "vanilla, ms", "lora-guided": "LoRA-guided, ms"}
 
 
 def table(found: Found) -> pd.DataFrame:
-    """Seconds of every part of a step by either criterion, and at the measured peak of products."""
-    time = found.get("time", {"parts": {}, "best": {}})
-    sides = {title: time["parts"].get(name, {}) for name, title in CRITERIA.items()}
-    rows = _rows(sides, PARTS)
-    for part in rows:
-        seconds = time["best"].get(part)
-        rows[part]["at the peak, s"] = "-" if seconds is None else f"{seconds:.2f}"
+    """Milliseconds a row of every part of a step by either criterion.
+
+    Importances are read off once a step, so a row has its part of them.
+    """
+    steps = part(found, PROFILE, "steps", {})
+    rows = _rows({t: steps.get(name) for name, t in CRITERIA.items()}, [*PARTS, IMPORTANCES])
+    for name, row in rows.items():
+        seconds = part(found, PROFILE, "at_peak", {}).get(name)
+        row["at the peak, ms"] = "-" if seconds is None else f"{1000 * seconds:.1f}"
     return pd.DataFrame(rows).T.rename_axis("part of a step")
 
 
-def _rows(columns: Mapping[str, Seconds], parts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Every part's seconds in every column, and those of all of them."""
-    rows = {part: {title: _told(own, [part]) for title, own in columns.items()} for part in parts}
-    return rows | {"all": {title: _told(own, parts) for title, own in columns.items()}}
+def _rows(columns: Mapping[str, Mapping | None], parts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Every part's milliseconds in every column, their sum, and what a clock says."""
 
+    def told(own: Mapping | None, names: Sequence[str]) -> str:
+        return f"{1000 * sum(own['parts'][name] for name in names):.1f}" if own else MISSING
 
-def _told(own: Seconds, parts: Sequence[str]) -> str:
-    return f"{sum(own[part] for part in parts):.2f}" if own else MISSING
+    rows = {name: {title: told(own, [name]) for title, own in columns.items()} for name in parts}
+    rows[SUM] = {title: told(own, parts) for title, own in columns.items()}
+    walls = {t: f"{1000 * own['seconds']:.1f}" if own else MISSING for t, own in columns.items()}
+    return rows | {WALL: walls}
 
 
 def bound(found: Found) -> str:
-    """What the gain would be if all that both criteria need beside the products took no time."""
-    if "time" not in found:
+    """What the gain is at most, and what is in its way."""
+    if PROFILE not in found:
         return f"Where the time goes is {MISSING}."
-    vanilla, ours = (found["time"]["parts"][name] for name in CRITERIA)
-    ratio = (vanilla[WEIGHTS] + vanilla[ADDING]) / vanilla[PRODUCTS]
-    share = ours[PRODUCTS] / sum(ours.values())
+    vanilla, ours = (found[PROFILE]["steps"][name]["parts"] for name in CRITERIA)
+    spared = vanilla[WEIGHTS] + vanilla[ADDING]
     return (
-        f"A step over {found['time']['rows']} rows. Both criteria need the products with the "
-        f"base's weights. What the vanilla one alone needs takes {ratio:.2f} times as long: if all "
-        f"else took no time, a LoRA-guided step would be {ratio:.1%} faster. But these products "
-        f"are {share:.0%} of it."
+        "A vanilla step multiplies by matrices of the weights' size three times for every token: "
+        "forward, backward to the inputs, and for the gradients of the weights. The LoRA-guided "
+        "criterion spares the third, so by operations alone it can be faster by one half at most; "
+        f"with what the gradients' adding up takes here, by {spared / vanilla[PRODUCTS]:.1%}. But "
+        f"what it spares is {spared / sum(vanilla.values()):.0%} of a vanilla step here, and the "
+        f"products that are left are {ours[PRODUCTS] / sum(ours.values()):.0%} of its own."
     )
 
 
-def lengths_table(found: Found) -> pd.DataFrame:
-    """The gain in throughput over rows of several lengths."""
-    rows = {}
-    for entry in found.get("lengths", []):
-        vanilla, ours = (entry["seconds"][name] for name in CRITERIA)
-        speeds = (f"{entry['rows'] / seconds:.2f}" for seconds in (vanilla, ours))
-        names = ("vanilla, rows a second", "LoRA-guided, rows a second", "faster by")
-        values = (*speeds, f"{vanilla / ours - 1:+.1%}")
-        rows[f"{entry['tokens']:.0f}"] = dict(zip(names, values, strict=True))
-    rows = rows or {MISSING: {"faster by": "-"}}
-    return pd.DataFrame(rows).T.rename_axis("tokens a row")
-
-
 def pass_table(found: Found) -> pd.DataFrame:
-    """Seconds of every part of a pass at every share, and the change against the unpruned model."""
-    entries = found.get("pass", {"parts": []})["parts"]
-    sides = {f"{entry['removed']:.1%} removed, s": entry["parts"] for entry in entries}
-    rows = _rows(sides or {MISSING: {}}, OF_A_PASS)
-    if entries:
-        first, last = entries[0]["parts"], entries[-1]["parts"]
-        for part in rows:
-            own = OF_A_PASS if part == "all" else [part]
-            ratio = sum(last[p] for p in own) / sum(first[p] for p in own)
-            rows[part]["the last against the first"] = f"{ratio - 1:+.1%}"
+    """Milliseconds of every part of a pass at every share, and the last share against the first."""
+    passes = part(found, PROFILE, "passes", [])
+    rows = _rows({f"{e['removed']:.1%} removed, ms": e for e in passes} or {"ms": None}, OF_A_PASS)
+    for name in [*OF_A_PASS, SUM, WALL] if passes else ():
+        first, last = (_seconds(entry, name) for entry in (passes[0], passes[-1]))
+        rows[name]["the last against the first"] = f"{last / first - 1:+.1%}"
     return pd.DataFrame(rows).T.rename_axis("part of a pass")
+
+
+def _seconds(entry: Mapping, name: str) -> float:
+    if name == WALL:
+        return entry["seconds"]
+    return sum(entry["parts"][one] for one in (OF_A_PASS if name == SUM else [name]))
+
+
+def pass_bound(found: Found) -> str:
+    """Why half of the weights is not half of the time."""
+    passes = part(found, PROFILE, "passes", [])
+    if not passes:
+        return f"Where a pass spends its time is {MISSING}."
+    whole, least = passes[0], passes[-1]
+    changes = {n: 1 - _seconds(least, n) / _seconds(whole, n) for n in (PRODUCTS, ATTENTION)}
+    shares = {n: _seconds(whole, n) / _seconds(whole, SUM) for n in changes}
+    return (
+        f"Without {least['removed']:.1%} of the weights the products take {changes[PRODUCTS]:.1%} "
+        f"less time; they are {shares[PRODUCTS]:.0%} of the unpruned model's pass. Attention is "
+        f"{shares[ATTENTION]:.0%} of it and takes {changes[ATTENTION]:.1%} less: a layer of this "
+        "model has three groups of heads, of which one goes and not one and a half. What is done "
+        "on the hidden states stays, since their width is not pruned."
+    )
