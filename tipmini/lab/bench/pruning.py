@@ -27,8 +27,9 @@ class Size:
     rows: int = 128  # of a step, one a pass; and whose gradients make the masks that are compared
     length: int = 256  # tokens of a row
     repeats: int = 2  # steps of each criterion that are timed
-    profiled: int = 24  # rows of a step under the profiler
-    rounds: int = 7  # counted passes of each model, and of each side under the profiler
+    profiled: int = 6  # rows of a step under the profiler, whose records take minutes to read
+    profiles: int = 3  # of each side and of each model
+    rounds: int = 7  # counted passes of each model
     seeds: int = 3  # adapters that masks are compared for
     shares: tuple[float, ...] = (0.0, 0.2, 0.5)  # whose inference is timed
     batches: tuple[int, ...] = (1, 8)
@@ -64,10 +65,10 @@ def profile(lab: Lab, size: Size = Size()) -> dict:
     base, rows = _read(lab, size)
     dtype, batch = lab.profile.dtype, max(size.batches)
     sides = {name: side(base, dtype, name, size.rank) for name in step_time.CRITERIA}
-    found = pruning_profile.of_steps(sides, rows, size.profiled, size.rounds, size.rank)
+    found = pruning_profile.of_steps(sides, rows, size.profiled, size.profiles, size.rank)
     with pruning_speed.exported(base, size.shares) as checkpoints:
         models = pruning_profile.loaded(checkpoints, dtype)
-        found |= pruning_profile.of_passes(models, batch, size.prompt, size.rounds)
+        found |= pruning_profile.of_passes(models, batch, size.prompt, size.profiles)
     return _sizes(lab, size) | {"rows": size.profiled} | found
 
 
