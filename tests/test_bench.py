@@ -139,5 +139,4 @@ def test_parts_of_the_same_day_and_machine_are_named_together():
     told = stored.made(
         {"limits": own("2026-01-01"), "merging": own("2026-01-01"), "x": own("later")}
     )
-    where = "a CPU, 2 threads, Linux, with torch 2"
-    assert told == f"limits, merging on 2026-01-01, {where}; x on later, {where}"
+    assert told == "a CPU, 2 threads, Linux, torch 2: limits, merging on 2026-01-01, x on later"

@@ -43,14 +43,18 @@ def page_values() -> dict[str, str]:
 
 
 def made(found: dict) -> str:
-    """Which parts were measured where, when and with what."""
-    runs: dict[str, list[str]] = {}
+    """Which parts were measured where, with what and when."""
+    places: dict[str, dict[str, list[str]]] = {}
     for part, own in found.items():
         machine, versions = own["made"]["machine"], own["made"]["versions"].items()
         where = f"{machine['processor']}, {own['made']['threads']} threads, {machine['system']}"
-        told = f"{own['made']['date']}, {where}, with {', '.join(f'{n} {v}' for n, v in versions)}"
-        runs.setdefault(told, []).append(part)
-    return "; ".join(f"{', '.join(parts)} on {told}" for told, parts in runs.items())
+        where += f", {', '.join(f'{name} {version}' for name, version in versions)}"
+        places.setdefault(where, {}).setdefault(own["made"]["date"], []).append(part)
+    return "; ".join(f"{where}: {_days(days)}" for where, days in places.items())
+
+
+def _days(days: dict[str, list[str]]) -> str:
+    return ", ".join(f"{', '.join(parts)} on {day}" for day, parts in days.items())
 
 
 def _pruning_values(found: benched.Found) -> dict[str, str]:

@@ -16,7 +16,7 @@ from tipmini.lab.statistics import MISSING
 SIDES = {
     "vanilla": "vanilla (Eq. 3)",
     "lora-guided": "LoRA-guided",
-    "lora-guided int8": "LoRA-guided, 8 bits",
+    "lora-guided int8": "in 8 bits",
 }
 RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
 SIDES |= {f"{name}{RECOMPUTED}": f"{title}, recomputed" for name, title in SIDES.items()}
