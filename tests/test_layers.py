@@ -100,6 +100,7 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.pruning.perplexity",
     "tipmini.lab.pruning.tables",
+    "tipmini.lab.pruning.comparisons",
     "tipmini.lab.pruning.kept_masks",
     "tipmini.lab.pruning.curves",
     "tipmini.lab.profiles",

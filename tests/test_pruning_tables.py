@@ -11,6 +11,7 @@ from tipmini.groups import find_families
 from tipmini.lab import show
 from tipmini.lab.pruning import (
     benched,
+    comparisons,
     curves,
     declared,
     efficiency,
@@ -45,9 +46,15 @@ def test_seeds_are_averaged_with_their_spread():
     }
     every = [math.exp(sum(made_up.losses(level)) / 16) for level in levels]
     row = tables.table(found, GRID, RUNS, 0.5, tuned=True).loc["Wanda"]
-    mean = sum(every) / 3
-    spread = math.sqrt(sum((p - mean) ** 2 for p in every) / 2)
-    assert row["ppl, books"] == f"{mean:.2f} ± {spread:.2f}" and row["seeds"] == "3"
+    assert every == sorted(every)
+    low, middle, high = (f"{p:.1f}" for p in every)  # evenly apart: the middle is the mean loss's
+    assert row["ppl, books"] == f"{middle}<br>{low}–{high}" and row["seeds"] == "3"
+
+
+def test_numbers_have_three_digits():
+    sizes = [0.51283, 1, 26.313, 99.96, 871.4, 1855298.25]
+    told = ["0.513", "1.00", "26.3", "100", "871", "1,860,000"]
+    assert [tables.three_digits(size) for size in sizes] == told
 
 
 @pytest.mark.parametrize("tuned", [True, False])
@@ -66,10 +73,11 @@ def test_every_method_has_its_row(share, tuned):
 def test_what_is_not_measured_says_so():
     table = tables.table({}, GRID, RUNS, 0.5, tuned=False)
     assert (table.drop(columns="seeds") == MISSING).all(axis=None)
-    assert MISSING in tables.summary({}, GRID, RUNS, 0.5, True)
+    assert comparisons.summary({}, GRID, RUNS, "lora-guided").count(MISSING) == 2 * 4
     assert MISSING in tables.provenance({}, RUNS)
     assert (tables.shares({}, RUNS, "lora-guided") == MISSING).all(axis=None)
-    assert (tables.against({}, GRID, RUNS, "lora-guided") == MISSING).all(axis=None)
+    frame = comparisons.against({}, GRID, RUNS, "lora-guided", "books")
+    assert (frame == MISSING).all(axis=None)
     assert curves.lines({}, GRID, RUNS, [("wanda", False)], "books") == {}
 
 
@@ -89,15 +97,19 @@ def test_a_difference_is_taken_window_by_window():
         name: made_up.bundle(RUNS[name], GRID.tasks, level)
         for name, level in zip(names, (3.1, 3.0), strict=True)
     }
-    cell = tables.against(found, GRID, RUNS, "lora-guided").loc["Wanda", "books, 20%"]
-    assert cell == "+10.5%<br>[+10.5, +10.5]"  # exp(0.1) - 1
+    frame = comparisons.against(found, GRID, RUNS, "lora-guided", "books")
+    assert frame.loc["Wanda", "20%"] == "1.11<br>[1.11, 1.11]"  # exp(0.1)
+    assert frame.loc["Wanda", "50%"] == MISSING
 
 
-def test_a_summary_goes_from_low_to_high():
-    told = tables.summary(FOUND, GRID, RUNS, 0.5, tuned=True)
-    order = [m.title for m in GRID.methods]  # made up so that each is worse than the last
-    places = [told.index(f" {title} ") for title in order]
-    assert places == sorted(places)
+def test_a_summary_names_the_place_and_the_lowest():
+    names = [m.name for m in GRID.methods]  # made up so that each is worse than the last
+    lines = comparisons.summary(FOUND, GRID, RUNS, "lora-guided").splitlines()
+    place = names.index("lora-guided") + 1
+    assert len(lines) == 4 and lines[3].startswith("- 50%, tuned: on wikipedia LoRAPrune, ")
+    assert all(line.count(f"is number {place} of {len(names)}, the") == 2 for line in lines)
+    best = comparisons.summary(FOUND, GRID, RUNS, names[0])
+    assert "the lowest" not in best and f"is number 1 of {len(names)};" in best
 
 
 def test_lines_start_at_what_nothing_was_removed_of():
@@ -106,7 +118,7 @@ def test_lines_start_at_what_nothing_was_removed_of():
     assert line[1] == sorted(line[1])
     tuned = tables.seeds(FOUND, RUNS, *tables.UNPRUNED)
     assert len(tuned) == 3
-    assert line[1][0] == pytest.approx(math.exp(tables.windows(tuned, "books").mean()))
+    assert line[1][0] == pytest.approx(math.exp(comparisons.windows(tuned, "books").mean()))
     (line,) = curves.lines(FOUND, GRID, RUNS, [("magnitude", False)], "books").values()
     base = tables.cell(FOUND["base"], "books")
     assert [ends[0] for ends in line[1:]] == pytest.approx(tables.perplexity(base))

@@ -10,7 +10,7 @@ from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.here import verdict_of
 from tipmini.lab.claims.settings import not_run
-from tipmini.lab.pruning import tables
+from tipmini.lab.pruning import comparisons, tables
 from tipmini.lab.pruning.declared import grid
 from tipmini.lab.pruning.perplexity import CORPORA
 from tipmini.lab.statistics import COVERED, holm_of
@@ -93,7 +93,8 @@ def on_a_par(evidence: Evidence, *, of: Model, against: Sequence[Model], within:
 def _gap(evidence: Evidence, one: Model, two: Model, corpus: str) -> np.ndarray | None:
     """(windows,) losses of one minus another's; None where one is not measured."""
     runs = grid().runs("mini")
-    both = [tables.windows(tables.seeds(evidence.prunings, runs, *m), corpus) for m in (one, two)]
+    every = [tables.seeds(evidence.prunings, runs, *model) for model in (one, two)]
+    both = [comparisons.windows(found, corpus) for found in every]
     return None if any(losses is None for losses in both) else both[0] - both[1]
 
 

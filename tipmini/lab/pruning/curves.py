@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from tipmini.lab.bundles import Bundle
+from tipmini.lab.pruning.comparisons import windows
 from tipmini.lab.pruning.declared import Grid, Planned
-from tipmini.lab.pruning.tables import UNPRUNED, Outcomes, cell, perplexity, seeds, windows
+from tipmini.lab.pruning.tables import UNPRUNED, Outcomes, cell, perplexity, seeds
 from tipmini.lab.statistics import COVERED
 
 

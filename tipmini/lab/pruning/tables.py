@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -18,8 +17,9 @@ from tipmini.lab.statistics import COVERED, MISSING
 
 CORPUS_TITLES = {"wikipedia": "Wikipedia passages (of BoolQ)", "books": "books (LAMBADA)"}
 TASK_TITLES = {
-    **{"arc_challenge": "ARC-C", "arc_easy": "ARC-E", "boolq": "BoolQ", "hellaswag": "HellaSwag"},
-    **{"openbookqa": "OBQA", "piqa": "PIQA", "winogrande": "WinoGrande"},
+    **{"arc_challenge": "ARC-C", "arc_easy": "ARC-E", "boolq": "BoolQ"},
+    **{"hellaswag": "Hella-<br>Swag", "openbookqa": "OBQA", "piqa": "PIQA"},
+    "winogrande": "Wino-<br>Grande",
 }
 PRINTED = {"llm_pruner": "LLM-Pruner", "loraprune": "LoRAPrune"}
 PRINTED |= {"loraprune_8bit": "LoRAPrune, 8 bits"}
@@ -72,12 +72,30 @@ def accuracies(every: Sequence[Bundle], tasks: Sequence[str]) -> list[float]:
     return [statistics.mean(found) for found in means if len(found) == len(tasks)]
 
 
-def _spread(found: Sequence[float], digits: int) -> str:
-    """Mean and, of several, standard deviation over the seeds."""
+def ppl(every: Sequence[Bundle], corpus: str) -> str:
+    """Perplexity of a corpus; of several seeds of their mean loss, and the least and the most."""
+    found = values(every, corpus)
     if not found:
         return MISSING
-    mean = f"{statistics.mean(found):,.{digits}f}"
-    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):,.{digits}f}"
+    mean = three_digits(statistics.geometric_mean(found))
+    ends = "–".join(three_digits(end) for end in (min(found), max(found)))
+    return mean if len(found) == 1 else f"{mean}<br>{ends}"
+
+
+def three_digits(value: float) -> str:
+    """0.513, 26.3, 871, 1,860,000: perplexities and their ratios are of very different sizes."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+
+
+def _accuracy(found: Sequence[float]) -> str:
+    return f"{statistics.mean(found):.3f}" if found else MISSING
+
+
+def _spread(found: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation over the seeds."""
+    mean = _accuracy(found)
+    return mean if len(found) < 2 else f"{mean}<br>± {statistics.stdev(found):.3f}"
 
 
 # Table 2 ------------------------------------------------------------------------------------------
@@ -103,9 +121,9 @@ def table(
 
 def _row(every: Sequence[Bundle], tasks: Sequence[str]) -> dict[str, str]:
     row = {"seeds": str(len(every)) if every else "-"}
-    row |= {f"ppl, {corpus}": _spread(values(every, corpus), 2) for corpus in CORPORA}
-    row |= {TASK_TITLES[task]: _spread(values(every, task), 3) for task in tasks}
-    return row | {"mean": _spread(accuracies(every, tasks), 3)}
+    row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
+    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in tasks}
+    return row | {"mean": _spread(accuracies(every, tasks))}
 
 
 def printed() -> pd.DataFrame:
@@ -140,76 +158,10 @@ def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -
     rows = {}
     for name in ("lora-guided", *(method.name for method in declared.ablations)):
         every = seeds(outcomes, runs, name, 0.5, True)
-        ppl = {f"ppl, {corpus}": _spread(values(every, corpus), 2) for corpus in CORPORA}
-        rows[declared.titles()[name]] = {"seeds": str(len(every)) if every else "-"} | ppl
+        row = {"seeds": str(len(every)) if every else "-"}
+        row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
+        rows[declared.titles()[name]] = row
     return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
-
-
-# Comparisons --------------------------------------------------------------------------------------
-
-
-def against(
-    outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], first: str
-) -> pd.DataFrame:
-    """How much higher every other method's perplexity is than the first's, window by window.
-
-    Losses of a window are averaged over the seeds; the interval is over the windows (95%).
-    """
-    rows: dict[str, dict[str, str]] = {}
-    for method in declared.methods:
-        if method.name != first:
-            rows[method.title] = {
-                f"{corpus}, {share:.0%}{', tuned' if tuned else ''}": _higher(
-                    seeds(outcomes, runs, method.name, share, tuned),
-                    seeds(outcomes, runs, first, share, tuned),
-                    corpus,
-                )
-                for tuned in (False, True)
-                for share in (0.2, 0.5)
-                for corpus in CORPORA
-            }
-    return pd.DataFrame(rows).T.rename_axis("method")
-
-
-def _higher(every: Sequence[Bundle], first: Sequence[Bundle], corpus: str) -> str:
-    pair = [windows(found, corpus) for found in (every, first)]
-    if any(losses is None for losses in pair):
-        return MISSING
-    gaps = pair[0] - pair[1]
-    reach = COVERED * gaps.std(ddof=1) / math.sqrt(len(gaps))
-    value, low, high = (100 * math.expm1(gaps.mean() + sign * reach) for sign in (0, -1, 1))
-    return f"{value:+,.1f}%<br>[{low:+,.1f}, {high:+,.1f}]"
-
-
-def windows(every: Sequence[Bundle], corpus: str) -> np.ndarray | None:
-    """(windows,) losses, averaged over the seeds."""
-    found = [c.values for c in (cell(bundle, corpus) for bundle in every) if c]
-    return np.mean(found, axis=0) if found else None
-
-
-def summary(
-    outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], share: float, tuned: bool
-) -> str:
-    """Who has the lowest perplexity, and where LoRAPrune stands, in a sentence a corpus."""
-    how = f"At {share:.0%}, {'with' if tuned else 'without'} fine-tuning"
-    parts = []
-    for corpus in CORPORA:
-        found = {
-            m.title: statistics.mean(known)
-            for m in declared.methods
-            if (known := values(seeds(outcomes, runs, m.name, share, tuned), corpus))
-        }
-        parts.append(_ranked(f"{how}, on {corpus}", found, len(declared.methods)))
-    return " ".join(parts)
-
-
-def _ranked(where: str, found: Mapping[str, float], count: int) -> str:
-    if not found:
-        return f"{where}: {MISSING}."
-    order = sorted(found, key=found.get)
-    told = ", ".join(f"{title} {found[title]:,.2f}" for title in order)
-    rest = "" if len(found) == count else f" ({count - len(found)} methods {MISSING})"
-    return f"{where}, from the lowest perplexity to the highest: {told}{rest}."
 
 
 # Where it came from -------------------------------------------------------------------------------
