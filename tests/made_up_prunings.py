@@ -42,6 +42,7 @@ def outcomes(grid: Grid, profile: str = "smoke") -> dict[str, Bundle]:
     for run in grid.runs(profile).values():
         place = list(grid.titles()).index(run.method)
         seed = run.recipe.seed if run.recipe else 0
+        place += 0.5 * run.longer
         level = 3 + run.share * (4 - 2 * run.tuned) * (1 + 0.02 * place) + 0.01 * seed
         found[run.name] = bundle(run, grid.tasks, level)
     return found

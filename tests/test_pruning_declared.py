@@ -12,7 +12,7 @@ GRID = declared.grid()
 PLAIN = yaml.safe_load(declared.FILE.read_text())
 
 
-def test_the_issues_grid_is_there():
+def test_the_whole_grid_is_there():
     """Every method at both shares, tuned with three seeds and not tuned; ten to fifty percent."""
     runs = GRID.runs("mini")
     assert len(GRID.methods) == 9
@@ -21,6 +21,8 @@ def test_the_issues_grid_is_there():
             assert declared.run_name(method.name, share, False, 0) in runs
             for seed in range(3):
                 assert declared.run_name(method.name, share, True, seed) in runs
+    for method in ("lora-guided", "vanilla", "wanda", "taylor"):
+        assert declared.run_name(method, 0.5, True, 0, longer=True) in runs
     swept = {r.share for r in runs.values() if (r.method, r.tuned) == ("lora-guided", True)}
     assert swept == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}  # at 0 the control that is tuned alone
     for method in GRID.ablations:
@@ -35,7 +37,9 @@ def test_a_run_has_its_own_recipe(profile):
         assert run.name == name
         if run.recipe and not run.score:
             assert run.recipe.tune == run.tuned and run.recipe.share == run.share
-            assert name == declared.run_name(run.method, run.share, run.tuned, run.recipe.seed)
+            named = run.method, run.share, run.tuned, run.recipe.seed, run.longer
+            assert name == declared.run_name(*named)
+            assert run.tuned or not run.longer
             assert run.recipe.int8 == (run.method == "lora-guided-int8")
 
 
@@ -57,11 +61,18 @@ def test_what_is_drawn_has_three_seeds():
     runs = GRID.runs("mini").values()
     seeds = {}
     for run in runs:
-        if run.recipe and not run.score:
+        if run.recipe and not run.score and not run.longer:
             seeds.setdefault((run.method, run.share, run.tuned), set()).add(run.recipe.seed)
     undrawn = {"magnitude", "wanda", "taylor", "taylor-vector", "vanilla"}
     for (method, _, tuned), own in seeds.items():
         assert own == ({0} if method in undrawn and not tuned else {0, 1, 2})
+
+
+def test_longer_tuning_takes_as_many_steps_as_the_papers():
+    run = GRID.runs("mini")[declared.run_name("vanilla", 0.5, True, 0, longer=True)]
+    few = GRID.size("mini").recipe(tuned=True, method="vanilla")
+    assert len(run.recipe.batches(run.recipe.rows)) == 320  # 2 * 20000 / 128 is 312.5
+    assert run.recipe.learning_rate == few.learning_rate and run.recipe.rows > few.rows
 
 
 def test_merge_variants_do_not_read_the_file():
@@ -83,6 +94,7 @@ def _set(*path_and_value):
     [
         (_set("sizes", "mini", "tuned", "share", 2), "sizes.mini.tuned: .*share is the plans'"),
         (_set("sizes", "mini", "tuned", "learning_rte", 1), "learning_rte"),
+        (_set("sizes", "mini", "longer", "seed", 2), "sizes.mini.longer: .*seed is the plans'"),
         (_set("sizes", "mini", "windows", 0), "sizes.mini.windows: Input should be"),
         (_set("plans", 0, "methods", ["wandq"]), "no method 'wandq'"),
         (_set("plans", 0, "shares", [1.2]), r"share must lie in \[0, 1\], got 1.2"),

@@ -314,6 +314,18 @@ def test_the_ablations_stand_beside_the_whole():
     assert (tables.ablations({}, GRID, RUNS).drop(columns="seeds") == MISSING).all(axis=None)
 
 
+def test_longer_tuning_stands_beside_the_same_run_with_few_steps():
+    table = tables.longer(FOUND, GRID, RUNS)
+    runs = [declared.run_name("wanda", 0.5, True, 0, longer) for longer in (False, True)]
+    told = [f"{tables.perplexity(tables.cell(FOUND[r], 'books'))[0]:.1f}" for r in runs]
+    assert told == table.loc["Wanda", ["ppl, books, few", "ppl, books, many"]].tolist()
+    assert told[0] != told[1] and "unpruned" in table.index
+    few_alone = {name: bundle for name, bundle in FOUND.items() if not RUNS[name].longer}
+    half = tables.longer(few_alone, GRID, RUNS)
+    assert (half.filter(like="many") == MISSING).all(axis=None)
+    assert half.filter(like="few").equals(table.filter(like="few"))
+
+
 # What whole runs removed --------------------------------------------------------------------------
 
 

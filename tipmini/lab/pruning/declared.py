@@ -25,8 +25,9 @@ class Size(Declared):
     length: int = Field(ge=2, description="tokens of a window")
     tuned: dict[str, object] = Field(description="of a `Recipe`, pruning while fine-tuning")
     one_shot: dict[str, object] = Field(description="of a `Recipe`, pruning at once")
+    longer: dict[str, object] = Field({}, description="what longer tuning has else than `tuned`")
 
-    @field_validator("tuned", "one_shot")
+    @field_validator("tuned", "one_shot", "longer")
     @classmethod
     def _leaves_the_plans_theirs(cls, options: dict[str, object]) -> dict[str, object]:
         for name in ("method", "share", "seed"):
@@ -34,8 +35,9 @@ class Size(Declared):
                 raise ValueError(f"{name} is the plans'; leave it out")
         return options
 
-    def recipe(self, tuned: bool, **options: object) -> Recipe:
-        given = (self.tuned if tuned else self.one_shot) | options
+    def recipe(self, tuned: bool, longer: bool = False, **options: object) -> Recipe:
+        given = self.tuned if tuned else self.one_shot
+        given = given | (self.longer if longer else {}) | options
         return Recipe(**given | {"tasks": tuple(given["tasks"])})
 
 
@@ -71,6 +73,7 @@ class Plan(Declared):
     shares: tuple[float, ...] = Field(min_length=1)
     tuned: bool
     seeds: tuple[int, ...] = Field(min_length=1)
+    longer: bool = Field(False, description="whether tuned with the size's `longer`")
     zero_shot: bool = Field(True, description="whether tasks are scored beside the corpora")
 
 
@@ -83,6 +86,7 @@ class Planned:
     method: str
     share: float = 0.0
     tuned: bool = False
+    longer: bool = False
     recipe: Recipe | None = None
     score: str | None = None
     int8: bool = False
@@ -140,21 +144,23 @@ class Grid(Declared):
         method = next((m for m in (*self.methods, *self.ablations) if m.name == name), None)
         if method is None:
             raise TipminiError(f"plan {plan.what!r}: no method {name!r}")
-        recipe = size.recipe(plan.tuned, **method.options, share=share, seed=seed)
-        title = f"{method.title}, {share:.0%}{', fine-tuned' if plan.tuned else ''}, seed {seed}"
+        recipe = size.recipe(plan.tuned, plan.longer, **method.options, share=share, seed=seed)
+        how = f"{', fine-tuned' if plan.tuned else ''}{' for longer' if plan.longer else ''}"
         return Planned(
-            run_name(name, share, plan.tuned, seed),
-            title,
+            run_name(name, share, plan.tuned, seed, plan.longer),
+            f"{method.title}, {share:.0%}{how}, seed {seed}",
             name,
             share,
             plan.tuned,
+            plan.longer,
             recipe,
             zero_shot=plan.zero_shot,
         )
 
 
-def run_name(method: str, share: float, tuned: bool, seed: int) -> str:
-    return f"{method}-{round(100 * share)}-{'tuned' if tuned else 'once'}-s{seed}"
+def run_name(method: str, share: float, tuned: bool, seed: int, longer: bool = False) -> str:
+    how = "longer" if longer else "tuned" if tuned else "once"
+    return f"{method}-{round(100 * share)}-{how}-s{seed}"
 
 
 @cache

@@ -29,7 +29,7 @@ def read(store: Path, runs: Mapping[str, Planned]) -> Known:
     found: dict[tuple[str, float, bool], list[Masks]] = {}
     for run in runs.values():
         file = store / "masks" / f"{run.name}.safetensors"
-        if file.is_file() and run.share:
+        if file.is_file() and run.share and not run.longer:
             found.setdefault((run.method, run.share, run.tuned), []).append(load_masks(file))
     return found
 

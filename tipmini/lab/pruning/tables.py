@@ -10,7 +10,7 @@ import yaml
 
 from tipmini.lab import bundles, paths
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.pruning.declared import Grid, Planned
+from tipmini.lab.pruning.declared import Grid, Planned, run_name
 from tipmini.lab.pruning.perplexity import CORPORA
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import COVERED, MISSING
@@ -49,13 +49,19 @@ UNPRUNED = "lora-guided", 0.0, True  # tuned with nothing removed
 
 
 def seeds(
-    outcomes: Outcomes, runs: Mapping[str, Planned], method: str, share: float, tuned: bool
+    outcomes: Outcomes,
+    runs: Mapping[str, Planned],
+    method: str,
+    share: float,
+    tuned: bool,
+    longer: bool = False,
 ) -> list[Bundle]:
     """The stored runs that differ in nothing but the seed."""
+    wanted = method, share, tuned, longer
     names = [
         run.name
         for run in runs.values()
-        if (run.method, run.share, run.tuned) == (method, share, tuned)
+        if (run.method, run.share, run.tuned, run.longer) == wanted
     ]
     return [outcomes[name] for name in names if name in outcomes]
 
@@ -162,6 +168,26 @@ def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -
         row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
         rows[declared.titles()[name]] = row
     return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
+
+
+def longer(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
+    """Whatever is tuned for longer too, seed 0: after few steps and after many."""
+    rows = {}
+    for run in runs.values():
+        if run.longer:
+            named = declared.titles()[run.method] if run.share else "unpruned"
+            place = (run_name(run.method, run.share, True, run.recipe.seed), run.name)
+            rows[named] = _few_and_many([outcomes.get(name) for name in place], declared.tasks)
+    return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _few_and_many(pair: Sequence[Bundle | None], tasks: Sequence[str]) -> dict[str, str]:
+    every = {
+        how: [bundle] if bundle else [] for how, bundle in zip(("few", "many"), pair, strict=True)
+    }
+    row = {f"ppl, {c}, {how}": ppl(found, c) for c in CORPORA for how, found in every.items()}
+    means = {how: _spread(accuracies(found, tasks)) for how, found in every.items()}
+    return row | {f"accuracy, {how}": mean for how, mean in means.items()}
 
 
 # Where it came from -------------------------------------------------------------------------------
