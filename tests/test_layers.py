@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+TENSORS += ["tipmini.schedules"]
 READING = ["tipmini.reading"]  # of TIP, where the paper leaves it open
 CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
 ADAPTERS = [
