@@ -94,6 +94,8 @@ LAB = [
     "tipmini.lab.pruning.step_time",
     "tipmini.lab.pruning.texts",
     "tipmini.lab.pruning.scoring",
+    "tipmini.lab.pruning.masked_result",
+    "tipmini.lab.pruning.code",
     "tipmini.lab.pruning.run",
     "tipmini.lab.pruning.semi_structured",
     "tipmini.lab.pruning.work",

@@ -1,29 +1,27 @@
 """Pruning runs: killed and continued they end bit for bit the same; what is written is what was
 masked."""
 
-import json
 import math
+import shutil
 from pathlib import Path
 
 import prunable
 import pytest
 import torch
 from kills import Killed, kill_at
+from prunable import SMALL, outcome, prune
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tipmini as tm
 from tipmini.criteria import dequantise
 from tipmini.groups import find_families
-from tipmini.lab import assets, results
+from tipmini.lab import results
 from tipmini.lab.pruning import run, texts
 from tipmini.lab.pruning.recipe import Recipe, cosine_rate, fraction, removes
 from tipmini.lab.pruning.run import Run
 from tipmini.lab.pruning.semi_structured import prune_semi_structured
 from tipmini.masking import load_masks, masked
-
-SMALL = {"tasks": ("rte", "openbookqa"), "rows": 12, "length": 24, "batch": 3, "epochs": 2}
-SMALL |= {"rank": 2, "every": 2, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +31,7 @@ def base(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr(assets, "embedded", lambda: tiny)
-    monkeypatch.setattr(run, "keep_memory", lambda: None)
-    monkeypatch.setattr(run, "load_tokenizer", lambda _: tokenizer)
-
-
-def prune(base, out, dtype="float32", **settings):
-    return Run(base, Recipe(**SMALL | settings), out, dtype).run()
-
-
-def outcome(folder):
-    story = json.loads((folder / "pruning.json").read_text())
-    assert story.pop("seconds") > 0
-    files = {file.name: file.read_bytes() for file in folder.rglob("*.safetensors")}
-    return files, story
+    prunable.small_runs(monkeypatch, tiny, tokenizer)
 
 
 # Killed and continued -----------------------------------------------------------------------------
@@ -64,6 +49,9 @@ WAYS = {
     "paper": {},
     "released": {"reduction": "released", "schedule": "linear"},
     "vanilla": {"method": "vanilla", "threshold": "global", "exempt_last": 1},
+    "accumulated": {"tokens": 24},  # every row a pass of its own
+    "recomputed": {"recompute": True, "tokens": 48},
+    "bfloat16": {"dtype": "bfloat16"},
 }
 
 
@@ -72,9 +60,7 @@ def unbroken(base, tmp_path_factory, tiny, tokenizer):
     """{way: folder of a run that nothing stopped}"""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assets, "embedded", lambda: tiny)
-        patch.setattr(run, "keep_memory", lambda: None)
-        patch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+        prunable.small_runs(patch, tiny, tokenizer)
         for way, settings in WAYS.items():
             out = tmp_path_factory.mktemp(way) / "out"
             found[way] = prune(base, out, **settings)
@@ -106,6 +92,30 @@ def test_another_recipe_is_not_continued(base, tmp_path, change):
     one.checkpoint(1)
     other = Recipe(**SMALL | change)
     assert Run(base, other, tmp_path / "out", "float32").resume() == 0
+
+
+def _other_weights(tmp_path, patch, base):
+    """A base of the same names, shapes and configuration."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    prunable.save_model(other, run.load_tokenizer(base), seed=1)
+    return other
+
+
+def _other_code(tmp_path, patch, base):
+    patch.setattr(run, "CODE", run.CODE[1:])
+    return base
+
+
+@pytest.mark.parametrize("changed", [_other_weights, _other_code])
+def test_a_checkpoint_of_other_weights_or_code_is_not_continued(
+    base, tmp_path, monkeypatch, changed
+):
+    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one.checkpoint(1)
+    assert Run(base, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 1
+    other = changed(tmp_path, monkeypatch, base)
+    assert Run(other, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 0
 
 
 def test_a_result_that_is_there_is_not_replaced(base, unbroken):
@@ -141,24 +151,6 @@ def test_without_tuning_what_stays_is_the_bases_own(base, tmp_path):
         found = loaded.model.layers[number].mlp.down_proj.weight
         assert torch.equal(found, layer.mlp.down_proj.weight[:, kept])
     assert outcome(out)[1]["steps"] == 1
-
-
-@pytest.mark.parametrize("settings", [{"exempt_first": 0.5}, {"threshold": "global"}])
-def test_layers_that_differ_are_written_as_masks_and_an_adapter(base, tmp_path, settings):
-    one = Run(base, Recipe(**SMALL | settings), tmp_path / "out", "float32")
-    out = one.run()
-    with masked(one.model, one.pruner.masks):
-        expected = prunable.logits(one.model)
-
-    from peft import PeftModel
-
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    worn = PeftModel.from_pretrained(whole, out / "adapter")
-    with masked(worn, load_masks(out / "masks.safetensors")):
-        torch.testing.assert_close(prunable.logits(worn), expected, rtol=1e-4, atol=1e-4)
-    assert not (out / "config.json").exists()
-    if "exempt_first" in settings:
-        assert outcome(out)[1]["kept"]["model.layers.0.mlp"] == 24
 
 
 @pytest.mark.parametrize("method", ["taylor-vector", "magnitude", "wanda", "random"])

@@ -15,56 +15,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tipmini import (
-    calibration,
-    criteria,
-    groups,
-    int8,
-    loraprune,
-    masking,
-    removal,
-    wanda,
-    weights,
-)
+from tipmini import removal
 from tipmini.base_folder import open_base
-from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
-from tipmini.lab import (
-    bundles,
-    evaluation,
-    lora_linear,
-    model,
-    objective,
-    packing,
-    results,
-    resumable,
-    tasks,
-    training,
-)
+from tipmini.lab import bundles, evaluation, model, results, tasks
 from tipmini.lab.bundles import Bundle
 from tipmini.lab.experiments import EVALUATION_CODE, Lab
 from tipmini.lab.locks import claimed
 from tipmini.lab.measuring import Show, one_bar
 from tipmini.lab.profiles import Profile
-from tipmini.lab.pruning import perplexity, run, scoring, semi_structured, texts, work
-from tipmini.lab.pruning import recipe as recipes
+from tipmini.lab.pruning import masked_result, perplexity, run, semi_structured, texts, work
 from tipmini.lab.pruning.declared import Grid, Planned, grid
 from tipmini.lab.results import Cell
 
-PRUNING_CODE = (  # what a pruned model is made by; whole modules where most of one takes part
-    *(criteria, groups, int8, loraprune, masking, removal, wanda),
-    *(recipes, resumable, run, scoring, semi_structured, texts),
-    *(calibration.calibrate, calibration._InputSums, named_generator, weights.save_merged),
-    *(objective.losses, objective._scored, model.HeadLogprobs, model.target_hidden),
-    *(
-        model.recompute,
-        lora_linear,
-        packing.batches,
-        packing.collate,
-        packing.pack,
-        training.schedule,
-    ),
-)
+PRUNING_CODE = (*run.CODE, semi_structured)  # what any pruned model is made by
 PERPLEXITY_CODE = (*EVALUATION_CODE, perplexity.windows, perplexity.losses, texts.plain)
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
 FACTS += ("skipped", "threads")
@@ -162,18 +126,15 @@ class Prunings:
             return self.base, {}
         name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
         out = self.profile.scratch / "pruned" / name
-        if not (out / "config.json").is_file():
+        if not out.is_dir():  # it is written whole or not at all
             _make(self.base, planned, out, self.profile.dtype)
-        if not (out / "config.json").is_file():
-            raise TipminiError(f"{planned.name}: layers keep different numbers; no model to score")
         return out, _facts(out)
 
     def _cells(self, planned: Planned, folder: Path, wanted: Sequence[str]) -> Iterator[Cell]:
-        lm = evaluation.PackedLM(
-            model.load_base(folder, self.profile.dtype, self.profile.device),
-            tokenizer=self.lab.tokenizer,
-            tokens=self.profile.tokens,
-        )
+        plain = (folder / "config.json").is_file()  # else masks: layers differ
+        load = model.load_base if plain else masked_result.load
+        loaded = load(folder, self.profile.dtype, self.profile.device)
+        lm = evaluation.PackedLM(loaded, tokenizer=self.lab.tokenizer, tokens=self.profile.tokens)
         for measure in wanted:
             start = time.perf_counter()
             metric, values = self._score(lm, measure)
