@@ -114,22 +114,27 @@ def table(
     titles = declared.titles()
     rows = {}
     for whole in declared.whole:
-        rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared.tasks)
+        rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared)
     for semi in declared.semi_structured if share == 0.5 and not tuned else ():
-        rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared.tasks)
+        rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared)
     if tuned:
-        rows["unpruned, fine-tuned"] = _row(seeds(outcomes, runs, *UNPRUNED), declared.tasks)
+        rows["unpruned, fine-tuned"] = _row(seeds(outcomes, runs, *UNPRUNED), declared)
     for method in declared.methods:
         every = seeds(outcomes, runs, method.name, share, tuned)
-        rows[titles[method.name]] = _row(every, declared.tasks)
+        rows[titles[method.name]] = _row(every, declared)
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
-def _row(every: Sequence[Bundle], tasks: Sequence[str]) -> dict[str, str]:
-    row = {"seeds": str(len(every)) if every else "-"}
-    row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
-    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in tasks}
-    return row | {"mean": _spread(accuracies(every, tasks))}
+def _row(every: Sequence[Bundle], declared: Grid) -> dict[str, str]:
+    row = _perplexities(every)
+    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in declared.tasks}
+    return row | {mean_title(declared): _spread(accuracies(every, declared.averaged))}
+
+
+def mean_title(declared: Grid) -> str:
+    """What the column of means is called."""
+    without = ", ".join(TASK_TITLES[task] for task in declared.apart)
+    return f"mean without {without}" if without else "mean"
 
 
 def printed() -> pd.DataFrame:
@@ -161,13 +166,32 @@ def _gone(facts: Mapping) -> dict[str, str]:
 
 def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
     """LoRAPrune with fine-tuning at one half, whole and without one of its parts: perplexities."""
-    rows = {}
-    for name in ("lora-guided", *(method.name for method in declared.ablations)):
-        every = seeds(outcomes, runs, name, 0.5, True)
-        row = {"seeds": str(len(every)) if every else "-"}
-        row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
-        rows[declared.titles()[name]] = row
+    names = ("lora-guided", *(method.name for method in declared.ablations))
+    found = {n: seeds(outcomes, runs, n, 0.5, True) for n in names}
+    rows = {declared.titles()[name]: _perplexities(every) for name, every in found.items()}
     return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
+
+
+def variants(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
+    """LoRAPrune with fine-tuning, and otherwise than it is taken here: what went, perplexities."""
+    names = ("lora-guided", "lora-guided-released", *(m.name for m in declared.variants))
+    rows = {}
+    for share in (0.2, 0.5):
+        for name in names:
+            every = seeds(outcomes, runs, name, share, True)
+            gone = {"really removed": _mean_removed(every)}
+            rows[f"{share:.0%}, {declared.titles()[name]}"] = gone | _perplexities(every)
+    return pd.DataFrame(rows).T.rename_axis("LoRAPrune, fine-tuned")
+
+
+def _mean_removed(every: Sequence[Bundle]) -> str:
+    found = [bundle.facts["removed_share"] for bundle in every]
+    return f"{statistics.mean(found):.1%}" if found else MISSING
+
+
+def _perplexities(every: Sequence[Bundle]) -> dict[str, str]:
+    count = {"seeds": str(len(every)) if every else "-"}
+    return count | {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
 
 
 def longer(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
@@ -177,7 +201,7 @@ def longer(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> p
         if run.longer:
             named = declared.titles()[run.method] if run.share else "unpruned"
             place = (run_name(run.method, run.share, True, run.recipe.seed), run.name)
-            rows[named] = _few_and_many([outcomes.get(name) for name in place], declared.tasks)
+            rows[named] = _few_and_many([outcomes.get(name) for name in place], declared.averaged)
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
