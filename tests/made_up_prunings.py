@@ -75,7 +75,7 @@ def bench() -> dict:
         | {"removed": round(100 * share), "same": 1 - share * (0.6 + 0.05 * seed)}
         | {"both": 0.7, "chance_same": 1 - 2 * share * (1 - share), "chance_both": share}
         for kind in ("heads", "channels")
-        for share in (0.1, 0.2, 0.3, 0.4, 0.5)
+        for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
         for reduction in ("paper", "released")
         for seed in range(3)
     ]

@@ -87,7 +87,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert int8 < plain == cost["vanilla"]["model_bytes"]
     assert all(entry["rows_a_second"] > 0 for entry in cost.values())
     kinds = {(e["kind"], e["share"], e["seed"], e["reduction"]) for e in agreement}
-    assert len(kinds) == len(agreement) == 2 * 5 * 2 * 2
+    assert len(kinds) == len(agreement) == 2 * len(pruning_masks.SHARES) * 2 * 2
     inference = found["inference"]["inference"]
     assert len(inference) == 2 * 2 * 2
     assert all(len(entry["seconds"]) == 2 for entry in inference)

@@ -7,7 +7,7 @@ from torch import Tensor
 from tipmini.groups import Family
 from tipmini.loraprune import share_mask
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 Scores = Mapping[str, Mapping[str, Tensor]]  # of two criteria: {family: (count,) importances}
 
