@@ -91,6 +91,7 @@ LAB = [
     "tipmini.lab.pruning.memory",
     "tipmini.lab.pruning.benched",
     "tipmini.lab.pruning.efficiency",
+    "tipmini.lab.pruning.agreement",
     "tipmini.lab.pruning.step_time",
     "tipmini.lab.pruning.texts",
     "tipmini.lab.pruning.scoring",

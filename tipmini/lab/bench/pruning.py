@@ -41,7 +41,7 @@ def criteria(lab: Lab, size: Size = Size()) -> dict:
     """What a step by each criterion costs."""
     base, rows = _read(lab, size)
     found = pruning_cost.cost(base, lab.profile.dtype, rows, size.repeats, size.rank)
-    return _sizes(lab, size) | {"cost": found}
+    return _sizes(lab, size) | {"repeats": size.repeats, "cost": found}
 
 
 def masks(lab: Lab, size: Size = Size()) -> dict:
