@@ -105,6 +105,7 @@ LAB = [
     "tipmini.lab.pruning.perplexity",
     "tipmini.lab.pruning.tables",
     "tipmini.lab.pruning.comparisons",
+    "tipmini.lab.pruning.takeaways",
     "tipmini.lab.pruning.kept_masks",
     "tipmini.lab.pruning.curves",
     "tipmini.lab.profiles",
