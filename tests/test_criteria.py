@@ -109,11 +109,12 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("reduction", criteria.REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_matrix_of_the_weights_size_is_made(dim, reduction, dtype):
-    """What one module takes stays below 5% of a layer of such modules, seven of them."""
+    """What is held stays below an eighth of the module in float32, in which chunks are computed:
+    three or four chunks at a time, each a 32nd of it."""
     signals = made(d=512, k=768, dtype=dtype)
     with Allocated() as chunked:
         group_scores(signals, 4, dim, "lora-guided", reduction)
-    assert chunked.peak < 0.05 * 7 * signals.weight.nbytes
+    assert chunked.peak < signals.weight.numel() * 4 / 8
     with Allocated() as at_once:
         SLOW["lora-guided"](signals)
     assert at_once.peak > 2 * signals.weight.nbytes  # the count sees what is made

@@ -104,6 +104,7 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.pruning.perplexity",
     "tipmini.lab.pruning.tables",
+    "tipmini.lab.pruning.variant_tables",
     "tipmini.lab.pruning.comparisons",
     "tipmini.lab.pruning.takeaways",
     "tipmini.lab.pruning.kept_masks",

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tipmini as tm
+from tipmini import schedules
 from tipmini.criteria import dequantise
 from tipmini.groups import find_families
 from tipmini.lab import results
-from tipmini.lab.pruning import run, texts
+from tipmini.lab.pruning import run, scoring, texts
 from tipmini.lab.pruning.recipe import Recipe, cosine_rate, fraction, removes
 from tipmini.lab.pruning.run import Run
 from tipmini.lab.pruning.semi_structured import prune_semi_structured
@@ -153,11 +154,59 @@ def test_without_tuning_what_stays_is_the_bases_own(base, tmp_path):
     assert outcome(out)[1]["steps"] == 1
 
 
-@pytest.mark.parametrize("method", ["taylor-vector", "magnitude", "wanda", "random"])
+OTHERS = ("vanilla", "taylor", "taylor-vector", "magnitude", "wanda", "random")
+
+
+@pytest.mark.parametrize("method", OTHERS)
 def test_every_other_method_prunes_and_tunes(base, tmp_path, method):
     story = outcome(prune(base, tmp_path / "out", method=method, epochs=1))[1]
     assert 0.45 < story["removed_share"] <= 0.5
     assert all(math.isfinite(loss) and loss > 0 for loss in story["loss"])
+
+
+def _of_line(method: str, weight, grad, norm, dim: int):
+    """What one module adds to the importance of a channel, by the criteria's own words."""
+    product = None if grad is None else weight * grad
+    return {
+        "vanilla": lambda: product.square().sum(1 - dim),
+        "taylor": lambda: product.abs().sum(1 - dim),
+        "taylor-vector": lambda: product.sum(1 - dim).abs(),
+        "magnitude": lambda: weight.abs().sum(1 - dim),
+        "wanda": lambda: (weight.abs() * norm).sum(1 - dim),
+    }[method]()
+
+
+@pytest.mark.parametrize("method", [m for m in OTHERS if m != "random"])
+def test_a_runs_importances_are_its_methods(base, tmp_path, monkeypatch, method):
+    """Of the first step, from the gradients and norms that it had: no other criterion's."""
+    one = Run(base, Recipe(**SMALL, method=method), tmp_path / "out", "float32")
+    family = next(f for f in one.families if f.kind == "channels" and f.layer == 1)
+    expected, observe = [], Run._observe
+
+    def observing(self):
+        parts = [scoring.base_layer(self.model.get_submodule(m.module)) for m in family.members]
+        norms = [(self.norms or {}).get(m.module) for m in family.members]
+        expected.append(
+            sum(
+                _of_line(method, part.weight.detach(), part.weight.grad, norm, m.dim)
+                for part, norm, m in zip(parts, norms, family.members, strict=True)
+            )
+        )
+        observe(self)
+
+    monkeypatch.setattr(Run, "_observe", observing)
+    one.step(0)
+    found = one.pruner.averages[family.name] / (1 - one.recipe.decay)
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-8)
+
+
+def test_random_choice_hangs_on_the_seed_alone(base, tmp_path):
+    masks = []
+    for out, settings in (("a", {}), ("b", {"seed": 1}), ("c", {"learning_rate": 1e-3})):
+        folder = prune(base, tmp_path / out, method="random", epochs=1, **settings)
+        masks.append(load_masks(folder / "masks.safetensors"))
+    first, other, again = ({n: m.tolist() for n, m in one.items()} for one in masks)
+    assert first == again != other
 
 
 def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
@@ -241,7 +290,7 @@ def test_steps_take_the_place_of_epochs(steps, count):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 40])
-@pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_all_is_gone_at_the_last_removal(schedule, steps):
     recipe = Recipe(schedule=schedule)
     removals = [step for step in range(1, steps + 1) if removes(recipe, step, steps)]

@@ -10,7 +10,7 @@ import yaml
 
 from tipmini.lab import bundles, paths
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.pruning.declared import Grid, Planned, run_name
+from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.pruning.perplexity import CORPORA
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import COVERED, MISSING
@@ -98,7 +98,7 @@ def _accuracy(found: Sequence[float]) -> str:
     return f"{statistics.mean(found):.3f}" if found else MISSING
 
 
-def _spread(found: Sequence[float]) -> str:
+def spread(found: Sequence[float]) -> str:
     """Mean and, of several, standard deviation over the seeds."""
     mean = _accuracy(found)
     return mean if len(found) < 2 else f"{mean}<br>± {statistics.stdev(found):.3f}"
@@ -126,9 +126,15 @@ def table(
 
 
 def _row(every: Sequence[Bundle], declared: Grid) -> dict[str, str]:
-    row = _perplexities(every)
+    row = perplexities(every)
     row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in declared.tasks}
-    return row | {mean_title(declared): _spread(accuracies(every, declared.averaged))}
+    return row | {mean_title(declared): spread(accuracies(every, declared.averaged))}
+
+
+def perplexities(every: Sequence[Bundle]) -> dict[str, str]:
+    """How many seeds there are, and the perplexity of each corpus."""
+    count = {"seeds": str(len(every)) if every else "-"}
+    return count | {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
 
 
 def mean_title(declared: Grid) -> str:
@@ -162,56 +168,6 @@ def _gone(facts: Mapping) -> dict[str, str]:
     names = {"of the pruned matrices": "removed_share", "of the whole model": "removed_of_model"}
     names |= {"heads": "removed_heads", "channels": "removed_channels"}
     return {t: f"{facts[n]:.1%}" if n in facts else MISSING for t, n in names.items()}
-
-
-def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """LoRAPrune with fine-tuning at one half, whole and without one of its parts: perplexities."""
-    names = ("lora-guided", *(method.name for method in declared.ablations))
-    found = {n: seeds(outcomes, runs, n, 0.5, True) for n in names}
-    rows = {declared.titles()[name]: _perplexities(every) for name, every in found.items()}
-    return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
-
-
-def variants(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """LoRAPrune with fine-tuning, and otherwise than it is taken here: what went, perplexities."""
-    names = ("lora-guided", "lora-guided-released", *(m.name for m in declared.variants))
-    rows = {}
-    for share in (0.2, 0.5):
-        for name in names:
-            every = seeds(outcomes, runs, name, share, True)
-            gone = {"really removed": _mean_removed(every)}
-            rows[f"{share:.0%}, {declared.titles()[name]}"] = gone | _perplexities(every)
-    return pd.DataFrame(rows).T.rename_axis("LoRAPrune, fine-tuned")
-
-
-def _mean_removed(every: Sequence[Bundle]) -> str:
-    found = [bundle.facts["removed_share"] for bundle in every]
-    return f"{statistics.mean(found):.1%}" if found else MISSING
-
-
-def _perplexities(every: Sequence[Bundle]) -> dict[str, str]:
-    count = {"seeds": str(len(every)) if every else "-"}
-    return count | {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
-
-
-def longer(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """Whatever is tuned for longer too, seed 0: after few steps and after many."""
-    rows = {}
-    for run in runs.values():
-        if run.longer:
-            named = declared.titles()[run.method] if run.share else "unpruned"
-            place = (run_name(run.method, run.share, True, run.recipe.seed), run.name)
-            rows[named] = _few_and_many([outcomes.get(name) for name in place], declared.averaged)
-    return pd.DataFrame(rows).T.rename_axis("method")
-
-
-def _few_and_many(pair: Sequence[Bundle | None], tasks: Sequence[str]) -> dict[str, str]:
-    every = {
-        how: [bundle] if bundle else [] for how, bundle in zip(("few", "many"), pair, strict=True)
-    }
-    row = {f"ppl, {c}, {how}": ppl(found, c) for c in CORPORA for how, found in every.items()}
-    means = {how: _spread(accuracies(found, tasks)) for how, found in every.items()}
-    return row | {f"accuracy, {how}": mean for how, mean in means.items()}
 
 
 # Where it came from -------------------------------------------------------------------------------
