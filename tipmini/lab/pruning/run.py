@@ -33,7 +33,8 @@ class Run(Resumable):
 
     Only A and B are trained; the base is frozen, and has gradients only where a criterion reads
     them (dL/dW: vanilla and Taylor). The result is a checkpoint without the groups, the adapter
-    merged into it, or where layers keep different numbers of groups the adapter and the masks.
+    merged into it, or where layers keep different numbers of groups the adapter and the masks
+    (`masked_result`).
     """
 
     every = 5  # steps between checkpoints
