@@ -3,11 +3,12 @@
 import random
 
 import made_up_prunings as made_up
+import numpy as np
 import pytest
 
 from tipmini.errors import TipminiError
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.claims import bench_here, combined, pruned_here, pruning_settings
+from tipmini.lab.claims import bench_here, combined, pruned_gaps, pruned_here, pruning_settings
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import Evidence
 from tipmini.lab.profiles import load_profile
@@ -127,6 +128,7 @@ def test_shares_are_told_apart_and_large_gaps_as_factors():
     far = [model("wanda", 3.0 + 7), model("wanda", 3.1, share=0.2)]
     found = evidence(OURS, model("lora-guided", 3.0, share=0.2), *far)
     words = pruned_here.perplexity_below(found, **ASKED | {"shares": [0.2, 0.5]}).words
+    assert words.startswith("Perplexity on wikipedia and books. 20%, with")
     first, second = words.split("; ")
     assert "20%, with" in first and "-9." in first and "÷" not in first
     assert "50%, with" in second and "÷1,1" in second  # exp(7) is 1097
@@ -170,6 +172,12 @@ def test_on_a_par_names_both_models():
         par = {"of": ["lora-guided", 0.5, True], "against": [other], "within": 5}
         words = pruned_here.on_a_par(found, **par).words
         assert "of LoRAPrune (50%, with fine-tuning; one seed)" in words and name in words
+
+
+@pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.3, 0.0), (-0.3, 0.0)])
+def test_a_gap_that_is_the_same_everywhere_is_sure_unless_it_is_none(gap, p):
+    values = np.full(16, 1.0 + gap) - 1.0  # off by rounding
+    assert pruned_gaps.Gap(values, np.array([gap]), 1).p == p
 
 
 # Several parts of a sentence ----------------------------------------------------------------------
@@ -260,6 +268,8 @@ STORED = evidence(OURS, model("lora-guided-int8", 3.0), benched=made_up.bench())
 SETTINGS = [
     (pruning_settings.pruning_has, {"setting": "decay", "value": 0.9}, Verdict.SAME_SETTING),
     (pruning_settings.pruning_has, {"setting": "batch", "value": 128}, Verdict.OTHER_SETTING),
+    (pruning_settings.pruning_has, {"setting": "tasks", "value": ["coqa"]}, Verdict.SAME_SETTING),
+    (pruning_settings.pruning_has, {"setting": "tasks", "value": ["c4"]}, Verdict.OTHER_SETTING),
     (
         pruning_settings.bench_has,
         {"part": "masks", "setting": "rows", "value": 128},

@@ -104,3 +104,15 @@ def sources(evidence: Evidence) -> str:
     read = {cell["source"] for row in rows for cell in row.values()}
     known = evidence.pruned["sources"].items()
     return "; ".join(f"*{key}*: {source}" for key, source in known if key in read) + "."
+
+
+def margins(evidence: Evidence) -> dict[str, float]:
+    """Half of what LoRAPrune prints, per cent: what "greatly" is taken to ask for at least."""
+    memory = {name: row["gigabytes"]["value"] for name, row in evidence.pruned["memory"].items()}
+    faster = evidence.pruned["throughput"]["lora_guided"]["gain"]["value"]
+    found = {
+        "less memory": 100 - 100 * memory["lora_guided"] / memory["vanilla"],
+        "less in 8 bits against 16": 100 - 100 * memory["lora_guided_8bit"] / memory["lora_guided"],
+        "more throughput": faster,
+    }
+    return {what: round(share / 2, 1) for what, share in found.items()}

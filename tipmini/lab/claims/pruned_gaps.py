@@ -31,10 +31,12 @@ class Gap(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Of a t test over windows or rows."""
+        """Of a t test over windows or rows; where all are the same, only 0 is no difference."""
         from scipy.stats import ttest_1samp
 
-        return float(ttest_1samp(self.values, 0).pvalue) if self.values.std() else 1.0
+        if np.allclose(self.values, self.values[0], rtol=1e-9, atol=1e-12):
+            return float(abs(self.values[0]) < 1e-12)
+        return float(ttest_1samp(self.values, 0).pvalue)
 
     @property
     def alike(self) -> bool:

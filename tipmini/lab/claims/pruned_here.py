@@ -26,7 +26,7 @@ from tipmini.lab.pruning.tables import three_digits
 from tipmini.lab.statistics import COVERED
 
 Pair = tuple[tuple, tuple]
-HERE = "Of a small model, on two other corpora."
+SMALL = "Of a small model, as all that is measured here."
 
 
 def perplexity_below(
@@ -81,7 +81,8 @@ def _all(
     good, bad = (below, len(sure) - below)[:: 1 if lower else -1]
     ways = ("lower", "higher")[:: 1 if lower else -1]
     counted = f"clearly {ways[0]} {good}, clearly {ways[1]} {bad}, neither {len(gaps) - len(sure)}"
-    told = f"{'Perplexity' if lower else 'Mean accuracy'}: {'; '.join(_settings(gaps))}. {HERE}"
+    what = f"Perplexity on {' and '.join(measures)}" if lower else "Accuracy over all rows of tasks"
+    told = f"{what}. {'; '.join(_settings(gaps))}. {SMALL}"
     return Finding(verdict_of(good, bad, len(gaps), False), counted, told)
 
 

@@ -21,6 +21,7 @@ def pruning_has(evidence: Evidence, *, setting: str, value: object) -> Finding:
     if not evidence.prunings:
         return not_run(evidence, note=NOTHING)
     own = getattr(grid().size(PROFILE).recipe(tuned=True), setting)
+    value = tuple(value) if isinstance(own, tuple) else value
     return _compared(setting, own, value, "Read from the declared prunings.")
 
 
@@ -37,6 +38,8 @@ def _compared(setting: str, own: object, value: object, words: str) -> Finding:
 
 
 def _plain(own: object) -> str:
+    if isinstance(own, tuple):
+        return ", ".join(own)
     return f"{own:g}" if isinstance(own, float) else str(own)
 
 
