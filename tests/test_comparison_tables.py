@@ -5,7 +5,15 @@ from types import SimpleNamespace
 import made_up
 import pytest
 
-from tipmini.lab import accuracy_tables, comparison_tables, ledger, seeds, sweeps
+from tipmini.lab import (
+    accuracy_tables,
+    comparison_tables,
+    contributions,
+    ledger,
+    plain_answers,
+    seeds,
+    sweeps,
+)
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.statistics import MISSING, Pair
 
@@ -30,12 +38,17 @@ CELLS = made_up.cells(ROWS)
 
 def test_a_method_is_a_row_with_mean_and_retention():
     frame = accuracy_tables.complete(CELLS, SMOKE, ["base", "single", "tip"], TITLES)
-    assert list(frame.columns) == ["Open-<br>Book-<br>QA", "RTE†", "mean of 2", "retention"]
+    assert list(frame.columns) == [
+        "Open-<br>Book-<br>QA",
+        "RTE†",
+        "mean of 2",
+        "retention,<br>1 tasks",
+    ]
     assert list(frame.index) == ["Base", "Single", "TIP"]
     assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
     assert frame.loc["TIP", "mean of 2"].startswith("0.500<br>±")
-    assert list(frame["retention"][:2]) == ["0%", "100%"]
-    assert frame.loc["TIP", "retention"].startswith("50%<br>[")
+    assert list(frame.iloc[:2, -1]) == ["0%", "100%"]
+    assert frame.iloc[2, -1].startswith("50%<br>[")
 
 
 def test_the_size_of_a_merge_stands_beside_it():
@@ -130,6 +143,12 @@ def test_seeds_are_counted_and_spread():
     assert list(frame.loc["OpenBookQA"])[:2] == ["2", "0.750"]
     assert frame.loc["RTE†", "spread of seeds (sd)"] == "0.000"
     assert set(seeds.seed_table(CELLS, SMOKE, ["tip", "ties"]).loc["OpenBookQA"]) == {MISSING}
+
+
+def test_seeds_are_told():
+    text = seeds.told(CELLS, SMOKE, ["tip", "good"])
+    assert "number 2 of 2 (0.500; mean of all 0.625)" in text and "spread by 0.177" in text
+    assert MISSING in seeds.told(CELLS, SMOKE, ["tip"]) and MISSING in seeds.told({}, SMOKE, [])
 
 
 def test_retention_and_who_is_left_out():
@@ -250,3 +269,44 @@ def test_small_panels_leave_out_what_is_not_measured():
     found = sweeps.by_task(SWEPT, sweep("adapters", (1, 2)), SMOKE, TITLES)
     assert found["openbookqa"]["TIP"][0] == [1, 2]
     assert found["rte"]["TIP"][0] == [2]
+
+
+# Which task a difference is of -------------------------------------------------------------------
+
+
+def test_a_difference_is_taken_apart_by_task():
+    pairs = [Pair("good", "tip", SMOKE.tasks), Pair("ties", "tip", SMOKE.tasks)]
+    frame = contributions.table(CELLS, SMOKE, pairs, TITLES)
+    assert list(frame.columns)[1:] == ["RTE†", "mean of 2", "without the<br>largest"]
+    assert list(frame.loc["Good minus TIP"]) == ["+50.0", "+0.0", "+25.0", "+0.0<br>[+0.0, +0.0]"]
+    assert set(frame.loc["TIES minus TIP"]) == {"–"}
+
+
+def test_the_largest_is_so_to_either_side():
+    assert contributions.largest({"a": 0.1, "b": -0.2}) == "b"
+
+
+# Plain answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "others", "word"),
+    [
+        ("good", ["tip", "base"], "**Yes.**"),
+        ("tip", ["tip", "good"], "**No.**"),
+        ("good", ["tip", "good"], "**In part.**"),
+        ("base", ["tip"], "**No, the contrary.**"),
+    ],
+)
+def test_an_answer_is_a_word_and_its_numbers(one, others, word):
+    pairs = [Pair(one, other, SMOKE.tasks) for other in others]
+    text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
+    assert text.startswith(f"*Is it?* {word} {TITLES[one]} minus {TITLES[others[0]]} ")
+    assert text.count(" minus ") == len(others)
+
+
+def test_an_answer_names_what_is_missing():
+    pairs = [Pair("good", other, SMOKE.tasks) for other in ("tip", "ties")]
+    text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
+    assert "**Yes.**" in text and text.endswith(f"better (TIES: {MISSING}).")
+    assert plain_answers.answer({}, "Is it?", pairs).endswith(f"{MISSING}.")

@@ -85,10 +85,12 @@ def test_rte_and_coqa_are_marked_where_their_rows_were_split():
 
 
 def test_the_summary_counts_what_the_cells_say():
-    text = tables.summary(CELLS, SMOKE, level=0.1)
-    assert "16 rows in 2 tasks" in text
-    assert "Single lies above Base on 2 of 2 tasks" in text
-    assert "p < 0.1, it is better on 2 and worse on 0" in text
+    """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
+    told = "Single lies above Base on 2 of 2 tasks: better on {} and worse on 0."
+    for level, better in ((0.1, 0), (0.6, 2)):
+        text = tables.summary(CELLS, SMOKE, level=level)
+        assert "16 rows in 2 tasks" in text and "the 8 tests" in text
+        assert told.format(better) in text, text
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0314, "0.031"), (1.0, "1.000")])
@@ -109,6 +111,11 @@ def test_provenance_tells_machines_apart():
     frame = tables.provenance(CELLS | {("base", "rte"): elsewhere})
     assert list(frame.loc["cells"]) == [9, 1]
     assert list(frame.loc["seconds"]) == ["14", "2"]
+    assert set(frame.loc["measured"]) == {elsewhere.date}
+    older = {"code": "0" * 64, **elsewhere.inputs}
+    other = elsewhere.model_copy(update={"inputs": older, "date": "2026-01-30"})
+    frame = tables.provenance({("base", "rte"): other, ("tip", "rte"): elsewhere})
+    assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "-"]
 
 
 def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measu
 
 def narrow(text: str, letters: int = 20) -> str:
     """In lines of so many letters: cells of tables don't wrap."""
-    return "<br>".join(wrap(text, letters))
+    return "<br>".join(wrap(text, letters, break_long_words=False))
 
 
 # All methods --------------------------------------------------------------------------------
@@ -72,7 +72,8 @@ def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
     mean = mean_of(cells, name, tasks)
     row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else NARROW
-    row["retention"] = _retention(cells, profile, name) if mean else EMPTY
+    known = len(kept.learnt(cells, tasks))
+    row[f"retention,<br>{known} tasks"] = _retention(cells, profile, name) if mean else EMPTY
     return row
 
 

@@ -84,7 +84,10 @@ def effects(
 
 
 def summary(cells: Cells, listed: Sequence[Entry]) -> str:
-    """How many readings do better, worse, neither; the largest effect to each side."""
+    """How many readings do better, worse, neither; the largest effect to each side.
+
+    What Single is called is no reading of a merge: it counts, and is never the largest.
+    """
     found = list(zip(listed, _compare(cells, listed), strict=True))
     there = [(entry, one) for entry, one in found if one]
     if not there:
@@ -93,7 +96,8 @@ def summary(cells: Cells, listed: Sequence[Entry]) -> str:
     counts = ", ".join(f"{words.count(w)} {w}" for w in (Verdict.BETTER, Verdict.WORSE))
     first = f"{len(there)} of {len(listed)} readings are measured: {counts}, "
     parts = [f"{first}{words.count(Verdict.OPEN)} {Verdict.OPEN} from what they are held against."]
-    order = sorted(there, key=lambda pair: pair[1].value)
+    merged = [(entry, one) for entry, one in there if entry.pair.against != "single"]
+    order = sorted(merged or there, key=lambda pair: pair[1].value)
     parts += [_extreme("largest gain", *order[-1])] if order[-1][1].value > 0 else []
     parts += [_extreme("largest loss", *order[0])] if order[0][1].value < 0 else []
     return " ".join(parts)
@@ -101,7 +105,7 @@ def summary(cells: Cells, listed: Sequence[Entry]) -> str:
 
 def _extreme(what: str, entry: Entry, found: Comparison) -> str:
     return (
-        f"The {what} is {100 * found.value:+.1f} points, of point {entry.point} read as "
+        f"The {what} is {100 * found.value:+z.1f} points, of point {entry.point} read as "
         f"“{entry.option}” ({found.verdict()})."
     )
 
