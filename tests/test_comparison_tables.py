@@ -55,6 +55,8 @@ def test_the_size_of_a_merge_stands_beside_it():
     facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
     frame = accuracy_tables.complete(CELLS, SMOKE, iter(["base", "tip"]), TITLES, facts)
     assert list(frame["size"]) == ["–", "1.50"]
+    alone = accuracy_tables.sizes(["tip", "none"], facts, TITLES)
+    assert dict(alone["size"]) == {"TIP": "1.50", "none": "–"}
 
 
 def test_a_method_with_a_hole_says_so():
@@ -204,6 +206,14 @@ def test_the_ledger_has_a_line_a_reading():
     assert frame.iloc[0, 2] == "+0.0<br>[+0.0, +0.0]"
 
 
+def test_what_is_not_varied_is_settled_as_declared():
+    points = [SimpleNamespace(**vars(p), printed="as printed", note="") for p in POINTS]
+    points[1].note = "seen"
+    frame = ledger.settled(points)
+    assert list(frame.index) == [1, 8]
+    assert list(frame.loc[1]) == ["W", "as printed (seen)"]
+
+
 def test_effects_are_in_points_by_point():
     found = ledger.effects(CELLS, ENTRIES)
     assert found["8. sign"]["0"] is None
@@ -302,11 +312,27 @@ def test_an_answer_is_a_word_and_its_numbers(one, others, word):
     pairs = [Pair(one, other, SMOKE.tasks) for other in others]
     text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
     assert text.startswith(f"*Is it?* {word} {TITLES[one]} minus {TITLES[others[0]]} ")
+    assert text.count("(without OpenBookQA +0.0 [+0.0, +0.0])") == len(others)
     assert text.count(" minus ") == len(others)
 
 
 def test_an_answer_names_what_is_missing():
     pairs = [Pair("good", other, SMOKE.tasks) for other in ("tip", "ties")]
     text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
-    assert "**Yes.**" in text and text.endswith(f"better (TIES: {MISSING}).")
+    assert "**Yes.**" in text and text.endswith(
+        f"[+0.0, +0.0]). TIES: {MISSING}."
+    )
     assert plain_answers.answer({}, "Is it?", pairs).endswith(f"{MISSING}.")
+
+
+@pytest.mark.parametrize(
+    ("of_tip", "end"), [(30, "no less, so pruning does not thin"), (21, "less")]
+)
+def test_cross_terms_are_thinned_out_where_dropping_them_gives_less(of_tip, end):
+    rows = {"tip": 20, "tip-cat": of_tip, "linear": 20, "cat": 25}
+    cells = made_up.cells({name: {"rte": right(count)} for name, count in rows.items()})
+    text = plain_answers.thinned(cells, ["rte"])
+    assert (
+        f"TIP {100 * (of_tip - 20) / 40:+.1f} points and Linear +12.5. It gives TIP {end}" in text
+    )
+    assert plain_answers.thinned({}, ["rte"]).endswith(f"{MISSING}.")

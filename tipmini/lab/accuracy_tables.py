@@ -67,6 +67,12 @@ def relative_size(facts: Mapping[str, float] | None) -> str:
     return f"{facts['norm'] / facts['sum']:.2f}" if facts else EMPTY
 
 
+def sizes(names: Iterable[str], facts: Facts, titles: Titles = TITLES) -> pd.DataFrame:
+    """`relative_size` of every merge, a row each."""
+    rows = {titles.get(name, name): {SIZE: relative_size(facts.get(name))} for name in names}
+    return pd.DataFrame(rows).T.rename_axis("merge")
+
+
 def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     tasks = profile.tasks
     row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}

@@ -1,12 +1,23 @@
 """How a merge was chosen: its candidates' accuracies on held-out train rows."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
 
 from tipmini.lab import bundles, selection
 from tipmini.lab.accuracy_tables import narrow
 from tipmini.lab.catalogue import Catalogue
+from tipmini.lab.declarations import RULES, Choice
 from tipmini.lab.profiles import Profile
 from tipmini.lab.statistics import MISSING, mean_of, measured
+
+
+def titles(known: Catalogue, store: Path) -> dict[str, str]:
+    """{choice: its title and that of what it chose}, of the choices whose winner is stored."""
+    stored = bundles.titles(store, known.choices)
+    winners = {name: title.split(": ", 1)[-1] for name, title in stored.items()}
+    return {name: f"{known.choices[name].title}: {winner}" for name, winner in winners.items()}
 
 
 def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd.DataFrame:
@@ -30,6 +41,25 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
         for n in order[:count]
     }
     return pd.DataFrame(rows).T.rename_axis(f"the first {count} of {len(names)} candidates")
+
+
+def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.DataFrame:
+    """Choices of one weight each, {weight: score} on held-out rows; what was chosen is bold."""
+    columns = {name: _by_weight(known.choices[name], known, profile) for name in names}
+    titles = {name: known.choices[name].title for name in names}
+    return pd.DataFrame(columns).fillna("–").rename(columns=titles).rename_axis("weight")
+
+
+def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, str]:
+    names = known.candidates(choice)
+    cells = bundles.cells(profile.selection_store, names)
+    there = [name for name in names if measured(cells, [name], profile.tasks)]
+    told = {name: f"{selection.score(cells, name, profile.tasks):.3f}" for name in there}
+    if len(there) == len(names):
+        (chosen,) = selection.best(cells, names, profile.tasks)
+        told[chosen] = f"**{told[chosen]}**"
+    shown = {name: known.variant(name).weights for name in names}
+    return {str(RULES.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
 
 
 def _told(cells: dict, name: str, profile: Profile) -> str:

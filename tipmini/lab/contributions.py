@@ -7,7 +7,7 @@ import pandas as pd
 from tipmini.lab.accuracy_tables import EMPTY, HEADS, Titles, narrow
 from tipmini.lab.comparison_tables import WIDE, points
 from tipmini.lab.profiles import Profile
-from tipmini.lab.resampling import Cells
+from tipmini.lab.resampling import Cells, Interval
 from tipmini.lab.statistics import Pair, difference, measured
 from tipmini.lab.tables import TITLES, mark
 
@@ -30,8 +30,7 @@ def _row(cells: Cells, profile: Profile, pair: Pair) -> dict[str, str]:
     gains = by_task(cells, pair)
     if not gains:
         return dict.fromkeys(heads, EMPTY)
-    left = largest(gains)
-    rest = difference(cells, *pair[:2], [task for task in gains if task != left])
+    _, rest = without_largest(cells, pair)
     texts = [f"{100 * gain:+z.1f}" for gain in gains.values()]
     texts += [f"{100 * sum(gains.values()) / len(gains):+z.1f}"]
     texts += [f"{100 * rest.value:+z.1f}<br>{points(rest)}"]
@@ -43,6 +42,12 @@ def by_task(cells: Cells, pair: Pair) -> dict[str, float]:
     if not measured(cells, pair[:2], pair.tasks):
         return {}
     return {t: cells[pair.name, t].mean - cells[pair.against, t].mean for t in pair.tasks}
+
+
+def without_largest(cells: Cells, pair: Pair) -> tuple[str, Interval]:
+    """The task on which the two differ most, and their difference on all others."""
+    left = largest(by_task(cells, pair))
+    return left, difference(cells, *pair[:2], [task for task in pair.tasks if task != left])
 
 
 def largest(gains: Mapping[str, float]) -> str:

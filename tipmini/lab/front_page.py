@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, bundles, documents, paths, results
+from tipmini.lab import assets, choice_tables, documents, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.catalogue import catalogue
 from tipmini.lab.comparison_tables import sentences
@@ -43,8 +43,7 @@ def front_page_values() -> dict[str, str]:
 
 
 def _answers(profile: Profile) -> str:
-    declared = {name: choice.title for name, choice in catalogue().choices.items()}
-    titles = TITLES | declared | bundles.titles(profile.variant_store)  # with what was chosen
+    titles = TITLES | choice_tables.titles(catalogue(), profile.variant_store)
     pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
     return "\n".join(f"- {said}" for said in sentences(variant_cells(profile), pairs, titles))
 

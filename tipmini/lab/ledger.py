@@ -47,6 +47,16 @@ def _pair(reading, variants, profile: Profile) -> Pair:
     return Pair(reading.name, reading.against, tasks)
 
 
+def settled(points: Iterable) -> pd.DataFrame:
+    """How every declared point is settled wherever it is not the one that is varied."""
+    rows = [
+        {"open point": p.question, "settled as": f"{p.printed}{f' ({p.note})' if p.note else ''}"}
+        for p in sorted(points, key=lambda point: point.point)
+    ]
+    wide = pd.DataFrame(rows, index=sorted(p.point for p in points)).rename_axis("#")
+    return wide.map(lambda text: narrow(text, 44))
+
+
 def table(cells: Cells, listed: Sequence[Entry], facts: Facts | None = None) -> pd.DataFrame:
     """Every reading minus the one it is held against; p is corrected over all entries.
 
