@@ -319,9 +319,7 @@ def test_an_answer_is_a_word_and_its_numbers(one, others, word):
 def test_an_answer_names_what_is_missing():
     pairs = [Pair("good", other, SMOKE.tasks) for other in ("tip", "ties")]
     text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
-    assert "**Yes.**" in text and text.endswith(
-        f"[+0.0, +0.0]). TIES: {MISSING}."
-    )
+    assert "**Yes.**" in text and text.endswith(f"[+0.0, +0.0]). TIES: {MISSING}.")
     assert plain_answers.answer({}, "Is it?", pairs).endswith(f"{MISSING}.")
 
 
