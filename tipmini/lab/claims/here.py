@@ -7,6 +7,7 @@ from torch import Tensor
 
 import tipmini as tm
 from tipmini.lab.bench import serving_stored
+from tipmini.lab.catalogue import catalogue
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.in_print import names
@@ -40,7 +41,7 @@ def paired(
     places = [(h, low, task) for h in higher for low in lower for task in asked]
     missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
     if missing:
-        told = ", ".join(TITLES.get(m, m) for m in sorted(missing))
+        told = ", ".join(map(title, sorted(missing)))
         return not_run(evidence, note=f"No cells, or not of every task, are stored for: {told}.")
     corrected = holm_of({place: paired_p(*_pair(evidence, place)) for place in places})
     gaps = {place: _gap(evidence, place) for place in places}
@@ -50,6 +51,12 @@ def paired(
     counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
     verdict = verdict_of(better, worse, len(places), some)
     return Finding(verdict, counted, "; ".join(_told(gaps, clear)) + ".")
+
+
+def title(name: str) -> str:
+    """As tables call a method or a declared variant."""
+    known = catalogue().variants
+    return known[name].title if name in known else TITLES.get(name, name)
 
 
 def _pair(evidence: Evidence, place: Place) -> tuple[Cell, Cell]:
@@ -76,7 +83,7 @@ def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
     for h, low in dict.fromkeys(place[:2] for place in gaps):
         own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
         mean = f"{sum(own) / len(own):+.1f} points{' on average' if own[1:] else ''}"
-        told = [f"{TITLES.get(h, h)} − {TITLES.get(low, low)} is {mean}"]
+        told = [f"{title(h)} − {title(low)} is {mean}"]
         signs = {t: gap > 0 for (*pair, t), gap in clear.items() if pair == [h, low]}
         for word, sign in (("for", True), ("against", False)):
             tasks = [task for task, found in signs.items() if found is sign]
