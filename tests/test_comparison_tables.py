@@ -290,6 +290,8 @@ def test_a_difference_is_taken_apart_by_task():
     assert list(frame.columns)[1:] == ["RTE†", "mean of 2", "without the<br>largest"]
     assert list(frame.loc["Good minus TIP"]) == ["+50.0", "+0.0", "+25.0", "+0.0<br>[+0.0, +0.0]"]
     assert set(frame.loc["TIES minus TIP"]) == {"–"}
+    assert contributions.rest(CELLS, pairs[0]) == " Without OpenBookQA it is +0.0 [+0.0, +0.0]."
+    assert contributions.rest(CELLS, pairs[1]) == ""
 
 
 def test_the_largest_is_so_to_either_side():

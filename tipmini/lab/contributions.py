@@ -50,6 +50,14 @@ def without_largest(cells: Cells, pair: Pair) -> tuple[str, Interval]:
     return left, difference(cells, *pair[:2], [task for task in pair.tasks if task != left])
 
 
+def rest(cells: Cells, pair: Pair) -> str:
+    """A sentence on what is left without that task, to follow another; empty where not measured."""
+    if not by_task(cells, pair):
+        return ""
+    left, found = without_largest(cells, pair)
+    return f" Without {TITLES[left]} it is {100 * found.value:+z.1f} {points(found)}."
+
+
 def largest(gains: Mapping[str, float]) -> str:
     """The task on which the two differ most, to whichever side."""
     return max(gains, key=lambda task: abs(gains[task]))

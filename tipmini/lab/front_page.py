@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, choice_tables, documents, paths, results
+from tipmini.lab import assets, choice_tables, contributions, documents, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.catalogue import catalogue
 from tipmini.lab.comparison_tables import sentences
@@ -44,8 +44,9 @@ def front_page_values() -> dict[str, str]:
 
 def _answers(profile: Profile) -> str:
     titles = TITLES | choice_tables.titles(catalogue(), profile.variant_store)
-    pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
-    return "\n".join(f"- {said}" for said in sentences(variant_cells(profile), pairs, titles))
+    pairs, cells = [Pair(*asked, profile.tasks) for asked in ANSWERS], variant_cells(profile)
+    said = zip(sentences(cells, pairs, titles), pairs, strict=True)
+    return "\n".join(f"- {text}{contributions.rest(cells, pair)}" for text, pair in said)
 
 
 def _printed_means() -> dict[str, str]:
