@@ -56,13 +56,18 @@ def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
         for name, weight in values.items()
     }
     choices = tuple(
-        Choice(name=f"{of}-tuned", title=of, among=(f"{of}-w-*",)) for of in ("linear", "cat")
+        Choice(name=f"{of}-tuned", title=of, among=(f"{of}-w-*",), finalists=2)
+        for of in ("linear", "cat")
     )
     known = Catalogue({"tuned": Group(description="d", choices=choices)}, {}, variants)
     store(profile, scored(**{"linear-w-mean": ([1, 0], [1, 0]), "linear-w-0.1": ([1, 1], [1, 0])}))
     frame = choice_tables.weights(["linear-tuned", "cat-tuned"], known, profile)
     assert dict(frame["linear"]) == {"1/T": "0.500", "0.1": "**0.750**"}
     assert dict(frame["cat"]) == {"1/T": "–", "0.1": MISSING}
+    last = {"linear-w-mean": ([1, 1], [1, 1]), "linear-w-0.1": ([1, 1], [0, 0])}
+    store(profile, scored(**last), final=True)
+    frame = choice_tables.weights(["linear-tuned"], known, profile)
+    assert dict(frame["linear"]) == {"1/T": "**0.500<br>1.000**", "0.1": "0.750<br>0.500"}
 
 
 def test_weights_are_drawn_by_kind_of_module_and_task():

@@ -44,7 +44,10 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
 
 
 def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.DataFrame:
-    """Choices of one weight each, {weight: score} on held-out rows; what was chosen is bold."""
+    """Choices of one weight each, {weight: score}: the first round's, and the finalists' below it.
+
+    What was chosen is bold.
+    """
     columns = {name: _by_weight(known.choices[name], known, profile) for name in names}
     titles = {name: known.choices[name].title for name in names}
     return pd.DataFrame(columns).fillna("–").rename(columns=titles).rename_axis("weight")
@@ -52,14 +55,24 @@ def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.Data
 
 def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, str]:
     names = known.candidates(choice)
-    cells = bundles.cells(profile.selection_store, names)
-    there = [name for name in names if measured(cells, [name], profile.tasks)]
-    told = {name: f"{selection.score(cells, name, profile.tasks):.3f}" for name in there}
-    if len(there) == len(names):
-        (chosen,) = selection.best(cells, names, profile.tasks)
+    first, last = _scores(profile.selection_store, names, profile), {}
+    told = {name: f"{score:.3f}" for name, score in first.items()}
+    if len(first) == len(names) and choice.finalists:
+        finalists = selection.finalists(choice, known, profile)
+        last = _scores(profile.finals_store, finalists, profile)
+        told |= {name: f"{told[name]}<br>{score:.3f}" for name, score in last.items()}
+    if scores := last or first:
+        chosen = max(scores, key=scores.get)
         told[chosen] = f"**{told[chosen]}**"
     shown = {name: known.variant(name).weights for name in names}
     return {str(RULES.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
+
+
+def _scores(store: Path, names: Sequence[str], profile: Profile) -> dict[str, float]:
+    """Of those that are measured on all tasks."""
+    cells = bundles.cells(store, names)
+    there = [name for name in names if measured(cells, [name], profile.tasks)]
+    return {name: selection.score(cells, name, profile.tasks) for name in there}
 
 
 def _told(cells: dict, name: str, profile: Profile) -> str:
