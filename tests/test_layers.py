@@ -139,6 +139,7 @@ LAB = [
     "tipmini.lab.bench.stored",
     "tipmini.lab.bench.serving_cost",
     "tipmini.lab.bench.serving_stored",
+    "tipmini.lab.bench.serving_words",
     "tipmini.lab.bench.serving",
     "tipmini.lab.bench.pruning_masks",
     "tipmini.lab.bench.pruning_speed",
