@@ -110,6 +110,7 @@ LAB = [
     "tipmini.lab.input_norms",
     "tipmini.lab.selection",
     "tipmini.lab.sweeps",
+    "tipmini.lab.sweep_tables",
     "tipmini.lab.experiments",
     "tipmini.lab.pruning.examples",
     "tipmini.lab.measuring",
