@@ -14,7 +14,7 @@ from tipmini.lab.experiments import METHODS
 from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import Profile, load_profile
 from tipmini.lab.show import markdown_table
-from tipmini.lab.statistics import Pair, mean_of
+from tipmini.lab.statistics import MISSING, Pair, mean_of
 from tipmini.lab.tables import TITLES, estimate, printed, stored_cells, variant_cells
 from tipmini.lab.tasks import TASKS
 
@@ -34,6 +34,7 @@ def front_page_values() -> dict[str, str]:
     values |= parity.page_values() | bench.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
+    values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
     available = row_counts()
     for task, (rows, train) in available.items():
         values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
@@ -63,6 +64,15 @@ def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str,
     return {f"{profile.name}_{name}": value for name, value in values.items()}
 
 
+def _mini_in_full(mini: Profile, full: Profile) -> str:
+    """How many of the rows that both profiles have of one merge came out otherwise."""
+    few, all_rows = variant_cells(mini), variant_cells(full)
+    both = [(few[place].values, all_rows[place].values) for place in few if place in all_rows]
+    rows = sum(len(small) for small, _ in both)
+    other = sum(a != b for small, large in both for a, b in zip(small, large, strict=False))
+    return f"{other} of {rows:,}" if both else MISSING
+
+
 def row_counts() -> dict[str, tuple[int, int]]:
     """{task: (evaluation rows, train rows)} of the embedded data.
 
@@ -79,22 +89,49 @@ def row_counts() -> dict[str, tuple[int, int]]:
 
 def training() -> pd.DataFrame:
     """What every committed adapter was trained on, and its held-out rows before and after."""
-    stories = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
-    found = {task: json.loads(f.read_text()) for task, f in stories.items() if f.is_file()}
-    rows = {TITLES[task]: _trained(story) for task, story in found.items()}
+    rows = {TITLES[task]: _trained(story) for task, story in _stories().items()}
     return pd.DataFrame(rows).T.rename_axis("adapter")
 
 
+def unlearnt() -> str:
+    """The adapters after whose training no more held-out rows are right than before, in words."""
+    ends = {TITLES[task]: _ends(story) for task, story in _stories().items()}
+    flat = {t: e for t, e in ends.items() if e[0]["accuracy"] is not None and not _rises(*e)}
+    said = (f"{t} (loss {_losses(*e)}, accuracy {_shares(*e)})" for t, e in flat.items())
+    return ", ".join(said) or "none of them"
+
+
+def _stories() -> dict[str, dict]:
+    files = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
+    return {task: json.loads(f.read_text()) for task, f in files.items() if f.is_file()}
+
+
+def _ends(story: dict) -> tuple[dict, dict]:
+    """What was checked before the first step, and at the checkpoint that was kept."""
+    checks = story["held_out"]
+    return checks[0], min(checks, key=lambda check: check["loss"])
+
+
+def _rises(first: dict, kept: dict) -> bool:
+    return kept["accuracy"] > first["accuracy"]
+
+
+def _losses(first: dict, kept: dict) -> str:
+    return f"{first['loss']:.3f} → {kept['loss']:.3f}"
+
+
+def _shares(first: dict, kept: dict) -> str:
+    """The accuracies of both; CoQA has none."""
+    return "-" if first["accuracy"] is None else f"{first['accuracy']:.3f} → {kept['accuracy']:.3f}"
+
+
 def _trained(story: dict) -> dict[str, str]:
-    recipe, checks = story["recipe"], story["held_out"]
-    kept = min(checks, key=lambda check: check["loss"])
-    known = kept["accuracy"] is not None
-    shares = f"{checks[0]['accuracy']:.3f} → {kept['accuracy']:.3f}" if known else "-"
+    recipe, (first, kept) = story["recipe"], _ends(story)
     return {
         "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
         "learning rate": f"{recipe['learning_rate']:g}",
         "minutes": f"{story['seconds'] / 60:.0f}",
         "held-out rows": str(story["held_out_rows"]),
-        "their loss": f"{checks[0]['loss']:.3f} → {kept['loss']:.3f}",
-        "their accuracy": shares,
+        "their loss": _losses(first, kept),
+        "their accuracy": _shares(first, kept),
     }
