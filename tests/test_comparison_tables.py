@@ -10,7 +10,6 @@ from tipmini.lab import (
     comparison_tables,
     contributions,
     ledger,
-    plain_answers,
     seeds,
     sweeps,
 )
@@ -42,7 +41,7 @@ def test_a_method_is_a_row_with_mean_and_retention():
         "Open-<br>Book-<br>QA",
         "RTE†",
         "mean of 2",
-        "retention,<br>1 tasks",
+        "retention,<br>1 task",
     ]
     assert list(frame.index) == ["Base", "Single", "TIP"]
     assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
@@ -296,43 +295,3 @@ def test_a_difference_is_taken_apart_by_task():
 
 def test_the_largest_is_so_to_either_side():
     assert contributions.largest({"a": 0.1, "b": -0.2}) == "b"
-
-
-# Plain answers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("one", "others", "word"),
-    [
-        ("good", ["tip", "base"], "**Yes.**"),
-        ("tip", ["tip", "good"], "**No.**"),
-        ("good", ["tip", "good"], "**In part.**"),
-        ("base", ["tip"], "**No, the contrary.**"),
-    ],
-)
-def test_an_answer_is_a_word_and_its_numbers(one, others, word):
-    pairs = [Pair(one, other, SMOKE.tasks) for other in others]
-    text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
-    assert text.startswith(f"*Is it?* {word} {TITLES[one]} minus {TITLES[others[0]]} ")
-    assert text.count("(without OpenBookQA +0.0 [+0.0, +0.0])") == len(others)
-    assert text.count(" minus ") == len(others)
-
-
-def test_an_answer_names_what_is_missing():
-    pairs = [Pair("good", other, SMOKE.tasks) for other in ("tip", "ties")]
-    text = plain_answers.answer(CELLS, "Is it?", pairs, TITLES)
-    assert "**Yes.**" in text and text.endswith(f"[+0.0, +0.0]). TIES: {MISSING}.")
-    assert plain_answers.answer({}, "Is it?", pairs).endswith(f"{MISSING}.")
-
-
-@pytest.mark.parametrize(
-    ("of_tip", "end"), [(30, "no less, so pruning does not thin"), (21, "less")]
-)
-def test_cross_terms_are_thinned_out_where_dropping_them_gives_less(of_tip, end):
-    rows = {"tip": 20, "tip-cat": of_tip, "linear": 20, "cat": 25}
-    cells = made_up.cells({name: {"rte": right(count)} for name, count in rows.items()})
-    text = plain_answers.thinned(cells, ["rte"])
-    assert (
-        f"TIP {100 * (of_tip - 20) / 40:+.1f} points and Linear +12.5. It gives TIP {end}" in text
-    )
-    assert plain_answers.thinned({}, ["rte"]).endswith(f"{MISSING}.")

@@ -94,7 +94,7 @@ def test_one_programs_memory_in_two_processes_is_compared():
     found = made_up()
     serving_stored.points(found, "prompt", 2)["weights"]["memory"] = 7.4e6
     assert "rose by 2 MB" in (said := serving_words.twice(found, 2))
-    assert "by 7 MB. These are one program, so the measurement itself can be off by 5 MB" in said
+    assert "by 7 MB. These are one program, so a difference of 5 MB tells nothing" in said
     serving_stored.points(found, "prompt", 2)["weights"]["memory"] = None
     assert serving_words.twice(found, 2) == ""
 

@@ -86,7 +86,7 @@ def test_rte_and_coqa_are_marked_where_their_rows_were_split():
 
 def test_the_summary_counts_what_the_cells_say():
     """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
-    told = "Single lies above Base on 2 of 2 tasks: better on {} and worse on 0."
+    told = "Single lies above Base on 2 of 2 tasks; told apart, it is better on {} and worse on 0."
     for level, better in ((0.1, 0), (0.6, 2)):
         text = tables.summary(CELLS, SMOKE, level=level)
         assert "16 rows in 2 tasks" in text and "the 8 tests" in text
@@ -167,18 +167,19 @@ def test_an_adapter_that_learnt_nothing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
     train(tmp_path, "boolq", (0.0, 0.5, 0.5))
     train(tmp_path, "coqa", (None, None, None))
-    assert front_page.unlearnt() == "none of them"
+    assert front_page.unlearnt().endswith("than before with every adapter.")
     train(tmp_path, "rte", (0.5, 0.5, 0.75))
-    assert front_page.unlearnt() == "RTE (loss 1.500 → 1.250, accuracy 0.500 → 0.500)"
+    assert "with RTE (loss 1.500 → 1.250, accuracy 0.500 → 0.500). Such" in front_page.unlearnt()
 
 
 def test_rows_of_mini_that_came_out_otherwise_at_full_are_counted(monkeypatch):
     """Four rows of RTE lead the eight of `full`; what only one of them has isn't counted."""
     eight = cell("tip", "rte")
     four = eight.model_copy(update={"values": [1.0, 0.0, 0.5, 0.0]})
+    otherwise = eight.model_copy(update={"inputs": eight.inputs | {"adapter": "of another day"}})
     stored = {
-        "mini": {("tip", "rte"): four, ("linear", "rte"): four},
-        "full": {("tip", "rte"): eight, ("base", "rte"): eight},
+        "mini": {("tip", "rte"): four, ("linear", "rte"): four, ("dare", "rte"): four},
+        "full": {("tip", "rte"): eight, ("base", "rte"): eight, ("dare", "rte"): otherwise},
     }
     monkeypatch.setattr(front_page, "variant_cells", lambda profile: stored[profile.name])
     assert front_page._mini_in_full(load_profile("mini"), load_profile("full")) == "1 of 4"

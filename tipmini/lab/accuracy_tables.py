@@ -79,7 +79,9 @@ def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     mean = mean_of(cells, name, tasks)
     row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else NARROW
     known = len(kept.learnt(cells, tasks))
-    row[f"retention,<br>{known} tasks"] = _retention(cells, profile, name) if mean else EMPTY
+    row[f"retention,<br>{known} task{'s' * (known != 1)}"] = (
+        _retention(cells, profile, name) if mean else EMPTY
+    )
     return row
 
 

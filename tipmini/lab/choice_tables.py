@@ -1,10 +1,12 @@
 """How a merge was chosen: its candidates' accuracies on held-out train rows."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
+from tipmini.errors import TipminiError
 from tipmini.lab import bundles, selection
 from tipmini.lab.accuracy_tables import narrow
 from tipmini.lab.catalogue import Catalogue
@@ -55,14 +57,14 @@ def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.Data
 
 def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, str]:
     names = known.candidates(choice)
-    first, last = _scores(profile.selection_store, names, profile), {}
+    first = _scores(profile.selection_store, names, profile)
     told = {name: f"{score:.3f}" for name, score in first.items()}
     if len(first) == len(names) and choice.finalists:
         finalists = selection.finalists(choice, known, profile)
         last = _scores(profile.finals_store, finalists, profile)
         told |= {name: f"{told[name]}<br>{score:.3f}" for name, score in last.items()}
-    if scores := last or first:
-        chosen = max(scores, key=scores.get)
+    with suppress(TipminiError):  # not all are measured: nothing is chosen yet
+        chosen = selection.winner(choice, known, profile)
         told[chosen] = f"**{told[chosen]}**"
     shown = {name: known.variant(name).weights for name in names}
     return {str(RULES.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}

@@ -11,9 +11,11 @@ from tipmini.lab.tables import TITLES
 
 
 def answer(cells: Cells, question: str, pairs: Sequence[Pair], titles: Titles = TITLES) -> str:
-    """Yes where the first of every pair is better than the second, tests corrected together.
+    """A word and its numbers; tests are corrected together.
 
-    In part: better than some. No: better than none. What is missing is named and counts for none.
+    Yes where the first of every pair is better than the second, in part where some are; no where
+    none is and some are worse, the contrary where all are; else not told apart. While a pair is
+    missing, the word is of those that are there, and says so.
     """
     found = compare(cells, pairs)
     both = list(zip(pairs, found, strict=True))
@@ -21,21 +23,23 @@ def answer(cells: Cells, question: str, pairs: Sequence[Pair], titles: Titles = 
     if not there:
         return f"*{question}* {MISSING}."
     told = "; ".join(_told(cells, pair, one, titles) for pair, one in there)
-    missing = [titles.get(p.against, p.against) for p, one in both if not one]
-    rest = f" {', '.join(missing)}: {MISSING}." if missing else ""
-    return f"*{question}* **{_word([one for _, one in there])}.** {told}.{rest}"
+    missing = [_named(pair, titles) for pair, one in both if not one]
+    rest = f" {'; '.join(missing)}: {MISSING}." if missing else ""
+    word = f"{_word([one for _, one in there])}{_carried(cells, there)}"
+    return f"*{question}* **{'So far: ' if missing else ''}{word}.** {told}.{rest}"
 
 
 def thinned(cells: Cells, tasks: Sequence[str]) -> str:
-    """Whether pruning thins the cross terms out: then dropping them gives TIP less than Linear."""
+    """What dropping the cross terms gives TIP and Linear, and what that speaks for."""
     pairs = [("tip-cat", "tip"), ("cat", "linear")]
     if not measured(cells, [name for pair in pairs for name in pair], tasks):
         return f"What the cross terms are to TIP and to Linear: {MISSING}."
     tip, linear = (mean_of_tasks(gains_of(cells, *pair, tasks)) for pair in pairs)
-    more, does = ("less", "thins") if tip < linear else ("no less", "does not thin")
+    sign = "what one would see" if tip < linear else "no sign of that"
     return (
         f"Dropping the cross terms gives TIP {100 * tip:+z.1f} points and Linear "
-        f"{100 * linear:+z.1f}. It gives TIP {more}, so pruning {does} them out."
+        f"{100 * linear:+z.1f} (the two are not tested against each other). Were TIP good for "
+        f"thinning them out, it would gain less than Linear: {sign}."
     )
 
 
@@ -46,13 +50,29 @@ def _word(found: Sequence[Comparison]) -> str:
         return "Yes"
     if better:
         return "In part"
+    if not worse:
+        return "Not told apart"
     return "No, the contrary" if worse == len(words) else "No"
+
+
+def _carried(cells: Cells, there: Sequence[tuple[Pair, Comparison]]) -> str:
+    """The one task that makes all that is told apart: without it every interval holds 0."""
+    clear = [pair for pair, one in there if one.verdict() is not Verdict.OPEN]
+    if not clear or any(len(pair.tasks) < 2 for pair in clear):
+        return ""
+    rests = [without_largest(cells, pair) for pair in clear]
+    same = {left for left, _ in rests}
+    held = all(rest.low <= 0 <= rest.high for _, rest in rests)
+    return f", by {TITLES[same.pop()]} alone" if held and len(same) == 1 else ""
+
+
+def _named(pair: Pair, titles: Titles) -> str:
+    return " minus ".join(titles.get(name, name) for name in pair[:2])
 
 
 def _told(cells: Cells, pair: Pair, found: Comparison, titles: Titles) -> str:
     """Beside the mean, the mean without the task that has most of it: one may carry all."""
-    one, two = (titles.get(name, name) for name in pair[:2])
-    told = f"{one} minus {two} {100 * found.value:+z.1f} {points(found)}, {found.verdict()}"
+    told = f"{_named(pair, titles)} {100 * found.value:+z.1f} {points(found)}, {found.verdict()}"
     if len(pair.tasks) < 2:
         return told
     left, rest = without_largest(cells, pair)

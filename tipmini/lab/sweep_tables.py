@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import pandas as pd
 
 from tipmini.lab import sweeps
+from tipmini.lab.accuracy_tables import EMPTY
+from tipmini.lab.comparison_tables import points
+from tipmini.lab.declarations import RULES
 from tipmini.lab.profiles import Profile
-from tipmini.lab.resampling import Cells, Interval, bounds
+from tipmini.lab.resampling import Cells, bounds
 from tipmini.lab.retention import Retention, learnt, retention
 from tipmini.lab.statistics import MISSING, Comparison, Pair, Verdict, compare
 
@@ -14,8 +17,6 @@ Value = float | str
 Found = Mapping[tuple[str, Value], Comparison | None]
 Kept = Mapping[str, Mapping[Value, Retention | None]]
 
-RULES = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
-EMPTY = "–"
 ABSENT = f"The sweep is {MISSING}."
 
 # Every value against one ----------------------------------------------------------------------
@@ -65,11 +66,7 @@ def _difference(one: Comparison | None) -> str:
     if one is None:
         return EMPTY
     mark = "**" if _apart(one) else ""
-    return f"{mark}{100 * one.value:+.1f}{mark}<br>{_points(one)}"
-
-
-def _points(one: Interval) -> str:
-    return f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+    return f"{mark}{100 * one.value:+z.1f}{mark}<br>{points(one)}"
 
 
 def _apart(one: Comparison) -> bool:
@@ -108,7 +105,7 @@ def _ends(values: Mapping[Value, Comparison], reference: str) -> str:
 
 
 def _said(one: Comparison) -> str:
-    return f"{100 * one.value:+.1f} points {_points(one)} ({one.verdict()})"
+    return f"{100 * one.value:+z.1f} points {points(one)} ({one.verdict()})"
 
 
 def at_value(found: Found, value: Value, reference: str) -> str:

@@ -176,8 +176,8 @@ def _verdict(
     better = sum((first, second, task) in clear for task in above)
     worse = sum((first, second, task) in clear for task in tasks if task not in above)
     return (
-        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} tasks: "
-        f"better on {better} and worse on {worse}."
+        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} tasks; told "
+        f"apart, it is better on {better} and worse on {worse}."
     )
 
 

@@ -97,8 +97,8 @@ def twice(found: dict, batch: int) -> str:
     base, weights = (round(rise / 1e6) for rise in risen)
     return (
         f"At batch {batch} a pass of the base model rose by {base} MB and one of the merge in the "
-        f"weights by {weights} MB. These are one program, so the measurement itself can be off by "
-        f"{abs(base - weights)} MB and more."
+        f"weights by {weights} MB. These are one program, so a difference of "
+        f"{max(1, abs(base - weights))} MB tells nothing."
     )
 
 

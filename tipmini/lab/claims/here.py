@@ -95,10 +95,7 @@ def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
 
 
 def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: float) -> Finding:
-    """Whether the layers of two adapters rank differently by importance (Spearman's rho).
-
-    In part: these two do not, two others do.
-    """
+    """Whether the layers of two adapters rank differently by importance (Spearman's rho)."""
     found = evidence.importances
     if not {first, second} <= found.keys():
         return not_run(evidence, note="No input norms are stored.")
@@ -106,10 +103,10 @@ def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: f
     every = [_rho(found, pair) for pair in combinations(found, 2)]
     apart = _normalized(found[first]) - _normalized(found[second])
     tops = [int(found[task].argmax()) for task in (first, second)]
-    others = Verdict.IN_PART if min(every) < alike_above else Verdict.NOT_SUPPORTED
+    differ = sum(other < alike_above for other in every)
     return Finding(
-        Verdict.HOLDS if rho < alike_above else others,
-        f"rank correlation {rho:.2f}; of all pairs {min(every):.2f} to {max(every):.2f}",
+        Verdict.HOLDS if rho < alike_above else Verdict.NOT_SUPPORTED,
+        f"rank correlation {rho:.2f}; {differ} of all {len(every)} pairs are below {alike_above:g}",
         f"The most important of {len(found[first])} layers is {tops[0]} for {names([first])} and "
         f"{tops[1]} for {names([second])}, counted from 0; their sparsities differ by up to "
         f"{apart.abs().max():.2f}. From a correlation of {alike_above:g}, orders count as alike.",
