@@ -27,7 +27,7 @@ def profile(tmp_path):
 
 
 def test_a_choice_is_named_by_its_own_title_and_its_winners(known, tmp_path):
-    assert choice_tables.titles(known, tmp_path) == {}
+    assert choice_tables.titles(known, tmp_path) == {"best": "the best"}
     won = Bundle(name="best", title="an older title: CAT", settings={}, facts={}, cells=[])
     bundles.keep(tmp_path, won)
     assert choice_tables.titles(known, tmp_path) == {"best": "the best: CAT"}

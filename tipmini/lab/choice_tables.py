@@ -16,10 +16,10 @@ from tipmini.lab.statistics import MISSING, mean_of, measured
 
 
 def titles(known: Catalogue, store: Path) -> dict[str, str]:
-    """{choice: its title and that of what it chose}, of the choices whose winner is stored."""
+    """{choice: its title, and where its winner is stored, that of what it chose}."""
     stored = bundles.titles(store, known.choices)
-    winners = {name: title.split(": ", 1)[-1] for name, title in stored.items()}
-    return {name: f"{known.choices[name].title}: {winner}" for name, winner in winners.items()}
+    winners = {name: f": {title.split(': ', 1)[-1]}" for name, title in stored.items()}
+    return {n: f"{choice.title}{winners.get(n, '')}" for n, choice in known.choices.items()}
 
 
 def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd.DataFrame:
