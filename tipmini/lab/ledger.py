@@ -49,8 +49,9 @@ def _pair(reading, variants, profile: Profile) -> Pair:
 
 def settled(points: Iterable) -> pd.DataFrame:
     """How every declared point is settled wherever it is not the one that is varied."""
+    noted = lambda p: f" ({p.note.strip()})" if p.note else ""  # noqa: E731
     rows = [
-        {"open point": p.question, "settled as": f"{p.printed}{f' ({p.note.strip()})' if p.note else ''}"}
+        {"open point": p.question, "settled as": f"{p.printed}{noted(p)}"}
         for p in sorted(points, key=lambda point: point.point)
     ]
     wide = pd.DataFrame(rows, index=sorted(p.point for p in points)).rename_axis("#")
