@@ -10,7 +10,7 @@ from tipmini.errors import TipminiError
 from tipmini.lab import bundles, selection
 from tipmini.lab.accuracy_tables import narrow
 from tipmini.lab.catalogue import Catalogue
-from tipmini.lab.declarations import RULES, Choice
+from tipmini.lab.declarations import WEIGHTS_TOLD, Choice
 from tipmini.lab.profiles import Profile
 from tipmini.lab.statistics import MISSING, mean_of, measured
 
@@ -67,7 +67,7 @@ def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, 
         chosen = selection.winner(choice, known, profile)
         told[chosen] = f"**{told[chosen]}**"
     shown = {name: known.variant(name).weights for name in names}
-    return {str(RULES.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
+    return {str(WEIGHTS_TOLD.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
 
 
 def _scores(store: Path, names: Sequence[str], profile: Profile) -> dict[str, float]:

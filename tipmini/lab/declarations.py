@@ -33,7 +33,7 @@ class Point(Declared):
     note: str = ""
 
 
-RULES = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
+WEIGHTS_TOLD = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
 
 
 class Sweep(Declared):
@@ -55,7 +55,7 @@ class Sweep(Declared):
             changes = {"options": line.options | {"sparsity": value}}
         if self.moves == "rows":
             changes = {"inputs": line.inputs.model_dump() | {"rows": value}}
-        title = f"{line.title}, {self.label.format(value=RULES.get(value, value))}"
+        title = f"{line.title}, {self.label.format(value=WEIGHTS_TOLD.get(value, value))}"
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from tipmini.lab import sweeps
 from tipmini.lab.accuracy_tables import EMPTY
 from tipmini.lab.comparison_tables import points
-from tipmini.lab.declarations import RULES
+from tipmini.lab.declarations import WEIGHTS_TOLD
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells, bounds
 from tipmini.lab.retention import Retention, learnt, retention
@@ -59,7 +59,7 @@ def table(found: Found, moved: str) -> pd.DataFrame:
 
 
 def _name(value: Value) -> str:
-    return RULES.get(str(value), str(value))
+    return WEIGHTS_TOLD.get(str(value), str(value))
 
 
 def _difference(one: Comparison | None) -> str:
