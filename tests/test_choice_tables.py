@@ -3,7 +3,8 @@
 import pytest
 from test_selection import TASKS, scored, store
 
-from tipmini.lab import choice_tables, show, weight_figures
+from tipmini.lab import bundles, choice_tables, show, weight_figures
+from tipmini.lab.bundles import Bundle
 from tipmini.lab.catalogue import Catalogue, Group
 from tipmini.lab.declarations import Choice
 from tipmini.lab.profiles import Profile
@@ -25,6 +26,13 @@ def profile(tmp_path):
     return Profile(name="tiny", description="d", tasks=TASKS, results=str(tmp_path))
 
 
+def test_a_choice_is_named_by_its_own_title_and_its_winners(known, tmp_path):
+    assert choice_tables.titles(known, tmp_path) == {"best": "the best"}
+    won = Bundle(name="best", title="an older title: CAT", settings={}, facts={}, cells=[])
+    bundles.keep(tmp_path, won)
+    assert choice_tables.titles(known, tmp_path) == {"best": "the best: CAT"}
+
+
 def test_rounds_are_ordered_by_the_first_and_tell_the_second(known, profile):
     first = {"linear": ([1, 0, 1, 0], [1, 0]), "cat": ([1, 1, 1, 1], [1, 1])}
     store(profile, scored(**first, svd=([0, 0, 0, 0], [0, 0])))
@@ -39,6 +47,27 @@ def test_a_round_with_a_hole_is_not_measured(known, profile):
     store(profile, scored(linear=([1], [1])))
     frame = choice_tables.rounds("best", known, profile)
     assert frame.iloc[0, 0] == MISSING
+
+
+def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
+    values = {"linear-w-mean": "mean", "linear-w-0.1": 0.1, "cat-w-0.1": 0.1}
+    variants = {
+        name: Variant(name=name, title=name, method=name.split("-")[0], weights=weight)
+        for name, weight in values.items()
+    }
+    choices = tuple(
+        Choice(name=f"{of}-tuned", title=of, among=(f"{of}-w-*",), finalists=2)
+        for of in ("linear", "cat")
+    )
+    known = Catalogue({"tuned": Group(description="d", choices=choices)}, {}, variants)
+    store(profile, scored(**{"linear-w-mean": ([1, 0], [1, 0]), "linear-w-0.1": ([1, 1], [1, 0])}))
+    frame = choice_tables.weights(["linear-tuned", "cat-tuned"], known, profile)
+    assert dict(frame["linear"]) == {"1/T": "0.500", "0.1": "0.750"}  # no second round yet
+    assert dict(frame["cat"]) == {"1/T": "–", "0.1": MISSING}
+    last = {"linear-w-mean": ([1, 1], [1, 1]), "linear-w-0.1": ([1, 1], [0, 0])}
+    store(profile, scored(**last), final=True)
+    frame = choice_tables.weights(["linear-tuned"], known, profile)
+    assert dict(frame["linear"]) == {"1/T": "**0.500<br>1.000**", "0.1": "0.750<br>0.500"}
 
 
 def test_weights_are_drawn_by_kind_of_module_and_task():

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -404,3 +406,18 @@ def test_the_command_lists_all(capsys, monkeypatch):
     assert stopped.value.code == 0 and [each["id"] for each in found] == [c.id for c in CLAIMS]
     assert found[0]["in_print"]["declared"] == found[0]["in_print"]["verdict"]
     assert set(Claim.model_fields) == set(found[0])
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        ({"rte": [3.0, 2, 1], "piqa": [1, 2, 3.0], "boolq": [3.0, 2, 1]}, Verdict.HOLDS),
+        ({"rte": [3.0, 2, 1], "piqa": [3, 2, 1.0], "boolq": [1.0, 2, 3]}, Verdict.NOT_SUPPORTED),
+        ({"rte": [3.0, 2, 1], "piqa": [3, 2, 1.0], "boolq": [6.0, 2, 1]}, Verdict.NOT_SUPPORTED),
+        ({"rte": [3.0, 2, 1]}, Verdict.NOT_RUN),
+    ],
+)
+def test_layers_differ_where_their_orders_do(lines, verdict):
+    found = SimpleNamespace(importances={t: torch.tensor(line) for t, line in lines.items()})
+    asked = {"first": "rte", "second": "piqa", "alike_above": 0.9}
+    assert here.layers_differ(found, **asked).verdict == verdict

@@ -84,7 +84,7 @@ def test_the_recommended_merge_is_the_default():
     )
     assert_same("m", expected("recommended"))
     told = CliRunner().invoke(cli.app, ["merge", "--dry-run", "--out", "m2", *ADAPTERS]).stdout
-    assert "would be merged by recommended (linear, weights 0.7/T)" in told
+    assert "would be merged by recommended (linear, weights 0.35/T)" in told
 
 
 def test_seed_decides_the_draws():

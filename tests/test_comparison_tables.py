@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import made_up
 import pytest
 
-from tipmini.lab import accuracy_tables, comparison_tables, ledger, seeds, sweeps
+from tipmini.lab import (
+    accuracy_tables,
+    comparison_tables,
+    contributions,
+    ledger,
+    seeds,
+    sweeps,
+)
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.statistics import MISSING, Pair
 
@@ -30,18 +37,25 @@ CELLS = made_up.cells(ROWS)
 
 def test_a_method_is_a_row_with_mean_and_retention():
     frame = accuracy_tables.complete(CELLS, SMOKE, ["base", "single", "tip"], TITLES)
-    assert list(frame.columns) == ["Open-<br>Book-<br>QA", "RTE†", "mean of 2", "retention"]
+    assert list(frame.columns) == [
+        "Open-<br>Book-<br>QA",
+        "RTE†",
+        "mean of 2",
+        "retention,<br>1 task",
+    ]
     assert list(frame.index) == ["Base", "Single", "TIP"]
     assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
     assert frame.loc["TIP", "mean of 2"].startswith("0.500<br>±")
-    assert list(frame["retention"][:2]) == ["0%", "100%"]
-    assert frame.loc["TIP", "retention"].startswith("50%<br>[")
+    assert list(frame.iloc[:2, -1]) == ["0%", "100%"]
+    assert frame.iloc[2, -1].startswith("50%<br>[")
 
 
 def test_the_size_of_a_merge_stands_beside_it():
     facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
     frame = accuracy_tables.complete(CELLS, SMOKE, iter(["base", "tip"]), TITLES, facts)
     assert list(frame["size"]) == ["–", "1.50"]
+    alone = accuracy_tables.sizes(["tip", "none"], facts, TITLES)
+    assert dict(alone["size"]) == {"TIP": "1.50", "none": "–"}
 
 
 def test_a_method_with_a_hole_says_so():
@@ -132,6 +146,12 @@ def test_seeds_are_counted_and_spread():
     assert set(seeds.seed_table(CELLS, SMOKE, ["tip", "ties"]).loc["OpenBookQA"]) == {MISSING}
 
 
+def test_seeds_are_told():
+    text = seeds.told(CELLS, SMOKE, ["tip", "good"])
+    assert "number 2 of 2 (0.500; mean of all 0.625)" in text and "spread by 0.177" in text
+    assert MISSING in seeds.told(CELLS, SMOKE, ["tip"]) and MISSING in seeds.told({}, SMOKE, [])
+
+
 def test_retention_and_who_is_left_out():
     frame = accuracy_tables.retention_table(CELLS, SMOKE, ["good", "ties"], TITLES)
     assert list(frame.columns) == ["Open-<br>Book-<br>QA", "mean of 1"]
@@ -183,6 +203,14 @@ def test_the_ledger_has_a_line_a_reading():
     assert list(frame["it is"]) == ["not told<br>apart", "better", NARROW]
     assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", "–"]
     assert frame.iloc[0, 2] == "+0.0<br>[+0.0, +0.0]"
+
+
+def test_what_is_not_varied_is_settled_as_declared():
+    points = [SimpleNamespace(**vars(p), printed="as printed", note="") for p in POINTS]
+    points[1].note = "seen"
+    frame = ledger.settled(points)
+    assert list(frame.index) == [1, 8]
+    assert list(frame.loc[1]) == ["W", "as printed (seen)"]
 
 
 def test_effects_are_in_points_by_point():
@@ -250,3 +278,20 @@ def test_small_panels_leave_out_what_is_not_measured():
     found = sweeps.by_task(SWEPT, sweep("adapters", (1, 2)), SMOKE, TITLES)
     assert found["openbookqa"]["TIP"][0] == [1, 2]
     assert found["rte"]["TIP"][0] == [2]
+
+
+# Which task a difference is of -------------------------------------------------------------------
+
+
+def test_a_difference_is_taken_apart_by_task():
+    pairs = [Pair("good", "tip", SMOKE.tasks), Pair("ties", "tip", SMOKE.tasks)]
+    frame = contributions.table(CELLS, SMOKE, pairs, TITLES)
+    assert list(frame.columns)[1:] == ["RTE†", "mean of 2", "without the<br>largest"]
+    assert list(frame.loc["Good minus TIP"]) == ["+50.0", "+0.0", "+25.0", "+0.0<br>[+0.0, +0.0]"]
+    assert set(frame.loc["TIES minus TIP"]) == {"–"}
+    assert contributions.rest(CELLS, pairs[0]) == " Without OpenBookQA it is +0.0 [+0.0, +0.0]."
+    assert contributions.rest(CELLS, pairs[1]) == ""
+
+
+def test_the_largest_is_so_to_either_side():
+    assert contributions.largest({"a": 0.1, "b": -0.2}) == "b"

@@ -156,3 +156,12 @@ def test_memory_is_asked_of_batches_that_fit(what):
     found = serving.peaks(what, (1, 2, 4), 4, "mixed 2")
     assert found.keys() == {2, 4}
     assert all(peak is None or peak >= 0 for peak in found.values())
+
+
+def test_what_was_freed_before_is_given_back_ahead_of_every_peak(what, monkeypatch):
+    """Else one program rises by less where its process has freed more."""
+    calls = []
+    monkeypatch.setattr(serving.timing, "give_memory_back", lambda: calls.append("back"))
+    monkeypatch.setattr(serving.timing, "peak_memory", lambda work: calls.append("peak") or 0.0)
+    serving.peaks(what, (1, 2), 4, "weights")
+    assert calls == ["back", "peak"] * 2

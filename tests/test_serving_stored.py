@@ -7,7 +7,7 @@ from test_serving import SIZES
 
 from tipmini.errors import TipminiError
 from tipmini.lab import show
-from tipmini.lab.bench import serving, serving_stored
+from tipmini.lab.bench import serving, serving_stored, serving_words
 
 
 def made_up() -> dict:
@@ -55,8 +55,55 @@ def test_ratios_compare_times_of_the_same_round():
 
 
 def test_the_slope_is_what_one_more_adapter_adds():
-    """Medians 4 and 6 s with one and two adapters."""
-    assert serving_stored.slope(FOUND, "prompt", 2) == pytest.approx(2.0)
+    """Ratios 2 and 3 with one and two adapters in the first round, 3 and 4.5 in the second."""
+    assert serving_stored.slope(FOUND, "prompt", 2) == pytest.approx((1.25, 1.0, 1.5))
+
+
+def test_a_drifting_machine_does_not_change_the_slope():
+    """Every way takes ten times as long in the second round."""
+    found = made_up()
+    for point in found["points"]:
+        point["seconds"][1] *= 10
+    assert serving_stored.slope(found, "token", 2) == serving_stored.slope(FOUND, "token", 2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "slower"), [([1, 2], True), ([2.9, 8.9], True), ([3, 1], False), ([1, 10], False)]
+)
+def test_slower_is_slower_than_one_program_twice_in_every_round(weights, slower):
+    """Two adapters took 3 and 9 s, the base model 1 and 2 s."""
+    found = made_up()
+    serving_stored.points(found, "prompt", 2)["weights"]["seconds"] = weights
+    assert serving_stored.slower(found, "prompt", 2, "mixed 2") is slower
+    said = serving_words.summary(found, 2).split("; ")[1]
+    assert ("slower than both" in said) is slower
+    assert ("not told apart" in said) is not slower
+
+
+def test_the_memory_table_has_what_was_measured():
+    found = made_up()
+    del serving_stored.points(found, "prompt", 2)["mixed 2"]["memory"]
+    serving_stored.points(found, "prompt", 1)["mixed 1"]["memory"] = None
+    table = serving_stored.memory_table(found)
+    assert "2 unmerged adapters" not in table.index
+    assert list(table.loc["1 unmerged adapter"]) == ["0.00", "-", "2"]
+    assert sorted(table.loc["base model", ["batch 1", "batch 2"]]) == ["1", "2"]
+
+
+def test_one_programs_memory_in_two_processes_is_compared():
+    found = made_up()
+    serving_stored.points(found, "prompt", 2)["weights"]["memory"] = 7.4e6
+    assert "rose by 2 MB" in (said := serving_words.twice(found, 2))
+    assert "by 7 MB. These are one program, so a difference of 5 MB tells nothing" in said
+    serving_stored.points(found, "prompt", 2)["weights"]["memory"] = None
+    assert serving_words.twice(found, 2) == ""
+
+
+def test_the_tables_notes_are_computed():
+    """448 elements of an adapter beside 3840 of the layers; the base model's 1 and 2 s."""
+    assert "14 linear layers alone, an adapter's are +11.67%" in serving_words.counted(FOUND)
+    said = serving_words.drift(FOUND, 2)
+    assert "own 2 passes over the prompt at batch 2 took 1000 to 2000 ms" in said
 
 
 def test_the_table_has_every_way_and_says_where_a_batch_is_too_small():
@@ -83,9 +130,10 @@ def test_the_floor_table_divides_by_what_a_step_needs_at_least():
 
 
 def test_the_words_carry_the_ratios():
-    said = serving_stored.summary(FOUND, 2)
+    said = serving_words.summary(FOUND, 2)
     assert "3.75 with 2 unmerged adapters" in said
-    assert "Each further adapter adds 1000.0 ms" in said
+    assert "Each further adapter adds 125.0% of the base model's time" in said
+    assert "750 ms that is 937.5 ms (750.0 ... 1125.0 over the rounds)" in said
 
 
 def test_the_figure_marks_every_ratio_and_all_memory():
@@ -113,5 +161,5 @@ def test_what_is_stored_is_whole_and_can_be_shown():
             ways = serving_stored.points(found, step, batch)
             assert {w for w in serving_stored.ways(found) if serving.fits(w, batch)} == set(ways)
             assert all(len(p["seconds"]) == found["rounds"] for p in ways.values())
-    assert json.dumps(found["machine"]["processor"])[1:-1] in serving_stored.report(found)
+    assert json.dumps(found["machine"]["processor"])[1:-1] in serving_words.report(found)
     assert show.svg(serving_stored.figure(found))

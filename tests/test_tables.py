@@ -85,10 +85,12 @@ def test_rte_and_coqa_are_marked_where_their_rows_were_split():
 
 
 def test_the_summary_counts_what_the_cells_say():
-    text = tables.summary(CELLS, SMOKE, level=0.1)
-    assert "16 rows in 2 tasks" in text
-    assert "Single lies above Base on 2 of 2 tasks" in text
-    assert "p < 0.1, it is better on 2 and worse on 0" in text
+    """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
+    told = "Single lies above Base on 2 of 2 tasks; told apart, it is better on {} and worse on 0."
+    for level, better in ((0.1, 0), (0.6, 2)):
+        text = tables.summary(CELLS, SMOKE, level=level)
+        assert "16 rows in 2 tasks" in text and "the 8 tests" in text
+        assert told.format(better) in text, text
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0314, "0.031"), (1.0, "1.000")])
@@ -109,6 +111,11 @@ def test_provenance_tells_machines_apart():
     frame = tables.provenance(CELLS | {("base", "rte"): elsewhere})
     assert list(frame.loc["cells"]) == [9, 1]
     assert list(frame.loc["seconds"]) == ["14", "2"]
+    assert set(frame.loc["measured"]) == {elsewhere.date}
+    older = {"code": "0" * 64, **elsewhere.inputs}
+    other = elsewhere.model_copy(update={"inputs": older, "date": "2026-01-30"})
+    frame = tables.provenance({("base", "rte"): other, ("tip", "rte"): elsewhere})
+    assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "-"]
 
 
 def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
@@ -135,22 +142,47 @@ def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
     assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
 
 
-def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
-    checks = [
-        {"step": 0, "loss": 1.5, "accuracy": 0.25},
-        {"step": 2, "loss": 1.25, "accuracy": 0.5},
-        {"step": 4, "loss": 1.375, "accuracy": 0.75},
-    ]
+def train(folder, task: str, accuracies: tuple) -> None:
+    """An adapter's training.json: the checkpoint at step 2 has the lowest loss."""
+    losses = (1.5, 1.25, 1.375)
+    checks = [{"loss": x, "accuracy": a} for x, a in zip(losses, accuracies, strict=True)]
     recipe = {"rows": 1200, "epochs": 2, "learning_rate": 5e-4}
     story = {"recipe": recipe, "held_out": checks, "held_out_rows": 40, "seconds": 600}
-    (tmp_path / "rte").mkdir()
-    (tmp_path / "rte" / "training.json").write_text(json.dumps(story))
+    (folder / task).mkdir()
+    (folder / task / "training.json").write_text(json.dumps(story))
+
+
+def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
+    train(tmp_path, "rte", (0.25, 0.5, 0.75))
     monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
     found = dict(front_page.training().loc["RTE"])
     assert found["rows × epochs"] == "1,200 × 2" and found["learning rate"] == "0.0005"
     assert found["their loss"] == "1.500 → 1.250"
     assert found["their accuracy"] == "0.250 → 0.500"
     assert found["minutes"] == "10" and found["held-out rows"] == "40"
+
+
+def test_an_adapter_that_learnt_nothing_is_named(tmp_path, monkeypatch):
+    """Its accuracy at the kept checkpoint counts; CoQA has none."""
+    monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
+    train(tmp_path, "boolq", (0.0, 0.5, 0.5))
+    train(tmp_path, "coqa", (None, None, None))
+    assert front_page.unlearnt().endswith("than before with every adapter.")
+    train(tmp_path, "rte", (0.5, 0.5, 0.75))
+    assert "with RTE (loss 1.500 → 1.250, accuracy 0.500 → 0.500). Such" in front_page.unlearnt()
+
+
+def test_rows_of_mini_that_came_out_otherwise_at_full_are_counted(monkeypatch):
+    """Four rows of RTE lead the eight of `full`; what only one of them has isn't counted."""
+    eight = cell("tip", "rte")
+    four = eight.model_copy(update={"values": [1.0, 0.0, 0.5, 0.0]})
+    otherwise = eight.model_copy(update={"inputs": eight.inputs | {"adapter": "of another day"}})
+    stored = {
+        "mini": {("tip", "rte"): four, ("linear", "rte"): four, ("dare", "rte"): four},
+        "full": {("tip", "rte"): eight, ("base", "rte"): eight, ("dare", "rte"): otherwise},
+    }
+    monkeypatch.setattr(front_page, "variant_cells", lambda profile: stored[profile.name])
+    assert front_page._mini_in_full(load_profile("mini"), load_profile("full")) == "1 of 4"
 
 
 # The tables of the method -------------------------------------------------------------------

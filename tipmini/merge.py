@@ -161,7 +161,7 @@ PRESETS: dict[str, Preset] = {
     "tip-inverted": Preset("tip", {"sign": -1}),
     "tip-dlp": Preset("tip", {"shift_range": 0.3}),
     # Chosen on held-out train rows, among merges that need the adapters alone and draw nothing.
-    "recommended": Preset("linear", weights="0.7/T"),
+    "recommended": Preset("linear", weights="0.35/T"),
 }
 
 

@@ -32,7 +32,7 @@ EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measu
 
 def narrow(text: str, letters: int = 20) -> str:
     """In lines of so many letters: cells of tables don't wrap."""
-    return "<br>".join(wrap(text, letters))
+    return "<br>".join(wrap(text, letters, break_long_words=False))
 
 
 # All methods --------------------------------------------------------------------------------
@@ -67,12 +67,21 @@ def relative_size(facts: Mapping[str, float] | None) -> str:
     return f"{facts['norm'] / facts['sum']:.2f}" if facts else EMPTY
 
 
+def sizes(names: Iterable[str], facts: Facts, titles: Titles = TITLES) -> pd.DataFrame:
+    """`relative_size` of every merge, a row each."""
+    rows = {titles.get(name, name): {SIZE: relative_size(facts.get(name))} for name in names}
+    return pd.DataFrame(rows).T.rename_axis("merge")
+
+
 def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
     tasks = profile.tasks
     row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
     mean = mean_of(cells, name, tasks)
     row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else NARROW
-    row["retention"] = _retention(cells, profile, name) if mean else EMPTY
+    known = len(kept.learnt(cells, tasks))
+    row[f"retention,<br>{known} task{'s' * (known != 1)}"] = (
+        _retention(cells, profile, name) if mean else EMPTY
+    )
     return row
 
 

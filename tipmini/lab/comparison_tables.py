@@ -46,7 +46,7 @@ def compared(found: Comparison | None) -> dict[str, str]:
     if found is None:
         return dict.fromkeys(heads, EMPTY) | {heads[-1]: MISSING}
     values = (
-        f"{100 * found.value:+.1f}",
+        f"{100 * found.value:+z.1f}",
         points(found),
         p_text(found.corrected),
         f"{len(found.better)} / {len(found.worse)}",
@@ -57,7 +57,7 @@ def compared(found: Comparison | None) -> dict[str, str]:
 
 def points(interval: Interval) -> str:
     """The bounds of a difference in points: "[-1.2, +0.4]"."""
-    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    return f"[{100 * interval.low:+z.1f}, {100 * interval.high:+z.1f}]"
 
 
 def sentence(
@@ -80,7 +80,7 @@ def _said(found: Comparison | None, pair: Pair, titles: Titles, what: str) -> st
         return f"{one} against {two}: {MISSING}."
     sure = f"95% interval {points(found)}, {what} {relation(found.corrected)}"
     return (
-        f"{one} minus {two} is {100 * found.value:+.1f} points in the mean of "
+        f"{one} minus {two} is {100 * found.value:+z.1f} points in the mean of "
         f"{len(pair.tasks)} tasks ({sure}): "
         f"{_WORDS[found.verdict()].format(one=one, two=two)}."
     )
@@ -109,7 +109,7 @@ def verdicts(
         pairs = [Pair(name, reference, profile.tasks) for reference in references]
         found = compare(cells, pairs)
         heads = [narrow(f"minus {titles.get(one, one)}", WIDE) for one in references]
-        texts = [f"{100 * one.value:+.1f}<br>{points(one)}" if one else EMPTY for one in found]
+        texts = [f"{100 * one.value:+z.1f}<br>{points(one)}" if one else EMPTY for one in found]
         word = str(verdict(cells, name, references, profile.tasks))
         rows[narrow(titles.get(name, name), WIDE)] = dict(zip(heads, texts, strict=True)) | {
             "it is": word

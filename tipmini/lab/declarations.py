@@ -33,6 +33,9 @@ class Point(Declared):
     note: str = ""
 
 
+WEIGHTS_TOLD = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
+
+
 class Sweep(Declared):
     """One setting moved over its values, in several variants."""
 
@@ -52,7 +55,7 @@ class Sweep(Declared):
             changes = {"options": line.options | {"sparsity": value}}
         if self.moves == "rows":
             changes = {"inputs": line.inputs.model_dump() | {"rows": value}}
-        title = f"{line.title}, {self.label.format(value=value)}"
+        title = f"{line.title}, {self.label.format(value=WEIGHTS_TOLD.get(value, value))}"
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, bundles, documents, paths, results
+from tipmini.lab import assets, choice_tables, contributions, documents, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.catalogue import catalogue
 from tipmini.lab.comparison_tables import sentences
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.parity import stored as parity
 from tipmini.lab.profiles import Profile, load_profile
+from tipmini.lab.results import Cell
 from tipmini.lab.show import markdown_table
-from tipmini.lab.statistics import Pair, mean_of
+from tipmini.lab.statistics import MISSING, Pair, mean_of
 from tipmini.lab.tables import TITLES, estimate, printed, stored_cells, variant_cells
 from tipmini.lab.tasks import TASKS
 
@@ -34,6 +35,7 @@ def front_page_values() -> dict[str, str]:
     values |= parity.page_values() | bench.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
+    values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
     available = row_counts()
     for task, (rows, train) in available.items():
         values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
@@ -43,10 +45,10 @@ def front_page_values() -> dict[str, str]:
 
 
 def _answers(profile: Profile) -> str:
-    declared = {name: choice.title for name, choice in catalogue().choices.items()}
-    titles = TITLES | declared | bundles.titles(profile.variant_store)  # with what was chosen
-    pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
-    return "\n".join(f"- {said}" for said in sentences(variant_cells(profile), pairs, titles))
+    titles = TITLES | choice_tables.titles(catalogue(), profile.variant_store)
+    pairs, cells = [Pair(*asked, profile.tasks) for asked in ANSWERS], variant_cells(profile)
+    said = zip(sentences(cells, pairs, titles), pairs, strict=True)
+    return "\n".join(f"- {text}{contributions.rest(cells, pair)}" for text, pair in said)
 
 
 def _printed_means() -> dict[str, str]:
@@ -61,6 +63,23 @@ def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str,
     values |= {task: f"{count:,}" for task, count in counts.items()}
     values["rows"] = f"{sum(counts.values()):,}"
     return {f"{profile.name}_{name}": value for name, value in values.items()}
+
+
+def _mini_in_full(mini: Profile, full: Profile) -> str:
+    """How many of the rows that both profiles have of one adapter came out otherwise.
+
+    Scored by the same code, and the adapter the same bit for bit.
+    """
+    few, all_rows = variant_cells(mini), variant_cells(full)
+    same = [p for p in few if p in all_rows and _made_of(few[p]) == _made_of(all_rows[p])]
+    both = [(few[place].values, all_rows[place].values) for place in same]
+    rows = sum(len(small) for small, _ in both)
+    other = sum(a != b for small, large in both for a, b in zip(small, large, strict=False))
+    return f"{other} of {rows:,}" if both else MISSING
+
+
+def _made_of(cell: Cell) -> tuple:
+    return tuple(cell.inputs.get(name) for name in ("code", "model", "adapter"))
 
 
 def row_counts() -> dict[str, tuple[int, int]]:
@@ -79,22 +98,55 @@ def row_counts() -> dict[str, tuple[int, int]]:
 
 def training() -> pd.DataFrame:
     """What every committed adapter was trained on, and its held-out rows before and after."""
-    stories = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
-    found = {task: json.loads(f.read_text()) for task, f in stories.items() if f.is_file()}
-    rows = {TITLES[task]: _trained(story) for task, story in found.items()}
+    rows = {TITLES[task]: _trained(story) for task, story in _stories().items()}
     return pd.DataFrame(rows).T.rename_axis("adapter")
 
 
+def unlearnt() -> str:
+    """The adapters after whose training no more held-out rows are right than before, in words."""
+    ends = {TITLES[task]: _ends(story) for task, story in _stories().items()}
+    flat = {t: e for t, e in ends.items() if e[0]["accuracy"] is not None and not _rises(*e)}
+    said = [f"{t} (loss {_losses(*e)}, accuracy {_shares(*e)})" for t, e in flat.items()]
+    if not said:
+        return "After training more held-out rows are right than before with every adapter."
+    return (
+        f"After training no more held-out rows are right than before with {', '.join(said)}. Such "
+        "an adapter shows no gain that could be merged, but it is one of the seven all the same "
+        "and counts in every mean."
+    )
+
+
+def _stories() -> dict[str, dict]:
+    files = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
+    return {task: json.loads(f.read_text()) for task, f in files.items() if f.is_file()}
+
+
+def _ends(story: dict) -> tuple[dict, dict]:
+    """What was checked before the first step, and at the checkpoint that was kept."""
+    checks = story["held_out"]
+    return checks[0], min(checks, key=lambda check: check["loss"])
+
+
+def _rises(first: dict, kept: dict) -> bool:
+    return kept["accuracy"] > first["accuracy"]
+
+
+def _losses(first: dict, kept: dict) -> str:
+    return f"{first['loss']:.3f} → {kept['loss']:.3f}"
+
+
+def _shares(first: dict, kept: dict) -> str:
+    """The accuracies of both; CoQA has none."""
+    return "-" if first["accuracy"] is None else f"{first['accuracy']:.3f} → {kept['accuracy']:.3f}"
+
+
 def _trained(story: dict) -> dict[str, str]:
-    recipe, checks = story["recipe"], story["held_out"]
-    kept = min(checks, key=lambda check: check["loss"])
-    known = kept["accuracy"] is not None
-    shares = f"{checks[0]['accuracy']:.3f} → {kept['accuracy']:.3f}" if known else "-"
+    recipe, (first, kept) = story["recipe"], _ends(story)
     return {
         "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
         "learning rate": f"{recipe['learning_rate']:g}",
         "minutes": f"{story['seconds'] / 60:.0f}",
         "held-out rows": str(story["held_out_rows"]),
-        "their loss": f"{checks[0]['loss']:.3f} → {kept['loss']:.3f}",
-        "their accuracy": shares,
+        "their loss": _losses(first, kept),
+        "their accuracy": _shares(first, kept),
     }

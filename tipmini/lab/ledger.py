@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tipmini.lab.accuracy_tables import SIZE, Facts, narrow, relative_size
+from tipmini.lab.accuracy_tables import SIZE, UNMERGED, Facts, narrow, relative_size
 from tipmini.lab.comparison_tables import compared
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells
@@ -45,6 +45,17 @@ def _pair(reading, variants, profile: Profile) -> Pair:
     both = [variants[name].tasks(profile.tasks) for name in (reading.name, reading.against)]
     tasks = tuple(task for task in profile.tasks if all(task in tasks for tasks in both))
     return Pair(reading.name, reading.against, tasks)
+
+
+def settled(points: Iterable) -> pd.DataFrame:
+    """How every declared point is settled wherever it is not the one that is varied."""
+    noted = lambda p: f" ({p.note.strip()})" if p.note else ""  # noqa: E731
+    rows = [
+        {"open point": p.question, "settled as": f"{p.printed}{noted(p)}"}
+        for p in sorted(points, key=lambda point: point.point)
+    ]
+    wide = pd.DataFrame(rows, index=sorted(p.point for p in points)).rename_axis("#")
+    return wide.map(lambda text: narrow(text, 44))
 
 
 def table(cells: Cells, listed: Sequence[Entry], facts: Facts | None = None) -> pd.DataFrame:
@@ -84,7 +95,10 @@ def effects(
 
 
 def summary(cells: Cells, listed: Sequence[Entry]) -> str:
-    """How many readings do better, worse, neither; the largest effect to each side."""
+    """How many readings do better, worse, neither; the largest effect to each side.
+
+    The largest are of the readings of a merge alone; see `_of_merges`.
+    """
     found = list(zip(listed, _compare(cells, listed), strict=True))
     there = [(entry, one) for entry, one in found if one]
     if not there:
@@ -93,16 +107,21 @@ def summary(cells: Cells, listed: Sequence[Entry]) -> str:
     counts = ", ".join(f"{words.count(w)} {w}" for w in (Verdict.BETTER, Verdict.WORSE))
     first = f"{len(there)} of {len(listed)} readings are measured: {counts}, "
     parts = [f"{first}{words.count(Verdict.OPEN)} {Verdict.OPEN} from what they are held against."]
-    order = sorted(there, key=lambda pair: pair[1].value)
-    parts += [_extreme("largest gain", *order[-1])] if order[-1][1].value > 0 else []
-    parts += [_extreme("largest loss", *order[0])] if order[0][1].value < 0 else []
+    order = sorted(_of_merges(there), key=lambda pair: pair[1].value)
+    parts += [_extreme("largest gain", *pair) for pair in order[-1:] if pair[1].value > 0]
+    parts += [_extreme("largest loss", *pair) for pair in order[:1] if pair[1].value < 0]
     return " ".join(parts)
+
+
+def _of_merges(found: Sequence[tuple[Entry, Comparison]]) -> list[tuple[Entry, Comparison]]:
+    """Without what is held against the base or Single: that reads no merge otherwise."""
+    return [(entry, one) for entry, one in found if entry.pair.against not in UNMERGED]
 
 
 def _extreme(what: str, entry: Entry, found: Comparison) -> str:
     return (
-        f"The {what} is {100 * found.value:+.1f} points, of point {entry.point} read as "
-        f"“{entry.option}” ({found.verdict()})."
+        f"Of the readings of a merge, the {what} is {100 * found.value:+z.1f} points, of point "
+        f"{entry.point} read as “{entry.option}” ({found.verdict()})."
     )
 
 

@@ -28,6 +28,10 @@ class Interval:
     low: float
     high: float
 
+    def turned(self) -> "Interval":
+        """Of the same difference, taken the other way round."""
+        return Interval(-self.value, -self.high, -self.low)
+
 
 def bounds(interval: Interval) -> Bounds:
     return interval.value, interval.low, interval.high

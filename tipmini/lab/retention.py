@@ -40,7 +40,11 @@ class Retention:
 
 def single_gains(cells: Cells, tasks: Iterable[str] | None = None) -> dict[str, Gain]:
     """Single against Base on every task that has both."""
-    tasks = [t for t in tasks or tasks_of(cells) if measured(cells, ("base", "single"), [t])]
+    tasks = [
+        t
+        for t in (tasks_of(cells) if tasks is None else tasks)
+        if measured(cells, ("base", "single"), [t])
+    ]
     pairs = [(cells["single", task], cells["base", task]) for task in tasks]
     ps = holm([paired_p(*pair) for pair in pairs])
     values = [single.mean - base.mean for single, base in pairs]

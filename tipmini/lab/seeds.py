@@ -54,6 +54,21 @@ def seed_table(cells: Cells, profile: Profile, names: Sequence[str]) -> pd.DataF
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 
+def told(cells: Cells, profile: Profile, names: Sequence[str]) -> str:
+    """How the seeds' spread stands to the rows', and which place the first seed has."""
+    found = seeds(cells, names, profile.tasks)
+    if found is None:
+        return f"More than one seed of {names[0] if names else 'it'}: {MISSING}."
+    first, _ = mean_of(cells, names[0], profile.tasks)
+    above = sum(mean_of(cells, name, profile.tasks)[0] > first for name in names)
+    return (
+        f"Profile `{profile.name}`: the mean accuracies of {found.count} seeds spread by "
+        f"{found.between:.3f}, the rows alone let one seed's be off by {found.error:.3f}. The "
+        f"first seed, which all other tables have, is number {above + 1} of {found.count} "
+        f"({first:.3f}; mean of all {found.mean:.3f})."
+    )
+
+
 def seeds_of(cells: Cells, name: str) -> list[str]:
     """A method and its variants that differ in the seed alone: "dare", "dare-s1", "dare-s2", ..."""
     pattern = re.compile(rf"{re.escape(name)}(?:-s(\d+))?")

@@ -37,7 +37,13 @@ def finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
 
 
 def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
-    """The chosen variant, under the choice's name and title.
+    """The chosen variant, under the choice's name and title; raises as `winner`."""
+    found = known.variant(winner(choice, known, profile))
+    return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
+
+
+def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
+    """The name of the chosen variant.
 
     Raises TipminiError when a candidate has not been measured on held-out rows.
     """
@@ -46,11 +52,8 @@ def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
         names, store = finalists(choice, known, profile), profile.finals_store
     cells = _measured(choice, store, names, profile)
     if choice.lowest:
-        winner = min(names, key=lambda name: score(cells, name, profile.tasks))
-    else:
-        (winner,) = best(cells, names, profile.tasks)
-    found = known.variant(winner)
-    return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
+        return min(names, key=lambda name: score(cells, name, profile.tasks))
+    return best(cells, names, profile.tasks)[0]
 
 
 def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:

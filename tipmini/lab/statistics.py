@@ -102,12 +102,14 @@ def difference(
     Rows are drawn again within each task, and the tasks' means are averaged. The interval is that
     of the percentiles. Raises TipminiError for cells that are not of the same rows.
     """
-    gains = gains_of(cells, name, against, tasks)
+    first, second = sorted((name, against))  # so that a pair has one interval, either way round
+    gains = gains_of(cells, second, first, tasks)
     drawn = [
         resampled(gain[:, None], generator_of(seed, task), draws)[:, 0]
         for task, gain in gains.items()
     ]
-    return interval(mean_of_tasks(gains), np.mean(drawn, axis=0))
+    found = interval(mean_of_tasks(gains), np.mean(drawn, axis=0))
+    return found if name == second else found.turned()
 
 
 def flip_p(

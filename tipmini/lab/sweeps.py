@@ -16,7 +16,7 @@ def lines(cells: Cells, sweep, profile: Profile, titles: Mapping[str, str]) -> d
     A value is left out until all its tasks are measured, a line until it has a value.
     """
     found = {}
-    for name, title in _named(sweep, titles).items():
+    for name, title in named(sweep, titles).items():
         places = {value: sweep.place(name, value) for value in sweep.values}
         groups = {v: (place, at(sweep, v, profile)) for v, place in places.items()}
         found[title] = _line(cells, groups, profile)
@@ -38,7 +38,7 @@ def by_task(
     """{task: {title: line}}, for small panels; tasks without a value are left out."""
     found: dict[str, dict[str, Line]] = {}
     for task in profile.tasks:
-        for name, title in _named(sweep, titles).items():
+        for name, title in named(sweep, titles).items():
             groups = {
                 v: (sweep.place(name, v), [task])
                 for v in sweep.values
@@ -66,7 +66,7 @@ def number(value: float | str, count: int) -> float:
     return equal_weight(value, count) if isinstance(value, str) else float(value)
 
 
-def _named(sweep, titles: Mapping[str, str]) -> dict[str, str]:
+def named(sweep, titles: Mapping[str, str]) -> dict[str, str]:
     """{name: title} of the lines; one that is declared with the sweep has a title of its own."""
     names = [line if isinstance(line, str) else line.name for line in sweep.lines]
     own = {line.name: line.title for line in sweep.lines if not isinstance(line, str)}

@@ -5,6 +5,7 @@ cell, the text says so.
 """
 
 import math
+from collections.abc import Container
 
 import pandas as pd
 import yaml
@@ -13,7 +14,7 @@ from tipmini.lab import bundles, paths
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell, paired_p
-from tipmini.lab.statistics import MISSING, Cells, mean_of, tasks_of
+from tipmini.lab.statistics import MISSING, Cells, holm_of, mean_of, tasks_of
 from tipmini.lab.tasks import METRIC
 
 TITLES = {
@@ -146,6 +147,9 @@ def base_vs_single(cells: Cells, profile: Profile) -> pd.DataFrame:
     return comparison(cells, profile, "base", "single")
 
 
+SUMMARISED = (("base", "single"), ("linear", "tip"), ("dare", "tip"), ("base", "tip"))
+
+
 def summary(cells: Cells, profile: Profile, level: float = 0.05) -> str:
     """A paragraph on what was measured, every number computed from the cells."""
     tasks = tasks_of(cells)
@@ -156,31 +160,38 @@ def summary(cells: Cells, profile: Profile, level: float = 0.05) -> str:
         + ", ".join(f"{TITLES[m]} {means[m]}" for m in METHODS)
         + "."
     ]
-    for first, second in (("base", "single"), ("linear", "tip"), ("dare", "tip"), ("base", "tip")):
-        parts.append(_verdict(cells, tasks, first, second, level))
-    return " ".join(parts)
+    places = [(*pair, task) for pair in SUMMARISED for task in tasks]
+    ps = holm_of({(a, b, t): paired_p(cells[a, t], cells[b, t]) for a, b, t in places})
+    clear = {place for place, p in ps.items() if p < level}
+    parts += [_verdict(cells, tasks, pair, clear) for pair in SUMMARISED]
+    told = f"Better and worse are by the paired sign test at p < {level:g}, corrected for "
+    return " ".join([*parts, f"{told}the {len(ps)} tests of this paragraph."])
 
 
-def _verdict(cells: Cells, tasks: list[str], first: str, second: str, level: float) -> str:
-    pairs = [(cells[first, task], cells[second, task]) for task in tasks]
-    clear = [(one, two) for one, two in pairs if paired_p(one, two) < level]
-    above = sum(two.mean > one.mean for one, two in pairs)
-    clearly = sum(two.mean > one.mean for one, two in clear)
+def _verdict(
+    cells: Cells, tasks: list[str], pair: tuple[str, str], clear: Container[tuple[str, str, str]]
+) -> str:
+    first, second = pair
+    above = [task for task in tasks if cells[second, task].mean > cells[first, task].mean]
+    better = sum((first, second, task) in clear for task in above)
+    worse = sum((first, second, task) in clear for task in tasks if task not in above)
     return (
-        f"{TITLES[second]} lies above {TITLES[first]} on {above} of {len(tasks)} tasks; "
-        f"by the paired sign test at p < {level:g}, it is better on {clearly} and worse on "
-        f"{len(clear) - clearly}."
+        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} tasks; told "
+        f"apart, it is better on {better} and worse on {worse}."
     )
 
 
 def provenance(cells: Cells) -> pd.DataFrame:
-    """Where the cells came from: machines, versions and the seconds they took."""
+    """Where the cells came from: machines, versions, evaluation code, and the seconds they took."""
     kinds: dict[tuple, list[Cell]] = {}
     for cell in cells.values():
-        kinds.setdefault((*cell.machine.items(), *cell.versions.items()), []).append(cell)
+        code = ("code (SHA-256)", str(cell.inputs.get("code", "-"))[:12])
+        kind = (*cell.machine.items(), *cell.versions.items(), code)
+        kinds.setdefault(kind, []).append(cell)
     rows = [
         {
             "cells": len(group),
+            "measured": " to ".join(sorted({min(dates := [c.date for c in group]), max(dates)})),
             "seconds": f"{math.fsum(cell.seconds for cell in group):.0f}",
             "model (SHA-256)": str(group[0].inputs.get("model", "-"))[:12],
             **{name: str(value) for name, value in kind},

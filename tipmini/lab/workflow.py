@@ -22,8 +22,9 @@ OUTSIDE = (
 )
 # ... and those that show the numbers only: a change there measures nothing again.
 SHOWN_NAMES = """
-accuracy_tables choice_tables comparison_tables effect_figures figures ledger method_tables
-resampling retention seeds serving_figures show statistics sweeps tables weight_figures
+accuracy_tables choice_tables comparison_tables contributions effect_figures figures guessing
+ledger method_tables plain_answers resampling retention seeds serving_figures show statistics
+sweep_tables sweeps tables weight_figures
 """
 SHOWN = tuple(f"lab/{name}.py" for name in SHOWN_NAMES.split())
 # LoRAPrune's: no merge depends on them, and what does is measured by no step of the workflow.

@@ -5,7 +5,6 @@ weights of the base are shared. All take a step in turn, so that a drifting mach
 """
 
 import copy
-import ctypes
 import json
 import multiprocessing
 import statistics
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini.lab import model, results
-from tipmini.lab.bench import serving_cost, serving_stored, timing
+from tipmini.lab.bench import serving_cost, serving_stored, serving_words, timing
 from tipmini.lab.experiments import Lab
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -167,16 +166,9 @@ def peaks(what: Setting, batches: Sequence[int], length: int, way: str) -> dict[
     for batch in filter(partial(fits, way), batches):
         forward(prompts(vocabulary, max(1, adapters_of(way)), 2))  # every weight is in memory now
         tokens = prompts(vocabulary, batch, length)
-        _give_back()
+        timing.give_memory_back()  # else a pass uses unseen what loading and merging have freed
         found[batch] = timing.peak_memory(partial(forward, tokens, **LAST))
     return found
-
-
-def _give_back() -> None:
-    """Hand freed memory to the kernel, so that the next pass can't use it unseen (glibc)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 # All of it ----------------------------------------------------------------------------------
@@ -241,4 +233,4 @@ def store(lab: Lab, **options: object) -> str:
         **measure(setting(lab), **options),
     }
     results.write(serving_stored.STORED, json.dumps(found, indent=1) + "\n")
-    return serving_stored.report(found)
+    return serving_words.report(found)

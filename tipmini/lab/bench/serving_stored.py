@@ -64,12 +64,29 @@ def relative(found: dict, step: str, batch: int) -> dict[str, tuple[float, float
     return ratios
 
 
-def slope(found: dict, step: str, batch: int) -> float:
-    """Seconds that every further adapter of a mixed batch adds, by least squares."""
-    chosen = [p for w, p in points(found, step, batch).items() if w.startswith("mixed")]
-    counts = [point["adapters"] for point in chosen]
-    taken = [statistics.median(point["seconds"]) for point in chosen]
-    return float(np.polyfit(counts, taken, 1)[0])
+def slower(found: dict, step: str, batch: int, way: str) -> bool:
+    """Whether it took longer in every round than the base model and than the merge in the weights.
+
+    These two are one program. Of three alike, one and the same is the slowest in all of five rounds
+    once in 243 times.
+    """
+    chosen = points(found, step, batch)
+    alike = zip(chosen["base"]["seconds"], chosen["weights"]["seconds"], strict=True)
+    return all(own > max(two) for own, two in zip(chosen[way]["seconds"], alike, strict=True))
+
+
+def slope(found: dict, step: str, batch: int) -> tuple[float, float, float]:
+    """What every further adapter of a mixed batch adds, as a share of the base model's time.
+
+    Median, least and most over the rounds, by least squares within each: a drift of the machine
+    from round to round has no part in it.
+    """
+    chosen = points(found, step, batch)
+    mixed = [point for way, point in chosen.items() if way.startswith("mixed")]
+    counts = [point["adapters"] for point in mixed]
+    rounds = np.array([point["seconds"] for point in mixed]) / chosen["base"]["seconds"]
+    each = np.polyfit(counts, rounds, 1)[0].tolist()
+    return statistics.median(each), min(each), max(each)
 
 
 # Figure -------------------------------------------------------------------------------------
@@ -96,11 +113,11 @@ def memory_lines(found: dict) -> dict[str, tuple[list[int], list[float]]]:
     lines: dict[str, tuple[list[int], list[float]]] = {}
     for way in ("base", most(found), "one adapter", "weights"):
         for batch in batches(found):
-            point = points(found, "prompt", batch).get(way)
-            if point and point["memory"] is not None:
+            risen = memory(found, way, batch)
+            if risen is not None:
                 sizes, megabytes = lines.setdefault(title(way), ([], []))
                 sizes.append(batch)
-                megabytes.append(point["memory"] / 1e6)
+                megabytes.append(risen / 1e6)
     return lines
 
 
@@ -116,12 +133,16 @@ def table(found: dict, shown: tuple[int, ...]) -> pd.DataFrame:
 def _counts(found: dict, way: str) -> dict[str, str]:
     size, last = Sizes(**found["sizes"]), batches(found)[-1]
     own, base = (points(found, "token", last)[name] for name in (way, "base"))
-    weights = own["adapters"] * size.adapter * size.width
-    return {
-        "adapter weights, MB": f"{weights / 1e6:.2f}",
+    return _adapters(found, way) | {
         "operations, token": f"{own['operations'] / base['operations'] - 1:+.2%}",
         "matrix products": str(products(size, own["adapters"])),
     }
+
+
+def _adapters(found: dict, way: str) -> dict[str, str]:
+    size, last = Sizes(**found["sizes"]), batches(found)[-1]
+    weights = points(found, "token", last)[way]["adapters"] * size.adapter * size.width
+    return {"adapter weights, MB": f"{weights / 1e6:.2f}"}
 
 
 def _times(found: dict, way: str, shown: tuple[int, ...]) -> dict[str, str]:
@@ -141,12 +162,29 @@ def _time(found: dict, way: str, step: str, batch: int) -> str:
     return f"{taken * 1e3:.0f} ms<br>{middle:.2f} × ({low:.2f} ... {high:.2f})"
 
 
+def memory_table(found: dict) -> pd.DataFrame:
+    """MB of the adapters that a way keeps, and by how much a pass over prompts rises above that."""
+    rows = {title(way): _adapters(found, way) | _rises(found, way) for way in ways(found)}
+    rows = {name: row for name, row in rows.items() if len(row) > 1}  # not measured of all
+    return pd.DataFrame(rows).T.fillna("-").rename_axis("served")
+
+
+def _rises(found: dict, way: str) -> dict[str, str]:
+    risen = {batch: memory(found, way, batch) for batch in batches(found)}
+    return {f"batch {b}": f"{rise / 1e6:.0f}" for b, rise in risen.items() if rise is not None}
+
+
+def memory(found: dict, way: str, batch: int) -> float | None:
+    """Bytes by which a pass over prompts rises above what is kept; None where not measured."""
+    return points(found, "prompt", batch).get(way, {}).get("memory")
+
+
 def floor_table(found: dict) -> pd.DataFrame:
     """Median times of some ways as multiples of the time that they need at least."""
     rows = {}
     for way in ("base", most(found), "one adapter", "weights"):
         rows[title(way)] = {
-            f"{name}, batch {batch}": _above_floor(found, way, step, batch)
+            f"{name}, batch {batch}": above_floor(found, way, step, batch)
             for step, name in STEPS.items()
             for batch in batches(found)
             if way in points(found, step, batch)
@@ -154,60 +192,8 @@ def floor_table(found: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("-").rename_axis("step")
 
 
-def _above_floor(found: dict, way: str, step: str, batch: int) -> str:
+def above_floor(found: dict, way: str, step: str, batch: int) -> str:
+    """The median time as a multiple of the least time it needs, and that time."""
     point = points(found, step, batch)[way]
     least = floor_seconds(point, found)
     return f"{statistics.median(point['seconds']) / least:.1f} × {least * 1e3:.1f} ms"
-
-
-# Words --------------------------------------------------------------------------------------
-
-
-def provenance(found: dict) -> str:
-    """What the numbers were measured on, with and how often."""
-    machine, speeds = found["machine"], (found["matrix_product"] / 1e9, found["bandwidth"] / 1e9)
-    versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("torch", "transformers", "peft"))
-    return (
-        f"Measured by `{found['command']}` on {found['date']}: {machine['processor']}, "
-        f"{machine['cores']} cores, {found['threads']} threads, {versions}, {found['dtype']}, "
-        f"prompts of {found['length']} tokens, {found['rounds']} rounds. In the same run a large "
-        f"matrix product reached {speeds[0]:.0f} GFLOP/s and a copy in memory {speeds[1]:.0f} GB/s."
-    )
-
-
-def summary(found: dict, batch: int) -> str:
-    """What came out at one batch size, every number computed from the stored ones."""
-    parts = []
-    for step, name in STEPS.items():
-        ratios = relative(found, step, batch)
-        said = ", ".join(
-            f"{ratios[way][0]:.2f} with {title(way)}" for way in (most(found), "one adapter")
-        )
-        parts.append(
-            f"At batch {batch} a pass over the {name} takes, relative to the base model, {said}, "
-            f"and {ratios['weights'][0]:.2f} with the merge in the weights."
-        )
-    more, size = slope(found, "token", batch), Sizes(**found["sizes"])
-    parts.append(
-        f"Each further adapter adds {more * 1e3:.1f} ms to the pass over the next token, "
-        f"{more / size.adapted * 1e6:.0f} µs for each of the {size.adapted} adapted modules."
-    )
-    return " ".join(parts)
-
-
-def floors(found: dict, batch: int) -> str:
-    """How far the base and the fullest mixed batch are from what they need at least."""
-    said = []
-    for way in ("base", most(found)):
-        above = (_above_floor(found, way, step, batch) for step in STEPS)
-        named = (f"{a} ({name})" for a, name in zip(above, STEPS.values(), strict=True))
-        said.append(f"{title(way)}: {' and '.join(named)}")
-    return f"Measured time as a multiple of the floor at batch {batch}: {'; '.join(said)}."
-
-
-def report(found: dict) -> str:
-    """What the terminal shows."""
-    last = batches(found)[-1]
-    parts = [table(found, (last,)), floor_table(found)]
-    texts = [part.to_string().replace("<br>", " ") for part in parts]
-    return "\n\n".join([*texts, summary(found, last), provenance(found)])

@@ -1,11 +1,13 @@
 """Checks of a claim from what was measured for this book: cells, layers, serving."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 from torch import Tensor
 
 import tipmini as tm
 from tipmini.lab.bench import serving_stored
+from tipmini.lab.catalogue import catalogue
 from tipmini.lab.claims.declared import Verdict
 from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
 from tipmini.lab.claims.in_print import names
@@ -39,7 +41,7 @@ def paired(
     places = [(h, low, task) for h in higher for low in lower for task in asked]
     missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
     if missing:
-        told = ", ".join(TITLES.get(m, m) for m in sorted(missing))
+        told = ", ".join(map(title, sorted(missing)))
         return not_run(evidence, note=f"No cells, or not of every task, are stored for: {told}.")
     corrected = holm_of({place: paired_p(*_pair(evidence, place)) for place in places})
     gaps = {place: _gap(evidence, place) for place in places}
@@ -49,6 +51,12 @@ def paired(
     counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
     verdict = verdict_of(better, worse, len(places), some)
     return Finding(verdict, counted, "; ".join(_told(gaps, clear)) + ".")
+
+
+def title(name: str) -> str:
+    """As tables call a method or a declared variant."""
+    known = catalogue().variants
+    return known[name].title if name in known else TITLES.get(name, name)
 
 
 def _pair(evidence: Evidence, place: Place) -> tuple[Cell, Cell]:
@@ -75,7 +83,7 @@ def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
     for h, low in dict.fromkeys(place[:2] for place in gaps):
         own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
         mean = f"{sum(own) / len(own):+.1f} points{' on average' if own[1:] else ''}"
-        told = [f"{TITLES.get(h, h)} − {TITLES.get(low, low)} is {mean}"]
+        told = [f"{title(h)} − {title(low)} is {mean}"]
         signs = {t: gap > 0 for (*pair, t), gap in clear.items() if pair == [h, low]}
         for word, sign in (("for", True), ("against", False)):
             tasks = [task for task, found in signs.items() if found is sign]
@@ -88,22 +96,27 @@ def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
 
 def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: float) -> Finding:
     """Whether the layers of two adapters rank differently by importance (Spearman's rho)."""
-    from scipy.stats import spearmanr
-
     found = evidence.importances
     if not {first, second} <= found.keys():
         return not_run(evidence, note="No input norms are stored.")
-    rho = float(spearmanr(found[first], found[second]).statistic)
+    rho = _rho(found, (first, second))
+    every = [_rho(found, pair) for pair in combinations(found, 2)]
     apart = _normalized(found[first]) - _normalized(found[second])
     tops = [int(found[task].argmax()) for task in (first, second)]
-    verdict = Verdict.HOLDS if rho < alike_above else Verdict.NOT_SUPPORTED
+    differ = sum(other < alike_above for other in every)
     return Finding(
-        verdict,
-        f"rank correlation {rho:.2f}",
+        Verdict.HOLDS if rho < alike_above else Verdict.NOT_SUPPORTED,
+        f"rank correlation {rho:.2f}; {differ} of all {len(every)} pairs are below {alike_above:g}",
         f"The most important of {len(found[first])} layers is {tops[0]} for {names([first])} and "
         f"{tops[1]} for {names([second])}, counted from 0; their sparsities differ by up to "
         f"{apart.abs().max():.2f}. From a correlation of {alike_above:g}, orders count as alike.",
     )
+
+
+def _rho(importances: Mapping[str, Tensor], pair: tuple[str, str]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(*(importances[task] for task in pair)).statistic)
 
 
 def _normalized(importance: Tensor) -> Tensor:
