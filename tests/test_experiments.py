@@ -9,7 +9,7 @@ from labs import TASKS, save_adapter, save_llama
 from peft import PeftModel
 
 import tipmini as tm
-from tipmini.lab import assets, controls, evaluation, experiments, model, results, tasks
+from tipmini.lab import assets, cell_inputs, controls, evaluation, model, results, tasks
 from tipmini.lab.experiments import MERGES, METHODS, Lab, cell_file, stored
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.variants import Inputs
@@ -86,8 +86,8 @@ def test_measured_again_with_another_model(
 
 def test_measured_again_with_other_code(profile, measured, monkeypatch):
     before = Lab(profile).cell("base", "rte")
-    shorter = experiments.EVALUATION_CODE[1:]
-    monkeypatch.setattr(experiments, "EVALUATION_CODE", (*shorter, tasks.order))
+    shorter = cell_inputs.EVALUATION_CODE[1:]
+    monkeypatch.setattr(cell_inputs, "EVALUATION_CODE", (*shorter, tasks.order))
     assert Lab(profile).cell("base", "rte").key != before.key and len(measured) == 2
 
 

@@ -116,6 +116,8 @@ LAB = [
     "tipmini.lab.input_norms",
     "tipmini.lab.selection",
     "tipmini.lab.sweeps",
+    "tipmini.lab.materials",
+    "tipmini.lab.cell_inputs",
     "tipmini.lab.experiments",
     "tipmini.lab.pruning.examples",
     "tipmini.lab.pruning.guessing",

@@ -1,32 +1,17 @@
 """Calibrate, merge, evaluate, store: every measured number of the book passes through here."""
 
-import logging
 import time
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
-from lm_eval.api.task import ConfigurableTask
-from torch import Tensor, nn
+from torch import Tensor
 
 import tipmini as tm
-from tipmini.lab import (
-    assets,
-    attention,
-    bundles,
-    catalogue,
-    evaluation,
-    generation,
-    llama,
-    model,
-    packing,
-    paths,
-    resident,
-    results,
-    selection,
-    tasks,
-)
+from tipmini.lab import bundles, catalogue, evaluation, results, selection, tasks
+from tipmini.lab.cell_inputs import cell_inputs
 from tipmini.lab.input_norms import DEFAULT, InputNorms
-from tipmini.lab.merging import PAPER, Merges, adapter_hash
+from tipmini.lab.materials import Materials
+from tipmini.lab.merging import PAPER, Merges, without_measured
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
 from tipmini.lab.variants import UNMERGED, Inputs, Variant
@@ -35,29 +20,8 @@ from tipmini.lab.weighing import Recipe, Weighing
 METHODS = (*UNMERGED, *PAPER)
 MERGES = PAPER
 
-EVALUATION_CODE = (
-    packing.Row,
-    packing.pack_requests,
-    packing.together,
-    packing.flatten,
-    packing.runs,
-    packing.collate,
-    packing.batches,
-    packing.Group,
-    attention,
-    generation,
-    llama,
-    model.target_hidden,
-    model.scored_targets,
-    model.target_logprobs,
-    resident.Resident,
-    evaluation.PackedLM,
-    evaluation.Stop,
-    evaluation.evaluate,
-)
 
-
-class Lab:
+class Lab(Materials):
     """One profile's experiments. What is stored under the same key is read, the rest measured.
 
     A name is one of METHODS, whose cells have files of their own, or a declared variant's
@@ -68,81 +32,21 @@ class Lab:
     kept: Path | None = None  # folder of norms and learnt weights that were made before
 
     def __init__(self, profile: Profile):
-        self.profile = profile
+        super().__init__(profile)
         self.merges = Merges(self)
         self.norms = InputNorms(self, self.kept and self.kept / "norms")
-        self._definitions: dict[str, ConfigurableTask] = {}
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-    # What goes in ---------------------------------------------------------------------------
-
-    @cached_property
-    def model_path(self) -> Path | str:
-        embedded = self.profile.model == "embedded"
-        return assets.embedded() / "model" if embedded else self.profile.model
-
-    @cached_property
-    def model_hash(self) -> str:
-        """Of the weights' file; of a hub model its id."""
-        if self.profile.model != "embedded":
-            return self.profile.model
-        return results.file_digest(assets.embedded() / "model" / "model.safetensors")
-
-    @cached_property
-    def tokenizer(self):
-        return model.load_tokenizer(self.model_path)
-
-    @cached_property
-    def base(self) -> nn.Module:
-        """The base model, loaded once."""
-        model.keep_memory()
-        return model.load_base(self.model_path, self.profile.dtype, self.profile.device)
-
-    @cached_property
-    def lm(self) -> evaluation.PackedLM:
-        """The base model as lm-eval sees it; adapters come and go on it."""
-        return evaluation.PackedLM(
-            self.base,
-            tokenizer=self.tokenizer,
-            tokens=self.profile.tokens,
-            first_line=True,
-            answer_tokens=self.profile.answer_tokens,
-        )
-
-    def adapter_path(self, task: str) -> Path:
-        """The folder of a task's own adapter; fetched first where it is on the hub."""
-        name = self.profile.adapter_names.get(task, task)
-        place = self.profile.adapters.format(task=name)
-        if self.profile.data == "hub":
-            return model.download(place)
-        return paths.REPOSITORY / place
-
-    @cached_property
-    def adapters(self) -> dict[str, tm.LoraAdapter]:
-        """The seven adapters to be merged, by task."""
-        return {task: tm.load_adapter(self.adapter_path(task)) for task in self.profile.tasks}
-
-    def task(self, name: str, train: int = 0):
-        return tasks.load(name, self.profile.rows(name), train, self.profile.data)
+    # Merge ----------------------------------------------------------------------------------
 
     def input_norms(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
         """See `InputNorms.of`."""
         return self.norms.of(task, chosen)
-
-    @property
-    def trainable(self) -> nn.Module:
-        """Another copy of the base model, with the attention that gradients pass through."""
-        model.keep_memory()
-        profile = self.profile
-        return model.load_base(self.model_path, profile.dtype, profile.device, attention="eager")
 
     @cached_property
     def weighing(self) -> Weighing:
         """Weights learnt of the seven adapters."""
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
         return Weighing(self.trainable, self.tokenizer, self.adapters, Recipe(), files)
-
-    # Merge ----------------------------------------------------------------------------------
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; raises TipminiError for an unknown one."""
@@ -177,12 +81,6 @@ class Lab:
         if method == "base":
             return None
         return self.adapter_path(task) if method == "single" else self.merged(name)
-
-    def definition(self, task: str) -> ConfigurableTask:
-        """lm-eval's task over the profile's rows, made once."""
-        if task not in self._definitions:
-            self._definitions[task] = self.task(task)
-        return self._definitions[task]
 
     def cell(self, name: str, task: str) -> Cell:
         """The measured cell; read from the store where it was measured from the same things."""
@@ -231,23 +129,13 @@ class Lab:
         if bundle is None or cell is None:
             return False
         inputs = self.inputs(None, self.definition(task), variant.metric(task))
-        then = bundle.settings if measured else _without_measured(bundle.settings)
+        then = bundle.settings if measured else without_measured(bundle.settings)
         now = [self.merges.settings(variant, measured), inputs | {"adapter": None}]
         return now != [then, cell.inputs | {"adapter": None}]
 
     def inputs(self, folder: Path | None, definition, metric: str | None = None) -> dict:
-        """Everything a cell's values follow from."""
-        task = definition.config.task
-        inputs = {
-            "code": results.code_digest(EVALUATION_CODE),
-            "model": self.model_hash,
-            "adapter": folder and adapter_hash(folder),
-            **_rows_and_task(definition),
-            "parameters": self.profile.model_dump(
-                include={"dtype", "device", "tokens", "answer_tokens"}
-            ),
-        }
-        return inputs | ({"metric": metric} if metric not in (None, tasks.METRIC[task]) else {})
+        """Everything a cell's values follow from: `cell_inputs`."""
+        return cell_inputs(self.profile, self.model_hash, folder, definition, metric)
 
     def measure(
         self, method: str, folder: Path | None, definition, metric: str | None = None
@@ -270,16 +158,3 @@ def cell_file(profile: Profile, method: str, task: str) -> Path:
 def stored(profile: Profile, method: str, task: str) -> Cell | None:
     """What was measured before, without measuring; None where nothing was."""
     return results.load(cell_file(profile, method, task))
-
-
-def _without_measured(settings: dict) -> dict:
-    kept = {key: value for key, value in settings.items() if key not in ("measured", "learnt")}
-    inner = kept["norm_of"]
-    return kept | ({"norm_of": _without_measured(inner)} if isinstance(inner, dict) else {})
-
-
-@lru_cache(maxsize=32)
-def _rows_and_task(definition: ConfigurableTask) -> dict[str, str]:
-    """Hashes of a task's rows and of what is done with them; thousands of cells may ask."""
-    rows, task = list(definition.eval_docs), definition.config.task
-    return {"data": results.digest(rows), "task": results.digest(tasks.fingerprint(task))}

@@ -184,3 +184,10 @@ def _holds(folder: Path, adapter: tm.LoraAdapter) -> bool:
 
 def adapter_hash(folder: Path) -> str:
     return results.file_digest(folder / "adapter_model.safetensors")
+
+
+def without_measured(settings: dict) -> dict:
+    """A merge's settings but for the hashes of what its inputs and weights were measured on."""
+    kept = {key: value for key, value in settings.items() if key not in ("measured", "learnt")}
+    inner = kept["norm_of"]
+    return kept | ({"norm_of": without_measured(inner)} if isinstance(inner, dict) else {})

@@ -20,7 +20,8 @@ from tipmini.base_folder import open_base
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles, evaluation, model, results, tasks
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.experiments import EVALUATION_CODE, Lab
+from tipmini.lab.cell_inputs import EVALUATION_CODE
+from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import claimed
 from tipmini.lab.measuring import Show, one_bar
 from tipmini.lab.profiles import Profile

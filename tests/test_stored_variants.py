@@ -1,0 +1,23 @@
+"""What is kept of merges below results/ was made as it would be now."""
+
+import pytest
+
+from tipmini.lab import bundles, profiles, results
+from tipmini.lab.experiments import Lab
+from tipmini.lab.measuring import Bundled, stale
+
+
+@pytest.mark.parametrize("name", ["mini", "full"])
+def test_variants_are_of_the_settings_they_have_now(name):
+    """A choice's are those of its winner, so that one that other rows won would be told."""
+    profile = profiles.load_profile(name)
+    kept = bundles.names(profile.variant_store)
+    assert kept and stale(Bundled(profile), kept) == []
+
+
+def test_cells_of_methods_are_of_todays_code_and_rows():
+    lab = Lab(profiles.load_profile("full"))
+    now = {task: lab.inputs(None, lab.definition(task)) for task in lab.profile.tasks}
+    cells = {f.stem: results.load(f) for f in (lab.profile.store / "cells").glob("*.json")}
+    others = [n for n, c in cells.items() if c.inputs | {"adapter": None} != now[c.task]]
+    assert cells and others == []
