@@ -51,6 +51,8 @@ COMMANDS = [
     "tipmini.commands.auditing",
     "tipmini.commands.listing",
     "tipmini.commands.laboratory",
+    "tipmini.commands.merge_options",
+    "tipmini.commands.merge_values",
     "tipmini.commands.merge_request",
     "tipmini.commands.merge_run",
     "tipmini.commands.merge_plan",
