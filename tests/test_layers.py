@@ -50,6 +50,7 @@ COMMANDS = [
     "tipmini.commands.arguments",
     "tipmini.commands.auditing",
     "tipmini.commands.listing",
+    "tipmini.commands.batch",
     "tipmini.commands.laboratory",
     "tipmini.commands.merge_options",
     "tipmini.commands.merge_values",
