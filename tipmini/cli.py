@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tipmini.commands import auditing, laboratory, listing, merging, pruning
+from tipmini.commands import auditing, batch, laboratory, listing, merging, pruning
 from tipmini.commands.arguments import examples
 from tipmini.errors import TipminiError
 
@@ -47,16 +47,16 @@ COMMANDS = {
     ],
     laboratory.weigh: ["tipmini weigh --task piqa --task rte --out weights.json"],
     laboratory.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],
-    laboratory.measure: [
+    batch.measure: [
         "tipmini measure --profile smoke --method single --task rte",
         "tipmini measure --profile mini --group ledger --variant tip-cat",
     ],
-    laboratory.norms: ["tipmini norms --profile smoke --task rte"],
+    batch.norms: ["tipmini norms --profile smoke --task rte"],
     laboratory.fetch: ["tipmini fetch"],
     laboratory.adapters: ["tipmini adapters --task rte"],
     auditing.claims: ["tipmini claims", "tipmini claims --json"],
-    laboratory.book: ["tipmini book --profile mini"],
-    laboratory.publish: ["tipmini publish _build/executed/mini"],
+    batch.book: ["tipmini book --profile mini"],
+    batch.publish: ["tipmini publish _build/executed/mini"],
 }
 
 for command, lines in COMMANDS.items():

@@ -1,21 +1,19 @@
 """What one `tipmini merge` is asked to do: flags and a YAML file, checked and typed."""
 
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import get_args
 
 import yaml
 
 import tipmini as tm
+from tipmini.commands import merge_values as values
 from tipmini.commands.arguments import nearest
-from tipmini.errors import TipminiError, is_finite
+from tipmini.commands.merge_options import typed_options
+from tipmini.errors import TipminiError
 from tipmini.merge import NEEDS, preset
-from tipmini.strict import one_line, shown
-from tipmini.weighting import RULES, is_rule
+from tipmini.strict import one_line
 
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
 
@@ -45,18 +43,18 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     if "method" not in given:
         _check_default(given)
     method = _method(given.get("method", _default_method(given.get("weights"))))
-    options = _options(method, {k: v for k, v in given.items() if k not in ARGUMENTS})
+    options = typed_options(method, {k: v for k, v in given.items() if k not in ARGUMENTS})
     request = Request(
-        adapters=_paths("adapters", given.get("adapters")) or [],
-        out=_path("out", given.get("out")),
+        adapters=values.paths("adapters", given.get("adapters")) or [],
+        out=values.path("out", given.get("out")),
         method=method,
         options=options,
-        weights=_weights(given.get("weights", preset(method).weights)),
-        norms=_paths("norms", given.get("norms")),
-        grams=_paths("grams", given.get("grams")),
-        seed=_seed(given.get("seed", 0)),
-        into=_path("into", given.get("into"), needed=False),
-        base_model=_name("base_model", given.get("base_model")),
+        weights=values.weights(given.get("weights", preset(method).weights)),
+        norms=values.paths("norms", given.get("norms")),
+        grams=values.paths("grams", given.get("grams")),
+        seed=values.seed(given.get("seed", 0)),
+        into=values.path("into", given.get("into"), needed=False),
+        base_model=values.model_name("base_model", given.get("base_model")),
     )
     _check(request)
     return request
@@ -111,18 +109,7 @@ def _check_default(given: Mapping[str, object]) -> None:
 
 def _default_method(weights: object) -> str:
     """The recommended one; learnt weights are those of the exact sum."""
-    return "cat" if _is_file(weights) else "recommended"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return is_finite(float(text))
-    except ValueError:
-        return False
-
-
-def _is_file(weights: object) -> bool:
-    return isinstance(weights, str | Path) and str(weights).endswith(".json")
+    return "cat" if values.is_file(weights) else "recommended"
 
 
 def _method(name: object) -> str:
@@ -131,100 +118,6 @@ def _method(name: object) -> str:
         listed = ", ".join(known)
         raise TipminiError(f"no merge method {name!r}{nearest(name, known)}; there are {listed}")
     return str(name)
-
-
-def _options(method: str, given: Mapping[str, object]) -> dict[str, object]:
-    """All options of the method, those given in the type that the method declares."""
-    known = tm.method_options(method)
-    for name in given:
-        if name not in known:
-            listed = f"it has {', '.join(known)}" if known else "it has none"
-            hint = nearest(name, list(known))
-            raise TipminiError(f"merge method {method} has no option {name!r}{hint}; {listed}")
-    return known | {name: _typed(method, name, value) for name, value in given.items()}
-
-
-def _typed(method: str, name: str, value: object) -> object:
-    """A value from YAML or the command line, where all is text, as what the method declares."""
-    function = tm.METHODS[preset(method).method]
-    declared = inspect.signature(function).parameters[name].annotation
-    kinds = get_args(declared) or (declared,)  # `int | None` is (int, NoneType)
-    if NoneType in kinds and str(value).lower() in ("none", "null"):
-        return None
-    what, read = READERS[kinds[0]]
-    try:
-        return read(str(value))
-    except (KeyError, ValueError):
-        raise TipminiError(f"option {name} of {method} must be {what}, got {value!r}") from None
-
-
-READERS = {
-    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
-    int: ("a whole number", int),
-    float: ("a number", float),
-    str: ("a word", str),
-}
-
-
-def parse_options(given: Sequence[str]) -> dict[str, str]:
-    """{name: text} of `name=value` items; dashes in a name stand for underscores."""
-    found: dict[str, str] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        name = name.strip().replace("-", "_")
-        if not (name and equals):
-            raise TipminiError(f"--option needs name=value, e.g. sign=-1, got {item!r}")
-        if name in found:
-            raise TipminiError(f"option {name} is given twice")
-        found[name] = value.strip()
-    return found
-
-
-def _paths(name: str, value: object) -> list[Path] | None:
-    if value is None:
-        return None
-    values = [value] if isinstance(value, str | Path) else value
-    if not (isinstance(values, list) and all(map(_is_path, values))):
-        raise TipminiError(f"{name} must be a list of paths, got {value!r}")
-    return [Path(v) for v in values]
-
-
-def _path(name: str, value: object, *, needed: bool = True) -> Path | None:
-    if value is None and not needed:
-        return None
-    if not _is_path(value) or not str(value):
-        raise TipminiError(f"--{name} must be a folder, got {value!r}")
-    return Path(value)
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str | Path) and "\0" not in str(value)
-
-
-def _name(name: str, value: object) -> str | None:
-    if value is not None and not (isinstance(value, str) and value):
-        raise TipminiError(f"{name} must be a model's name, got {value!r}")
-    return value
-
-
-def _weights(value: object) -> str | list[float] | Path:
-    if _is_file(value):
-        return _path("weights", value)
-    if isinstance(value, str):
-        if not is_rule(value.strip()):
-            hint = "; a number goes with --weight" if _is_number(value) else ""
-            raise TipminiError(f"weights must be {RULES}, or a .json file, got {value!r}{hint}")
-        return value.strip()
-    numbers = value if isinstance(value, list) else [value]
-    if not all(map(is_finite, numbers)):
-        raise TipminiError(f"weights must be finite numbers, {RULES}, got {shown(value)}")
-    return [float(n) for n in numbers]
-
-
-def _seed(value: object) -> int:
-    if type(value) is not int:
-        raise TipminiError(f"seed must be a whole number, got {value!r}")
-    return value
 
 
 def _check(request: Request) -> None:
@@ -249,6 +142,6 @@ def _real(path: Path) -> Path:
 def _check_counts(request: Request) -> None:
     count = len(request.adapters)
     for name in ("weights", "norms", "grams"):
-        values = getattr(request, name)
-        if isinstance(values, list) and len(values) != count:
-            raise TipminiError(f"{name} must be one an adapter, {count}, got {len(values)}")
+        given = getattr(request, name)
+        if isinstance(given, list) and len(given) != count:
+            raise TipminiError(f"{name} must be one an adapter, {count}, got {len(given)}")

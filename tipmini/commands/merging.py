@@ -9,8 +9,9 @@ import typer
 
 import tipmini as tm
 from tipmini.commands.arguments import AsJson, complete_method, complete_option, examples
+from tipmini.commands.merge_options import parse_options
 from tipmini.commands.merge_plan import reckon
-from tipmini.commands.merge_request import make_request, parse_options
+from tipmini.commands.merge_request import make_request
 from tipmini.commands.merge_run import open_inputs, run
 from tipmini.errors import TipminiError
 
