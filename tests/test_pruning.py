@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import tipmini as tm
 from tipmini import schedules
-from tipmini.criteria import dequantise
 from tipmini.groups import find_families
+from tipmini.int8 import dequantise
 from tipmini.lab import results
 from tipmini.lab.pruning import run, scoring, texts
 from tipmini.lab.pruning.recipe import Recipe, cosine_rate, fraction, removes
