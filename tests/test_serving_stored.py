@@ -116,7 +116,7 @@ def test_the_table_has_every_way_and_says_where_a_batch_is_too_small():
         "merged into the weights",
     ]
     assert table.loc["2 unmerged adapters", "prompt, batch 1"] == "-"
-    assert table.loc["2 unmerged adapters", "prompt, batch 2"].startswith("6000 ms<br>3.75 ×")
+    assert table.loc["2 unmerged adapters", "prompt, batch 2"].startswith("6000 ms<br>3.75 (")
     assert table.loc["2 unmerged adapters", "matrix products"] == "31"
     assert table.loc["2 unmerged adapters", "adapter weights, MB"] == f"{2 * 448 * 4 / 1e6:.2f}"
     assert table.loc["2 unmerged adapters", "operations, token"] == "+3.00%"

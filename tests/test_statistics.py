@@ -234,3 +234,13 @@ def test_seeds_keep_the_two_spreads_apart():
 @pytest.mark.parametrize("names", [[], ["good"], ["good", "some"]])
 def test_no_spread_without_two_whole_seeds(names):
     assert seeds.seeds(CELLS, names, TASKS) is None
+
+
+def test_seeds_are_averaged_row_by_row_where_all_are_there():
+    rows = {"s0": {"rte": [1, 0, 1], "piqa": [1]}, "s1": {"rte": [1, 1, 0]}}
+    found = seeds.averaged(made_up.cells(rows), ["s0", "s1"], "drawn")
+    assert {p: cell.values for p, cell in found.items()} == {("drawn", "rte"): [1, 0.5, 0.5]}
+    assert seeds.averaged(made_up.cells(rows), ["s0", "s2"], "drawn") == {}
+    other = made_up.cells(rows) | {("s1", "rte"): made_up.cell("s1", "rte", [1, 1, 0], data="e")}
+    with pytest.raises(TipminiError, match="not measured on the same rows"):
+        seeds.averaged(other, ["s0", "s1"], "drawn")

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tipmini.lab.profiles import Profile
-from tipmini.lab.resampling import Cells
+from tipmini.lab.resampling import Cells, rows_of
+from tipmini.lab.results import Cell
 from tipmini.lab.statistics import MISSING, mean_of
 from tipmini.lab.tables import TITLES, mark
 
@@ -74,6 +75,19 @@ def seeds_of(cells: Cells, name: str) -> list[str]:
     pattern = re.compile(rf"{re.escape(name)}(?:-s(\d+))?")
     found = {pattern.fullmatch(variant) for variant in dict.fromkeys(v for v, _ in cells)} - {None}
     return [match[0] for match in sorted(found, key=lambda match: int(match[1] or -1))]
+
+
+def averaged(cells: Cells, names: Sequence[str], name: str) -> dict[tuple[str, str], Cell]:
+    """Cells of `name`, whose rows have the means over several seeds: what a draw gets on average.
+
+    Of the tasks that every seed has. Raises TipminiError for cells that are not of the same rows.
+    """
+    tasks = [t for seed, t in cells if seed == names[0] and all((n, t) in cells for n in names)]
+    rows = {task: rows_of(cells, names, task).mean(axis=1).tolist() for task in tasks}
+    return {
+        (name, t): cells[names[0], t].model_copy(update={"method": name, "values": means})
+        for t, means in rows.items()
+    }
 
 
 def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:

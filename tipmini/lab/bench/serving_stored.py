@@ -159,7 +159,7 @@ def _time(found: dict, way: str, step: str, batch: int) -> str:
         return "-"
     middle, low, high = relative(found, step, batch)[way]
     taken = statistics.median(point["seconds"])
-    return f"{taken * 1e3:.0f} ms<br>{middle:.2f} × ({low:.2f} ... {high:.2f})"
+    return f"{taken * 1e3:.0f} ms<br>{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def memory_table(found: dict) -> pd.DataFrame:
