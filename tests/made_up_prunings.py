@@ -60,6 +60,7 @@ def bench() -> dict:
             "model_bytes": size * 1_000_000,
             "step_bytes": step * 1_000_000,
             "rows_a_second": speed,
+            "seconds": [96 / speed, 96 / speed],
         }
         for name, size, step, speed in (
             ("vanilla", 270, 520, 2.0),
@@ -81,6 +82,10 @@ def bench() -> dict:
         for reduction in ("paper", "released")
         for seed in range(3)
     ]
+    loudest = [
+        {"layer": layer, "lighter": 0.05 + layer / 30, "times": 100.0 / (layer + 1)}
+        for layer in range(30)
+    ]
     inference = [
         {"share": share, "removed": share, "merged": merged, "batch": batch, "prompt": 8}
         | {"seconds": [batch * (1 - share) * (1 if merged else 1.5) * f for f in (1, 1.1, 0.9)]}
@@ -88,10 +93,10 @@ def bench() -> dict:
         for merged in (True, False)
         for batch in (1, 8)
     ]
-    sizes = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8, "rows": 128}
+    sizes = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8, "rows": 96}
     found = {
-        "criteria": {"cost": cost},
-        "masks": {"agreement": agreement},
+        "criteria": {"cost": cost, "rows_a_pass": 1, "repeats": 2},
+        "masks": {"agreement": agreement, "loudest": loudest},
         "inference": {"inference": inference},
         "profile": profile(),
     }

@@ -23,6 +23,7 @@ from tipmini.lab.claims.declared import Check, Claim, Verdict, declared
 from tipmini.lab.claims.evidence import Evidence
 from tipmini.lab.pruning import declared as declared_prunings
 from tipmini.lab.pruning import memory
+from tipmini.lab.pruning.perplexity import CORPORA
 
 PRUNED_SETTINGS = (
     *(pruning_settings.pruning_has, pruning_settings.scores_tasks, pruning_settings.is_pruned),
@@ -268,7 +269,8 @@ def test_a_printed_number_goes_to_checks_of_what_is_printed_alone():
         level: {name for name, check in checks.items() if "printed" in signature(check).parameters}
         for level, checks in CHECKS.items()
     }
-    ours = {check.__name__ for checks in MEASURED.values() for check in checks} | {"all_of"}
+    ours = {check.__name__ for checks in MEASURED.values() for check in checks}
+    ours |= {"all_of", "both_of"}
     assert not named["here"] & ours
     own = {check.__name__ for check in pruned.CHECKS}
     expected = {"perplexity_gap", "memory_share", "as_speed", "weights_of", "intermediates"}
@@ -277,6 +279,10 @@ def test_a_printed_number_goes_to_checks_of_what_is_printed_alone():
 
 MARGINS = {"memory_saved": {26.3, 12.3, 0}, "throughput_gained": {32.3, 0}}
 MARGINS |= {"time_saved": {0}, "unmerged_costs": {0}, "keeps_beside": {1}}
+REDUCTIONS = {
+    "wikipedia": 29.3,
+    "books": 16.6,
+}  # per cent, in place of WikiText2, PTB
 
 
 def _asked(check: Check) -> list[tuple[str, float]]:
@@ -288,7 +294,8 @@ def _asked(check: Check) -> list[tuple[str, float]]:
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_what_is_asked_for_is_the_printed_number_or_a_declared_margin(claim: Claim):
     for check, least in _asked(claim.here):
-        assert least in MARGINS[check] or (least == claim.printed and claim.unit == "%")
+        margins = REDUCTIONS.values() if check == "perplexity_below" else MARGINS[check]
+        assert least in margins or (least == claim.printed and claim.unit == "%")
 
 
 def test_margins_are_half_of_what_is_printed(evidence):
@@ -296,6 +303,16 @@ def test_margins_are_half_of_what_is_printed(evidence):
     assert list(printed_tables.margins(evidence).values()) == [26.3, 12.3, 32.3]
     declared_margins = {least for asked in MARGINS.values() for least in asked} - {0, 1}
     assert declared_margins == set(printed_tables.margins(evidence).values())
+
+
+def test_a_printed_reduction_is_asked_for_in_per_cent_of_llm_pruners(evidence):
+    new, old = (evidence.pruned["perplexity"][row] for row in ("loraprune", "llm_pruner"))
+    for corpus, printed in zip(CORPORA, ("wikitext2", "ptb"), strict=True):
+        relative = 100 * (1 - new[printed]["value"] / old[printed]["value"])
+        assert round(relative, 1) == REDUCTIONS[corpus]
+    asked = [c.here.arguments for c in CLAIMS if {"least", "corpora"} <= c.here.arguments.keys()]
+    assert len(asked) >= 5
+    assert all(REDUCTIONS[one["corpora"][0]] == one["least"] for one in asked)
 
 
 # The page -----------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """What whole runs removed: beside the vanilla criterion's, and between seeds."""
 
+import made_up_prunings
 import prunable
 import pytest
 import torch
 
 from tipmini.groups import find_families
+from tipmini.lab import bundles
 from tipmini.lab.pruning import declared, kept_masks
 from tipmini.lab.statistics import MISSING
 from tipmini.masking import save_masks
@@ -69,6 +71,8 @@ def test_seeds_that_one_lacks_are_left_out_of_the_pairs():
 def test_stored_masks_are_read_by_run_and_seed(tmp_path):
     run = RUNS[declared.run_name("wanda", 0.5, True, 2)]
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / f"{run.name}.safetensors").write_bytes(save_masks(FIRST))
+    for name in (run.name, declared.run_name("wanda", 0.5, True, 1)):  # the other has no cells
+        (tmp_path / "masks" / f"{name}.safetensors").write_bytes(save_masks(FIRST))
+    bundles.keep(tmp_path, made_up_prunings.bundle(run, (), 3.0))
     ((seed, found),) = kept_masks.read(tmp_path, RUNS)[run.method, run.share, run.tuned].items()
     assert seed == 2 and all(found[name].equal(mask) for name, mask in FIRST.items())

@@ -65,7 +65,7 @@ def test_times_are_set_against_the_unpruned_merged_model():
 def test_a_part_says_what_it_read_and_how_often():
     told = {part: benched.made_with(BENCH, part) for part in benched.PARTS}
     assert told["inference"].startswith("Prompts of 8 tokens, each model 3 times in turn; an adap")
-    assert told["criteria"].startswith("128 rows of boolq cut to 256 tokens, one a pass; an adap")
+    assert told["criteria"].startswith("96 rows of boolq cut to 256 tokens, one a pass; 2 steps of")
     counted = BENCH | {"criteria": BENCH["criteria"] | {"repeats": 5}}
     assert "; 5 steps of each; an" in benched.made_with(counted, "criteria")
 
@@ -96,6 +96,13 @@ def test_a_bench_of_before_has_fewer_shares():
     before = BENCH | {"masks": BENCH["masks"] | {"agreement": fewer}}
     assert agreement.lines(before)["channels"]["as released"][0] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert len(agreement.overlap_table(before)) == len(agreement.overlap_table(BENCH)) - 1
+
+
+def test_where_magnitude_ranks_the_largest_activations():
+    told = agreement.loudest_told(BENCH)
+    assert "smallest 20% of its layer in 5 of 30 layers (1, 2, 3, 4, 5); 6 would be" in told
+    assert "the most in layer 1: its norm is 100 times the median channel's, and 5% of" in told
+    assert MISSING in agreement.loudest_told({})
 
 
 @pytest.mark.parametrize(

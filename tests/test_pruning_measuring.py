@@ -1,5 +1,8 @@
 """Measuring prunings of a tiny model: everything once, by whomever, and what a kill leaves."""
 
+import shutil
+from pathlib import Path
+
 import prunable
 import pytest
 import torch
@@ -158,6 +161,31 @@ def test_a_killed_run_goes_on_with_the_model_it_made(profile, monkeypatch):
     monkeypatch.setattr(measuring, "_make", killed)  # not needed again
     assert len(measure(profile, TUNED)) == 4
     assert not made.exists()
+
+
+def test_a_kill_after_the_last_cell_leaves_masks_and_at_last_no_model(profile, monkeypatch):
+    remove = shutil.rmtree
+
+    def killed(folder, *given, **options):
+        if Path(folder).name.startswith(TUNED):
+            raise Killed
+        remove(folder, *given, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(measuring.shutil, "rmtree", killed)
+        measure(profile, TUNED)
+    masks = profile.pruning_store / "masks" / f"{TUNED}.safetensors"
+    assert masks.is_file() and list((profile.scratch / "pruned").iterdir())
+    assert measure(profile, TUNED) == []
+    assert list((profile.scratch / "pruned").iterdir()) == []
+
+
+def test_masks_that_are_gone_are_made_again_and_no_cell_is(profile):
+    measure(profile, ONCE)
+    masks = profile.pruning_store / "masks" / f"{ONCE}.safetensors"
+    kept = masks.read_bytes()
+    masks.unlink()
+    assert measure(profile, ONCE) == [] and masks.read_bytes() == kept
 
 
 def test_what_another_process_is_at_comes_last(profile, monkeypatch):

@@ -9,7 +9,6 @@ from tipmini.lab.pruning import (
     comparisons,
     curves,
     declared,
-    guessing,
     tables,
     variant_tables,
 )
@@ -93,17 +92,6 @@ def test_the_mean_is_of_the_tasks_that_do_not_stand_apart():
     assert rows[0]["mean without BoolQ"] == rows[1]["mean without BoolQ"]
     every = [sum(c.values) / 20 for c in cells if c.metric == "acc"]
     assert rows[0]["mean without BoolQ"] == f"{sum(every) / 6:.3f}"
-
-
-def test_a_constant_answer_is_worth_what_most_rows_have():
-    class Task:
-        eval_docs = ({"label": label} for label in (0, 1, 1, 0, 1))
-
-        @staticmethod
-        def doc_to_target(doc):
-            return doc["label"]
-
-    assert guessing.majority(Task) == 0.6
 
 
 def test_a_difference_is_taken_window_by_window():

@@ -1,9 +1,11 @@
 """Sentences of what the prunings come to: they say what the made-up outcomes say."""
 
 import made_up_prunings as made_up
+import numpy as np
 import pytest
 
 from tipmini.lab.pruning import declared, takeaways
+from tipmini.lab.pruning.gaps import Gap
 from tipmini.lab.statistics import MISSING
 
 GRID = declared.grid()
@@ -13,29 +15,36 @@ FOUND = made_up.outcomes(
 )  # the more goes the worse, tuning helps, each method worse than the last
 
 
-def runs(levels: list[float], books: float = 0.0) -> list:
-    """One a seed, of the same loss on both corpora but for what `books` adds to the second's."""
-    run = next(iter(RUNS.values()))
-    found = [made_up.bundle(run, (), level) for level in levels]
-    for bundle in found:
-        cell = next(c for c in bundle.cells if c.task == "books")
-        cell.values[:] = [value + books for value in cell.values]
-    return found
+def gap(*seeds: float, noise: float = 0.01) -> Gap:
+    """Of 16 windows, with so much noise between them."""
+    values = np.mean(seeds) + noise * np.linspace(-1, 1, 16)
+    return Gap(values, np.array(seeds), (len(seeds), 1))
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "found"),
+    ("both", "found"),
     [
-        (runs([3.0]), runs([3.1]), "lower"),
-        (runs([3.1]), runs([3.0]), "higher"),
-        (runs([3.0, 3.05]), runs([3.1, 3.2]), "lower"),
-        (runs([3.0, 3.15]), runs([3.1, 3.2]), "neither"),  # one pair of seeds the other way
-        (runs([3.0], books=0.2), runs([3.1]), "neither"),  # the other corpus the other way
-        (runs([3.0]), [], None),
+        ((gap(-0.1), gap(-0.1)), "lower"),
+        ((gap(0.1), gap(0.1)), "higher"),
+        ((gap(-0.1, -0.2), gap(-0.1, -0.05)), "lower"),
+        ((gap(-0.1, 0.05), gap(-0.1, -0.05)), "not surely either"),  # one seed the other way
+        ((gap(-0.1), gap(0.1)), "not surely either"),  # the other corpus the other way
+        ((gap(-0.1), gap(-0.1, noise=1.0)), "not surely either"),  # windows are too unlike
+        ((gap(0.0, noise=0.0), gap(0.0, noise=0.0)), "not surely either"),  # a tie
+        ((gap(-0.1), None), MISSING),
     ],
 )
-def test_lower_is_lower_on_both_corpora_and_with_every_seed(first, second, found):
-    assert takeaways.compared(first, second) == found
+def test_lower_is_clearly_so_on_both_corpora_and_with_every_seed(both, found):
+    assert takeaways.verdicts({"a": both}) == {"a": found}
+
+
+def test_tests_are_corrected_together():
+    """Of one pair alone a p of 0.03 is clear; of many that show nothing it is not."""
+    weak, none = gap(-0.1, noise=0.29), gap(0.0, noise=1.0)
+    assert 0.025 < weak.p < 0.05
+    alone = takeaways.verdicts({"a": (gap(-1.0), weak)})
+    among = takeaways.verdicts({"a": (gap(-1.0), weak), "b": (none, none), "c": (none, none)})
+    assert alone["a"] == "lower" and among["a"] == "not surely either"
 
 
 def test_every_sentence_follows_from_the_outcomes():
@@ -54,7 +63,7 @@ def test_every_sentence_follows_from_the_outcomes():
     assert lines[6].startswith(
         "- **The released reduction**, perplexity beside that of the printed"
     )
-    assert "*higher*: 50%; 50%, tuned. *not surely either*: 20%; 20%, tuned (3 runs" in lines[6]
+    assert "*higher*: 50%. *not surely either*: 20%; 20%, tuned; 50%, tuned (3 runs" in lines[6]
 
 
 def test_a_turned_outcome_turns_the_sentence():
@@ -73,4 +82,5 @@ def test_what_is_missing_is_said():
     name = declared.run_name("wanda", 0.5, True, 0)
     few = {run: b for run, b in FOUND.items() if not run.startswith("wanda-50-tuned")}
     line = takeaways.told(few | {name: FOUND[name]}, GRID, RUNS).splitlines()[5]
-    assert "Wanda (1 run against 3)" in line
+    assert line.endswith(f"*{MISSING}*: Wanda.")  # one seed of three is not all
+    assert "random (3 runs against 3)" in line

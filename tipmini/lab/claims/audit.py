@@ -28,7 +28,7 @@ HERE = (
 )
 CHECKS: dict[str, dict[str, Callable[..., Finding]]] = {
     "in_print": {check.__name__: check for check in (*in_print.CHECKS, *pruned.CHECKS)},
-    "here": {check.__name__: check for check in (*HERE, combining(HERE))},
+    "here": {check.__name__: check for check in (*HERE, *combining(HERE))},
 }
 
 

@@ -21,59 +21,60 @@ KEPT = {"activations kept": "", "made again": RECOMPUTED}  # ends of the sides' 
 
 def time_saved(evidence: Evidence, *, share: float, least: float) -> Finding:
     """Whether a model without this share of its weights takes so many per cent less time."""
-    saved = {b: 1 - ratio for b, ratio in _ratios(evidence, (share, True), (0.0, True)).items()}
+    saved = {b: 1 - ratios for b, ratios in _ratios(evidence, (share, True), (0.0, True)).items()}
     words = "A forward pass on a CPU; the model's embeddings and head keep their size."
     return _timed(evidence, saved, -1, words, least)
 
 
 def unmerged_costs(evidence: Evidence, *, share: float, least: float) -> Finding:
     """Whether a pass with the adapter beside takes so much longer than the unpruned one, merged."""
-    more = {b: ratio - 1 for b, ratio in _ratios(evidence, (share, False), (0.0, True)).items()}
-    words = "An adapter of rank 8 on all seven matrices, computed by PEFT in the model's dtype."
+    more = {b: ratios - 1 for b, ratios in _ratios(evidence, (share, False), (0.0, True)).items()}
+    words = "An adapter on all seven matrices, computed by PEFT in the model's dtype."
     return _timed(evidence, more, 1, words, least)
 
 
 def merging_spares(evidence: Evidence, *, shares: Sequence[float]) -> Finding:
     """Whether pruned models take less time with the adapter merged than with it beside."""
     saved = {
-        f"{share:.0%}, {batch}": 1 - ratio
+        f"{share:.0%}, {batch}": 1 - ratios
         for share in shares
-        for batch, ratio in _ratios(evidence, (share, True), (share, False)).items()
+        for batch, ratios in _ratios(evidence, (share, True), (share, False)).items()
     }
     words = "Merged, a pruned model is a plain checkpoint: there is no adapter left to compute."
     return _timed(evidence, saved, -1, words, 0)
 
 
 def _timed(
-    evidence: Evidence, shares: Mapping[str, float], sign: int, words: str, least: float
+    evidence: Evidence, shares: Mapping[str, np.ndarray], sign: int, words: str, least: float
 ) -> Finding:
-    """Whether {batch: change of the time, times sign} is so many per cent for every batch."""
+    """Whether {batch: changes of the time in every round, times sign} is so many per cent."""
     if not shares:
         return not_run(evidence, note="No inference time of a pruned model is stored yet.")
-    enough = sum(_reaches(100 * share, least) for share in shares.values())
-    told = ", ".join(f"{batch}: {sign * share:+.1%} of time" for batch, share in shares.items())
-    return Finding(_share_of(enough, len(shares)), told, words + _asked(least))
+    enough = sum(_reaches(100 * rounds, least) for rounds in shares.values())
+    told = ", ".join(
+        f"{batch}: {sign * np.median(rounds):+.1%} of time" for batch, rounds in shares.items()
+    )
+    return Finding(_share_of(enough, len(shares)), told, f"{words} {_asked(least, 'round')}")
 
 
-def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[str, float]:
-    """{batch: median over the rounds of one way's time over the other's}."""
+def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[str, np.ndarray]:
+    """{batch: one way's time over the other's in every round}."""
     entries = part(evidence.benched, INFERENCE, "inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): e["seconds"] for e in entries}
     return {
-        f"batch {batch}": statistics.median(
-            np.divide(timed[*one, batch], timed[*two, batch]).tolist()
-        )
+        f"batch {batch}": np.divide(timed[*one, batch], timed[*two, batch])
         for share, merged, batch in timed
         if (share, merged) == one
     }
 
 
-def _reaches(value: float, least: float) -> bool:
-    return value >= least and value > 0
+def _reaches(values: np.ndarray, least: float) -> bool:
+    """Whether the median is as much as asked; where only a side is asked, whether all lie there."""
+    return bool(np.median(values) >= least if least else (values > 0).all())
 
 
-def _asked(least: float) -> str:
-    return f" Asked for: at least {least:g}%." if least else ""
+def _asked(least: float, turn: str) -> str:
+    return f"Asked for: at least {least:g}%." if least else f"Asked for: every {turn}."
 
 
 # A step of a criterion ----------------------------------------------------------------------
@@ -99,26 +100,27 @@ def memory_saved(
         for k, (a, b) in both.items()
     ]
     words = "Memory: model and the peak of a step; in a small model activations are much of it."
-    return _both(saved, told, words, least)
+    enough = sum(_reaches(np.array([value]), least) for value in saved.values())
+    asked = f" {_asked(least, '')}" if least else ""
+    return Finding(_share_of(enough, len(saved)), "; ".join(told), words + asked)
 
 
 def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
     cost = part(evidence.benched, CRITERIA, "cost", {})
-    if not cost:
-        return not_run(evidence, note="No throughput of pruning is stored yet.")
-    speeds = {
-        kept: [cost[f"{name}{end}"]["rows_a_second"] for name in ("lora-guided", "vanilla")]
+    if not all("seconds" in own for own in (cost or {"": {}}).values()):
+        return not_run(evidence, note="No times of steps are stored yet.")
+    taken = {
+        kept: [np.array(cost[f"{name}{end}"]["seconds"]) for name in ("vanilla", "lora-guided")]
         for kept, end in KEPT.items()
     }
-    gained = {kept: 100 * (own / other - 1) for kept, (own, other) in speeds.items()}
-    told = [f"{kept}: {gained[kept]:+.1f}% rows a second" for kept in speeds]
-    return _both(gained, told, "Throughput: rows a second on a CPU.", least)
-
-
-def _both(found: Mapping[str, float], told: Sequence[str], words: str, least: float) -> Finding:
-    enough = sum(_reaches(value, least) for value in found.values())
-    return Finding(_share_of(enough, len(found)), "; ".join(told), words + _asked(least))
+    gained = {k: 100 * (np.median(a) / np.median(b) - 1) for k, (a, b) in taken.items()}
+    enough = sum(
+        _reaches(np.array([gained[k]]) if least else a - b, least) for k, (a, b) in taken.items()
+    )
+    told = "; ".join(f"{kept}: {gain:+.1f}% rows a second" for kept, gain in gained.items())
+    words = f"Throughput: rows a second on a CPU. {_asked(least, 'step')}"
+    return Finding(_share_of(enough, len(gained)), told, words)
 
 
 # Masks --------------------------------------------------------------------------------------
@@ -130,31 +132,43 @@ def masks_agree(evidence: Evidence, *, share: float) -> Finding:
     own = [e for e in entries if e["share"] == share and e["reduction"] == "paper" and e["removed"]]
     if not own:
         return not_run(evidence, note="No similarity of masks is stored yet.")
-    enough = sum(2 * e["same"] > 1 + e["chance_same"] for e in own)
+    enough = sum(_beyond_chance(e) > 0.5 for e in own)
     same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
     return Finding(
         _share_of(enough, len(own)),
         f"{same:.1%} of the groups alike, {chance:.1%} by chance",
-        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters.",
+        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters. Asked for: "
+        "more than halfway from chance to all.",
     )
 
 
 def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
-    """Whether the criteria agree on fewer groups at a higher share."""
+    """Whether the criteria agree on fewer groups at a higher share; and on fewer beyond chance.
+
+    Two masks that know nothing agree on fewer at a higher share, too. Beyond chance: the part of
+    the way from chance to all.
+    """
     entries = part(evidence.benched, MASKS, "agreement", [])
-    found = [
-        [e["same"] for e in entries if e["share"] == share and e["kind"] == "channels"]
-        for share in (low, high)
-    ]
+    own = [e for e in entries if (e["kind"], e["reduction"]) == ("channels", "paper")]
+    found = [[e for e in own if e["share"] == share] for share in (low, high)]
     if not all(found):
         return not_run(evidence, note="No similarity of masks is stored yet.")
-    fewer = min(found[0]) > max(found[1])
-    pairs = zip(found, (low, high), strict=True)
-    return Finding(
-        _share_of(int(fewer), 1),
-        " and ".join(f"{statistics.mean(one):.1%} at {share:.0%}" for one, share in pairs),
-        "Channels of the MLPs; random masks agree on fewer at a higher share, too.",
+    alike, beyond = (
+        [[measure(e) for e in entries] for entries in found]
+        for measure in (lambda e: e["same"], _beyond_chance)
     )
+    fewer = sum(min(ones[0]) > max(ones[1]) for ones in (alike, beyond))
+    told = (
+        f"{statistics.mean(same):.1%} at {share:.0%}, {statistics.mean(more):.0%} of the way from "
+        "chance to all"
+        for same, more, share in zip(alike, beyond, (low, high), strict=True)
+    )
+    words = "Channels of the MLPs; random masks agree on fewer at a higher share, too."
+    return Finding(_share_of(fewer, 2), "; ".join(told), words)
+
+
+def _beyond_chance(entry: Mapping) -> float:
+    return (entry["same"] - entry["chance_same"]) / (1 - entry["chance_same"])
 
 
 def _share_of(enough: int, asked: int) -> Verdict:

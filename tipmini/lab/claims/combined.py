@@ -11,18 +11,32 @@ from tipmini.strict import one_line
 Check = Callable[..., Finding]
 
 
-def combining(checks: Iterable[Check]) -> Check:
-    """The check `all_of`, over these checks."""
-    known = {check.__name__: check for check in checks}
+def combining(checks: Iterable[Check]) -> tuple[Check, Check]:
+    """The checks `all_of` and `both_of`, over these checks; each may be a part of the other."""
 
     def all_of(evidence: Evidence, *, parts: Sequence[Mapping]) -> Finding:
-        """Whether all parts hold; parts: [{check, arguments}]."""
-        found = [_called(known, part, evidence) for part in parts]
-        verdict = together([one.verdict for one in found])
-        told = "; ".join(one.recomputed for one in found)
-        return Finding(verdict, told, " ".join(dict.fromkeys(one.words for one in found)))
+        """Whether all parts hold, or some of them; parts: [{check, arguments}]."""
+        return _found(parts, evidence, known, together)
 
-    return all_of
+    def both_of(evidence: Evidence, *, parts: Sequence[Mapping]) -> Finding:
+        """The same of a sentence that says nothing where one of its parts fails."""
+        return _found(parts, evidence, known, none_failing)
+
+    found = all_of, both_of
+    known = {check.__name__: check for check in (*checks, *found)}
+    return found
+
+
+def _found(
+    parts: Sequence[Mapping],
+    evidence: Evidence,
+    known: Mapping[str, Check],
+    judge: Callable[[Sequence[Verdict]], Verdict],
+) -> Finding:
+    found = [_called(known, part, evidence) for part in parts]
+    told = "; ".join(one.recomputed for one in found)
+    words = " ".join(dict.fromkeys(one.words for one in found))
+    return Finding(judge([one.verdict for one in found]), told, words)
 
 
 def _called(known: Mapping[str, Check], part: Mapping, evidence: Evidence) -> Finding:
@@ -36,11 +50,27 @@ def _called(known: Mapping[str, Check], part: Mapping, evidence: Evidence) -> Fi
     return check(evidence, **part.get("arguments", {}))
 
 
+GOOD = Verdict.HOLDS, Verdict.IN_PART, Verdict.SAME_SETTING
+
+
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """All hold; some do, wholly or in part; the contrary of all; or none is supported."""
+    """All hold; some do, wholly or in part; the contrary of all; or none is supported.
+
+    A setting that is another one decides: what it is of was not measured as the sentence says.
+    """
     given = set(verdicts)
-    if Verdict.NOT_RUN in given:
-        return Verdict.NOT_RUN
+    for one in (Verdict.NOT_RUN, Verdict.OTHER_SETTING):
+        if one in given:
+            return one
     if len(given) == 1:
         return verdicts[0]
-    return Verdict.IN_PART if given & {Verdict.HOLDS, Verdict.IN_PART} else Verdict.NOT_SUPPORTED
+    if given == {Verdict.HOLDS, Verdict.SAME_SETTING}:
+        return Verdict.HOLDS
+    return Verdict.IN_PART if given & set(GOOD) else Verdict.NOT_SUPPORTED
+
+
+def none_failing(verdicts: Sequence[Verdict]) -> Verdict:
+    """`together`, but not in part where one part fails wholly."""
+    found = together(verdicts)
+    failing = found is Verdict.IN_PART and not set(verdicts) <= set(GOOD)
+    return Verdict.NOT_SUPPORTED if failing else found

@@ -66,6 +66,27 @@ def overlap_table(found: Found) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("removed by both")
 
 
+SMALLEST = 0.2  # of a layer's channels, by their weights
+
+
+def loudest_told(found: Found) -> str:
+    """A sentence on the channels with the largest activations: where magnitude ranks them."""
+    every = part(found, MASKS, "loudest", [])
+    if not every:
+        return f"How large the activations of channels are is {MISSING}."
+    light = [e for e in every if e["lighter"] < SMALLEST]
+    most = max(every, key=lambda e: e["times"])
+    where = ", ".join(str(e["layer"] + 1) for e in light)
+    return (
+        f"The channel with the largest activation is by its weights among the smallest "
+        f"{SMALLEST:.0%} of its layer in {len(light)} of {len(every)} layers"
+        f"{f' ({where})' if light else ''}; {SMALLEST * len(every):.0f} would be, had the two "
+        f"nothing to do with each other. It stands out the most in layer {most['layer'] + 1}: its "
+        f"norm is {most['times']:,.0f} times the median channel's, and {most['lighter']:.0%} of "
+        "the layer's channels have less weight."
+    )
+
+
 def _title(kind: str, place: Sequence[Mapping]) -> str:
     """The kind and the shares asked for that come to these groups."""
     shares = sorted({entry["share"] for entry in place})

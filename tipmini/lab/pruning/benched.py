@@ -41,8 +41,8 @@ def made_with(found: Found, name: str) -> str:
     read = _passes(own) if name == INFERENCE else _rows(own)
     made = own["made"]
     return (
-        f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. Measured "
-        f"on {made['date']}, {made['machine']['processor']}, {made['threads']} threads."
+        f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
+        f"Measured on {made['date']}, {made['machine']['processor']}, {made['threads']} threads."
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 import yaml
 
+from tipmini.groups import CHANNELS
 from tipmini.lab import paths
 from tipmini.lab.pruning.benched import CRITERIA, INFERENCE, MASKS, Found, part
 from tipmini.lab.statistics import MISSING
@@ -146,8 +147,8 @@ def _cost_told(found: Found) -> str:
 
 
 def _masks_told(found: Found, share: float = 0.1) -> str:
-    entries = part(found, MASKS, "agreement", [])
-    own = [e for e in entries if (e["share"], e["reduction"]) == (share, "paper") and e["removed"]]
+    entries, wanted = part(found, MASKS, "agreement", []), (CHANNELS, share, "paper")
+    own = [e for e in entries if (e["kind"], e["share"], e["reduction"]) == wanted]
     if not own:
         return f"The agreement of the masks is {MISSING}."
     same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))

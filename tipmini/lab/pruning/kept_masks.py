@@ -12,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from tipmini.groups import CHANNELS, HEADS
+from tipmini.lab import bundles
 from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.statistics import MISSING
 from tipmini.masking import Masks, load_masks
@@ -28,7 +29,8 @@ Known = Mapping[tuple[str, float, bool], Seeded]  # by method, share, tuned
 def read(store: Path, runs: Mapping[str, Planned]) -> Known:
     """The masks of the stored runs, those that differ in nothing but the seed together."""
     found: dict[tuple[str, float, bool], dict[int, Masks]] = {}
-    for run in runs.values():
+    stored = bundles.names(store)
+    for run in (one for one in runs.values() if one.name in stored):
         file = store / "masks" / f"{run.name}.safetensors"
         if file.is_file() and run.share and not run.longer:
             own = found.setdefault((run.method, run.share, run.tuned), {})

@@ -104,32 +104,40 @@ class Prunings:
     def measure(self, planned: Planned, show: Show = lambda cell: None) -> None:
         """Whatever is missing of a run, each cell stored at once; the pruned model then goes."""
         wanted = self.missing(planned)
-        if not wanted:
-            return
-        folder, facts = self.made(planned)
-        for cell in self._cells(planned, folder, wanted):
-            made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
-            made |= {"name": planned.name, "title": planned.title}
-            bundles.keep(self.store, Bundle(**made))
-            show(cell)
-        if (folder / run.MASKS).is_file():
-            results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
-        if folder != self.base:
-            shutil.rmtree(folder)
+        if wanted or (self.prunes(planned) and not self.masks_file(planned).is_file()):
+            folder, facts = self.made(planned)
+            if self.prunes(planned):  # before the cells: these say that a run is done
+                results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
+            for cell in self._cells(planned, folder, wanted):
+                made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
+                made |= {"name": planned.name, "title": planned.title}
+                bundles.keep(self.store, Bundle(**made))
+                show(cell)
+        if (left := self.folder(planned)).is_dir() and left != self.base:
+            shutil.rmtree(left)
+
+    @staticmethod
+    def prunes(planned: Planned) -> bool:
+        """Whether groups go, so that there are masks."""
+        return planned.recipe is not None and not planned.score
 
     def masks_file(self, planned: Planned) -> Path:
         """Which groups are gone is kept, though the pruned model is not."""
         return self.store / "masks" / f"{planned.name}.safetensors"
 
+    def folder(self, planned: Planned) -> Path:
+        """Where the pruned model is until it is scored."""
+        if planned.recipe is None and not planned.int8:
+            return self.base
+        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
+        return self.profile.scratch / "pruned" / name
+
     def made(self, planned: Planned) -> tuple[Path, dict]:
         """The folder of the pruned model, and what there is to tell of its making."""
-        if planned.recipe is None and not planned.int8:
-            return self.base, {}
-        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
-        out = self.profile.scratch / "pruned" / name
+        out = self.folder(planned)
         if not out.is_dir():  # it is written whole or not at all
             _make(self.base, planned, out, self.profile.dtype)
-        return out, _facts(out)
+        return out, {} if out == self.base else _facts(out)
 
     def _cells(self, planned: Planned, folder: Path, wanted: Sequence[str]) -> Iterator[Cell]:
         plain = (folder / "config.json").is_file()  # else masks: layers differ

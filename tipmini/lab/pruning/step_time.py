@@ -94,7 +94,7 @@ def pass_bound(found: Found) -> str:
     return (
         f"Without {least['removed']:.1%} of the weights the products take {changes[PRODUCTS]:.1%} "
         f"less time; they are {shares[PRODUCTS]:.0%} of the unpruned model's pass. Attention is "
-        f"{shares[ATTENTION]:.0%} of it and takes {changes[ATTENTION]:.1%} less: a layer of this "
-        "model has three groups of heads, of which one goes and not one and a half. What is done "
-        "on the hidden states stays, since their width is not pruned."
+        f"{shares[ATTENTION]:.0%} of it and takes {changes[ATTENTION]:.1%} less: a layer has few "
+        "groups of heads, and only whole ones go ({numref}`tab-loraprune-shares`). What is done on "
+        "the hidden states stays, since their width is not pruned."
     )

@@ -57,13 +57,16 @@ def seeds(
     longer: bool = False,
 ) -> list[Bundle]:
     """The stored runs that differ in nothing but the seed."""
+    wanted = planned(runs, method, share, tuned, longer)
+    return [outcomes[run.name] for run in wanted if run.name in outcomes]
+
+
+def planned(
+    runs: Mapping[str, Planned], method: str, share: float, tuned: bool, longer: bool = False
+) -> list[Planned]:
+    """The declared runs that differ in nothing but the seed."""
     wanted = method, share, tuned, longer
-    names = [
-        run.name
-        for run in runs.values()
-        if (run.method, run.share, run.tuned, run.longer) == wanted
-    ]
-    return [outcomes[name] for name in names if name in outcomes]
+    return [r for r in runs.values() if (r.method, r.share, r.tuned, r.longer) == wanted]
 
 
 def values(every: Sequence[Bundle], measure: str) -> list[float]:

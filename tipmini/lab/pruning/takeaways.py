@@ -1,72 +1,84 @@
 """What the stored prunings come to, in sentences that follow from them alone.
 
-A perplexity is called lower, or higher, where it is so on both corpora and of every pair of seeds.
+A perplexity is called lower, or higher, where it clearly is on both corpora: see `gaps.clear`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping
+from functools import partial
 
-from tipmini.lab.bundles import Bundle
 from tipmini.lab.pruning.comparisons import SETTINGS
 from tipmini.lab.pruning.declared import Grid, Planned
+from tipmini.lab.pruning.gaps import Gap, Model, clear, gap
 from tipmini.lab.pruning.perplexity import CORPORA
-from tipmini.lab.pruning.tables import Outcomes, seeds, values
+from tipmini.lab.pruning.tables import Outcomes
 from tipmini.lab.statistics import MISSING
 
 OURS, RELEASED = "lora-guided", "lora-guided-released"
-LOWER, HIGHER, NEITHER = "lower", "higher", "neither"
-WORDS = {LOWER: "lower", HIGHER: "higher", NEITHER: "not surely either", None: MISSING}
-Side = tuple[Sequence[Bundle], Sequence[Bundle]]
-
-
-def compared(first: Sequence[Bundle], second: Sequence[Bundle]) -> str | None:
-    """LOWER, HIGHER or NEITHER, of the first's perplexity; None where one is not measured."""
-    pairs = [list(product(values(first, c), values(second, c))) for c in CORPORA]
-    if not all(pairs):
-        return None
-    lower = [one < two for corpus in pairs for one, two in corpus]
-    return LOWER if all(lower) else NEITHER if any(lower) else HIGHER
+LOWER, HIGHER, NEITHER = "lower", "higher", "not surely either"
+WORDS = (LOWER, HIGHER, NEITHER, MISSING)
+Both = tuple[Gap | None, ...]  # of either corpus
 
 
 def told(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> str:
     """A list: what tuning does, which criteria keep more than LoRAPrune, the released reduction."""
-    known = lambda *model: seeds(outcomes, runs, *model)  # noqa: E731
+    known = partial(_both, outcomes, runs, declared)
     titles = declared.titles()
     lines = list(_tuning(declared, known))
     for words, setting in SETTINGS.items():
-        sides = {
-            m.title: (known(m.name, *setting), known(OURS, *setting))
+        found = {
+            m.title: known((m.name, *setting), (OURS, *setting))
             for m in declared.methods
             if m.name not in (OURS, RELEASED)
         }
         words = words if setting[1] else f"{words}, not tuned"
-        lines.append(f"**{words}**, perplexity beside {titles[OURS]}'s, {_sorted(sides)}")
-    reductions = {w: (known(RELEASED, *s), known(OURS, *s)) for w, s in SETTINGS.items()}
-    found = _sorted(reductions)
-    lines.append(f"**The released reduction**, perplexity beside that of the printed one, {found}")
+        lines.append(f"**{words}**, perplexity beside {titles[OURS]}'s, {_sorted(found)}")
+    reductions = {w: known((RELEASED, *s), (OURS, *s)) for w, s in SETTINGS.items()}
+    beside = "perplexity beside that of the printed one"
+    lines.append(f"**The released reduction**, {beside}, {_sorted(reductions)}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _both(
+    outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid, one: Model, two: Model
+) -> Both:
+    return tuple(gap(outcomes, runs, one, two, corpus, declared) for corpus in CORPORA)
 
 
 def _tuning(declared: Grid, known) -> Iterator[str]:
     for share in sorted({share for share, _ in SETTINGS.values()}):
-        sides = {
-            m.title: (known(m.name, share, True), known(m.name, share, False))
-            for m in declared.methods
+        found = {
+            m.title: known((m.name, share, True), (m.name, share, False)) for m in declared.methods
         }
-        yield f"**Tuning, {share:.0%}**, perplexity beside that without it, {_sorted(sides)}"
+        yield f"**Tuning, {share:.0%}**, perplexity beside that without it, {_sorted(found)}"
 
 
-def _sorted(sides: Mapping[str, Side]) -> str:
+def verdicts(found: Mapping[str, Both]) -> dict[str, str]:
+    """LOWER, HIGHER, NEITHER or MISSING by name, of tests that are corrected together."""
+    there = {name: both for name, both in found.items() if None not in both}
+    sure = clear({(name, i): one for name, both in there.items() for i, one in enumerate(both)})
+    words = {name: _verdict([sure.get((name, i)) for i, _ in enumerate(CORPORA)]) for name in there}
+    return {name: words.get(name, MISSING) for name in found}
+
+
+def _verdict(both: list[Gap | None]) -> str:
+    """Of the gaps that are clear, None for one that is not."""
+    signs = {one and one.mean > 0 for one in both}
+    return {frozenset({False}): LOWER, frozenset({True}): HIGHER}.get(frozenset(signs), NEITHER)
+
+
+def _sorted(found: Mapping[str, Both]) -> str:
     """Names by how the first of each two compares with the second, and how many runs they are."""
-    alike = len({_runs(*side) for side in sides.values()}) == 1
-    found: dict[str | None, list[str]] = {}
-    for name, side in sides.items():
-        own = name if alike else f"{name} ({_runs(*side)})"
-        found.setdefault(compared(*side), []).append(own)
-    told = ". ".join(f"*{WORDS[k]}*: {'; '.join(found[k])}" for k in WORDS if k in found)
-    return f"{told} ({_runs(*next(iter(sides.values())))})." if alike else f"{told}."
+    runs = {name: _runs(both[0]) for name, both in found.items() if both[0]}
+    alike = len(runs) == len(found) and len(set(runs.values())) == 1
+    named: dict[str, list[str]] = {}
+    for name, word in verdicts(found).items():
+        own = f"{name} ({runs[name]})" if name in runs and not alike else name
+        named.setdefault(word, []).append(own)
+    told = ". ".join(f"*{word}*: {'; '.join(named[word])}" for word in WORDS if word in named)
+    return f"{told} ({next(iter(runs.values()))})." if alike else f"{told}."
 
 
-def _runs(first: Sequence[Bundle], second: Sequence[Bundle]) -> str:
+def _runs(found: Gap) -> str:
     """How many runs stand behind either side."""
-    return f"{len(first)} run{'s' * (len(first) != 1)} against {len(second)}"
+    first, second = found.counts
+    return f"{first} run{'s' * (first != 1)} against {second}"
