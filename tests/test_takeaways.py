@@ -49,7 +49,7 @@ def test_tests_are_corrected_together():
 
 def test_every_sentence_follows_from_the_outcomes():
     lines = takeaways.told(FOUND, GRID, RUNS).splitlines()
-    assert len(lines) == 2 + 4 + 1
+    assert len(lines) == 2 + 4 + 1 + 2
     names = [m.title for m in GRID.methods]
     for line in lines[:2]:  # tuning helps throughout
         assert "*lower*: random (3 runs against 3); magnitude (3 runs against 1); " in line
@@ -64,6 +64,9 @@ def test_every_sentence_follows_from_the_outcomes():
         "- **The released reduction**, perplexity beside that of the printed"
     )
     assert "*higher*: 50%. *not surely either*: 20%; 20%, tuned; 50%, tuned (3 runs" in lines[6]
+    assert "without a part, 50%, tuned**, perplexity beside it, *higher*: importances" in lines[7]
+    assert all(m.title in lines[7] for m in GRID.ablations)
+    assert all(m.title in lines[8] for m in GRID.variants)
 
 
 def test_a_turned_outcome_turns_the_sentence():
@@ -78,7 +81,7 @@ def test_a_turned_outcome_turns_the_sentence():
 
 
 def test_what_is_missing_is_said():
-    assert takeaways.told({}, GRID, RUNS).count(MISSING) == 7
+    assert takeaways.told({}, GRID, RUNS).count(MISSING) == 9
     name = declared.run_name("wanda", 0.5, True, 0)
     few = {run: b for run, b in FOUND.items() if not run.startswith("wanda-50-tuned")}
     line = takeaways.told(few | {name: FOUND[name]}, GRID, RUNS).splitlines()[5]

@@ -14,28 +14,17 @@ from tipmini.lab.pruning.tables import Outcomes
 from tipmini.lab.statistics import MISSING
 
 OURS, RELEASED = "lora-guided", "lora-guided-released"
+WHOLE = 0.5, True  # where its parts are taken away one by one
 LOWER, HIGHER, NEITHER = "lower", "higher", "not surely either"
 WORDS = (LOWER, HIGHER, NEITHER, MISSING)
 Both = tuple[Gap | None, ...]  # of either corpus
 
 
 def told(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> str:
-    """A list: what tuning does, which criteria keep more than LoRAPrune, the released reduction."""
+    """A list: what tuning does, which criteria keep more than LoRAPrune, what its parts do."""
     known = partial(_both, outcomes, runs, declared)
-    titles = declared.titles()
-    lines = list(_tuning(declared, known))
-    for words, setting in SETTINGS.items():
-        found = {
-            m.title: known((m.name, *setting), (OURS, *setting))
-            for m in declared.methods
-            if m.name not in (OURS, RELEASED)
-        }
-        words = words if setting[1] else f"{words}, not tuned"
-        lines.append(f"**{words}**, perplexity beside {titles[OURS]}'s, {_sorted(found)}")
-    reductions = {w: known((RELEASED, *s), (OURS, *s)) for w, s in SETTINGS.items()}
-    beside = "perplexity beside that of the printed one"
-    lines.append(f"**The released reduction**, {beside}, {_sorted(reductions)}")
-    return "\n".join(f"- {line}" for line in lines)
+    parts = (_tuning, _criteria, _parts)
+    return "\n".join(f"- {line}" for part in parts for line in part(declared, known))
 
 
 def _both(
@@ -50,6 +39,25 @@ def _tuning(declared: Grid, known) -> Iterator[str]:
             m.title: known((m.name, share, True), (m.name, share, False)) for m in declared.methods
         }
         yield f"**Tuning, {share:.0%}**, perplexity beside that without it, {_sorted(found)}"
+
+
+def _criteria(declared: Grid, known) -> Iterator[str]:
+    title = declared.titles()[OURS]
+    others = [m for m in declared.methods if m.name not in (OURS, RELEASED)]
+    for words, setting in SETTINGS.items():
+        found = {m.title: known((m.name, *setting), (OURS, *setting)) for m in others}
+        words = words if setting[1] else f"{words}, not tuned"
+        yield f"**{words}**, perplexity beside {title}'s, {_sorted(found)}"
+
+
+def _parts(declared: Grid, known) -> Iterator[str]:
+    beside = "perplexity beside that of the printed one"
+    found = {w: known((RELEASED, *s), (OURS, *s)) for w, s in SETTINGS.items()}
+    yield f"**The released reduction**, {beside}, {_sorted(found)}"
+    title = declared.titles()[OURS]
+    for words, changed in (("without a part", declared.ablations), ("varied", declared.variants)):
+        found = {m.title: known((m.name, *WHOLE), (OURS, *WHOLE)) for m in changed}
+        yield f"**{title} {words}, 50%, tuned**, perplexity beside it, {_sorted(found)}"
 
 
 def verdicts(found: Mapping[str, Both]) -> dict[str, str]:
