@@ -60,6 +60,7 @@ def bench() -> dict:
             "model_bytes": size * 1_000_000,
             "step_bytes": step * 1_000_000,
             "rows_a_second": speed,
+            "seconds": [96 / speed, 96 / speed],
         }
         for name, size, step, speed in (
             ("vanilla", 270, 520, 2.0),
@@ -70,14 +71,20 @@ def bench() -> dict:
             ("lora-guided int8 recomputed", 170, 60, 1.6),
         )
     }
+    counts = {"heads": lambda share: 30 * int(3 * share), "channels": lambda s: round(100 * s)}
     agreement = [
-        {"kind": kind, "share": share, "reduction": reduction, "seed": seed, "groups": 100}
-        | {"removed": round(100 * share), "same": 1 - share * (0.6 + 0.05 * seed)}
-        | {"both": 0.7, "chance_same": 1 - 2 * share * (1 - share), "chance_both": share}
-        for kind in ("heads", "channels")
-        for share in (0.1, 0.2, 0.3, 0.4, 0.5)
+        {"kind": kind, "share": share, "reduction": reduction, "seed": seed}
+        | {"groups": 90 if kind == "heads" else 100, "removed": gone(share)}
+        | {"same": 1 - share * (0.6 + 0.05 * seed), "both": 0.7 if gone(share) else None}
+        | {"chance_same": 1 - 2 * share * (1 - share), "chance_both": share}
+        for kind, gone in counts.items()
+        for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
         for reduction in ("paper", "released")
         for seed in range(3)
+    ]
+    loudest = [
+        {"layer": layer, "lighter": 0.05 + layer / 30, "times": 100.0 / (layer + 1)}
+        for layer in range(30)
     ]
     inference = [
         {"share": share, "removed": share, "merged": merged, "batch": batch, "prompt": 8}
@@ -86,10 +93,10 @@ def bench() -> dict:
         for merged in (True, False)
         for batch in (1, 8)
     ]
-    sizes = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8, "rows": 128}
+    sizes = {"task": "boolq", "dtype": "bfloat16", "length": 256, "rank": 8, "rows": 96}
     found = {
-        "criteria": {"cost": cost},
-        "masks": {"agreement": agreement},
+        "criteria": {"cost": cost, "rows_a_pass": 1, "repeats": 2},
+        "masks": {"agreement": agreement, "loudest": loudest},
         "inference": {"inference": inference},
         "profile": profile(),
     }

@@ -1,7 +1,9 @@
 """Tiny models whose heads and channels can be pruned, in several shapes, and masks for them."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -14,7 +16,9 @@ from transformers import (
 )
 
 from tipmini.groups import Family
-from tipmini.lab.pruning.recipe import TARGETS
+from tipmini.lab import assets
+from tipmini.lab.pruning import run
+from tipmini.lab.pruning.recipe import TARGETS, Recipe
 
 SIZES = {
     "vocab_size": 64,
@@ -81,3 +85,29 @@ def save_model(folder: Path, tokenizer, **other) -> Path:
     model("grouped", vocab_size=49152, num_hidden_layers=2, **other).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# Small runs ---------------------------------------------------------------------------------------
+
+SMALL = {"tasks": ("rte", "openbookqa"), "rows": 12, "length": 24, "batch": 3, "epochs": 2}
+SMALL |= {"rank": 2, "every": 2, "learning_rate": 1e-2}
+
+
+def small_runs(patch: pytest.MonkeyPatch, tiny: Path, tokenizer) -> None:
+    """Rows of a few documents, and nothing that is done for large models."""
+    patch.setattr(assets, "embedded", lambda: tiny)
+    patch.setattr(run, "keep_memory", lambda: None)
+    patch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+
+
+def prune(base: Path, out: Path, dtype: str = "float32", **settings) -> Path:
+    return run.Run(base, Recipe(**SMALL | settings), out, dtype).run()
+
+
+def outcome(folder: Path) -> tuple[dict[str, bytes], dict]:
+    """Whatever a run writes, but for the time that it took."""
+    story = json.loads((folder / "pruning.json").read_text())
+    assert story.pop("seconds") > 0
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.safetensors")
+    }, story

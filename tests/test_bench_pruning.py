@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tipmini.errors import TipminiError
-from tipmini.groups import CHANNELS, HEADS, Family
+from tipmini.groups import CHANNELS, HEADS, Family, find_families
 from tipmini.lab import assets, experiments, paths
 from tipmini.lab.bench import __main__ as bench_command
 from tipmini.lab.bench import (
@@ -53,6 +53,28 @@ def test_chance_is_what_random_masks_agree_on(share):
     assert mean == pytest.approx(found[0]["chance_same"], abs=0.02)
 
 
+def test_the_loudest_channel_is_found_and_ranked():
+    """One row of gate made large makes its channel loud; small weights elsewhere make it light."""
+    model = prunable.model("grouped")
+    families = find_families(model)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                part.weight.mul_(0.01)
+                part.weight[2] = 5.0
+    tokens = torch.arange(12)[None]
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    for entry in pruning_masks.loudest(model, families, [batch]):
+        assert entry["times"] > 2 and entry["lighter"] == 23 / 24
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(1000)
+            layer.mlp.down_proj.weight[:, 2] = 0
+    quiet = pruning_masks.loudest(model, families, [batch])
+    assert [entry["layer"] for entry in quiet] == [0, 1, 2]
+    assert all(entry["times"] > 2 and entry["lighter"] == 0 for entry in quiet)
+
+
 @pytest.fixture
 def lab(tiny, tokenizer, tmp_path, monkeypatch):
     folder = tmp_path / "embedded"
@@ -87,7 +109,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert int8 < plain == cost["vanilla"]["model_bytes"]
     assert all(entry["rows_a_second"] > 0 for entry in cost.values())
     kinds = {(e["kind"], e["share"], e["seed"], e["reduction"]) for e in agreement}
-    assert len(kinds) == len(agreement) == 2 * 5 * 2 * 2
+    assert len(kinds) == len(agreement) == 2 * len(pruning_masks.SHARES) * 2 * 2
     inference = found["inference"]["inference"]
     assert len(inference) == 2 * 2 * 2
     assert all(len(entry["seconds"]) == 2 for entry in inference)
@@ -98,6 +120,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert all(own["parts"][step_time.IMPORTANCES] > 0 for own in steps.values())
     assert [round(e["removed"], 1) for e in passes] == [0.0, 0.5]
     assert all(e["parts"][step_time.ATTENTION] > 0 for e in passes)
+    assert [entry["layer"] for entry in found["masks"]["loudest"]] == [0, 1]
     told = pruning.report(found)
     assert "part of a step" in told and "50%, merged" in told and "**Masks** at" in told
 

@@ -2,13 +2,32 @@
 
 import re
 import sys
+from dataclasses import replace
+from inspect import signature
 
+import made_up_prunings as made_up
 import pytest
 
 from tipmini import cli
-from tipmini.lab.claims import bench_here, page, printed_tables, pruned, pruned_here, settings
-from tipmini.lab.claims.declared import Claim, Verdict, declared
+from tipmini.lab.claims import (
+    bench_here,
+    page,
+    printed_tables,
+    pruned,
+    pruned_here,
+    pruning_settings,
+    settings,
+)
+from tipmini.lab.claims.audit import CHECKS, run
+from tipmini.lab.claims.declared import Check, Claim, Verdict, declared
 from tipmini.lab.claims.evidence import Evidence
+from tipmini.lab.pruning import declared as declared_prunings
+from tipmini.lab.pruning import memory
+from tipmini.lab.pruning.perplexity import CORPORA
+
+PRUNED_SETTINGS = (
+    *(pruning_settings.pruning_has, pruning_settings.scores_tasks, pruning_settings.is_pruned),
+)
 
 PAPERS = declared().papers
 CLAIMS = [claim for claim in declared().claims if claim.paper == "loraprune"]
@@ -143,12 +162,20 @@ def test_counts_from_shapes():
 
 
 @pytest.mark.parametrize(
-    ("printed", "verdict"),  # 144e9 weights: 432 GB with a mask of 1 byte, 576 with one of 2
-    [(6.0, Verdict.HOLDS), (8.0, Verdict.HOLDS), (7.0, Verdict.DOES_NOT_HOLD)],
+    ("printed", "verdict"),  # 144e9 weights, BA in 16 bits and a mask in 8: 432 GB
+    [(6.0, Verdict.HOLDS), (8.0, Verdict.DOES_NOT_HOLD), (5.0, Verdict.DOES_NOT_HOLD)],
 )
 def test_gpus_that_intermediates_fill(printed, verdict):
     found = pruned.intermediates(MADE_UP, printed=printed, model="large")
-    assert found.verdict == verdict and "432 GB, 6 GPUs" in found.recomputed
+    assert found.verdict == verdict and found.recomputed == "432 GB, 6 GPUs"
+
+
+def test_a_mask_has_as_many_bits_in_every_count(evidence):
+    """The chapter's Table 1 and the claim on three GPUs count the same things."""
+    shape = evidence.records["shapes"]["llama_65b"]
+    table = memory.table([memory.LLAMA_65B], rank=8)
+    pst = table.loc["PST", "LLaMA-65B"]
+    assert pst == "194 GB" == memory.size(3 * pruned.linear_weights(shape))
 
 
 @pytest.mark.parametrize(("printed", "verdict"), [(4.0, "holds"), (8.0, "does not hold")])
@@ -192,22 +219,100 @@ def test_the_same_per_cent_saved_and_used_have_two_verdicts(audited):
 
 
 def test_every_printed_cell_has_a_known_source(evidence):
-    tables = [evidence.pruned[name] for name in pruned.DECIMALS]
+    tables = [evidence.pruned[name] for name in (*pruned.DECIMALS, "time", "throughput")]
     cells = [cell for table in tables for row in table.values() for cell in row.values()]
-    assert len(cells) == 9
+    assert len(cells) == 9 + 3 + 1
     assert {cell["source"] for cell in cells} == set(evidence.pruned["sources"])
 
 
-@pytest.mark.parametrize(
-    ("checks", "source"), [(pruned_here.CHECKS, "prunings"), (bench_here.CHECKS, "benched")]
-)
-def test_only_what_is_measured_looks_measured(evidence, audited, checks, source):
-    """A claim that is checked on pruned models, or on the bench, is run only where these are."""
-    names = {check.__name__ for check in checks}
-    own = [claim for claim in CLAIMS if claim.here.check in names]
-    assert len(own) > 5
-    run = [c.id for c in own if audited[c.id].here.verdict != Verdict.NOT_RUN]
-    assert bool(run) == bool(getattr(evidence, source))
+MEASURED = {
+    "prunings": (*pruned_here.CHECKS, *PRUNED_SETTINGS),
+    "benched": (*bench_here.CHECKS, pruning_settings.bench_has),
+}
+
+
+def _sources(check: Check) -> set[str]:
+    """What the check looks at, or those that it is made of."""
+    parts = [Check(**part, verdict="holds") for part in check.arguments.get("parts", [])]
+    names = {source: {c.__name__ for c in checks} for source, checks in MEASURED.items()}
+    own = {source for source, known in names.items() if check.check in known}
+    return own.union(*map(_sources, parts))
+
+
+RESTING = [claim for claim in CLAIMS if _sources(claim.here)]
+
+
+@pytest.mark.parametrize("claim", RESTING, ids=lambda claim: claim.id)
+def test_a_claim_is_decided_where_all_is_measured_and_only_there(evidence, claim: Claim):
+    """Of made-up outcomes of every declared run, and without those or without a bench."""
+    whole = {"prunings": made_up.outcomes(declared_prunings.grid(), "mini")}
+    whole["benched"] = made_up.bench()
+    decided = run(claim, "here", replace(evidence, **whole))
+    assert decided.verdict != Verdict.NOT_RUN
+    for source in _sources(claim.here):
+        without = replace(evidence, **whole | {source: {}})
+        assert run(claim, "here", without).verdict == Verdict.NOT_RUN
+
+
+def test_most_claims_rest_on_what_is_measured():
+    assert len(RESTING) > 50
+    assert {source for claim in RESTING for source in _sources(claim.here)} == set(MEASURED)
+
+
+# Numbers that a check asks for --------------------------------------------------------------
+
+
+def test_a_printed_number_goes_to_checks_of_what_is_printed_alone():
+    """A check of what is measured has its threshold as an argument of its own: the printed number
+    of a sentence may be a share that is pruned, or a number of bits."""
+    named = {
+        level: {name for name, check in checks.items() if "printed" in signature(check).parameters}
+        for level, checks in CHECKS.items()
+    }
+    ours = {check.__name__ for checks in MEASURED.values() for check in checks}
+    ours |= {"all_of", "both_of"}
+    assert not named["here"] & ours
+    own = {check.__name__ for check in pruned.CHECKS}
+    expected = {"perplexity_gap", "memory_share", "as_speed", "weights_of", "intermediates"}
+    assert named["in_print"] & own == expected | {"as_cited"}
+
+
+MARGINS = {"memory_saved": {26.3, 12.3, 0}, "throughput_gained": {32.3, 0}}
+MARGINS |= {"time_saved": {0}, "unmerged_costs": {0}, "keeps_beside": {1}}
+REDUCTIONS = {
+    "wikipedia": 29.3,
+    "books": 16.6,
+}  # per cent, in place of WikiText2, PTB
+
+
+def _asked(check: Check) -> list[tuple[str, float]]:
+    parts = [Check(**part, verdict="holds") for part in check.arguments.get("parts", [])]
+    own = [(check.check, check.arguments["least"])] if "least" in check.arguments else []
+    return [*own, *(asked for part in parts for asked in _asked(part))]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_what_is_asked_for_is_the_printed_number_or_a_declared_margin(claim: Claim):
+    for check, least in _asked(claim.here):
+        margins = REDUCTIONS.values() if check == "perplexity_below" else MARGINS[check]
+        assert least in margins or (least == claim.printed and claim.unit == "%")
+
+
+def test_margins_are_half_of_what_is_printed(evidence):
+    """52.6% and 64.6% of the text; 13.8 of 18.3 GB."""
+    assert list(printed_tables.margins(evidence).values()) == [26.3, 12.3, 32.3]
+    declared_margins = {least for asked in MARGINS.values() for least in asked} - {0, 1}
+    assert declared_margins == set(printed_tables.margins(evidence).values())
+
+
+def test_a_printed_reduction_is_asked_for_in_per_cent_of_llm_pruners(evidence):
+    new, old = (evidence.pruned["perplexity"][row] for row in ("loraprune", "llm_pruner"))
+    for corpus, printed in zip(CORPORA, ("wikitext2", "ptb"), strict=True):
+        relative = 100 * (1 - new[printed]["value"] / old[printed]["value"])
+        assert round(relative, 1) == REDUCTIONS[corpus]
+    asked = [c.here.arguments for c in CLAIMS if {"least", "corpora"} <= c.here.arguments.keys()]
+    assert len(asked) >= 5
+    assert all(REDUCTIONS[one["corpora"][0]] == one["least"] for one in asked)
 
 
 # The page -----------------------------------------------------------------------------------

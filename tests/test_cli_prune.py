@@ -74,13 +74,17 @@ def test_every_example_runs(short, place, example):
         AutoModelForCausalLM.from_pretrained(out)
 
 
-def test_a_dry_run_foretells_what_is_done(short, place):
-    shared = ["--share", "0.5", "--out", "half", "--json"]
+@pytest.mark.parametrize(
+    "more", [[], ["--threshold", "global"], ["--threshold", "global", "--int8"]]
+)
+def test_a_dry_run_foretells_what_is_done(short, place, more):
+    shared = ["--share", "0.5", "--out", "half", "--json", *more]
     told = json.loads(prune("--dry-run", *shared))
     assert told["dry_run"] and not (place / "half").exists()
     done = json.loads(prune(*shared))
     for name in ("removed_share", "removed_of_model", "removed_of", "form", "method", "out"):
         assert done[name] == told[name]
+    assert ("base as 8 bits" in told["form"]) == (place / "half" / "base").exists()
 
 
 def test_a_folder_can_be_the_base(short, place):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory import Allocated
 
-from tipmini import criteria
+from tipmini import criteria, int8
 from tipmini.criteria import CRITERIA, Signals, group_scores, semi_structured_mask
 from tipmini.errors import TipminiError
 from tipmini.loraprune import group_importance, lora_guided_importance, taylor_importance
@@ -89,9 +89,9 @@ def test_without_an_adapter_the_weight_is_the_weight():
 
 def test_int8_weights_are_read_as_the_numbers_they_stand_for():
     signals = made()
-    weight, scale = criteria.quantise(signals.weight)
+    weight, scale = int8.quantise(signals.weight)
     facts = {name: getattr(signals, name) for name in ("a", "b", "grad_a", "grad_b", "scaling")}
-    plain = Signals(criteria.dequantise(weight, scale, torch.float32), **facts)
+    plain = Signals(int8.dequantise(weight, scale, torch.float32), **facts)
     found = group_scores(Signals(weight, **facts, scale=scale), 3)
     torch.testing.assert_close(found, group_scores(plain, 3))
 
@@ -109,11 +109,12 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("reduction", criteria.REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_matrix_of_the_weights_size_is_made(dim, reduction, dtype):
-    """What one module takes stays below 5% of a layer of such modules, seven of them."""
+    """What is held stays below an eighth of the module in float32, in which chunks are computed:
+    three or four chunks at a time, each a 32nd of it."""
     signals = made(d=512, k=768, dtype=dtype)
     with Allocated() as chunked:
         group_scores(signals, 4, dim, "lora-guided", reduction)
-    assert chunked.peak < 0.05 * 7 * signals.weight.nbytes
+    assert chunked.peak < signals.weight.numel() * 4 / 8
     with Allocated() as at_once:
         SLOW["lora-guided"](signals)
     assert at_once.peak > 2 * signals.weight.nbytes  # the count sees what is made
@@ -139,14 +140,3 @@ def test_semi_structured_mask_takes_n_of_every_m(rows, blocks, n, seed):
 def test_semi_structured_mask_refuses_a_row_that_4_does_not_divide():
     with pytest.raises(TipminiError, match="2:4 sparsity needs rows of a multiple of 4"):
         semi_structured_mask(torch.ones(2, 6))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_off_by_half_a_step_at_most(dtype):
-    weight = made(d=40, k=30).weight.to(dtype)
-    weight[3] = 0
-    integers, scale = criteria.quantise(weight)
-    assert integers.dtype == torch.int8 and scale.shape == (40, 1)
-    assert integers.abs().amax(1).tolist() == [127] * 3 + [0] + [127] * 36
-    apart = (criteria.dequantise(integers, scale, torch.float32) - weight.float()).abs()
-    assert (apart <= scale * 0.5001).all()

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from tipmini.groups import find_families
-from tipmini.int8 import Int8Linear, rounded, to_int8
+from tipmini.int8 import Int8Linear, dequantise, quantise, rounded, to_int8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_off_by_half_a_step_at_most(dtype):
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[3] = 0
+    integers, scale = quantise(weight)
+    assert integers.dtype == torch.int8 and scale.shape == (40, 1)
+    assert integers.abs().amax(1).tolist() == [127] * 3 + [0] + [127] * 36
+    apart = (dequantise(integers, scale, torch.float32) - weight.float()).abs()
+    assert (apart <= scale * 0.5001).all()
 
 
 @pytest.mark.parametrize("shape", ["grouped", "biases"])

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+TENSORS += ["tipmini.schedules"]
 READING = ["tipmini.reading"]  # of TIP, where the paper leaves it open
 CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
 ADAPTERS = [
@@ -93,9 +94,12 @@ LAB = [
     "tipmini.lab.pruning.memory",
     "tipmini.lab.pruning.benched",
     "tipmini.lab.pruning.efficiency",
+    "tipmini.lab.pruning.agreement",
     "tipmini.lab.pruning.step_time",
     "tipmini.lab.pruning.texts",
     "tipmini.lab.pruning.scoring",
+    "tipmini.lab.pruning.masked_result",
+    "tipmini.lab.pruning.code",
     "tipmini.lab.pruning.run",
     "tipmini.lab.pruning.semi_structured",
     "tipmini.lab.pruning.work",
@@ -103,7 +107,10 @@ LAB = [
     "tipmini.lab.evaluation",
     "tipmini.lab.pruning.perplexity",
     "tipmini.lab.pruning.tables",
+    "tipmini.lab.pruning.variant_tables",
     "tipmini.lab.pruning.comparisons",
+    "tipmini.lab.pruning.gaps",
+    "tipmini.lab.pruning.takeaways",
     "tipmini.lab.pruning.kept_masks",
     "tipmini.lab.pruning.curves",
     "tipmini.lab.profiles",
@@ -169,8 +176,11 @@ LAB = [
     "tipmini.lab.ledger",
     "tipmini.lab.method_tables",
     "tipmini.lab.claims.here",
+    "tipmini.lab.claims.pruned_words",
     "tipmini.lab.claims.pruned_here",
     "tipmini.lab.claims.bench_here",
+    "tipmini.lab.claims.pruning_settings",
+    "tipmini.lab.claims.combined",
     "tipmini.lab.claims.audit",
     "tipmini.lab.claims.printed_tables",
     "tipmini.lab.claims.page",

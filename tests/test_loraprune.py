@@ -211,6 +211,9 @@ def test_share_mask_takes_the_lowest_and_keeps_gone_what_is_gone(values, data):
     assert mask.tolist() == [i not in order[:first] for i in range(len(values))]
     turned = loraprune.share_mask(-importance, second, mask)
     assert int((~turned).sum()) == second and not (turned & ~mask).any()
+    for fewer in range(first):
+        with pytest.raises(TipminiError, match=f"cannot be removed, {first} are already"):
+            loraprune.share_mask(importance, fewer, mask)
 
 
 @pytest.mark.parametrize("removed", [-1, 4])
@@ -230,35 +233,3 @@ def test_masked_linear_is_the_linear_of_zeroed_rows():
     torch.testing.assert_close(
         loraprune.lora_linear(x, weight, a, b, 0.5), x @ (weight + 0.5 * b @ a).T
     )
-
-
-# Schedules ------------------------------------------------------------------------------------
-
-
-def released(step, steps, share, power):
-    """The authors' schedule, from a share of 0, and with the power as a parameter."""
-    if step <= 0.1 * steps:
-        return 0.0
-    if step > steps - 0.1 * steps:
-        return share
-    left = 1 - (step - 0.1 * steps) / (steps - 0.2 * steps)
-    return share - share * left**power
-
-
-@pytest.mark.parametrize("steps", [10, 37, 200])
-@pytest.mark.parametrize(("name", "power"), [("cubic", 3), ("linear", 1)])
-def test_schedules_are_the_authors(name, power, steps):
-    for step in range(steps + 1):
-        found = loraprune.SCHEDULES[name](step, steps, 0.5)
-        assert found == pytest.approx(released(step, steps, 0.5, power))
-
-
-@given(st.sampled_from(sorted(loraprune.SCHEDULES)), st.integers(1, 60), st.floats(0, 1))
-def test_every_schedule_rises_from_nothing_to_the_share(name, steps, share):
-    shares = [loraprune.SCHEDULES[name](step, steps, share) for step in range(steps + 1)]
-    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(share)
-
-
-def test_one_shot_takes_all_at_once():
-    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3)} == {0.0}
-    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3, 21)} == {0.5}

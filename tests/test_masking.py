@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tipmini.errors import TipminiError
 from tipmini.groups import CHANNELS, HEADS, Family, find_families
 from tipmini.masking import Pruner, load_masks, masked, save_masks
+from tipmini.schedules import staggered_count
 
 
 @pytest.mark.parametrize("shape", prunable.SHAPES)
@@ -130,8 +131,42 @@ def test_the_least_important_groups_of_every_family_go():
     one.remove(0.5)
     for family in FAMILIES:
         gone = (~one.masks[family.name]).nonzero()[:, 0].tolist()
-        lowest = found[family.name].argsort()[: one.final[family.name] // 2].tolist()
+        offset = one.offsets[family.name]
+        count = staggered_count(one.final[family.name], 0.5, offset)
+        assert abs(count - one.final[family.name] / 2) < 1
+        lowest = found[family.name].argsort()[:count].tolist()
         assert sorted(gone) == sorted(lowest)
+
+
+def test_layers_take_turns():
+    """Of one group a layer, a third of the layers have lost theirs at a third of the way."""
+    one = pruner(heads=1, channels=6)
+    one.observe(scores(0))
+    for fraction, heads in ((0.1, 0), (1 / 3, 1), (2 / 3, 2), (1.0, 3)):
+        one.remove(fraction)
+        counts = {
+            kind: [n for f, n in _counted(one) if f.kind == kind] for kind in (HEADS, CHANNELS)
+        }
+        assert sum(counts[HEADS]) == heads and max(counts[HEADS]) <= 1
+        assert abs(sum(counts[CHANNELS]) - 18 * fraction) <= 0.5
+
+
+def _counted(one):
+    return [(family, one.counts[family.name]) for family in FAMILIES]
+
+
+@pytest.mark.parametrize("fractions", [[1.0], [0.3, 0.6, 1.0]])
+def test_one_threshold_leaves_one_group_of_each_family(fractions):
+    """The first layer's groups are all worth less than any other's."""
+    one = pruner("global", heads=3, channels=11)
+    found = {name: values + name.startswith("layers.0") for name, values in scores(0).items()}
+    for fraction in fractions:
+        one.observe({name: -values for name, values in found.items()})
+        one.remove(fraction)
+        assert all(mask.any() for mask in one.masks.values())
+    assert sum(one.counts.values()) == sum(one.final.values())
+    best = found["layers.0.heads"].argmin()
+    assert one.masks["layers.0.heads"].nonzero().tolist() == [[best]]
 
 
 def test_one_threshold_takes_the_least_important_of_all_layers():

@@ -1,29 +1,28 @@
 """Pruning runs: killed and continued they end bit for bit the same; what is written is what was
 masked."""
 
-import json
 import math
+import shutil
 from pathlib import Path
 
 import prunable
 import pytest
 import torch
 from kills import Killed, kill_at
+from prunable import SMALL, outcome, prune
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tipmini as tm
-from tipmini.criteria import dequantise
+from tipmini import schedules
 from tipmini.groups import find_families
-from tipmini.lab import assets, results
-from tipmini.lab.pruning import run, texts
+from tipmini.int8 import dequantise
+from tipmini.lab import results
+from tipmini.lab.pruning import run, scoring, texts
 from tipmini.lab.pruning.recipe import Recipe, cosine_rate, fraction, removes
 from tipmini.lab.pruning.run import Run
 from tipmini.lab.pruning.semi_structured import prune_semi_structured
 from tipmini.masking import load_masks, masked
-
-SMALL = {"tasks": ("rte", "openbookqa"), "rows": 12, "length": 24, "batch": 3, "epochs": 2}
-SMALL |= {"rank": 2, "every": 2, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +32,7 @@ def base(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr(assets, "embedded", lambda: tiny)
-    monkeypatch.setattr(run, "keep_memory", lambda: None)
-    monkeypatch.setattr(run, "load_tokenizer", lambda _: tokenizer)
-
-
-def prune(base, out, dtype="float32", **settings):
-    return Run(base, Recipe(**SMALL | settings), out, dtype).run()
-
-
-def outcome(folder):
-    story = json.loads((folder / "pruning.json").read_text())
-    assert story.pop("seconds") > 0
-    files = {file.name: file.read_bytes() for file in folder.rglob("*.safetensors")}
-    return files, story
+    prunable.small_runs(monkeypatch, tiny, tokenizer)
 
 
 # Killed and continued -----------------------------------------------------------------------------
@@ -64,6 +50,9 @@ WAYS = {
     "paper": {},
     "released": {"reduction": "released", "schedule": "linear"},
     "vanilla": {"method": "vanilla", "threshold": "global", "exempt_last": 1},
+    "accumulated": {"tokens": 24},  # every row a pass of its own
+    "recomputed": {"recompute": True, "tokens": 48},
+    "bfloat16": {"dtype": "bfloat16"},
 }
 
 
@@ -72,9 +61,7 @@ def unbroken(base, tmp_path_factory, tiny, tokenizer):
     """{way: folder of a run that nothing stopped}"""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assets, "embedded", lambda: tiny)
-        patch.setattr(run, "keep_memory", lambda: None)
-        patch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+        prunable.small_runs(patch, tiny, tokenizer)
         for way, settings in WAYS.items():
             out = tmp_path_factory.mktemp(way) / "out"
             found[way] = prune(base, out, **settings)
@@ -106,6 +93,30 @@ def test_another_recipe_is_not_continued(base, tmp_path, change):
     one.checkpoint(1)
     other = Recipe(**SMALL | change)
     assert Run(base, other, tmp_path / "out", "float32").resume() == 0
+
+
+def _other_weights(tmp_path, patch, base):
+    """A base of the same names, shapes and configuration."""
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    prunable.save_model(other, run.load_tokenizer(base), seed=1)
+    return other
+
+
+def _other_code(tmp_path, patch, base):
+    patch.setattr(run, "CODE", run.CODE[1:])
+    return base
+
+
+@pytest.mark.parametrize("changed", [_other_weights, _other_code])
+def test_a_checkpoint_of_other_weights_or_code_is_not_continued(
+    base, tmp_path, monkeypatch, changed
+):
+    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one.checkpoint(1)
+    assert Run(base, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 1
+    other = changed(tmp_path, monkeypatch, base)
+    assert Run(other, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 0
 
 
 def test_a_result_that_is_there_is_not_replaced(base, unbroken):
@@ -143,29 +154,59 @@ def test_without_tuning_what_stays_is_the_bases_own(base, tmp_path):
     assert outcome(out)[1]["steps"] == 1
 
 
-@pytest.mark.parametrize("settings", [{"exempt_first": 0.5}, {"threshold": "global"}])
-def test_layers_that_differ_are_written_as_masks_and_an_adapter(base, tmp_path, settings):
-    one = Run(base, Recipe(**SMALL | settings), tmp_path / "out", "float32")
-    out = one.run()
-    with masked(one.model, one.pruner.masks):
-        expected = prunable.logits(one.model)
-
-    from peft import PeftModel
-
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    worn = PeftModel.from_pretrained(whole, out / "adapter")
-    with masked(worn, load_masks(out / "masks.safetensors")):
-        torch.testing.assert_close(prunable.logits(worn), expected, rtol=1e-4, atol=1e-4)
-    assert not (out / "config.json").exists()
-    if "exempt_first" in settings:
-        assert outcome(out)[1]["kept"]["model.layers.0.mlp"] == 24
+OTHERS = ("vanilla", "taylor", "taylor-vector", "magnitude", "wanda", "random")
 
 
-@pytest.mark.parametrize("method", ["taylor-vector", "magnitude", "wanda", "random"])
+@pytest.mark.parametrize("method", OTHERS)
 def test_every_other_method_prunes_and_tunes(base, tmp_path, method):
     story = outcome(prune(base, tmp_path / "out", method=method, epochs=1))[1]
     assert 0.45 < story["removed_share"] <= 0.5
     assert all(math.isfinite(loss) and loss > 0 for loss in story["loss"])
+
+
+def _of_line(method: str, weight, grad, norm, dim: int):
+    """What one module adds to the importance of a channel, by the criteria's own words."""
+    product = None if grad is None else weight * grad
+    return {
+        "vanilla": lambda: product.square().sum(1 - dim),
+        "taylor": lambda: product.abs().sum(1 - dim),
+        "taylor-vector": lambda: product.sum(1 - dim).abs(),
+        "magnitude": lambda: weight.abs().sum(1 - dim),
+        "wanda": lambda: (weight.abs() * norm).sum(1 - dim),
+    }[method]()
+
+
+@pytest.mark.parametrize("method", [m for m in OTHERS if m != "random"])
+def test_a_runs_importances_are_its_methods(base, tmp_path, monkeypatch, method):
+    """Of the first step, from the gradients and norms that it had: no other criterion's."""
+    one = Run(base, Recipe(**SMALL, method=method), tmp_path / "out", "float32")
+    family = next(f for f in one.families if f.kind == "channels" and f.layer == 1)
+    expected, observe = [], Run._observe
+
+    def observing(self):
+        parts = [scoring.base_layer(self.model.get_submodule(m.module)) for m in family.members]
+        norms = [(self.norms or {}).get(m.module) for m in family.members]
+        expected.append(
+            sum(
+                _of_line(method, part.weight.detach(), part.weight.grad, norm, m.dim)
+                for part, norm, m in zip(parts, norms, family.members, strict=True)
+            )
+        )
+        observe(self)
+
+    monkeypatch.setattr(Run, "_observe", observing)
+    one.step(0)
+    found = one.pruner.averages[family.name] / (1 - one.recipe.decay)
+    torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-8)
+
+
+def test_random_choice_hangs_on_the_seed_alone(base, tmp_path):
+    masks = []
+    for out, settings in (("a", {}), ("b", {"seed": 1}), ("c", {"learning_rate": 1e-3})):
+        folder = prune(base, tmp_path / out, method="random", epochs=1, **settings)
+        masks.append(load_masks(folder / "masks.safetensors"))
+    first, other, again = ({n: m.tolist() for n, m in one.items()} for one in masks)
+    assert first == again != other
 
 
 def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
@@ -249,7 +290,7 @@ def test_steps_take_the_place_of_epochs(steps, count):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 40])
-@pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
 def test_all_is_gone_at_the_last_removal(schedule, steps):
     recipe = Recipe(schedule=schedule)
     removals = [step for step in range(1, steps + 1) if removes(recipe, step, steps)]

@@ -1,11 +1,14 @@
 """The declared prunings: every run can be made, each name once, mistakes told in one line."""
 
+import re
+
 import pytest
 import yaml
 
 from tipmini.errors import TipminiError
-from tipmini.lab import catalogue, documents
-from tipmini.lab.pruning import declared
+from tipmini.lab import catalogue, documents, tasks
+from tipmini.lab.profiles import load_profile
+from tipmini.lab.pruning import declared, perplexity
 from tipmini.lab.pruning.perplexity import CORPORA
 
 GRID = declared.grid()
@@ -28,6 +31,11 @@ def test_the_whole_grid_is_there():
     for method in GRID.ablations:
         for seed in range(3):
             assert declared.run_name(method.name, 0.5, True, seed) in runs
+    for method in GRID.variants:
+        for share in (0.2, 0.5):
+            for seed in range(3):
+                run = runs[declared.run_name(method.name, share, True, seed)]
+                assert not run.zero_shot
     assert {"base", "base-int8", "magnitude-2to4", "wanda-2to4"} <= set(runs)
 
 
@@ -43,12 +51,42 @@ def test_a_run_has_its_own_recipe(profile):
             assert run.recipe.int8 == (run.method == "lora-guided-int8")
 
 
-def test_what_tunes_is_not_what_scores():
-    scored = set(GRID.tasks)
-    for size in GRID.sizes.values():
-        for tuned in (True, False):
-            assert not scored & set(size.recipe(tuned=tuned).tasks)
-    assert not set(CORPORA) & set(documents.TASKS)
+WORDS = 13  # in a row: as many as tell a copy from a phrase
+
+
+def _phrases(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+@pytest.fixture(scope="module")
+def read() -> set[tuple[str, ...]]:
+    """Phrases of all rows that any run of the real profile prunes and tunes on, uncut."""
+    size = GRID.size("mini")
+    recipes = [size.recipe(tuned=True, longer=longer) for longer in (False, True)]
+    recipes.append(size.recipe(tuned=False))
+    assert {r.tasks for r in recipes} == {("coqa",)}
+    definition = tasks.load("coqa", evaluation=1, train=max(r.rows for r in recipes))
+    rows = [tasks.text(definition, doc) for doc in definition.training_docs()]
+    assert len(rows) == max(r.rows for r in recipes)
+    return set().union(*map(_phrases, rows))
+
+
+def test_no_text_that_tunes_is_in_the_windows(read, tokenizer):
+    size = GRID.size("mini")
+    for corpus in CORPORA:
+        windows = perplexity.windows(corpus, size.windows, size.length, tokenizer)
+        found = _phrases(tokenizer.decode([token for window in windows for token in window]))
+        assert len(found) > 5000 and not found & read
+    corpus = documents.CORPORA["wikipedia"]()  # of which another part holds one of the stories
+    assert any(_phrases(text) & read for text in corpus)
+
+
+def test_no_text_that_tunes_is_in_the_rows_of_tasks(read):
+    for task in GRID.tasks:
+        definition = tasks.load(task, load_profile("mini").evaluation_rows)
+        rows = [" ".join(map(str, doc.values())) for doc in definition.eval_docs]
+        assert rows and not any(_phrases(row) & read for row in rows)
 
 
 def test_a_run_of_two_plans_is_scored_as_the_fullest_asks():
@@ -100,6 +138,7 @@ def _set(*path_and_value):
         (_set("plans", 0, "shares", [1.2]), r"share must lie in \[0, 1\], got 1.2"),
         (_set("methods", 0, "options", {"method": "lora"}), "method must be one of"),
         (_set("tasks", ["hellswag"]), "tasks: 'hellswag' is not one of"),
+        (_set("apart", ["boolqq"]), "tasks: 'boolqq' is not one of"),
         (_set("more", 1), "more: Extra inputs are not permitted"),
     ],
 )

@@ -1,7 +1,11 @@
 """Measuring prunings of a tiny model: everything once, by whomever, and what a kill leaves."""
 
+import shutil
+from pathlib import Path
+
 import prunable
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tipmini import cli
@@ -12,7 +16,7 @@ from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.pruning import declared, measuring, perplexity, run
 from tipmini.lab.pruning.measuring import Prunings
-from tipmini.masking import load_masks
+from tipmini.masking import load_masks, masked
 
 SMALL = {"tasks": ["rte"], "rows": 4, "length": 12, "rank": 2}
 GRID = declared.Grid.model_validate(
@@ -37,14 +41,21 @@ GRID = declared.Grid.model_validate(
             {"name": "magnitude", "title": "magnitude", "options": {"method": "magnitude"}},
             {"name": "lora", "title": "LoRAPrune", "options": {"method": "lora-guided"}},
         ],
+        "variants": [
+            {"name": "apart", "title": "layers differ"}
+            | {"options": {"method": "lora-guided", "exempt_last": 1}},
+        ],
         "plans": [
             {"what": "a", "methods": ["magnitude", "lora"], "shares": [0.5], "tuned": True}
             | {"seeds": [0]},
             {"what": "b", "methods": ["magnitude"], "shares": [0.5], "tuned": False}
             | {"seeds": [0], "zero_shot": False},
+            {"what": "c", "methods": ["apart"], "shares": [0.5], "tuned": True}
+            | {"seeds": [0], "zero_shot": False},
         ],
     }
 )
+APART = "apart-50-tuned-s0"
 ONCE, TUNED, LORA = "magnitude-50-once-s0", "magnitude-50-tuned-s0", "lora-50-tuned-s0"
 
 
@@ -76,7 +87,7 @@ def test_everything_is_measured_once_and_no_model_is_left(profile):
     corpora = list(perplexity.CORPORA)
     every = [*corpora, "openbookqa", "winogrande"]
     whole = [(name, m) for name in ("base", "base-int8", "wanda-2to4", TUNED, LORA) for m in every]
-    assert sorted(shown) == sorted(whole + [(ONCE, m) for m in corpora])
+    assert sorted(shown) == sorted(whole + [(n, m) for n in (ONCE, APART) for m in corpora])
     assert measure(profile) == []
     assert list((profile.scratch / "pruned").iterdir()) == []
     stored = bundles.read(profile.pruning_store, LORA)
@@ -87,6 +98,31 @@ def test_everything_is_measured_once_and_no_model_is_left(profile):
     assert 0 < removed < sum(map(len, masks.values()))
     losses = {n: bundles.cell_of(profile.pruning_store, n, "books").values for n in ("base", LORA)}
     assert losses["base"] != losses[LORA]
+
+
+def test_a_run_of_masks_is_scored_as_the_masked_model(profile, monkeypatch):
+    """Layer 1 stays whole, which no checkpoint can hold; its losses are the masked passes'."""
+    kept = {}
+    finish = run.Run.finish
+
+    def finishing(self):
+        kept.update(model=self.model, masks=self.pruner.masks)
+        return finish(self)
+
+    monkeypatch.setattr(run.Run, "finish", finishing)
+    assert measure(profile, APART) == [(APART, corpus) for corpus in perplexity.CORPORA]
+    masks = load_masks(profile.pruning_store / "masks" / f"{APART}.safetensors")
+    assert masks["model.layers.1.mlp"].all() and not masks["model.layers.0.mlp"].all()
+    windows = Prunings(profile, GRID).windows("books")
+    with masked(kept["model"], kept["masks"]), torch.no_grad():
+        expected = [_loss(kept["model"](torch.tensor([w])).logits[0], w) for w in windows]
+    found = bundles.cell_of(profile.pruning_store, APART, "books").values
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert list((profile.scratch / "pruned").iterdir()) == []
+
+
+def _loss(logits, window):
+    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(window[1:])).item()
 
 
 def test_another_recipe_is_another_measurement(profile):
@@ -125,6 +161,31 @@ def test_a_killed_run_goes_on_with_the_model_it_made(profile, monkeypatch):
     monkeypatch.setattr(measuring, "_make", killed)  # not needed again
     assert len(measure(profile, TUNED)) == 4
     assert not made.exists()
+
+
+def test_a_kill_after_the_last_cell_leaves_masks_and_at_last_no_model(profile, monkeypatch):
+    remove = shutil.rmtree
+
+    def killed(folder, *given, **options):
+        if Path(folder).name.startswith(TUNED):
+            raise Killed
+        remove(folder, *given, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(measuring.shutil, "rmtree", killed)
+        measure(profile, TUNED)
+    masks = profile.pruning_store / "masks" / f"{TUNED}.safetensors"
+    assert masks.is_file() and list((profile.scratch / "pruned").iterdir())
+    assert measure(profile, TUNED) == []
+    assert list((profile.scratch / "pruned").iterdir()) == []
+
+
+def test_masks_that_are_gone_are_made_again_and_no_cell_is(profile):
+    measure(profile, ONCE)
+    masks = profile.pruning_store / "masks" / f"{ONCE}.safetensors"
+    kept = masks.read_bytes()
+    masks.unlink()
+    assert measure(profile, ONCE) == [] and masks.read_bytes() == kept
 
 
 def test_what_another_process_is_at_comes_last(profile, monkeypatch):

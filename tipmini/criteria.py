@@ -153,7 +153,7 @@ def _add_lines(lines: Tensor, part: slice, dim: int, terms: Tensor) -> None:
         lines += found
 
 
-# Other things that are done to weights -----------------------------------------------------------
+# Masks of single weights -------------------------------------------------------------------------
 
 
 def semi_structured_mask(score: Tensor, n: int = 2, m: int = 4) -> Tensor:
@@ -168,17 +168,3 @@ def semi_structured_mask(score: Tensor, n: int = 2, m: int = 4) -> Tensor:
     order = score.reshape(-1, m).argsort(dim=1, stable=True)
     mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :n], False)
     return mask.view(score.shape)
-
-
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (d, k) and float32 scales (d, 1): absolute maximum of a row at 127, rounded to nearest.
-
-    As LLM.int8 stores weights, outliers aside; activations stay as they are.
-    """
-    scale = weight.float().abs().amax(1, keepdim=True).clamp_min_(1e-12) / 127
-    return (weight.float() / scale).round_().to(torch.int8), scale
-
-
-def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers that int8 weights stand for, (d, k) of a floating dtype."""
-    return (weight.float() * scale).to(dtype)

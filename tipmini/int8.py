@@ -8,8 +8,21 @@ time is not what int8 kernels would take.
 import torch
 from torch import Tensor, nn
 
-from tipmini.criteria import dequantise, quantise
 from tipmini.groups import find_families
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (d, k) and float32 scales (d, 1): absolute maximum of a row at 127, rounded to nearest.
+
+    As LLM.int8 stores weights, outliers aside; activations stay as they are.
+    """
+    scale = weight.float().abs().amax(1, keepdim=True).clamp_min_(1e-12) / 127
+    return (weight.float() / scale).round_().to(torch.int8), scale
+
+
+def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers that int8 weights stand for, (d, k) of a floating dtype."""
+    return (weight.float() * scale).to(dtype)
 
 
 class _Int8Product(torch.autograd.Function):

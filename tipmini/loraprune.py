@@ -86,9 +86,9 @@ def lora_gradient(
     a and grad_a are (r, k), b and grad_b (d, r); G is (d, k). It stands for the gradient of the
     loss with respect to BA: it is the change $BA - (B - \nabla_B)(A - \nabla_A)$ that one SGD step
     of learning rate 1 brings (Eqs. 7, 8). With the true gradient g, $\nabla_B = g A^\top$ and
-    $\nabla_A = B^\top g$, so G is g itself only where B = 0 and $A^\top A$ is the identity, which
-    needs a rank of k; else it is g seen through the adapter. Raises TipminiError when the shapes
-    don't fit.
+    $\nabla_A = B^\top g$, so G is g itself for instance where B = 0 and $A^\top A$ is the identity,
+    which needs a rank of k; else it is mostly g seen through the adapter. Raises TipminiError when
+    the shapes don't fit.
     """
     if a.shape != grad_a.shape or b.shape != grad_b.shape or a.shape[0] != b.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, grad_a, grad_b))
@@ -153,13 +153,16 @@ def share_mask(importance: Tensor, removed: int, kept: Tensor | None = None) -> 
     """Eq. 12 with p at the `removed`-th lowest importance: bool, (count,), False for that many.
 
     Among equal importances the lower index goes first. kept: the mask so far; what it has removed
-    stays removed and counts. Raises TipminiError for NaN and for a number that is not there.
+    stays removed and counts. Raises TipminiError for NaN, for a number that is not there, and for
+    one below what is removed already.
     """
-    if not 0 <= removed <= len(importance):
-        raise TipminiError(f"{removed} of {len(importance)} groups cannot be removed")
+    gone = torch.zeros_like(importance, dtype=torch.bool) if kept is None else ~kept
+    least = int(gone.sum())
+    if not least <= removed <= len(importance):
+        already = f", {least} are already" if least else ""
+        raise TipminiError(f"{removed} of {len(importance)} groups cannot be removed{already}")
     if importance.isnan().any():
         raise TipminiError("group importances contain NaN; check the gradients")
-    gone = torch.zeros_like(importance, dtype=torch.bool) if kept is None else ~kept
     order = torch.where(gone, -math.inf, importance).argsort(stable=True)
     mask = torch.ones_like(gone)
     mask[order[:removed]] = False
@@ -175,50 +178,3 @@ def masked_linear(
     """
     z = lora_linear(x, weight, a, b, scaling)
     return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
-
-
-# How much is removed when ------------------------------------------------------------------------
-
-
-def cubic_share(
-    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
-) -> float:
-    r"""The share removed after `step` of `steps`: $S (1 - (1 - \tau)^3)$, fast first.
-
-    $\tau$ runs from 0 to 1 between warm-up and cool-down, shares of the steps before and after
-    it. From the authors' code; the paper gives no schedule.
-    """
-    return share * (1 - (1 - _progress(step, steps, warmup, cooldown)) ** 3)
-
-
-def linear_share(
-    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
-) -> float:
-    r"""The share removed after `step` of `steps`: $S \tau$, with the times of `cubic_share`."""
-    return share * _progress(step, steps, warmup, cooldown)
-
-
-def one_shot_share(
-    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
-) -> float:
-    """The whole share once the warm-up is over, and at the last step at the latest."""
-    return share if step > warmup * steps or step >= steps else 0.0
-
-
-def at_end_share(
-    step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
-) -> float:
-    """The whole share at the last step: tuned first, pruned after, which nothing recovers from."""
-    return share if step >= steps else 0.0
-
-
-SCHEDULES = {
-    **{"cubic": cubic_share, "linear": linear_share},
-    **{"one-shot": one_shot_share, "at-end": at_end_share},
-}
-
-
-def _progress(step: int, steps: int, warmup: float, cooldown: float) -> float:
-    if step > steps - cooldown * steps or step >= steps:
-        return 1.0
-    return min(1.0, max(0.0, (step - warmup * steps) / (steps - (warmup + cooldown) * steps)))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tipmini.errors import TipminiError
-from tipmini.groups import HEADS, Family, find_families
+from tipmini.groups import CHANNELS, HEADS, Family, find_families
 from tipmini.loraprune import moving_average, share_mask, threshold_mask
+from tipmini.schedules import offsets, staggered_count
 from tipmini.tensor_file import TensorFile
 
 Masks = dict[str, Tensor]  # family -> (count,) bool, False where a group is gone
@@ -20,9 +21,10 @@ class Pruner:
     """Group importances that are averaged over steps, and the masks that follow from them.
 
     final: the groups of each family to be gone in the end. threshold "layer": the least important
-    of every family go, the same number in every layer where `final` is the same. "global": p of
-    Eq. 12 is one number for all families of a kind; shares then differ from layer to layer, and
-    the total is at least that of `final` (groups that tie at p go together).
+    of every family go, in the end the same number in every layer where `final` is the same; on the
+    way there layers take turns (`schedules.staggered_count`). "global": p of Eq. 12 is one number
+    for all families of a kind; shares then differ from layer to layer, and the total is at least
+    that of `final` (groups that tie at p go together). One group of each family stays.
     """
 
     def __init__(
@@ -37,6 +39,11 @@ class Pruner:
         self.threshold = threshold
         self.averages = {f.name: torch.zeros(f.count) for f in families}  # Eq. 11 starts at 0
         self.masks: Masks = {f.name: torch.ones(f.count, dtype=torch.bool) for f in families}
+        self.offsets = {
+            family.name: offset
+            for kind in (HEADS, CHANNELS)
+            for family, offset in _spread([f for f in families if f.kind == kind and final[f.name]])
+        }
         self.observed = self.skipped = 0
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
@@ -60,10 +67,9 @@ class Pruner:
             for kind in {family.kind for family in self.families}:
                 self._remove_below([f for f in self.families if f.kind == kind], fraction)
             return
-        for family in self.families:
-            count = int(self.final[family.name] * fraction + 1e-9)
-            kept = self.masks[family.name]
-            self.masks[family.name] = share_mask(self.averages[family.name], count, kept)
+        for name, offset in self.offsets.items():
+            count = staggered_count(self.final[name], fraction, offset)
+            self.masks[name] = share_mask(self.averages[name], count, self.masks[name])
 
     def _remove_below(self, families: list[Family], fraction: float) -> None:
         """One threshold for all families that lose any group."""
@@ -71,7 +77,7 @@ class Pruner:
         count = int(sum(self.final[name] for name in names) * fraction + 1e-9)
         if not count:
             return
-        averages = {n: self.averages[n].masked_fill(~self.masks[n], -torch.inf) for n in names}
+        averages = {n: _ranked(self.averages[n], self.masks[n]) for n in names}
         p = torch.cat(list(averages.values())).sort().values[count - 1].item()
         for name, average in averages.items():
             self.masks[name] = threshold_mask(average, p)
@@ -80,6 +86,17 @@ class Pruner:
     def counts(self) -> dict[str, int]:
         """Groups of each family that are gone."""
         return {name: int((~mask).sum()) for name, mask in self.masks.items()}
+
+
+def _spread(families: list[Family]) -> Iterator[tuple[Family, float]]:
+    return zip(families, offsets(len(families)), strict=True)
+
+
+def _ranked(average: Tensor, mask: Tensor) -> Tensor:
+    """Importances by which one threshold can go: what is gone lowest, a family's best highest."""
+    found = average.masked_fill(~mask, -torch.inf)
+    found[found.argmax()] = torch.inf
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 from tipmini.commands.arguments import AsJson, Base, Tasks, examples, nearest
 from tipmini.criteria import METHODS, REDUCTIONS
 from tipmini.errors import TipminiError
-from tipmini.loraprune import SCHEDULES
+from tipmini.schedules import SCHEDULES
 
 EPILOG = examples(
     "tipmini prune --share 0.5 --out half",

@@ -30,7 +30,7 @@ SHOWN = tuple(f"lab/{name}.py" for name in SHOWN_NAMES.split())
 # LoRAPrune's: no merge depends on them, and what does is measured by no step of the workflow.
 PRUNING = (
     *("criteria.py", "groups.py", "int8.py", "lab/pruning/"),
-    *("loraprune.py", "masking.py", "removal.py"),
+    *("loraprune.py", "masking.py", "removal.py", "schedules.py"),
 )
 MEMORY = 6000  # MB that measurements side by side may take
 

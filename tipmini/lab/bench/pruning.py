@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tipmini.criteria import REDUCTIONS
+from tipmini.groups import find_families
 from tipmini.lab.bench import pruning_cost, pruning_masks, pruning_profile, pruning_speed
 from tipmini.lab.bench.pruning_cost import side
 from tipmini.lab.experiments import Lab
-from tipmini.lab.model import keep_memory
+from tipmini.lab.model import keep_memory, load_base
 from tipmini.lab.objective import Example
 from tipmini.lab.pruning import benched, efficiency, step_time, texts
 
@@ -41,13 +42,17 @@ def criteria(lab: Lab, size: Size = Size()) -> dict:
     """What a step by each criterion costs."""
     base, rows = _read(lab, size)
     found = pruning_cost.cost(base, lab.profile.dtype, rows, size.repeats, size.rank)
-    return _sizes(lab, size) | {"cost": found}
+    return _sizes(lab, size) | {"rows_a_pass": 1, "repeats": size.repeats, "cost": found}
 
 
 def masks(lab: Lab, size: Size = Size()) -> dict:
-    """Whether the criteria remove the same groups."""
+    """Whether the criteria remove the same groups, and which channels magnitude misjudges."""
     base, rows = _read(lab, size)
-    return _sizes(lab, size) | {"agreement": agreement(base, lab.profile.dtype, rows, size)}
+    model = load_base(base, lab.profile.dtype)
+    batches = texts.padded(rows, lab.profile.tokens)
+    loudest = pruning_masks.loudest(model, find_families(model), batches)
+    found = agreement(base, lab.profile.dtype, rows, size)
+    return _sizes(lab, size) | {"agreement": found, "loudest": loudest}
 
 
 def inference(lab: Lab, size: Size = Size()) -> dict:

@@ -77,7 +77,7 @@ def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
 
 
 def cost(base: Path, dtype: str, rows: Sequence[Example], repeats: int, rank: int) -> dict:
-    """{side: bytes of the model, bytes by which a step raises the memory, rows a second}.
+    """{side: bytes of the model, bytes by which a step raises the memory, seconds of steps}.
 
     A row's activations are gone before the next one, so a few rows tell the memory of all.
     """
@@ -89,19 +89,21 @@ def cost(base: Path, dtype: str, rows: Sequence[Example], repeats: int, rank: in
     taken = seconds(sides, rows, repeats)
     return {
         name: {"model_bytes": memory[name][0], "step_bytes": memory[name][1]}
-        | {"rows_a_second": len(rows) / taken[name]}
+        | {"seconds": taken[name], "rows_a_second": len(rows) / statistics.median(taken[name])}
         for name in SIDES
     }
 
 
-def seconds(sides: Mapping[str, Side], rows: Sequence[Example], repeats: int) -> dict[str, float]:
-    """{side: median seconds of a step}, the sides taken in turn after a short step of each."""
+def seconds(
+    sides: Mapping[str, Side], rows: Sequence[Example], repeats: int
+) -> dict[str, list[float]]:
+    """{side: seconds of every step}, the sides taken in turn after a short step of each."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
         for name in list(sides)[:: 1 if number % 2 else -1]:
             once = timing.seconds(partial(sides[name].step, rows if number else rows[:WARM]))
             taken[name] += [once] if number else []
-    return {name: statistics.median(own) for name, own in taken.items()}
+    return taken
 
 
 def memory_of(

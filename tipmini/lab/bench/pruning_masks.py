@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from tipmini.groups import Family
+import tipmini as tm
+from tipmini.groups import CHANNELS, Family
+from tipmini.lab.pruning import scoring
 from tipmini.loraprune import share_mask
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 Scores = Mapping[str, Mapping[str, Tensor]]  # of two criteria: {family: (count,) importances}
 
@@ -45,3 +47,25 @@ def overlap(family: Family, scores: Scores, gone: int) -> tuple[int, int, int]:
     """Groups, those that each criterion removes, those that both do."""
     first, second = (~share_mask(found[family.name], gone) for found in scores.values())
     return family.count, gone, int((first & second).sum())
+
+
+def loudest(
+    model: nn.Module, families: Sequence[Family], batches: Sequence[Mapping[str, Tensor]]
+) -> list[dict]:
+    """For every layer the channel with the largest activation, and where its weights stand.
+
+    times: its norm over the median channel's; lighter: the share of the layer's channels that
+    magnitude removes before it.
+    """
+    channels = [family for family in families if family.kind == CHANNELS]
+    reads = [next(m.module for m in family.members if m.dim == 1) for family in channels]
+    norms = tm.calibrate(model, batches, reads)
+    scores = scoring.all_scores(model, channels, "magnitude")
+    entries = []
+    for family, module in zip(channels, reads, strict=True):
+        norm, weights = norms[module], scores[family.name]
+        most = int(norm.argmax())
+        lighter = (weights < weights[most]).double().mean()
+        times = norm[most] / norm.median()
+        entries.append({"layer": family.layer, "lighter": float(lighter), "times": float(times)})
+    return entries

@@ -7,18 +7,28 @@ from typing import NamedTuple
 
 from tipmini.errors import TipminiError
 from tipmini.lab import paths
-from tipmini.lab.claims import bench_here, here, in_print, pruned, pruned_here, settings
+from tipmini.lab.claims import (
+    bench_here,
+    here,
+    in_print,
+    pruned,
+    pruned_here,
+    pruning_settings,
+    settings,
+)
+from tipmini.lab.claims.combined import combining
 from tipmini.lab.claims.declared import Check, Claim, declared
 from tipmini.lab.claims.evidence import Evidence, Finding, gathered
 from tipmini.strict import one_line
 
 LEVELS = {"in_print": "in print", "here": "at this book's scale"}
+HERE = (
+    *(*here.CHECKS, *settings.CHECKS),
+    *(*pruned_here.CHECKS, *bench_here.CHECKS, *pruning_settings.CHECKS),
+)
 CHECKS: dict[str, dict[str, Callable[..., Finding]]] = {
     "in_print": {check.__name__: check for check in (*in_print.CHECKS, *pruned.CHECKS)},
-    "here": {
-        check.__name__: check
-        for check in (*here.CHECKS, *pruned_here.CHECKS, *bench_here.CHECKS, *settings.CHECKS)
-    },
+    "here": {check.__name__: check for check in (*HERE, *combining(HERE))},
 }
 
 

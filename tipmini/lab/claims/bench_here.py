@@ -1,6 +1,10 @@
-"""Checks of LoRAPrune's sentences from the bench: time, memory, throughput, masks."""
+"""Checks of LoRAPrune's sentences from the bench: time, memory, throughput, masks.
+
+least: the per cent that a sentence asks for; 0 where it says only less, or only more.
+"""
 
 import statistics
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,87 +14,116 @@ from tipmini.lab.claims.settings import not_run
 from tipmini.lab.pruning.benched import CRITERIA, INFERENCE, MASKS, part
 from tipmini.lab.pruning.efficiency import RECOMPUTED, all_bytes
 
+KEPT = {"activations kept": "", "made again": RECOMPUTED}  # ends of the sides' names
 
-def time_saved(
-    evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
-) -> Finding:
+# Inference ----------------------------------------------------------------------------------
+
+
+def time_saved(evidence: Evidence, *, share: float, least: float) -> Finding:
     """Whether a model without this share of its weights takes so many per cent less time."""
-    saved = {b: 1 - ratio for b, ratio in _ratios(evidence, (share, True), (0.0, True)).items()}
+    saved = {b: 1 - ratios for b, ratios in _ratios(evidence, (share, True), (0.0, True)).items()}
     words = "A forward pass on a CPU; the model's embeddings and head keep their size."
-    return _timed(evidence, saved, "less", words, printed - tolerance)
+    return _timed(evidence, saved, -1, words, least)
 
 
-def unmerged_costs(
-    evidence: Evidence, *, share: float, printed: float = 0.0, tolerance: float = 0.0
-) -> Finding:
+def unmerged_costs(evidence: Evidence, *, share: float, least: float) -> Finding:
     """Whether a pass with the adapter beside takes so much longer than the unpruned one, merged."""
-    more = {b: ratio - 1 for b, ratio in _ratios(evidence, (share, False), (0.0, True)).items()}
-    words = "An adapter of rank 8 on all seven matrices, computed by PEFT in the model's dtype."
-    return _timed(evidence, more, "more", words, printed - tolerance)
+    more = {b: ratios - 1 for b, ratios in _ratios(evidence, (share, False), (0.0, True)).items()}
+    words = "An adapter on all seven matrices, computed by PEFT in the model's dtype."
+    return _timed(evidence, more, 1, words, least)
+
+
+def merging_spares(evidence: Evidence, *, shares: Sequence[float]) -> Finding:
+    """Whether pruned models take less time with the adapter merged than with it beside."""
+    saved = {
+        f"{share:.0%}, {batch}": 1 - ratios
+        for share in shares
+        for batch, ratios in _ratios(evidence, (share, True), (share, False)).items()
+    }
+    words = "Merged, a pruned model is a plain checkpoint: there is no adapter left to compute."
+    return _timed(evidence, saved, -1, words, 0)
 
 
 def _timed(
-    evidence: Evidence, shares: dict[int, float], way: str, words: str, least: float
+    evidence: Evidence, shares: Mapping[str, np.ndarray], sign: int, words: str, least: float
 ) -> Finding:
-    """Whether {batch: change of the time} is above `least` per cent for every batch."""
+    """Whether {batch: changes of the time in every round, times sign} is so many per cent."""
     if not shares:
         return not_run(evidence, note="No inference time of a pruned model is stored yet.")
-    enough = sum(100 * share > max(least, 0) for share in shares.values())
-    told = ", ".join(f"batch {batch}: {share:.1%} {way}" for batch, share in shares.items())
-    return Finding(_share_of(enough, len(shares)), told, words)
+    enough = sum(_reaches(100 * rounds, least) for rounds in shares.values())
+    told = ", ".join(
+        f"{batch}: {sign * np.median(rounds):+.1%} of time" for batch, rounds in shares.items()
+    )
+    return Finding(_share_of(enough, len(shares)), told, f"{words} {_asked(least, 'round')}")
 
 
-def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[int, float]:
-    """{batch: median over the rounds of one way's time over the other's}."""
+def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[str, np.ndarray]:
+    """{batch: one way's time over the other's in every round}."""
     entries = part(evidence.benched, INFERENCE, "inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): e["seconds"] for e in entries}
     return {
-        batch: statistics.median(np.divide(timed[*one, batch], timed[*two, batch]).tolist())
+        f"batch {batch}": np.divide(timed[*one, batch], timed[*two, batch])
         for share, merged, batch in timed
         if (share, merged) == one
     }
 
 
+def _reaches(values: np.ndarray, least: float) -> bool:
+    """Whether the median is as much as asked; where only a side is asked, whether all lie there."""
+    return bool(np.median(values) >= least if least else (values > 0).all())
+
+
+def _asked(least: float, turn: str) -> str:
+    return f"Asked for: at least {least:g}%." if least else f"Asked for: every {turn}."
+
+
+# A step of a criterion ----------------------------------------------------------------------
+
+
 def memory_saved(
-    evidence: Evidence,
-    *,
-    side: str,
-    against: str = "vanilla",
-    printed: float = 0.0,
-    tolerance: float = 0.0,
+    evidence: Evidence, *, side: str, least: float, against: str = "vanilla"
 ) -> Finding:
-    """Whether a step of a criterion takes so many per cent less memory than another's."""
+    """Whether a step of a criterion takes so many per cent less memory than another's.
+
+    Both where activations are kept and where they are made again in the backward pass.
+    """
     cost = part(evidence.benched, CRITERIA, "cost", {})
     if not cost or not cost["vanilla"]["step_bytes"]:
         return not_run(evidence, note="No memory of pruning is stored yet.")
-    own, other = (all_bytes(cost[name]) for name in (side, against))
-    saved = 100 * (1 - own / other)
-    return Finding(
-        _share_of(int(saved > max(printed - tolerance, 0)), 1),
-        f"{own / 1e6:.0f} of {other / 1e6:.0f} MB: {saved:.1f}% less",
-        "Model and the peak of a step. In a small model activations are a larger part of it"
-        + _recomputed(cost, side, against),
-    )
+    both = {
+        kept: [all_bytes(cost[f"{name}{end}"]) for name in (side, against)]
+        for kept, end in KEPT.items()
+    }
+    saved = {kept: 100 * (1 - own / other) for kept, (own, other) in both.items()}
+    told = [
+        f"{k}: {a / 1e6:.0f} of {b / 1e6:.0f} MB, {saved[k]:.1f}% less"
+        for k, (a, b) in both.items()
+    ]
+    words = "Memory: model and the peak of a step; in a small model activations are much of it."
+    enough = sum(_reaches(np.array([value]), least) for value in saved.values())
+    asked = f" {_asked(least, '')}" if least else ""
+    return Finding(_share_of(enough, len(saved)), "; ".join(told), words + asked)
 
 
-def _recomputed(cost: dict, side: str, against: str) -> str:
-    own, other = (cost[f"{name}{RECOMPUTED}"] for name in (side, against))
-    step, all_of_it = own["step_bytes"] / other["step_bytes"], all_bytes(own) / all_bytes(other)
-    return (
-        f"; where they are made again, {1 - all_of_it:.1%} less, and {1 - step:.1%} of what a step "
-        "takes above the model."
-    )
-
-
-def throughput_gained(evidence: Evidence, *, printed: float, tolerance: float = 0.0) -> Finding:
+def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
     cost = part(evidence.benched, CRITERIA, "cost", {})
-    if not cost:
-        return not_run(evidence, note="No throughput of pruning is stored yet.")
-    own, other = (cost[name]["rows_a_second"] for name in ("lora-guided", "vanilla"))
-    more = 100 * (own / other - 1)
-    verdict = _share_of(int(more > printed - tolerance), 1)
-    return Finding(verdict, f"{more:+.1f}%", f"{own:.2f} and {other:.2f} rows a second on a CPU.")
+    if not all("seconds" in own for own in (cost or {"": {}}).values()):
+        return not_run(evidence, note="No times of steps are stored yet.")
+    taken = {
+        kept: [np.array(cost[f"{name}{end}"]["seconds"]) for name in ("vanilla", "lora-guided")]
+        for kept, end in KEPT.items()
+    }
+    gained = {k: 100 * (np.median(a) / np.median(b) - 1) for k, (a, b) in taken.items()}
+    enough = sum(
+        _reaches(np.array([gained[k]]) if least else a - b, least) for k, (a, b) in taken.items()
+    )
+    told = "; ".join(f"{kept}: {gain:+.1f}% rows a second" for kept, gain in gained.items())
+    words = f"Throughput: rows a second on a CPU. {_asked(least, 'step')}"
+    return Finding(_share_of(enough, len(gained)), told, words)
+
+
+# Masks --------------------------------------------------------------------------------------
 
 
 def masks_agree(evidence: Evidence, *, share: float) -> Finding:
@@ -99,31 +132,43 @@ def masks_agree(evidence: Evidence, *, share: float) -> Finding:
     own = [e for e in entries if e["share"] == share and e["reduction"] == "paper" and e["removed"]]
     if not own:
         return not_run(evidence, note="No similarity of masks is stored yet.")
-    enough = sum(2 * e["same"] > 1 + e["chance_same"] for e in own)
+    enough = sum(_beyond_chance(e) > 0.5 for e in own)
     same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
     return Finding(
         _share_of(enough, len(own)),
         f"{same:.1%} of the groups alike, {chance:.1%} by chance",
-        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters.",
+        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters. Asked for: "
+        "more than halfway from chance to all.",
     )
 
 
 def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
-    """Whether the criteria agree on fewer groups at a higher share."""
+    """Whether the criteria agree on fewer groups at a higher share; and on fewer beyond chance.
+
+    Two masks that know nothing agree on fewer at a higher share, too. Beyond chance: the part of
+    the way from chance to all.
+    """
     entries = part(evidence.benched, MASKS, "agreement", [])
-    found = [
-        [e["same"] for e in entries if e["share"] == share and e["kind"] == "channels"]
-        for share in (low, high)
-    ]
+    own = [e for e in entries if (e["kind"], e["reduction"]) == ("channels", "paper")]
+    found = [[e for e in own if e["share"] == share] for share in (low, high)]
     if not all(found):
         return not_run(evidence, note="No similarity of masks is stored yet.")
-    fewer = min(found[0]) > max(found[1])
-    pairs = zip(found, (low, high), strict=True)
-    return Finding(
-        _share_of(int(fewer), 1),
-        " and ".join(f"{statistics.mean(one):.1%} at {share:.0%}" for one, share in pairs),
-        "Channels of the MLPs; random masks agree on fewer at a higher share, too.",
+    alike, beyond = (
+        [[measure(e) for e in entries] for entries in found]
+        for measure in (lambda e: e["same"], _beyond_chance)
     )
+    fewer = sum(min(ones[0]) > max(ones[1]) for ones in (alike, beyond))
+    told = (
+        f"{statistics.mean(same):.1%} at {share:.0%}, {statistics.mean(more):.0%} of the way from "
+        "chance to all"
+        for same, more, share in zip(alike, beyond, (low, high), strict=True)
+    )
+    words = "Channels of the MLPs; random masks agree on fewer at a higher share, too."
+    return Finding(_share_of(fewer, 2), "; ".join(told), words)
+
+
+def _beyond_chance(entry: Mapping) -> float:
+    return (entry["same"] - entry["chance_same"]) / (1 - entry["chance_same"])
 
 
 def _share_of(enough: int, asked: int) -> Verdict:
@@ -132,4 +177,7 @@ def _share_of(enough: int, asked: int) -> Verdict:
     return Verdict.IN_PART if enough else Verdict.NOT_SUPPORTED
 
 
-CHECKS = (time_saved, unmerged_costs, memory_saved, throughput_gained, masks_agree, masks_part)
+CHECKS = (
+    *(time_saved, unmerged_costs, merging_spares, memory_saved, throughput_gained),
+    *(masks_agree, masks_part),
+)

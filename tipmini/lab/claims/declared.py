@@ -74,7 +74,7 @@ class Strict(BaseModel):
 class Check(Strict):
     """A named check, what it is given, and the verdict that it must come to."""
 
-    check: str = Field(description="a function of in_print.py, pruned.py, here.py or settings.py")
+    check: str = Field(description="a function of a module of checks; see audit.py")
     arguments: dict = {}
     tolerance: float | None = Field(None, ge=0, description="in the unit of the printed value")
     verdict: Verdict = Field(description="declared; the build fails where another is computed")

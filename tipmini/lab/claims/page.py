@@ -45,6 +45,9 @@ def _printed_tables(evidence: Evidence) -> dict[str, str]:
     return {name: markdown_table(frame) for name, frame in frames.items()} | {
         "claims_compared": str(len(COMPARED) * len(table.tasks)),
         "claims_loraprune_sources": printed.sources(evidence),
+        "claims_loraprune_margins": ", ".join(
+            f"{least:g}% {what}" for what, least in printed.margins(evidence).items()
+        ),
     }
 
 

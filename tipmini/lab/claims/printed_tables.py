@@ -6,7 +6,7 @@ import pandas as pd
 
 from tipmini.lab.claims.evidence import Evidence, Printed
 from tipmini.lab.claims.proportions import standard_error, whole_count
-from tipmini.lab.claims.pruned import NAMES, shown
+from tipmini.lab.claims.pruned import DECIMALS, NAMES, shown
 from tipmini.lab.tables import TITLES
 
 METHODS = ("single", "linear", "dare", "tip")
@@ -100,5 +100,19 @@ def _cells(evidence: Evidence, table: str) -> pd.DataFrame:
 
 def sources(evidence: Evidence) -> str:
     """What the words of the column "read in" stand for."""
-    told = [f"*{key}*: {source}" for key, source in evidence.pruned["sources"].items()]
-    return "; ".join(told) + "."
+    rows = [row for table in DECIMALS for row in evidence.pruned[table].values()]
+    read = {cell["source"] for row in rows for cell in row.values()}
+    known = evidence.pruned["sources"].items()
+    return "; ".join(f"*{key}*: {source}" for key, source in known if key in read) + "."
+
+
+def margins(evidence: Evidence) -> dict[str, float]:
+    """Half of what LoRAPrune prints, per cent: what "greatly" is taken to ask for at least."""
+    memory = {name: row["gigabytes"]["value"] for name, row in evidence.pruned["memory"].items()}
+    faster = evidence.pruned["throughput"]["lora_guided"]["gain"]["value"]
+    found = {
+        "less memory": 100 - 100 * memory["lora_guided"] / memory["vanilla"],
+        "less in 8 bits against 16": 100 - 100 * memory["lora_guided_8bit"] / memory["lora_guided"],
+        "more throughput": faster,
+    }
+    return {what: round(share / 2, 1) for what, share in found.items()}

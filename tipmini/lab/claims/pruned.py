@@ -164,17 +164,15 @@ def weights_fit(evidence: Evidence, *, model: str) -> Finding:
 
 
 def intermediates(evidence: Evidence, *, printed: float, model: str) -> Finding:
-    """Whether BA (16 bits) and a mask of as many bytes fill so many A100s."""
+    """Whether BA (16 bits) and a mask (8 bits, as booleans have) fill so many A100s."""
     shape = evidence.records["shapes"][model]
-    bytes_each = {"mask of 1 byte": 3, "mask of 2 bytes": 4}  # of BA and the mask together
-    sizes = {name: linear_weights(shape) * each / 1e9 for name, each in bytes_each.items()}
-    needed = {name: -(-size // A100) for name, size in sizes.items()}
-    verdict = Verdict.HOLDS if printed in needed.values() else Verdict.DOES_NOT_HOLD
+    size = linear_weights(shape) * 3 / 1e9
+    needed = -(-size // A100)
     return Finding(
-        verdict,
-        "; ".join(f"{n}: {sizes[n]:.0f} GB, {needed[n]:.0f} GPUs" for n in sizes),
-        f"BA in 16 bits and a mask for every linear weight ({shape['source']}), over {A100} GB. "
-        "The text does not say how wide the entries of the mask are.",
+        Verdict.HOLDS if printed == needed else Verdict.DOES_NOT_HOLD,
+        f"{size:.0f} GB, {needed:.0f} GPUs",
+        f"BA in 16 bits and a mask in 8 for every linear weight ({shape['source']}), over {A100} "
+        "GB. The text does not say how wide the entries of the mask are.",
     )
 
 

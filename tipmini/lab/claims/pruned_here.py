@@ -1,21 +1,24 @@
 """Checks of LoRAPrune's sentences from this book's own pruned models."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
 
 from tipmini.lab.claims.declared import Verdict
-from tipmini.lab.claims.evidence import LEVEL, Evidence, Finding
+from tipmini.lab.claims.evidence import Evidence, Finding
 from tipmini.lab.claims.here import verdict_of
+from tipmini.lab.claims.pruned_words import gap, name, seeds_told, setting
 from tipmini.lab.claims.settings import not_run
-from tipmini.lab.pruning import comparisons, tables
-from tipmini.lab.pruning.declared import grid
+from tipmini.lab.pruning.gaps import ACCURACY, Gap, Model, Place, clear
 from tipmini.lab.pruning.perplexity import CORPORA
-from tipmini.lab.statistics import COVERED, holm_of
+from tipmini.lab.pruning.tables import three_digits
+from tipmini.lab.statistics import COVERED
 
-Model = Sequence  # [method, share, tuned], as experiments/pruning/grid.yaml has them
+Gaps = Mapping[Place, Gap | None]
+SMALL = "Of a small model, as all that is measured here."
+MISSING = "Not all of the models that it takes are measured."
 
 
 def perplexity_below(
@@ -24,87 +27,146 @@ def perplexity_below(
     of: Sequence[str],
     against: Sequence[str],
     shares: Sequence[float],
+    tuned: Sequence[bool],
     corpora: Sequence[str] = CORPORA,
+    least: float = 0,
 ) -> Finding:
-    """Whether fine-tuned models of some criteria have lower perplexities than those of others.
+    """Whether models of some criteria have lower perplexities than those of others.
 
-    Both read the same windows: t tests of the windows' losses, averaged over the seeds, corrected
-    (Holm) for the number of comparisons. It holds where all are clear.
+    tuned: whether models with, without, or of both kinds of fine-tuning, as the sentence speaks of.
+    least: the per cent by which they are to be lower. Both read the same windows: t tests of the
+    windows' losses, averaged over the seeds, corrected (Holm) for the number of comparisons; with
+    several seeds every pair of them has to agree too. It holds where all are clear.
     """
-    pairs = [((o, s, True), (a, s, True)) for o, a, s in product(of, against, shares)]
-    return _all_lower(evidence, pairs, corpora)
+    pairs = [((o, s, t), (a, s, t)) for t, s, o, a in product(tuned, shares, of, against)]
+    return _judged(evidence, _gaps(evidence, pairs, corpora), lower=True, least=least)
 
 
-def tuning_lowers(evidence: Evidence, *, of: str, shares: Sequence[float]) -> Finding:
-    """Whether fine-tuning while pruning lowers the perplexity of what is pruned at once."""
-    return _all_lower(evidence, [((of, s, True), (of, s, False)) for s in shares], CORPORA)
-
-
-def _all_lower(
-    evidence: Evidence, pairs: Sequence[tuple[Model, Model]], corpora: Sequence[str]
+def accuracy_above(
+    evidence: Evidence,
+    *,
+    of: Sequence[str],
+    against: Sequence[str],
+    shares: Sequence[float],
+    tuned: Sequence[bool],
 ) -> Finding:
-    from scipy.stats import ttest_1samp
-
-    gaps = {(*pair, corpus): _gap(evidence, *pair, corpus) for pair in pairs for corpus in corpora}
-    if any(gap is None for gap in gaps.values()):
-        return not_run(evidence, note="Not all of the models that it takes are measured.")
-    p = holm_of({place: float(ttest_1samp(gap, 0).pvalue) for place, gap in gaps.items()})
-    clear = [gaps[place].mean() for place in gaps if p[place] < LEVEL]
-    lower = sum(gap < 0 for gap in clear)
-    higher = len(clear) - lower
-    return Finding(
-        verdict_of(lower, higher, len(gaps), False),
-        f"clearly lower {lower}, clearly higher {higher}, neither {len(gaps) - len(clear)}",
-        "; ".join(_told(gaps)) + ". Perplexities of a small model on two other corpora.",
-    )
+    """The same of accuracies: rows of all averaged tasks together, by the same tests."""
+    pairs = [((o, s, t), (a, s, t)) for t, s, o, a in product(tuned, shares, of, against)]
+    return _judged(evidence, _gaps(evidence, pairs, (ACCURACY,)), lower=False)
 
 
-def _told(gaps: dict[tuple, np.ndarray]) -> Iterator[str]:
-    """A part of a sentence for every pair of criteria, shares and corpora together."""
-    for names in dict.fromkeys((one[0], one[2], two[0], two[2]) for one, two, _ in gaps):
-        own = [
-            100 * math.expm1(gap.mean())
-            for (one, two, _), gap in gaps.items()
-            if (one[0], one[2], two[0], two[2]) == names
-        ]
-        one, two = (f"{_title(names[i])}{'' if names[i + 1] else ', not tuned'}" for i in (0, 2))
-        yield f"{one} is {min(own):+.1f}% to {max(own):+.1f}% from {two}"
+def tuning_recovers(evidence: Evidence, *, of: Sequence[str], shares: Sequence[float]) -> Finding:
+    """Whether fine-tuning while pruning lowers what pruning costs.
 
-
-def on_a_par(evidence: Evidence, *, of: Model, against: Sequence[Model], within: float) -> Finding:
-    """Whether two models' perplexities differ by no more than `within` percent, surely.
-
-    That is, with the whole 95% interval over the windows; on both corpora.
+    That is how far the perplexity lies above the unpruned model's, either of them tuned the same
+    way: tuning lowers the unpruned model's perplexity too, which is no recovery.
     """
-    gaps = {(other[0], c): _gap(evidence, of, other, c) for other, c in product(against, CORPORA)}
-    if any(gap is None for gap in gaps.values()):
-        return not_run(evidence, note="Not all of the models that it takes are measured.")
-    ends = {place: _percent(gap) for place, gap in gaps.items()}
-    inside = sum(-within <= low and high <= within for low, high in ends.values())
+    pairs = [((o, s, True), (o, s, False)) for s, o in product(shares, of)]
+    whole = {c: gap(evidence, ("lora-guided", 0.0, True), ("base", 0.0, False), c) for c in CORPORA}
+    found = _gaps(evidence, pairs, CORPORA)
+    left = {place: _minus(own, whole[place[2]]) for place, own in found.items()}
+    return _judged(evidence, left, lower=True, words="above the unpruned model's, tuned alike")
+
+
+def _minus(one: Gap | None, whole: Gap | None) -> Gap | None:
+    """What a gap has more than another one of the same windows."""
+    if one is None or whole is None:
+        return None
+    return Gap(one.values - whole.values, one.seeds - whole.mean, one.counts)
+
+
+def _gaps(
+    evidence: Evidence, pairs: Sequence[tuple[tuple, tuple]], measures: Sequence[str]
+) -> dict[Place, Gap | None]:
+    return {(*pair, m): gap(evidence, *pair, m) for pair in pairs for m in measures}
+
+
+def _judged(
+    evidence: Evidence, gaps: Gaps, lower: bool, least: float = 0, words: str = ""
+) -> Finding:
+    if any(found is None for found in gaps.values()):
+        return not_run(evidence, note=MISSING)
+    sure, sign = clear(gaps), -1 if lower else 1
+    good = [sign * found.mean for found in sure.values() if sign * found.mean > 0]
+    enough = sum(gain >= -math.log1p(-least / 100) for gain in good)
+    bad = len(sure) - len(good)
+    for_it, against = ("lower", "higher")[::-sign]
+    much = f", {enough} by as much as asked" if least else ""
+    counted = f"clearly {for_it} {len(good)}{much}, clearly {against} {bad}, "
+    counted += f"neither {len(gaps) - len(sure)}"
+    verdict = verdict_of(enough, bad, len(gaps), False)
+    return Finding(verdict, counted, _told(gaps, words, least))
+
+
+def _told(gaps: Gaps, words: str, least: float) -> str:
+    measures = list(dict.fromkeys(measure for *_, measure in gaps))
+    corpora = f"Perplexity on {' and '.join(measures)}{f', {words}' if words else ''}"
+    what = "Accuracy over all rows of tasks" if measures == [ACCURACY] else corpora
+    asked = f" Asked for: at least {least:g}% lower." if least else ""
+    return f"{what}. {'; '.join(_settings(gaps))}.{asked} {SMALL}"
+
+
+def _settings(gaps: Gaps) -> Iterator[str]:
+    """A part of a sentence for every share and way of tuning: who lies how far from whom."""
+    for words in dict.fromkeys(setting(place[:2]) for place in gaps):
+        own = {place: g for place, g in gaps.items() if setting(place[:2]) == words}
+        told = [_against(one, own) for one in dict.fromkeys(place[0] for place in own)]
+        yield f"{words} ({seeds_told(own.values())}): {', '.join(told)}"
+
+
+def _against(one: tuple, gaps: Gaps) -> str:
+    """How far a model lies from every other one, on every measure."""
+    others: dict[str, list[str]] = {}
+    for (first, two, measure), found in gaps.items():
+        if first == one:
+            other = "the same not tuned" if one[:2] == two[:2] else name(two)
+            others.setdefault(other, []).append(_size(found.mean, measure))
+    told = (f"{' and '.join(sizes)} against {other}" for other, sizes in others.items())
+    return f"{name(one)} {', '.join(told)}"
+
+
+def _size(mean: float, measure: str) -> str:
+    """Points of an accuracy; percent of a perplexity, or above a factor of ten how many times."""
+    if measure == ACCURACY:
+        return f"{100 * mean:+.1f} points"
+    if abs(mean) < math.log(10):
+        return f"{100 * math.expm1(mean):+.1f}%"
+    return f"{'÷' if mean < 0 else '×'}{three_digits(math.exp(abs(mean)))}"
+
+
+def no_worse(evidence: Evidence, *, of: Model, against: Sequence[Model], within: float) -> Finding:
+    """Whether a model's perplexity is at most `within` per cent above others', surely; or below.
+
+    That is, with the whole 95% interval over the windows, and every pair of seeds; both corpora.
+    """
+    gaps = {
+        (tuple(other), c): gap(evidence, of, other, c) for other, c in product(against, CORPORA)
+    }
+    if any(found is None for found in gaps.values()):
+        return not_run(evidence, note=MISSING)
+    ends = {place: _ends(found) for place, found in gaps.items()}
+    inside = sum(high <= within for _, high in ends.values())
     verdict = Verdict.IN_PART if inside else Verdict.NOT_SUPPORTED
-    told = [f"{_title(n)}, {c}: [{low:+.1f}, {high:+.1f}]%" for (n, c), (low, high) in ends.items()]
+    told = [f"{name(m)}, {c}: [{low}, {high}]%" for (m, c), (low, high) in _shown(ends)]
     return Finding(
         Verdict.HOLDS if inside == len(ends) else verdict,
-        f"within {within:g}%: {inside} of {len(ends)}",
-        f"How far {_title(of[0])}'s perplexity lies from that of " + "; ".join(told) + ".",
+        f"at most {within:g}% above: {inside} of {len(ends)}",
+        f"How far the perplexity of {name(of)} ({setting([of])}; {seeds_told(gaps.values())}) lies "
+        f"from that of {'; '.join(told)}.",
     )
 
 
-def _gap(evidence: Evidence, one: Model, two: Model, corpus: str) -> np.ndarray | None:
-    """(windows,) losses of one minus another's; None where one is not measured."""
-    runs = grid().runs("mini")
-    every = [tables.seeds(evidence.prunings, runs, *model) for model in (one, two)]
-    both = [comparisons.windows(found, corpus) for found in every]
-    return None if any(losses is None for losses in both) else both[0] - both[1]
+def _shown(ends: Mapping) -> Iterator[tuple]:
+    for place, both in ends.items():
+        yield place, tuple(f"{end:+,.1f}" for end in both)
 
 
-def _percent(gap: np.ndarray) -> tuple[float, float]:
-    reach = COVERED * gap.std(ddof=1) / math.sqrt(len(gap))
-    return tuple(100 * math.expm1(gap.mean() + sign * reach) for sign in (-1, 1))
+def _ends(found: Gap) -> tuple[float, float]:
+    """Percent: the 95% interval over the windows, wide enough for every pair of seeds."""
+    reach = COVERED * found.values.std(ddof=1) / math.sqrt(len(found.values))
+    low, high = found.mean - reach, found.mean + reach
+    ends = min(low, found.seeds.min()), max(high, found.seeds.max())
+    return tuple(100 * np.expm1(ends))
 
 
-def _title(method: str) -> str:
-    return grid().titles()[method]
-
-
-CHECKS = (perplexity_below, tuning_lowers, on_a_par)
+CHECKS = (perplexity_below, accuracy_above, tuning_recovers, no_worse)

@@ -38,9 +38,29 @@ def made_with(found: Found, name: str) -> str:
     if name not in found:
         return f"This part is {MISSING}: `python -m tipmini.lab.bench {PREFIX}{name}`."
     own = found[name]
+    read = _passes(own) if name == INFERENCE else _rows(own)
     made = own["made"]
     return (
-        f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass; an "
-        f"adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. Measured on "
-        f"{made['date']}, {made['machine']['processor']}, {made['threads']} threads."
+        f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
+        f"Measured on {made['date']}, {made['machine']['processor']}, {made['threads']} threads."
     )
+
+
+def _rows(own: Mapping) -> str:
+    """Of steps; a bench of before has no number of them."""
+    told = f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass"
+    return f"{told}; {own['repeats']} steps of each" if "repeats" in own else told
+
+
+def _passes(own: Mapping) -> str:
+    prompts, rounds = ({f(e) for e in own["inference"]} for f in (_prompt, _rounds))
+    lengths, counts = (" or ".join(map(str, sorted(one))) for one in (prompts, rounds))
+    return f"Prompts of {lengths} tokens, each model {counts} times in turn"
+
+
+def _prompt(entry: Mapping) -> int:
+    return entry["prompt"]
+
+
+def _rounds(entry: Mapping) -> int:
+    return len(entry["seconds"])

@@ -100,11 +100,22 @@ class Grid(Declared):
     version: int
     sizes: dict[str, Size]
     tasks: tuple[str, ...]
+    apart: tuple[str, ...] = Field((), description="tasks that means over tasks leave out")
     whole: tuple[Whole, ...]
     semi_structured: tuple[SemiStructured, ...]
     methods: tuple[Method, ...]
     ablations: tuple[Method, ...] = Field((), description="methods that no table but theirs shows")
+    variants: tuple[Method, ...] = Field((), description="a table of their own, too")
     plans: tuple[Plan, ...]
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The tasks of which means are taken."""
+        return tuple(task for task in self.tasks if task not in self.apart)
+
+    @property
+    def every_method(self) -> tuple[Method, ...]:
+        return (*self.methods, *self.ablations, *self.variants)
 
     def size(self, profile: str) -> Size:
         if profile not in self.sizes:
@@ -114,7 +125,7 @@ class Grid(Declared):
 
     def titles(self) -> dict[str, str]:
         """Of methods and of what is not pruned by group, by name."""
-        every = (*self.whole, *self.semi_structured, *self.methods, *self.ablations)
+        every = (*self.whole, *self.semi_structured, *self.every_method)
         return {m.name: m.title for m in every}
 
     def runs(self, profile: str) -> dict[str, Planned]:
@@ -141,7 +152,7 @@ class Grid(Declared):
                         yield self._run(size, plan, name, share, seed)
 
     def _run(self, size: Size, plan: Plan, name: str, share: float, seed: int) -> Planned:
-        method = next((m for m in (*self.methods, *self.ablations) if m.name == name), None)
+        method = next((m for m in self.every_method if m.name == name), None)
         if method is None:
             raise TipminiError(f"plan {plan.what!r}: no method {name!r}")
         recipe = size.recipe(plan.tuned, plan.longer, **method.options, share=share, seed=seed)
@@ -170,7 +181,7 @@ def grid(file: Path = FILE) -> Grid:
         found = Grid.model_validate(yaml.safe_load(file.read_text()))
         for profile in found.sizes:
             found.runs(profile)
-        _check_tasks(found.tasks)
+        _check_tasks((*found.tasks, *found.apart))
     except yaml.YAMLError as error:
         raise TipminiError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:

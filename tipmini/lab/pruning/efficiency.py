@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pandas as pd
 import yaml
 
+from tipmini.groups import CHANNELS
 from tipmini.lab import paths
 from tipmini.lab.pruning.benched import CRITERIA, INFERENCE, MASKS, Found, part
 from tipmini.lab.statistics import MISSING
@@ -26,16 +27,25 @@ PRINTED = {
     "lora-guided int8": "lora_guided_8bit",
 }
 SHARES = (0.0, 0.2, 0.5)
+PRINTED_TIME = "printed, LLaMA-7B, against unpruned"
+
+
+def _in_print(table: str) -> Mapping[str, Mapping]:
+    """A table of the paper, as far as its cells are known."""
+    return yaml.safe_load(paths.PRINTED.read_text())["loraprune"][table]
 
 
 # Table 3 ------------------------------------------------------------------------------------------
 
 
 def inference_table(found: Found) -> pd.DataFrame:
-    """Median seconds of a pass at every share, merged and not, and the change against unpruned."""
+    """Median seconds of a pass at every share, merged and not, and the change against unpruned.
+
+    Beside them what is printed of LLaMA-7B.
+    """
     entries = part(found, INFERENCE, "inference", [])
     batches = sorted({entry["batch"] for entry in entries}) or [1]
-    rows = {}
+    rows, printed = {}, _in_print("time")
     for share in sorted({entry["share"] for entry in entries}) or SHARES:
         for merged in (True, False):
             own = [e for e in entries if (e["share"], e["merged"]) == (share, merged)]
@@ -43,6 +53,8 @@ def inference_table(found: Found) -> pd.DataFrame:
             rows[name] = {"really removed": f"{own[0]['removed']:.1%}" if own else MISSING}
             for batch in batches:
                 rows[name] |= _timed(entries, own, batch)
+            known = printed.get(name)
+            rows[name][PRINTED_TIME] = f"{known['change']['value']:+.1f}%" if known else "-"
     return pd.DataFrame(rows).T.rename_axis("share, adapter")
 
 
@@ -68,8 +80,7 @@ def _ratios(mine: list[float], whole: list[float]) -> str:
 def cost_table(found: Found) -> pd.DataFrame:
     """Memory and throughput of every criterion, against the vanilla one, and what is printed."""
     cost = part(found, CRITERIA, "cost", {})
-    printed = yaml.safe_load(paths.PRINTED.read_text())["loraprune"]["memory"]
-    rows = {title: _cost(cost, name) | _in_print(printed, name) for name, title in SIDES.items()}
+    rows = {title: _cost(cost, name) | _printed_cost(name) for name, title in SIDES.items()}
     return pd.DataFrame(rows).T.rename_axis("criterion")
 
 
@@ -102,60 +113,15 @@ def against(name: str) -> str:
     return f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}"
 
 
-def _in_print(printed: Mapping, name: str) -> dict[str, str]:
+def _printed_cost(name: str) -> dict[str, str]:
+    titles = ("printed, LLaMA-7B, GB", "printed, saved", "printed, faster by")
     if name not in PRINTED:
-        return {"printed, GB": "-", "printed, saved": "-"}
-    own, first = (printed[PRINTED[n]]["gigabytes"]["value"] for n in (name, "vanilla"))
-    return {"printed, GB": f"{own:.1f}", "printed, saved": f"{1 - own / first:.1%}"}
-
-
-# Figure 4 -----------------------------------------------------------------------------------------
-
-
-def agreement_lines(found: Found) -> dict[str, dict[str, tuple[list, list, list, list]]]:
-    """{kind: {reduction: (shares, mean over seeds, least, most)}} of groups judged alike."""
-    entries = part(found, MASKS, "agreement", [])
-    lines: dict[str, dict] = {}
-    for kind, reduction in dict.fromkeys((e["kind"], e["reduction"]) for e in entries):
-        own = [e for e in entries if (e["kind"], e["reduction"]) == (kind, reduction)]
-        points = [
-            (share, [e["same"] for e in own if e["share"] == share])
-            for share in sorted({e["share"] for e in own})
-        ]
-        title = "squares, as printed" if reduction == "paper" else "as released"
-        lines.setdefault(kind, {})[title] = (
-            [share for share, _ in points],
-            [statistics.mean(same) for _, same in points],
-            [min(same) for _, same in points],
-            [max(same) for _, same in points],
-        )
-    return lines
-
-
-def chance_lines(found: Found) -> dict[str, tuple[list, list]]:
-    """{kind: (shares, groups that two random masks judge alike)}."""
-    entries = part(found, MASKS, "agreement", [])
-    chance: dict[str, dict[float, float]] = {}
-    for entry in entries:
-        chance.setdefault(entry["kind"], {})[entry["share"]] = entry["chance_same"]
-    return {kind: (sorted(own), [own[s] for s in sorted(own)]) for kind, own in chance.items()}
-
-
-def overlap_table(found: Found) -> pd.DataFrame:
-    """Of the groups that the vanilla criterion removes, those that LoRA-guided removes too."""
-    entries = [e for e in part(found, MASKS, "agreement", []) if e["both"] is not None]
-    rows: dict[str, dict[str, str]] = {}
-    for kind, share in sorted({(e["kind"], e["share"]) for e in entries}):
-        row = {}
-        for reduction in ("paper", "released"):
-            own = [e for e in entries if (e["kind"], e["share"]) == (kind, share)]
-            both = [e["both"] for e in own if e["reduction"] == reduction]
-            row[reduction] = f"{statistics.mean(both):.1%}" if both else MISSING
-        row["by chance"] = f"{own[0]['chance_both']:.1%}"
-        rows[f"{kind}, {share:.0%}"] = row
-    if not rows:
-        rows[MISSING] = dict.fromkeys(("paper", "released", "by chance"), "-")
-    return pd.DataFrame(rows).T.rename_axis("removed by both")
+        return dict.fromkeys(titles, "-")
+    memory, throughput = _in_print("memory"), _in_print("throughput")
+    own, first = (memory[PRINTED[n]]["gigabytes"]["value"] for n in (name, "vanilla"))
+    faster = throughput.get(PRINTED[name])
+    gain = f"{faster['gain']['value']:+.1f}%" if faster else "-"
+    return dict(zip(titles, (f"{own:.1f}", f"{1 - own / first:.1%}", gain), strict=True))
 
 
 # All of it in words -------------------------------------------------------------------------------
@@ -175,13 +141,14 @@ def _cost_told(found: Found) -> str:
         f"**Memory** above the model, LoRA-guided against vanilla: {kept['of a step saved']} "
         f"saved, {again['of a step saved']} where activations are made again; of all memory "
         f"{kept['of all saved']} and {again['of all saved']} (printed, for LLaMA-7B: "
-        f"{kept['printed, saved']}). **Throughput**: {kept['faster by']} and {again['faster by']}."
+        f"{kept['printed, saved']}). **Throughput**: {kept['faster by']} and {again['faster by']} "
+        f"(printed: {kept['printed, faster by']})."
     )
 
 
 def _masks_told(found: Found, share: float = 0.1) -> str:
-    entries = part(found, MASKS, "agreement", [])
-    own = [e for e in entries if (e["share"], e["reduction"]) == (share, "paper") and e["removed"]]
+    entries, wanted = part(found, MASKS, "agreement", []), (CHANNELS, share, "paper")
+    own = [e for e in entries if (e["kind"], e["share"], e["reduction"]) == wanted]
     if not own:
         return f"The agreement of the masks is {MISSING}."
     same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))

@@ -145,7 +145,7 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
     axes.set(xlabel="step", ylabel="share removed", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend()
+    _legend(figure, axes)  # beside the lines: one of them rises where every corner is taken
     return figure
 
 
@@ -190,7 +190,8 @@ def agreements(
     for axes, (kind, lines) in zip(grid, (kinds or {"": {}}).items(), strict=True):
         _banded(axes, lines)
         if kind in chance:
-            axes.plot(*chance[kind], color=GREY, linestyle=DASHED, linewidth=0.9, label="by chance")
+            style = {"color": GREY, "linestyle": DASHED, "linewidth": 0.9, "label": "by chance"}
+            axes.plot(*chance[kind], marker=_marker(chance[kind][0]), markersize=14, **style)
         axes.set(title=kind, ylabel="groups judged alike")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     grid[-1].set_xlabel("share of groups removed")
@@ -224,7 +225,14 @@ def _banded(axes: Axes, lines: Mapping[str, Line]) -> None:
         lines.items(), STYLES, strict=False
     ):
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        if len(x) == 1:  # too narrow for a band
+            axes.vlines(x, low, high, color=colour, alpha=0.5)
         axes.plot(x, y, line, color=colour, marker=marker, label=name)
+
+
+def _marker(x: Sequence[float]) -> str:
+    """Of a dashed line without markers: a dash where it has one point and would not be seen."""
+    return "_" if len(x) == 1 else ""
 
 
 def _missing(axes: Axes) -> None:

@@ -4,14 +4,15 @@ Fig. 4 compares two criteria at one moment; here each has gone its own way to th
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping
+from itertools import combinations, product
 from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 
 from tipmini.groups import CHANNELS, HEADS
+from tipmini.lab import bundles
 from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.statistics import MISSING
 from tipmini.masking import Masks, load_masks
@@ -21,16 +22,19 @@ OF_KIND = {HEADS: ".self_attn", CHANNELS: ".mlp"}  # how the families of a kind 
 ONE_SEED = "-"
 COLUMNS = [(CHANNELS, 0.2), (CHANNELS, 0.5), (HEADS, 0.5)]  # at 20% no heads go
 
-Known = Mapping[tuple[str, float, bool], Sequence[Masks]]  # method, share, tuned -> one a seed
+Seeded = Mapping[int, Masks]  # by seed
+Known = Mapping[tuple[str, float, bool], Seeded]  # by method, share, tuned
 
 
 def read(store: Path, runs: Mapping[str, Planned]) -> Known:
     """The masks of the stored runs, those that differ in nothing but the seed together."""
-    found: dict[tuple[str, float, bool], list[Masks]] = {}
-    for run in runs.values():
+    found: dict[tuple[str, float, bool], dict[int, Masks]] = {}
+    stored = bundles.names(store)
+    for run in (one for one in runs.values() if one.name in stored):
         file = store / "masks" / f"{run.name}.safetensors"
         if file.is_file() and run.share and not run.longer:
-            found.setdefault((run.method, run.share, run.tuned), []).append(load_masks(file))
+            own = found.setdefault((run.method, run.share, run.tuned), {})
+            own[run.recipe.seed] = load_masks(file)
     return found
 
 
@@ -56,18 +60,18 @@ def _gone(mask: Tensor) -> tuple[int, int]:
 def beside_vanilla(known: Known, declared: Grid) -> pd.DataFrame:
     """Of what the vanilla criterion's run removed, what each criterion's run removed as well.
 
-    Runs of the same seed where both have several, else every pair; means over the pairs.
+    Runs of the same seed where there are any, else every pair; means over the pairs.
     """
     rows = {m.title: {} for m in declared.methods if m.name != VANILLA} | {"by chance": {}}
     for tuned in (False, True):
         for kind, share in COLUMNS:
             title = _title(kind, share, tuned)
-            first = known.get((VANILLA, share, tuned), ())
+            first = known.get((VANILLA, share, tuned), {})
             for method in declared.methods:
                 if method.name != VANILLA:
-                    pairs = _pairs(first, known.get((method.name, share, tuned), ()))
+                    pairs = _pairs(first, known.get((method.name, share, tuned), {}), tuned)
                     rows[method.title][title] = _mean(both_gone(*pair, kind) for pair in pairs)
-            rows["by chance"][title] = _mean(by_chance(mask, kind) for mask in first)
+            rows["by chance"][title] = _mean(by_chance(mask, kind) for mask in first.values())
     return pd.DataFrame(rows).T.rename_axis("criterion")
 
 
@@ -77,7 +81,7 @@ def between_seeds(known: Known, declared: Grid) -> pd.DataFrame:
     for method in declared.methods:
         for tuned in (False, True):
             for kind, share in COLUMNS:
-                every = known.get((method.name, share, tuned), ())
+                every = list(known.get((method.name, share, tuned), {}).values())
                 value = _mean(both_gone(*pair, kind) for pair in combinations(every, 2))
                 rows.setdefault(method.title, {})[_title(kind, share, tuned)] = (
                     ONE_SEED if len(every) == 1 else value
@@ -85,10 +89,12 @@ def between_seeds(known: Known, declared: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("criterion")
 
 
-def _pairs(first: Sequence[Masks], second: Sequence[Masks]) -> list[tuple[Masks, Masks]]:
-    if len(first) == len(second):
-        return list(zip(first, second, strict=True))
-    return [(one, other) for one in first for other in second]
+def _pairs(first: Seeded, second: Seeded, tuned: bool) -> list[tuple[Masks, Masks]]:
+    """By seed; what is not tuned and has one run alone is drawn from nothing: it is of any seed."""
+    both = [seed for seed in first if seed in second]
+    if both and (tuned or min(len(first), len(second)) > 1):
+        return [(first[seed], second[seed]) for seed in both]
+    return list(product(first.values(), second.values()))
 
 
 def _title(kind: str, share: float, tuned: bool) -> str:

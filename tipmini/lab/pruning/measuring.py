@@ -15,57 +15,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tipmini import (
-    calibration,
-    criteria,
-    groups,
-    int8,
-    loraprune,
-    masking,
-    removal,
-    wanda,
-    weights,
-)
+from tipmini import removal
 from tipmini.base_folder import open_base
-from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
-from tipmini.lab import (
-    bundles,
-    evaluation,
-    lora_linear,
-    model,
-    objective,
-    packing,
-    results,
-    resumable,
-    tasks,
-    training,
-)
+from tipmini.lab import bundles, evaluation, model, results, tasks
 from tipmini.lab.bundles import Bundle
 from tipmini.lab.cell_inputs import EVALUATION_CODE
 from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import claimed
 from tipmini.lab.measuring import Show, one_bar
 from tipmini.lab.profiles import Profile
-from tipmini.lab.pruning import perplexity, run, scoring, semi_structured, texts, work
-from tipmini.lab.pruning import recipe as recipes
+from tipmini.lab.pruning import masked_result, perplexity, run, semi_structured, texts, work
 from tipmini.lab.pruning.declared import Grid, Planned, grid
 from tipmini.lab.results import Cell
 
-PRUNING_CODE = (  # what a pruned model is made by; whole modules where most of one takes part
-    *(criteria, groups, int8, loraprune, masking, removal, wanda),
-    *(recipes, resumable, run, scoring, semi_structured, texts),
-    *(calibration.calibrate, calibration._InputSums, named_generator, weights.save_merged),
-    *(objective.losses, objective._scored, model.HeadLogprobs, model.target_hidden),
-    *(
-        model.recompute,
-        lora_linear,
-        packing.batches,
-        packing.collate,
-        packing.pack,
-        training.schedule,
-    ),
-)
+PRUNING_CODE = (*run.CODE, semi_structured)  # what any pruned model is made by
 PERPLEXITY_CODE = (*EVALUATION_CODE, perplexity.windows, perplexity.losses, texts.plain)
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
 FACTS += ("skipped", "threads")
@@ -140,41 +104,46 @@ class Prunings:
     def measure(self, planned: Planned, show: Show = lambda cell: None) -> None:
         """Whatever is missing of a run, each cell stored at once; the pruned model then goes."""
         wanted = self.missing(planned)
-        if not wanted:
-            return
-        folder, facts = self.made(planned)
-        for cell in self._cells(planned, folder, wanted):
-            made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
-            made |= {"name": planned.name, "title": planned.title}
-            bundles.keep(self.store, Bundle(**made))
-            show(cell)
-        if (folder / run.MASKS).is_file():
-            results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
-        if folder != self.base:
-            shutil.rmtree(folder)
+        if wanted or (self.prunes(planned) and not self.masks_file(planned).is_file()):
+            folder, facts = self.made(planned)
+            if self.prunes(planned):  # before the cells: these say that a run is done
+                results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
+            for cell in self._cells(planned, folder, wanted):
+                made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
+                made |= {"name": planned.name, "title": planned.title}
+                bundles.keep(self.store, Bundle(**made))
+                show(cell)
+        if (left := self.folder(planned)).is_dir() and left != self.base:
+            shutil.rmtree(left)
+
+    @staticmethod
+    def prunes(planned: Planned) -> bool:
+        """Whether groups go, so that there are masks."""
+        return planned.recipe is not None and not planned.score
 
     def masks_file(self, planned: Planned) -> Path:
         """Which groups are gone is kept, though the pruned model is not."""
         return self.store / "masks" / f"{planned.name}.safetensors"
 
+    def folder(self, planned: Planned) -> Path:
+        """Where the pruned model is until it is scored."""
+        if planned.recipe is None and not planned.int8:
+            return self.base
+        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
+        return self.profile.scratch / "pruned" / name
+
     def made(self, planned: Planned) -> tuple[Path, dict]:
         """The folder of the pruned model, and what there is to tell of its making."""
-        if planned.recipe is None and not planned.int8:
-            return self.base, {}
-        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
-        out = self.profile.scratch / "pruned" / name
-        if not (out / "config.json").is_file():
+        out = self.folder(planned)
+        if not out.is_dir():  # it is written whole or not at all
             _make(self.base, planned, out, self.profile.dtype)
-        if not (out / "config.json").is_file():
-            raise TipminiError(f"{planned.name}: layers keep different numbers; no model to score")
-        return out, _facts(out)
+        return out, {} if out == self.base else _facts(out)
 
     def _cells(self, planned: Planned, folder: Path, wanted: Sequence[str]) -> Iterator[Cell]:
-        lm = evaluation.PackedLM(
-            model.load_base(folder, self.profile.dtype, self.profile.device),
-            tokenizer=self.lab.tokenizer,
-            tokens=self.profile.tokens,
-        )
+        plain = (folder / "config.json").is_file()  # else masks: layers differ
+        load = model.load_base if plain else masked_result.load
+        loaded = load(folder, self.profile.dtype, self.profile.device)
+        lm = evaluation.PackedLM(loaded, tokenizer=self.lab.tokenizer, tokens=self.profile.tokens)
         for measure in wanted:
             start = time.perf_counter()
             metric, values = self._score(lm, measure)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 WIDTH = 2  # bytes of a weight, a gradient, an adapter's element: 16 bits
-SCORE, MASK = 4, 1  # bytes of a float32 importance or norm, and of an element of a mask
+SCORE, MASK = 4, 1  # bytes of a float32 importance or norm, and of a mask's boolean
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,16 @@ def _groups(shape: Shape) -> int:
     return (SCORE + MASK) * shape.groups
 
 
+def _pst(shape: Shape, rank: int) -> int:
+    """BA and a mask, each as large as W, and the gradients of the factors."""
+    return (WIDTH + MASK) * shape.weights + WIDTH * shape.factors(rank)
+
+
 NEEDS = (
     Need("magnitude", "none", "groups", lambda s, r: _groups(s)),
     Need("Wanda", "none, but norms", "groups", lambda s, r: _groups(s) + SCORE * s.inputs),
     Need("LLM-Pruner, vanilla", "of W", "groups", lambda s, r: _groups(s) + WIDTH * s.weights),
-    Need("PST", "of A and B", "as large as W", lambda s, r: WIDTH * (2 * s.weights + s.factors(r))),
+    Need("PST", "of A and B", "as large as W", lambda s, r: _pst(s, r)),
     Need("LoRAPrune", "of A and B", "groups", lambda s, r: _groups(s) + WIDTH * s.factors(r)),
 )
 
@@ -84,16 +89,17 @@ def table(shapes: Sequence[Shape], rank: int) -> pd.DataFrame:
     """Table 1, counted: gradients and masks of every method, and their bytes at each shape."""
     rows = {
         need.title: {"gradients": need.gradients, "mask in the forward pass": need.mask}
-        | {shape.name: _size(need.count(shape, rank)) for shape in shapes}
+        | {shape.name: size(need.count(shape, rank)) for shape in shapes}
         for need in NEEDS
     }
     rows["for comparison: the weights"] = {"gradients": "", "mask in the forward pass": ""} | {
-        shape.name: _size(WIDTH * shape.weights) for shape in shapes
+        shape.name: size(WIDTH * shape.weights) for shape in shapes
     }
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes in the largest unit that leaves a whole number."""
     for unit, size in (("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             return (

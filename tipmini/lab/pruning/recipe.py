@@ -9,7 +9,7 @@ from tipmini.errors import TipminiError, require, require_share
 from tipmini.groups import Family, exempt_layers, quotas
 from tipmini.lab.documents import TASKS
 from tipmini.lab.training import schedule
-from tipmini.loraprune import SCHEDULES
+from tipmini.schedules import SCHEDULES
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

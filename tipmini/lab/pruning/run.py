@@ -1,8 +1,10 @@
 """LoRAPrune's Algorithm 1: fine-tune an adapter, average importances, remove groups, and again."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,14 +17,15 @@ from tipmini.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.int8 import rounded, to_int8
 from tipmini.lab import results
 from tipmini.lab.model import keep_memory, load_base, load_tokenizer, recompute
-from tipmini.lab.pruning import scoring, texts
+from tipmini.lab.pruning import code, masked_result, scoring, texts
+from tipmini.lab.pruning.masked_result import MASKS, STORY
 from tipmini.lab.pruning.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
 from tipmini.lab.resumable import Resumable, by_module, named_factors, wear_lora
 from tipmini.masking import Pruner, masked, save_masks
 from tipmini.removal import is_exportable, save_pruned
 from tipmini.weights import refuse_taken
 
-MASKS, STORY, ADAPTER = "masks.safetensors", "pruning.json", "adapter"
+CODE = (*code.BELOW, sys.modules[__name__])  # what a pruned model is made by
 
 
 class Run(Resumable):
@@ -30,7 +33,8 @@ class Run(Resumable):
 
     Only A and B are trained; the base is frozen, and has gradients only where a criterion reads
     them (dL/dW: vanilla and Taylor). The result is a checkpoint without the groups, the adapter
-    merged into it, or where layers keep different numbers of groups the adapter and the masks.
+    merged into it, or where layers keep different numbers of groups the adapter and the masks
+    (`masked_result`).
     """
 
     every = 5  # steps between checkpoints
@@ -110,9 +114,13 @@ class Run(Resumable):
 
     def identity(self) -> str:
         rows = [list(example.content) for example in self.rows]
-        base = {name: self.base.entry(name).shape for name in self.base.files}
-        place = [str(self.base.folder.resolve()), self.base.config, base, self.dtype]
-        return results.digest([place, asdict(self.recipe), rows])
+        made = [self._weights, self.base.config, self.dtype, results.code_digest(CODE)]
+        return results.digest([made, asdict(self.recipe), rows])
+
+    @cached_property
+    def _weights(self) -> list[str]:
+        """Hashes of the base's files."""
+        return [results.file_digest(p) for p in sorted({f.path for f in self.base.files.values()})]
 
     def run(self) -> Path:
         """Prune to the end, and write what is left into `out`."""
@@ -125,23 +133,19 @@ class Run(Resumable):
     def finish(self) -> Path:
         """Write the result; the checkpoint is then no longer needed."""
         masks, story = self.pruner.masks, json.dumps(self.story()) + "\n"
-        beside = {MASKS: save_masks(masks), STORY: story.encode()}
+        read = as_trained(self.dtype) if self.recipe.int8 else None
+        parts = {"read": read, "beside": {MASKS: save_masks(masks), STORY: story.encode()}}
         if is_exportable(self.base.config, self.families, masks):
-            read = as_trained(self.dtype) if self.recipe.int8 else None
-            parts = {"update": self.update(), "read": read, "beside": beside}
-            save_pruned(self.base, self.families, masks, self.out, **parts)
+            update = self.update() if self.recipe.tune else {}  # else there is nothing to merge
+            save_pruned(self.base, self.families, masks, self.out, update=update, **parts)
         else:
-            base = str(self.base.folder.resolve())
-            tm.LoraAdapter(self.update(whole=True), base_model=base).save(self.out / ADAPTER)
-            for name, content in beside.items():
-                results.write_bytes(self.out / name, content)
+            masked_result.save(self.base, self.families, masks, self.update(), self.out, **parts)
         self.saved.unlink(missing_ok=True)
         return self.out
 
-    def update(self, whole: bool = False) -> dict[str, tm.LoraFactors]:
-        """The adapter by module; without fine-tuning there is nothing to merge."""
-        factors = {n: p.detach() for n, p in self.factors.items()}
-        return by_module(factors, self.recipe.scaling) if self.recipe.tune or whole else {}
+    def update(self) -> dict[str, tm.LoraFactors]:
+        """The adapter by module."""
+        return by_module({n: p.detach() for n, p in self.factors.items()}, self.recipe.scaling)
 
     def story(self) -> dict:
         """What `pruning.json` tells."""

@@ -10,7 +10,7 @@ import yaml
 
 from tipmini.lab import bundles, paths
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.pruning.declared import Grid, Planned, run_name
+from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.pruning.perplexity import CORPORA
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import COVERED, MISSING
@@ -57,13 +57,16 @@ def seeds(
     longer: bool = False,
 ) -> list[Bundle]:
     """The stored runs that differ in nothing but the seed."""
+    wanted = planned(runs, method, share, tuned, longer)
+    return [outcomes[run.name] for run in wanted if run.name in outcomes]
+
+
+def planned(
+    runs: Mapping[str, Planned], method: str, share: float, tuned: bool, longer: bool = False
+) -> list[Planned]:
+    """The declared runs that differ in nothing but the seed."""
     wanted = method, share, tuned, longer
-    names = [
-        run.name
-        for run in runs.values()
-        if (run.method, run.share, run.tuned, run.longer) == wanted
-    ]
-    return [outcomes[name] for name in names if name in outcomes]
+    return [r for r in runs.values() if (r.method, r.share, r.tuned, r.longer) == wanted]
 
 
 def values(every: Sequence[Bundle], measure: str) -> list[float]:
@@ -98,7 +101,7 @@ def _accuracy(found: Sequence[float]) -> str:
     return f"{statistics.mean(found):.3f}" if found else MISSING
 
 
-def _spread(found: Sequence[float]) -> str:
+def spread(found: Sequence[float]) -> str:
     """Mean and, of several, standard deviation over the seeds."""
     mean = _accuracy(found)
     return mean if len(found) < 2 else f"{mean}<br>± {statistics.stdev(found):.3f}"
@@ -114,22 +117,33 @@ def table(
     titles = declared.titles()
     rows = {}
     for whole in declared.whole:
-        rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared.tasks)
+        rows[whole.title] = _row(seeds(outcomes, runs, whole.name, 0.0, False), declared)
     for semi in declared.semi_structured if share == 0.5 and not tuned else ():
-        rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared.tasks)
+        rows[semi.title] = _row(seeds(outcomes, runs, semi.name, 0.5, False), declared)
     if tuned:
-        rows["unpruned, fine-tuned"] = _row(seeds(outcomes, runs, *UNPRUNED), declared.tasks)
+        rows["unpruned, fine-tuned"] = _row(seeds(outcomes, runs, *UNPRUNED), declared)
     for method in declared.methods:
         every = seeds(outcomes, runs, method.name, share, tuned)
-        rows[titles[method.name]] = _row(every, declared.tasks)
+        rows[titles[method.name]] = _row(every, declared)
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
-def _row(every: Sequence[Bundle], tasks: Sequence[str]) -> dict[str, str]:
-    row = {"seeds": str(len(every)) if every else "-"}
-    row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
-    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in tasks}
-    return row | {"mean": _spread(accuracies(every, tasks))}
+def _row(every: Sequence[Bundle], declared: Grid) -> dict[str, str]:
+    row = perplexities(every)
+    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in declared.tasks}
+    return row | {mean_title(declared): spread(accuracies(every, declared.averaged))}
+
+
+def perplexities(every: Sequence[Bundle]) -> dict[str, str]:
+    """How many seeds there are, and the perplexity of each corpus."""
+    count = {"seeds": str(len(every)) if every else "-"}
+    return count | {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
+
+
+def mean_title(declared: Grid) -> str:
+    """What the column of means is called."""
+    without = ", ".join(TASK_TITLES[task] for task in declared.apart)
+    return f"mean without {without}" if without else "mean"
 
 
 def printed() -> pd.DataFrame:
@@ -157,37 +171,6 @@ def _gone(facts: Mapping) -> dict[str, str]:
     names = {"of the pruned matrices": "removed_share", "of the whole model": "removed_of_model"}
     names |= {"heads": "removed_heads", "channels": "removed_channels"}
     return {t: f"{facts[n]:.1%}" if n in facts else MISSING for t, n in names.items()}
-
-
-def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """LoRAPrune with fine-tuning at one half, whole and without one of its parts: perplexities."""
-    rows = {}
-    for name in ("lora-guided", *(method.name for method in declared.ablations)):
-        every = seeds(outcomes, runs, name, 0.5, True)
-        row = {"seeds": str(len(every)) if every else "-"}
-        row |= {f"ppl, {corpus}": ppl(every, corpus) for corpus in CORPORA}
-        rows[declared.titles()[name]] = row
-    return pd.DataFrame(rows).T.rename_axis("LoRAPrune, 50%, fine-tuned")
-
-
-def longer(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """Whatever is tuned for longer too, seed 0: after few steps and after many."""
-    rows = {}
-    for run in runs.values():
-        if run.longer:
-            named = declared.titles()[run.method] if run.share else "unpruned"
-            place = (run_name(run.method, run.share, True, run.recipe.seed), run.name)
-            rows[named] = _few_and_many([outcomes.get(name) for name in place], declared.tasks)
-    return pd.DataFrame(rows).T.rename_axis("method")
-
-
-def _few_and_many(pair: Sequence[Bundle | None], tasks: Sequence[str]) -> dict[str, str]:
-    every = {
-        how: [bundle] if bundle else [] for how, bundle in zip(("few", "many"), pair, strict=True)
-    }
-    row = {f"ppl, {c}, {how}": ppl(found, c) for c in CORPORA for how, found in every.items()}
-    means = {how: _spread(accuracies(found, tasks)) for how, found in every.items()}
-    return row | {f"accuracy, {how}": mean for how, mean in means.items()}
 
 
 # Where it came from -------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def prune(base: Path, recipe: Recipe, out: Path, dtype: str, semi_structured: bo
     Run(base, recipe, out, dtype).run()
     story = json.loads((out / STORY).read_text())
     names = ("removed_share", "removed_of_model", "removed_of", "seconds", "loss")
-    form = CHECKPOINT if (out / "config.json").exists() else MASKED
+    form = CHECKPOINT if (out / "config.json").exists() else _masked(recipe)
     return {name: story[name] for name in names} | {"form": form}
 
 
@@ -77,7 +77,12 @@ def _whole(folder: BaseFolder, families: list[Family], recipe: Recipe) -> dict:
     final = pruner.final
     masks = {f.name: torch.arange(f.count) >= final[f.name] for f in families}
     checkpoint = recipe.threshold == "layer" and is_exportable(folder.config, families, masks)
-    return sizes(folder, families, final) | {"form": CHECKPOINT if checkpoint else MASKED}
+    return sizes(folder, families, final) | {"form": CHECKPOINT if checkpoint else _masked(recipe)}
+
+
+def _masked(recipe: Recipe) -> str:
+    """What is written where layers differ; in 8 bits the adapter was trained on a rounded base."""
+    return f"{MASKED}, and the base as 8 bits hold it" if recipe.int8 else MASKED
 
 
 def _semi(folder: BaseFolder, families: list[Family]) -> Mapping[str, object]:
