@@ -339,29 +339,18 @@ SETTINGS = [
     (pruning_settings.pruning_has, {"setting": "batch", "value": 128}, Verdict.OTHER_SETTING),
     (pruning_settings.pruning_has, {"setting": "tasks", "value": ["coqa"]}, Verdict.SAME_SETTING),
     (pruning_settings.pruning_has, {"setting": "tasks", "value": ["c4"]}, Verdict.OTHER_SETTING),
-    (
-        pruning_settings.bench_has,
-        {"part": "masks", "setting": "rows", "value": 96},
-        Verdict.SAME_SETTING,
-    ),
-    (
-        pruning_settings.bench_has,
-        {"part": "inference", "setting": "prompt", "value": 8},
-        Verdict.SAME_SETTING,
-    ),
-    (
-        pruning_settings.bench_has,
-        {"part": "inference", "setting": "rounds", "value": 100},
-        Verdict.OTHER_SETTING,
-    ),
-    (
-        pruning_settings.bench_has,
-        {"part": "criteria", "setting": "rows_a_pass", "value": 1},
-        Verdict.SAME_SETTING,
-    ),
     (pruning_settings.scores_tasks, {"tasks": ["piqa", "hellaswag"]}, Verdict.SAME_SETTING),
     (pruning_settings.scores_tasks, {"tasks": ["piqa", "mmlu"]}, Verdict.OTHER_SETTING),
     (pruning_settings.is_pruned, {"method": "lora-guided-int8"}, Verdict.SAME_SETTING),
+]
+SETTINGS += [
+    (pruning_settings.bench_has, {"part": part, "setting": setting, "value": value}, verdict)
+    for part, setting, value, verdict in (
+        ("masks", "rows", 96, Verdict.SAME_SETTING),
+        ("inference", "prompt", 8, Verdict.SAME_SETTING),
+        ("inference", "rounds", 100, Verdict.OTHER_SETTING),
+        ("criteria", "rows_a_pass", 1, Verdict.SAME_SETTING),
+    )
 ]
 
 
