@@ -118,7 +118,7 @@ PAR = {"of": ["lora-guided", 0.5, True], "against": [["vanilla", 0.5, True]], "w
         (3.02, Verdict.HOLDS),
         (3.2, Verdict.NOT_SUPPORTED),
         (2.0, Verdict.HOLDS),  # far better is no worse
-        ([3.0, 3.0, 3.2], Verdict.NOT_SUPPORTED),  # one seed of three
+        ([3.0, 3.0, 3.1], Verdict.NOT_SUPPORTED),  # the mean is within, one seed of three is not
     ],
 )
 def test_no_worse_is_within_a_margin_with_every_seed(ours, verdict):
@@ -164,7 +164,7 @@ def test_models_with_and_without_tuning_are_told_apart():
     finding = pruned_here.perplexity_below(evidence(*tuned, *once), **both)
     assert finding.verdict == Verdict.NOT_SUPPORTED  # two for it, two against it
     assert "50%, with fine-tuning (3 seeds): LoRAPrune -18." in finding.words
-    assert "50%, without fine-tuning (one seed): LoRAPrune +2" in finding.words
+    assert "50%, without fine-tuning (3 seeds against one seed): LoRAPrune +2" in finding.words
     for way, verdict in ((True, Verdict.HOLDS), (False, Verdict.CONTRARY)):
         one = pruned_here.perplexity_below(evidence(*tuned, *once), **ASKED | {"tuned": [way]})
         assert one.verdict == verdict
@@ -307,12 +307,13 @@ def test_a_side_is_one_where_every_round_and_every_step_lies_there():
     for entry in noisy["inference"]["inference"]:
         if entry["share"] == 0.5:
             entry["seconds"][0] *= 3
-    for side in ("vanilla", "vanilla recomputed"):
-        noisy["criteria"]["cost"][side]["seconds"][0] = 1.0
+    for side, slow in (("vanilla", 30.0), ("vanilla recomputed", 40.0)):  # ours: 32 and 48
+        noisy["criteria"]["cost"][side]["seconds"][0] = slow
     found = evidence(benched=noisy)
     assert bench_here.time_saved(found, share=0.5, least=40).verdict == Verdict.HOLDS
     assert bench_here.time_saved(found, share=0.5, least=0).verdict == Verdict.NOT_SUPPORTED
-    assert bench_here.throughput_gained(found, least=0).verdict == Verdict.NOT_SUPPORTED
+    faster = bench_here.throughput_gained(found, least=0)
+    assert faster.verdict == Verdict.NOT_SUPPORTED and "made again: +8.3%" in faster.recomputed
 
 
 @pytest.mark.parametrize(("check", "asked", "verdict"), CASES)

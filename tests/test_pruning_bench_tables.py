@@ -100,6 +100,7 @@ def test_a_bench_of_before_has_fewer_shares():
 
 def test_where_magnitude_ranks_the_largest_activations():
     told = agreement.loudest_told(BENCH)
+    assert told.startswith("Measured on SmolLM2-135M without an adapter, 96 rows of boolq: the ")
     assert "smallest 20% of its layer in 5 of 30 layers (1, 2, 3, 4, 5); 6 would be" in told
     assert "the most in layer 1: its norm is 100 times the median channel's, and 5% of" in told
     assert MISSING in agreement.loudest_told({})

@@ -54,7 +54,8 @@ def _timed(
     told = ", ".join(
         f"{batch}: {sign * np.median(rounds):+.1%} of time" for batch, rounds in shares.items()
     )
-    return Finding(_share_of(enough, len(shares)), told, f"{words} {_asked(least, 'round')}")
+    rounds = f"each of {len(next(iter(shares.values())))} rounds"
+    return Finding(_share_of(enough, len(shares)), told, f"{words} {_asked(least, rounds)}")
 
 
 def _ratios(evidence: Evidence, one: tuple, two: tuple) -> dict[str, np.ndarray]:
@@ -74,7 +75,7 @@ def _reaches(values: np.ndarray, least: float) -> bool:
 
 
 def _asked(least: float, turn: str) -> str:
-    return f"Asked for: at least {least:g}%." if least else f"Asked for: every {turn}."
+    return f"Asked for: at least {least:g}%." if least else f"Asked for: {turn}."
 
 
 # A step of a criterion ----------------------------------------------------------------------
@@ -119,7 +120,8 @@ def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
         _reaches(np.array([gained[k]]) if least else a - b, least) for k, (a, b) in taken.items()
     )
     told = "; ".join(f"{kept}: {gain:+.1f}% rows a second" for kept, gain in gained.items())
-    words = f"Throughput: rows a second on a CPU. {_asked(least, 'step')}"
+    steps = f"each of {len(next(iter(taken.values()))[0])} steps"
+    words = f"Throughput: rows a second on a CPU. {_asked(least, steps)}"
     return Finding(_share_of(enough, len(gained)), told, words)
 
 
@@ -134,11 +136,12 @@ def masks_agree(evidence: Evidence, *, share: float) -> Finding:
         return not_run(evidence, note="No similarity of masks is stored yet.")
     enough = sum(_beyond_chance(e) > 0.5 for e in own)
     same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
+    kinds = " and ".join(dict.fromkeys(e["kind"] for e in own))
     return Finding(
         _share_of(enough, len(own)),
         f"{same:.1%} of the groups alike, {chance:.1%} by chance",
-        f"At {share:.0%}; {len(own)} comparisons, over kinds of groups and adapters. Asked for: "
-        "more than halfway from chance to all.",
+        f"At {share:.0%}; {len(own)} comparisons, of {kinds} and several adapters. Asked for: more "
+        "than halfway from chance to all.",
     )
 
 
@@ -163,7 +166,9 @@ def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
         "chance to all"
         for same, more, share in zip(alike, beyond, (low, high), strict=True)
     )
-    words = "Channels of the MLPs; random masks agree on fewer at a higher share, too."
+    words = (
+        "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
+    )
     return Finding(_share_of(fewer, 2), "; ".join(told), words)
 
 

@@ -72,7 +72,8 @@ def _minus(one: Gap | None, whole: Gap | None) -> Gap | None:
     """What a gap has more than another one of the same windows."""
     if one is None or whole is None:
         return None
-    return Gap(one.values - whole.values, one.seeds - whole.mean, one.counts)
+    seeds = np.subtract.outer(one.seeds, whole.seeds).ravel()
+    return Gap(one.values - whole.values, seeds, one.counts)
 
 
 def _gaps(
@@ -152,7 +153,7 @@ def no_worse(evidence: Evidence, *, of: Model, against: Sequence[Model], within:
         Verdict.HOLDS if inside == len(ends) else verdict,
         f"at most {within:g}% above: {inside} of {len(ends)}",
         f"How far the perplexity of {name(of)} ({setting([of])}; {seeds_told(gaps.values())}) lies "
-        f"from that of {'; '.join(told)}.",
+        f"from that of {'; '.join(told)}. Below is as good.",
     )
 
 

@@ -39,9 +39,13 @@ def setting(models: Iterable[Model]) -> str:
 
 
 def seeds_told(found: Iterable[Gap]) -> str:
-    """Of the side of every gap that has fewer."""
-    counts = [min(gap.counts) for gap in found]
-    low, high = min(counts), max(counts)
+    """Of either side of every gap."""
+    own, others = map(_counted, zip(*(gap.counts for gap in found), strict=True))
+    return own if own == others else f"{own} against {others}"
+
+
+def _counted(counts: Iterable[int]) -> str:
+    low, high = (f(counts := list(counts)) for f in (min, max))
     if high == 1:
         return "one seed"
     return f"{high} seeds" if low == high else f"{low} to {high} seeds"

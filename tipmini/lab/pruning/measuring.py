@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -106,19 +106,20 @@ class Prunings:
         wanted = self.missing(planned)
         if wanted or (self.prunes(planned) and not self.masks_file(planned).is_file()):
             folder, facts = self.made(planned)
-            if self.prunes(planned):  # before the cells: these say that a run is done
+            told = {"name": planned.name, "title": planned.title, "facts": facts}
+            bundle = partial(Bundle, settings=self.settings(planned), **told)
+            bundles.keep(self.store, bundle(cells=[]))  # those of another model go
+            if self.prunes(planned):
                 results.write_bytes(self.masks_file(planned), (folder / run.MASKS).read_bytes())
-            for cell in self._cells(planned, folder, wanted):
-                made = {"settings": self.settings(planned), "facts": facts, "cells": [cell]}
-                made |= {"name": planned.name, "title": planned.title}
-                bundles.keep(self.store, Bundle(**made))
+            for cell in self._cells(planned, folder, wanted) if wanted else ():
+                bundles.keep(self.store, bundle(cells=[cell]))
                 show(cell)
         if (left := self.folder(planned)).is_dir() and left != self.base:
             shutil.rmtree(left)
 
     @staticmethod
     def prunes(planned: Planned) -> bool:
-        """Whether groups go, so that there are masks."""
+        """Whether groups are judged, be it that none goes, so that there are masks."""
         return planned.recipe is not None and not planned.score
 
     def masks_file(self, planned: Planned) -> Path:

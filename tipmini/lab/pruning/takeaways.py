@@ -55,7 +55,8 @@ def _parts(declared: Grid, known) -> Iterator[str]:
     found = {w: known((RELEASED, *s), (OURS, *s)) for w, s in SETTINGS.items()}
     yield f"**The released reduction**, {beside}, {_sorted(found)}"
     title = declared.titles()[OURS]
-    for words, changed in (("without a part", declared.ablations), ("varied", declared.variants)):
+    otherwise = "otherwise (of which the recipe removes less)"
+    for words, changed in (("without a part", declared.ablations), (otherwise, declared.variants)):
         found = {m.title: known((m.name, *WHOLE), (OURS, *WHOLE)) for m in changed}
         yield f"**{title} {words}, 50%, tuned**, perplexity beside it, {_sorted(found)}"
 
