@@ -166,9 +166,7 @@ def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
         "chance to all"
         for same, more, share in zip(alike, beyond, (low, high), strict=True)
     )
-    words = (
-        "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
-    )
+    words = "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
     return Finding(_share_of(fewer, 2), "; ".join(told), words)
 
 
