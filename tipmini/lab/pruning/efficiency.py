@@ -27,7 +27,7 @@ PRINTED = {
     "lora-guided int8": "lora_guided_8bit",
 }
 SHARES = (0.0, 0.2, 0.5)
-PRINTED_TIME = "printed, LLaMA-7B, against unpruned"
+PRINTED_TIME = "printed, LLaMA-7B"
 
 
 def _in_print(table: str) -> Mapping[str, Mapping]:

@@ -113,7 +113,7 @@ def spread(found: Sequence[float]) -> str:
 def table(
     outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned], share: float, tuned: bool
 ) -> pd.DataFrame:
-    """Every method at a share: perplexities, accuracies, their mean; the unpruned model above."""
+    """Every method at a share: perplexities, mean accuracy, tasks; the unpruned model above."""
     titles = declared.titles()
     rows = {}
     for whole in declared.whole:
@@ -129,9 +129,8 @@ def table(
 
 
 def _row(every: Sequence[Bundle], declared: Grid) -> dict[str, str]:
-    row = perplexities(every)
-    row |= {TASK_TITLES[task]: _accuracy(values(every, task)) for task in declared.tasks}
-    return row | {mean_title(declared): spread(accuracies(every, declared.averaged))}
+    row = perplexities(every) | {mean_title(declared): spread(accuracies(every, declared.averaged))}
+    return row | {TASK_TITLES[task]: _accuracy(values(every, task)) for task in declared.tasks}
 
 
 def perplexities(every: Sequence[Bundle]) -> dict[str, str]:
