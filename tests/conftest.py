@@ -124,3 +124,22 @@ def audited(evidence) -> dict:
     from tipmini.lab.claims import audit
 
     return {each.claim.id: each for each in audit.audit(evidence=evidence)}
+
+
+# Small prunings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer) -> Path:
+    """The folder of a small model that can be pruned."""
+    import prunable
+
+    return prunable.save_model(tmp_path_factory.mktemp("base") / "model", tokenizer)
+
+
+@pytest.fixture
+def small_runs(tiny, tokenizer, monkeypatch) -> None:
+    """Runs read few documents: see `prunable.small_runs`."""
+    import prunable
+
+    prunable.small_runs(monkeypatch, tiny, tokenizer)

@@ -1,6 +1,5 @@
 """A step of several passes is the step of one: how many fit into memory is not seen in a result."""
 
-import prunable
 import pytest
 import torch
 from prunable import SMALL
@@ -9,18 +8,10 @@ from tipmini.lab.packing import batches
 from tipmini.lab.pruning.recipe import Recipe
 from tipmini.lab.pruning.run import Run
 
+pytestmark = pytest.mark.usefixtures("small_runs")
+
 LENGTH = 12  # tokens of every row, so that passes are cut by their number alone
 WHOLE, ONE_BY_ONE = 10**6, LENGTH  # padded tokens of a pass
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer):
-    return prunable.save_model(tmp_path_factory.mktemp("base") / "model", tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def small(tiny, tokenizer, monkeypatch):
-    prunable.small_runs(monkeypatch, tiny, tokenizer)
 
 
 def stepped(base, tmp_path, tokens: int, steps: int, **settings) -> tuple[Run, list[float]]:

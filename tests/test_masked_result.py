@@ -15,18 +15,10 @@ from tipmini.lab.pruning.recipe import Recipe
 from tipmini.lab.pruning.run import Run
 from tipmini.masking import load_masks, masked
 
+pytestmark = pytest.mark.usefixtures("small_runs")
+
 LAYERS_DIFFER = {"one layer exempt": {"exempt_first": 0.5}, "one p": {"threshold": "global"}}
 WAYS = LAYERS_DIFFER | {"in 8 bits": {"threshold": "global", "int8": True}}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer):
-    return prunable.save_model(tmp_path_factory.mktemp("base") / "model", tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def small(tiny, tokenizer, monkeypatch):
-    prunable.small_runs(monkeypatch, tiny, tokenizer)
 
 
 def made(base, tmp_path, **settings):

@@ -3,7 +3,6 @@ masked."""
 
 import math
 import shutil
-from pathlib import Path
 
 import prunable
 import pytest
@@ -24,15 +23,7 @@ from tipmini.lab.pruning.run import Run
 from tipmini.lab.pruning.semi_structured import prune_semi_structured
 from tipmini.masking import load_masks, masked
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer) -> Path:
-    return prunable.save_model(tmp_path_factory.mktemp("base") / "model", tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def small(tiny, tokenizer, monkeypatch):
-    prunable.small_runs(monkeypatch, tiny, tokenizer)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 # Killed and continued -----------------------------------------------------------------------------
