@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: setup book test adapters bench parity clean help
+.PHONY: setup book reproduce test adapters bench parity clean help
 
 PROFILE ?= mini
 BIN := .venv/bin
@@ -15,8 +15,12 @@ setup: $(READY) ## put everything that is needed into .venv (nothing to do: unde
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup $(READY)
 
-book: $(READY) ## recompute what changed and build _build/html/index.html (PROFILE=mini)
+book: $(READY) ## compute a part again and build _build/html/index.html (PROFILE=mini)
 	$(BIN)/tipmini book --profile $(PROFILE)
+
+reproduce: $(READY) ## compute every cell of the paper's methods from nothing (PROFILE=mini)
+	$(BIN)/tipmini fetch
+	$(BIN)/tipmini reproduce --profile $(PROFILE)
 
 test: $(READY) ## lint, formatting and all tests
 	scripts/debian-packages

@@ -100,13 +100,13 @@ def measured(monkeypatch) -> list[str]:
     """The tasks that are measured, in order, as it happens."""
     from tipmini.lab import evaluation
 
-    names, evaluate = [], evaluation.evaluate
+    names, answers = [], evaluation.answers
 
     def counting(lm, task, metric):
         names.append(task.config.task)
-        return evaluate(lm, task, metric)
+        return answers(lm, task, metric)
 
-    monkeypatch.setattr(evaluation, "evaluate", counting)
+    monkeypatch.setattr(evaluation, "answers", counting)
     return names
 
 

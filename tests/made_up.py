@@ -10,7 +10,13 @@ def cell(method: str, task: str, values: Iterable[float], data: str = "d") -> Ce
     numbers = [float(value) for value in values]
     return Cell(
         **{"key": "k", "inputs": {"model": "m", "data": data}, "profile": "smoke"},
-        **{"method": method, "task": task, "metric": METRIC[task], "values": numbers},
+        **{
+            "method": method,
+            "task": task,
+            "metric": METRIC[task],
+            "values": numbers,
+            "dtype": "float32",
+        },
         **{"seconds": 1.5, "date": "2026-01-31", "machine": {}, "versions": {}},
     )
 

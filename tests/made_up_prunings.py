@@ -14,7 +14,14 @@ def cell(run: str, task: str, metric: str, values: list[float]) -> Cell:
     told = {"date": "2026-01-01", "machine": {"processor": "a CPU", "cores": 2}}
     told |= {"versions": {"torch": "2"}, "profile": "smoke", "seconds": 6.0}
     return Cell(
-        key=f"{run}/{task}", inputs={}, method=run, task=task, metric=metric, **told, values=values
+        key=f"{run}/{task}",
+        inputs={},
+        method=run,
+        task=task,
+        metric=metric,
+        dtype="bfloat16",
+        **told,
+        values=values,
     )
 
 

@@ -183,7 +183,14 @@ def test_a_record_that_differs_in_the_last_digit_is_not_identical(evidence):
 
 def cells(**values: list[int]) -> Evidence:
     made = Evidence(MADE_UP.printed, {}, (0, 1), load_profile("full"))
-    facts = {"key": "", "inputs": {}, "profile": "full", "metric": "acc", "seconds": 0}
+    facts = {
+        "key": "",
+        "inputs": {},
+        "profile": "full",
+        "metric": "acc",
+        "dtype": "float32",
+        "seconds": 0,
+    }
     facts |= {"date": "", "machine": {}, "versions": {}, "task": "rte"}
     made.cells = {(m, "rte"): Cell(**facts, method=m, values=v) for m, v in values.items()}
     return made

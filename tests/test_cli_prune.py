@@ -103,7 +103,10 @@ def test_a_folder_can_be_the_base(short, place):
         ("--method lora-giuded --out x", "did you mean 'lora-guided'?"),
         ("--method taylor --int8 --out x", "which int8 has none of"),
         ("--task piqqa --out x", "task must be one of"),
-        ("--dtype int8 --out x", "dtype must be bfloat16, float16 or float32, got 'int8'"),
+        (
+            "--dtype int8 --out x",
+            "dtype must be one of auto, bfloat16, float16, float32, got 'int8'",
+        ),
         ("--base ../nowhere --out x", "../nowhere: "),
         ("--base adapter --out x", "adapter/config.json: missing"),
         ("--out embedded --dry-run", "embedded: is there already"),

@@ -60,12 +60,15 @@ def test_other_architectures_are_left_to_transformers():
 PROMPTS = [[5, 6, 7, 8], [1], [9, 8, 7, 6, 5, 4, 3], [2, 2]]
 
 
-def likeliest(model, prompt: list[int], count: int) -> list[int]:
-    """Greedy, the whole sequence anew for every token."""
+def likeliest(model, prompt: list[int], count: int) -> tuple[list[int], float]:
+    """Greedy, the whole sequence anew for every token; and the smallest lead of a chosen one."""
     said: list[int] = []
+    leads = []
     for _ in range(count):
-        said.append(int(model(torch.tensor([prompt + said])).logits[0, -1].argmax()))
-    return said
+        best, places = model(torch.tensor([prompt + said])).logits[0, -1].topk(2)
+        said.append(int(places[0]))
+        leads.append(float(best[0] - best[1]))
+    return said, min(leads)
 
 
 @torch.no_grad()
@@ -74,8 +77,10 @@ def test_generation_says_what_each_prompt_alone_does(adapted, tmp_path):
     model = tiny(vocabulary=64)
     folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
     with Resident(model).wearing(folder):
-        found = generation.greedy(model, PROMPTS, 9, lambda said: False)
-        assert found == [likeliest(model, prompt, 9) for prompt in PROMPTS]
+        found, leads = generation.greedy(model, PROMPTS, 9, lambda said: False)
+        expected = [likeliest(model, prompt, 9) for prompt in PROMPTS]
+    assert found == [said for said, _ in expected]
+    assert leads == pytest.approx([lead for _, lead in expected], rel=1e-3)
 
 
 @torch.no_grad()
@@ -83,7 +88,7 @@ def test_generation_says_what_each_prompt_alone_does(adapted, tmp_path):
 def test_each_prompt_ends_by_itself_and_the_others_go_on(ending):
     """Whichever rows the cache forgets on the way."""
     model = tiny(vocabulary=64)
-    alone = [likeliest(model, prompt, 9) for prompt in PROMPTS]
+    alone = [likeliest(model, prompt, 9)[0] for prompt in PROMPTS]
     stops = {tuple(said[:count]) for said, count in zip(alone, ending, strict=True)}
-    found = generation.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
+    found, _ = generation.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
     assert found == [said[:count] for said, count in zip(alone, ending, strict=True)]

@@ -79,18 +79,18 @@ def test_facts_and_settings_stand_beside_the_cells(profile):
 
 
 def test_a_kill_loses_no_finished_cell(profile, measured, monkeypatch):
-    evaluate = evaluation.evaluate
+    answers = evaluation.answers
 
     def dying(*given):
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return evaluate(*given)
+        return answers(*given)
 
-    monkeypatch.setattr(evaluation, "evaluate", dying)
+    monkeypatch.setattr(evaluation, "answers", dying)
     with pytest.raises(KeyboardInterrupt):
         measuring.measure(profile, "methods")
     assert len(bundles.cells(profile.variant_store)) == 3
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "answers", answers)
     measuring.measure(profile, "methods")
     assert len(measured) == CELLS and len(bundles.cells(profile.variant_store)) == 11
 

@@ -94,7 +94,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path, key, near):
         ({"evaluation_rows": 0}, "evaluation_rows: Input should be greater than or equal to 1"),
         ({"calibration_rows": "many"}, "calibration_rows: Input should be a valid integer"),
         ({"device": "tpu"}, "device: Input should be 'cpu' or 'cuda'"),
-        ({"dtype": "int8"}, "dtype: Input should be 'bfloat16', 'float16' or 'float32'"),
+        ({"dtype": "int8"}, "dtype: Input should be 'auto', 'bfloat16', 'float16' or 'float32'"),
         ({"tasks": ["rte", "hellswag"]}, "tasks: Value error, 'hellswag' is not one of arc_"),
         ({"evaluation_rows_of": {"hellswag": 5}}, "evaluation_rows_of: Value error, 'hellswag' is"),
         ({"adapter_names": {"boolqq": "b"}}, "adapter_names: Value error, 'boolqq' is not one of"),

@@ -13,6 +13,7 @@ from lm_eval.api.metrics import mean_stderr
 from pydantic import ValidationError
 from scipy.stats import binom
 
+from tipmini.errors import TipminiError
 from tipmini.lab import results
 from tipmini.lab.results import Cell
 
@@ -33,6 +34,7 @@ def cell(numbers: list[float], **fields) -> Cell:
         "method": "tip",
         "task": "coqa",
         "metric": "em",
+        "dtype": "float32",
         "values": numbers,
         "seconds": 1.5,
     }
@@ -81,6 +83,14 @@ def test_paired_p_is_mcnemars(pairs):
 )
 def test_paired_p_by_hand(first, second, p):
     assert results.paired_p(cell(first), cell(second)) == pytest.approx(p)
+
+
+def test_formats_are_not_compared():
+    """Which number format it is moves rows: a comparison would take that for the methods' doing."""
+    one, other = cell([1.0, 0.0]), cell([1.0, 0.0], dtype="bfloat16", method="linear")
+    told = "coqa: tip in float32, linear in bfloat16: measure both in one number format"
+    with pytest.raises(TipminiError, match=told):
+        results.paired_p(one, other)
 
 
 def test_paired_p_wants_the_same_rows():

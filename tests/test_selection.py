@@ -18,7 +18,16 @@ TASKS = ("boolq", "rte")
 
 def cell(name: str, task: str, values: list[float]) -> Cell:
     facts = {"machine": {}, "versions": {}, "date": "", "seconds": 1, "profile": "tiny"}
-    return Cell(key="k", inputs={}, method=name, task=task, metric="acc", values=values, **facts)
+    return Cell(
+        key="k",
+        inputs={},
+        method=name,
+        task=task,
+        metric="acc",
+        dtype="float32",
+        values=values,
+        **facts,
+    )
 
 
 def scored(**rows: tuple[list, list]) -> dict:

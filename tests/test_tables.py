@@ -30,7 +30,13 @@ def cell(method: str, task: str) -> Cell:
     values = [float(value) for value in ROWS[method]]
     return Cell(
         **{"key": "k", "inputs": {"model": "m"}, "profile": "smoke", "method": method},
-        **{"task": task, "metric": METRIC[task], "values": values, "seconds": 1.5},
+        **{
+            "task": task,
+            "metric": METRIC[task],
+            "values": values,
+            "seconds": 1.5,
+            "dtype": "float32",
+        },
         **{
             "date": "2026-01-31",
             "machine": {"processor": "P", "cores": 2},

@@ -55,6 +55,8 @@ COMMANDS = {
     laboratory.fetch: ["tipmini fetch"],
     laboratory.adapters: ["tipmini adapters --task rte"],
     auditing.claims: ["tipmini claims", "tipmini claims --json"],
+    batch.again: ["tipmini again", "tipmini again --minutes 1"],
+    batch.reproduce: ["tipmini reproduce --profile mini"],
     batch.book: ["tipmini book --profile mini"],
     batch.publish: ["tipmini publish _build/executed/mini"],
 }

@@ -7,12 +7,30 @@ from typing import Annotated
 import typer
 
 import tipmini as tm
+from tipmini.errors import require
 
 PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
 
 Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Base = Annotated[str, typer.Option(help="model folder, hub id, or `embedded`")]
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def _known_dtype(dtype: str) -> str:
+    require("dtype", dtype, DTYPES)
+    return dtype
+
+
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="of the model; auto: bfloat16 where this machine is faster in it, else float32",
+        callback=_known_dtype,
+        autocompletion=lambda incomplete: [d for d in DTYPES if d.startswith(incomplete)],
+    ),
+]
 
 
 def examples(*lines: str) -> str:

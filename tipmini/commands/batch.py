@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tipmini.commands.arguments import PRUNING, AsJson, Profile, Tasks, complete_group
+from tipmini.commands.arguments import PRUNING, AsJson, Dtype, Profile, Tasks, complete_group
 from tipmini.errors import TipminiError
 
 
@@ -23,43 +23,82 @@ def measure(
     ] = None,
     task: Tasks = None,
     profile: Profile = "mini",
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure cells of a profile and store them; what is stored is read.
+    """Measure cells of a profile and store them; what is stored is read, in whatever format.
 
     With a group, its variants: several such commands share the work, and a killed one goes on.
     The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
     """
     from tipmini.lab.experiments import METHODS, Lab
-    from tipmini.lab.profiles import load_profile
 
+    chosen = _profile(profile, dtype)
     show = lambda cell: show_cell(cell, as_json)  # noqa: E731
     if group == PRUNING:
         if task:
             raise TipminiError(f"group {PRUNING}: a run is scored on all it declares; omit --task")
         from tipmini.lab.pruning import measuring as prunings
 
-        prunings.measure(load_profile(profile), method or (), show)
+        prunings.measure(chosen, method or (), show)
         return
     if group:
         from tipmini.lab import measuring
 
-        measuring.measure(load_profile(profile), group, method or (), task or (), show)
+        measuring.measure(chosen, group, method or (), task or (), show)
         return
-    lab = Lab(load_profile(profile))
+    lab = Lab(chosen)
     for name in task or lab.profile.tasks:
         for way in method or METHODS:
             show_cell(lab.cell(way, name), as_json)
 
 
-def norms(task: Tasks = None, profile: Profile = "mini") -> None:
-    """Measure the input norms of a profile's adapters and store them; what is stored is kept."""
+def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") -> None:
+    """Measure the input norms of a profile's adapters and store them; what is stored is kept.
+
+    Those of the first rows alone are stored beside them, for `again` to compare with.
+    """
     from tipmini.lab.experiments import Lab
+
+    lab = Lab(_profile(profile, dtype))
+    for name in task or lab.profile.tasks:
+        lab.norms.of(name, lab.norms.first)
+        print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
+
+
+def _profile(name: str, dtype: str):
+    """A profile; its own number format where none is asked for."""
     from tipmini.lab.profiles import load_profile
 
-    lab = Lab(load_profile(profile))
-    for name in task or lab.profile.tasks:
-        print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
+    found = load_profile(name)
+    return found if dtype == "auto" else found.model_copy(update={"dtype": dtype})
+
+
+def again(
+    profile: Profile = "mini",
+    minutes: Annotated[float, typer.Option(min=0, help="that it may take, about")] = 4.0,
+) -> None:
+    """Compute a part of a profile's stored results again, and compare.
+
+    How much is chosen by this machine's speed. An answer that differs, and is no tie, is an error
+    that names its cell: one line, exit code 2.
+    """
+    from tipmini.lab.again import Run, line
+    from tipmini.lab.profiles import load_profile
+
+    print(line(Run(load_profile(profile), whole=False, minutes=minutes).run()))
+
+
+def reproduce(profile: Profile = "mini") -> None:
+    """Compute every norm and every cell of the paper's methods from nothing, and compare.
+
+    The estimate is told before; a killed run goes on where it stopped. Answers that differ as in
+    `again`.
+    """
+    from tipmini.lab.again import Run, line
+    from tipmini.lab.profiles import load_profile
+
+    print(line(Run(load_profile(profile), whole=True).run()))
 
 
 def book(profile: Profile = "mini") -> None:
@@ -71,12 +110,13 @@ def book(profile: Profile = "mini") -> None:
 
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
-    from tipmini.lab import book, paths
+    from tipmini.lab import again, book, paths
     from tipmini.lab.bench.stored import pictures
     from tipmini.lab.claims.page import page_values
     from tipmini.lab.front_page import front_page_values
 
     values = page_values() | front_page_values()  # a changed verdict is found at once
+    values |= again.page_values()
     book.stage(executed, paths.BUILD / "stage", values, pictures())
     book.build(paths.BUILD / "stage", paths.BUILD / "html")
 

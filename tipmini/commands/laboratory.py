@@ -11,7 +11,7 @@ import typer
 
 from tipmini.adapter import load_adapter
 from tipmini.calibration import STATISTICS
-from tipmini.commands.arguments import AsJson, Base, Tasks, complete_task
+from tipmini.commands.arguments import AsJson, Base, Dtype, Tasks, complete_task
 from tipmini.commands.batch import show_cell
 from tipmini.errors import TipminiError, require
 from tipmini.peft_folder import read_settings, weights_file
@@ -29,6 +29,7 @@ def calibrate(
     base: Base = "embedded",
     adapter: Annotated[Path | None, typer.Option(help="default `adapters/TASK`")] = None,
     rows: Annotated[int, typer.Option(min=1, help="train rows")] = 128,
+    dtype: Dtype = "auto",
 ) -> None:
     """Measure what a merge needs to know of an adapter's inputs, on a task's own train rows.
 
@@ -41,8 +42,9 @@ def calibrate(
     load_adapter(own)  # before the model: refused is what no merge would take
     _refuse_unwritable(out)
     place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
-    lab = _lab(base, adapters=place, calibration_rows=rows)
+    lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
+    facts["dtype"] = lab.dtype
     save_tensors(lab.norms.measure(task, statistic=statistic), out, facts)
     what = "Gram matrices" if statistic == "gram" else "input norms"
     print(f"{out}: {what} of {own} on {rows} rows of {task}")
@@ -60,6 +62,7 @@ def weigh(
     rows: Annotated[int, typer.Option(min=1, help="train rows a task")] = 64,
     epochs: Annotated[int, typer.Option(min=1, help="how often each row is read")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="of the rows' order")] = 0,
+    dtype: Dtype = "auto",
 ) -> None:
     """Learn the weights of a merge on the tasks' own train rows: one an adapter and module.
 
@@ -75,7 +78,7 @@ def weigh(
     _refuse_unwritable(out)
     from tipmini.lab.weighing import Recipe, Weighing
 
-    lab = _lab(base)
+    lab = _lab(base, dtype=dtype)
     recipe = Recipe(rows=rows, stories=min(rows, Recipe.stories), epochs=epochs, seed=seed)
     Weighing(lab.trainable, lab.tokenizer, own, recipe, [out]).weights()
     print(f"{out}: weights of {', '.join(task)}, learnt on {rows} rows a task")
@@ -90,6 +93,7 @@ def evaluate(
     adapter: Annotated[Path | None, typer.Option(help="PEFT folder; none: the base alone")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="rows a task; all by default")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, with or without an adapter, on tasks."""
@@ -100,7 +104,7 @@ def evaluate(
         weights_file(adapter)
     if out:
         _refuse_unwritable(out)
-    lab = _lab(base, evaluation_rows=limit)
+    lab = _lab(base, evaluation_rows=limit, dtype=dtype)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
     cells = [lab.measure(way, adapter, lab.task(name)) for name in names]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tipmini.commands.arguments import AsJson, Base, Tasks, examples, nearest
+from tipmini.commands.arguments import AsJson, Base, Dtype, Tasks, examples, nearest
 from tipmini.criteria import METHODS, REDUCTIONS
 from tipmini.errors import TipminiError
 from tipmini.schedules import SCHEDULES
@@ -73,7 +73,7 @@ def prune(
         bool,
         typer.Option("--recompute", help="activations twice: a fraction of the memory, slower"),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="of the base while pruning")] = "bfloat16",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="of the adapter, the rows' order, random")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="tell what would go, write nothing")
@@ -115,8 +115,6 @@ def _prune(
 
     semi = method in SEMI
     recipe = Recipe(**options, method=method.removesuffix("-2:4"))
-    if dtype not in ("bfloat16", "float16", "float32"):
-        raise TipminiError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
     folder = work.local_folder(base)
     if dry_run:
         facts = work.plan(folder, recipe, out, semi)

@@ -55,7 +55,7 @@ def cell_inputs(
         "model": model_hash,
         "adapter": folder and adapter_hash(folder),
         **_rows_and_task(definition),
-        "parameters": profile.model_dump(include={"dtype", "device", "tokens", "answer_tokens"}),
+        "parameters": profile.model_dump(include={"device", "tokens", "answer_tokens"}),
     }
     return inputs | ({"metric": metric} if metric not in (None, tasks.METRIC[task]) else {})
 

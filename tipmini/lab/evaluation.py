@@ -1,6 +1,7 @@
 """The lm-eval model `tipmini`: packed choices, one context, logits only where they are scored."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -29,6 +30,9 @@ from tipmini.lab.resident import Resident
 
 MAX_GENERATED = 256  # lm-eval's own default
 ENCODED = 8192  # texts whose tokens are remembered: adapter after adapter is asked the same
+DIGITS = 5  # of a margin
+
+Generated = tuple[list[list[int]], list[float]]  # tokens and leads, as `generation.greedy` tells
 
 
 class Stop(StoppingCriteria):
@@ -85,6 +89,7 @@ class PackedLM(TemplateLM):
         self.answer_tokens = int(answer_tokens)
         self._encoded = lru_cache(ENCODED)(self._encode)
         self.needed = 0  # tokens read and written so far, padding and what was finished left out
+        self.leads: list[float] = []  # of the answers generated last: see `generation.greedy`
 
     @property
     def eot_token_id(self) -> int:
@@ -171,29 +176,30 @@ class PackedLM(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy; sequences of similar length together; each ends at its own stop string."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
-        answers = [""] * len(requests)
+        answers, self.leads = [""] * len(requests), [math.inf] * len(requests)
         parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
         groups = [g for part in parts for g in _same_settings(part, requests)]
         with self.resident.wearing(self.adapter):
             for group in _progress(groups, prompts, disable_tqdm):
-                texts = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
-                for i, text in zip(group, texts, strict=True):
-                    answers[i] = text
+                found = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
+                for i, text, lead in zip(group, *found, strict=True):
+                    answers[i], self.leads[i] = text, lead
         return answers
 
-    def _generate(self, prompts: list[list[int]], settings: dict) -> list[str]:
+    def _generate(self, prompts: list[list[int]], settings: dict) -> tuple[list[str], list[float]]:
         until = settings.get("until", [])
         until = [until] if isinstance(until, str) else list(until)
         limit = int(settings.get("max_gen_toks", self.answer_tokens))
         prompts = [prompt[-(self.max_length - limit) :] for prompt in prompts]
         stop = Stop(self.tokenizer, max(map(len, prompts)), until, self.first_line)
         answer = self._flat_answers if self.flat else self._padded_answers
-        said = answer(prompts, limit, stop)
+        said, leads = answer(prompts, limit, stop)
         self.needed += sum(map(len, [*prompts, *said]))
         texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        return [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
+        cut = [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
+        return cut, leads
 
-    def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> list[list[int]]:
+    def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
         final = self.model.generation_config.eos_token_id
         final = set(final) if isinstance(final, list) else {final}
 
@@ -202,7 +208,7 @@ class PackedLM(TemplateLM):
 
         return greedy(self.model, prompts, limit, ends)
 
-    def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> list[list[int]]:
+    def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
         pad, length = self.eot_token_id, stop.prompt
         tokens = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
@@ -214,7 +220,8 @@ class PackedLM(TemplateLM):
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([stop]),
         )
-        return [[t for t in said if t != pad] for said in out[:, length:].tolist()]
+        said = [[t for t in row if t != pad] for row in out[:, length:].tolist()]
+        return said, [math.inf] * len(said)  # transformers tells no logits here
 
 
 def _same_settings(part: list[int], requests) -> list[list[int]]:
@@ -249,3 +256,25 @@ def samples(lm: LM, task) -> list[dict]:
 def evaluate(lm: LM, task, metric: str) -> list[float]:
     """One value a row of `task`'s evaluation split, in the split's order."""
     return [float(sample[metric]) for sample in samples(lm, task)]
+
+
+def answers(lm: PackedLM, task, metric: str) -> tuple[list[float], list[float]]:
+    """`evaluate`, and beside each value how far the answer is from being another.
+
+    Of choices that is the lead of the best over the second, as the metric compares them (nats, or
+    nats a character); of a generated answer the smallest lead of a token's logit.
+    """
+    found = samples(lm, task)
+    values = [float(sample[metric]) for sample in found]
+    if task.OUTPUT_TYPE == "generate_until":
+        return values, [round(lead, DIGITS) for lead in lm.leads]
+    ranked = [sorted(scores(sample, metric)) for sample in found]
+    return values, [round(best[-1] - best[-2], DIGITS) for best in ranked]
+
+
+def scores(sample: dict, metric: str) -> list[float]:
+    """Log-likelihoods of the choices, by length in characters where the metric is."""
+    lengths = [
+        len(arguments[1]) - 1 if metric == "acc_norm" else 1 for arguments in sample["arguments"]
+    ]
+    return [logp / n for (logp, _), n in zip(sample["filtered_resps"], lengths, strict=True)]

@@ -146,9 +146,10 @@ class Lab(Materials):
         metric = metric or tasks.METRIC[task]
         inputs = self.inputs(folder, definition, metric)
         self.lm.adapter = folder
-        values = evaluation.evaluate(self.lm, definition, metric)
+        values, margins = evaluation.answers(self.lm, definition, metric)
         place = {"profile": self.profile.name, "method": method, "task": task, "metric": metric}
-        return results.measured(start, inputs, values=values, **place)
+        told = {"dtype": self.dtype, "values": values, "margins": margins}
+        return results.measured(start, inputs, **told, **place)
 
 
 def cell_file(profile: Profile, method: str, task: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, choice_tables, contributions, documents, paths, results
+from tipmini.lab import assets, choice_tables, contributions, documents, formats, paths, results
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.catalogue import catalogue
 from tipmini.lab.comparison_tables import sentences
@@ -35,6 +35,7 @@ def front_page_values() -> dict[str, str]:
     values |= parity.page_values() | bench.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
+    values |= {"formats": markdown_table(formats.table(TITLES))}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
     available = row_counts()
     for task, (rows, train) in available.items():
@@ -79,7 +80,7 @@ def _mini_in_full(mini: Profile, full: Profile) -> str:
 
 
 def _made_of(cell: Cell) -> tuple:
-    return tuple(cell.inputs.get(name) for name in ("code", "model", "adapter"))
+    return (cell.dtype, *(cell.inputs.get(name) for name in ("code", "model", "adapter")))
 
 
 def row_counts() -> dict[str, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Greedy generation for a LLaMA: prompts of any lengths without padding, each ends by itself."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,17 +15,26 @@ Ends = Callable[[list[int]], bool]  # whether nothing more need be said after th
 @torch.no_grad()
 def greedy(
     model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, ends: Ends
-) -> list[list[int]]:
-    """The likeliest tokens after each prompt: `limit` of them, or as many as `ends` takes."""
+) -> tuple[list[list[int]], list[float]]:
+    """The likeliest tokens after each prompt: `limit` of them, or as many as `ends` takes.
+
+    With them the smallest lead of a chosen token's logit, for each prompt: how near it is to
+    another answer.
+    """
     cache = llama.Cache(model, [len(prompt) for prompt in prompts], limit)
     said: list[list[int]] = [[] for _ in prompts]
+    leads = [math.inf] * len(prompts)
     rows = list(range(len(prompts)))  # the prompts that the cache holds ...
     going = set(rows)  # ... and those of them that have not ended
     hidden = llama.hidden_states(model, flatten([_asking(p) for p in prompts]), cache)
     for _ in range(limit):
-        tokens = model.lm_head(hidden).argmax(-1)  # (B,)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            said[row] += [token] * (row in going)
+        best, places = model.lm_head(hidden).topk(2)  # (B, 2)
+        tokens = places[:, 0]
+        ahead = (best[:, 0] - best[:, 1]).tolist()
+        for row, token, lead in zip(rows, tokens.tolist(), ahead, strict=True):
+            if row in going:
+                said[row].append(token)
+                leads[row] = min(leads[row], lead)
         going -= {row for row in going if ends(said[row])}
         if not going:
             break
@@ -33,7 +43,7 @@ def greedy(
             cache.keep(kept)
             rows, tokens = [rows[place] for place in kept], tokens[kept]
         hidden = llama.next_states(model, tokens, cache)
-    return said
+    return said, leads
 
 
 def _asking(prompt: Sequence[int]) -> Row:

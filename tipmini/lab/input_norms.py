@@ -23,6 +23,7 @@ from tipmini.lab.profiles import Profile
 from tipmini.lab.variants import Inputs
 
 DEFAULT = Inputs()  # as the paper says
+FIRST = 4  # train rows whose norms are kept apart: soon measured again on another machine
 EVERY_ROW = 10**9
 CODE = (
     packing.batches,
@@ -41,6 +42,7 @@ class Source(Protocol):
     lm: PackedLM
     tokenizer: PreTrainedTokenizerBase
     model_hash: str
+    dtype: str
 
     def adapter_path(self, task: str) -> Path: ...
     def task(self, name: str, train: int = 0) -> ConfigurableTask: ...
@@ -56,6 +58,10 @@ class InputNorms:
         self.lab, self.profile, self.kept = lab, lab.profile, kept
         self._texts: dict[tuple, list[str]] = {}
 
+    @property
+    def first(self) -> Inputs:
+        return Inputs(rows=min(FIRST, self.profile.calibration_rows))
+
     def of(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
         """Of a task's own adapter on its own text: see `tm.calibrate_adapter`."""
         inputs = self.inputs(task, chosen)
@@ -64,15 +70,23 @@ class InputNorms:
         file = kept if kept and _key(kept) == key else self._file(task, chosen, key)
         if _key(file) != key:
             norms = self.measure(task, self.texts(task, chosen), chosen.statistic, chosen.source)
-            save_tensors(norms, file, {"key": key, "inputs": json.dumps(inputs)})
-        with safe_open(file, "pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            told = {"key": key, "inputs": json.dumps(inputs), "dtype": self.lab.dtype}
+            save_tensors(norms, file, told)
+        return _tensors(file)
+
+    def stored(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor] | None:
+        """What was measured before; None where nothing was of the very same things."""
+        key = results.digest(self.inputs(task, chosen))
+        file = self._file(task, chosen, key)
+        return _tensors(file) if _key(file) == key else None
 
     def _file(self, task: str, chosen: Inputs, key: str) -> Path:
         """The paper's are kept with the profile's results, others where all can be made again."""
         rows = None if chosen.rows == self.profile.calibration_rows else chosen.rows
         if chosen.model_copy(update={"rows": rows}) == DEFAULT:
             return self.profile.store / "norms" / f"{task}.safetensors"
+        if chosen == self.first:
+            return self.profile.store / "norms" / "first" / f"{task}.safetensors"
         return self.profile.scratch / "norms" / f"{task}-{key[:16]}.safetensors"
 
     def _rows(self, chosen: Inputs) -> int:
@@ -85,7 +99,7 @@ class InputNorms:
             "model": self.lab.model_hash,
             "adapter": adapter_hash(self.lab.adapter_path(task)),
             "data": results.digest(self.texts(task, chosen)),
-            "parameters": self.profile.model_dump(include={"dtype", "device", "tokens"}),
+            "parameters": self.profile.model_dump(include={"device", "tokens"}),
         }
         other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
         return inputs | ({"inputs": other} if other else {})
@@ -159,6 +173,11 @@ def _key(file: Path) -> str | None:
         return None
     with safe_open(file, "pt") as opened:
         return (opened.metadata() or {}).get("key")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:

@@ -37,17 +37,22 @@ class Materials:
         return model.load_tokenizer(self.model_path)
 
     @cached_property
+    def dtype(self) -> str:
+        """The number format that this machine computes in."""
+        return model.number_format(self.model_path, self.profile.dtype, self.profile.device)
+
+    @cached_property
     def base(self) -> nn.Module:
         """The base model, loaded once."""
         model.keep_memory()
-        return model.load_base(self.model_path, self.profile.dtype, self.profile.device)
+        return model.load_base(self.model_path, self.dtype, self.profile.device)
 
     @property
     def trainable(self) -> nn.Module:
         """Another copy of the base model, with the attention that gradients pass through."""
         model.keep_memory()
-        profile = self.profile
-        return model.load_base(self.model_path, profile.dtype, profile.device, attention="eager")
+        device = self.profile.device
+        return model.load_base(self.model_path, self.dtype, device, attention="eager")
 
     @cached_property
     def lm(self) -> evaluation.PackedLM:

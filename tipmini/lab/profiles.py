@@ -25,7 +25,9 @@ class Profile(BaseModel):
     adapter_names: dict[str, str] = Field({}, description="task -> its name in `adapters`")
     data: Literal["embedded", "hub"] = "embedded"
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of the model; auto: what this machine is fast in, see `number_format`"
+    )
     tasks: tuple[str, ...] = documents.TASKS
     evaluation_rows: int | None = Field(None, ge=1, description="rows a task; null: all")
     evaluation_rows_of: dict[str, int] = Field({}, description="exceptions, by task")

@@ -38,13 +38,15 @@ def bounds(interval: Interval) -> Bounds:
 
 
 def rows_of(cells: Cells, names: Sequence[str], task: str) -> np.ndarray:
-    """(rows, variants) values on a task; TipminiError unless all are of the same rows.
+    """(rows, variants) values on a task; TipminiError unless all are of the same rows and format.
 
     The metrics may differ: that, too, is an effect.
     """
     found = [cells[name, task] for name in names]
     if len({(cell.count, cell.inputs.get("data")) for cell in found}) > 1:
         raise TipminiError(f"{', '.join(names)} on {task}: not measured on the same rows")
+    if len({cell.dtype for cell in found}) > 1:
+        raise TipminiError(f"{', '.join(names)} on {task}: not measured in one number format")
     return np.array([cell.values for cell in found]).T
 
 

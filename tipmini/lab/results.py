@@ -18,6 +18,8 @@ from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tipmini.errors import TipminiError
+
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
@@ -32,7 +34,9 @@ class Cell(BaseModel):
     method: str
     task: str
     metric: str
+    dtype: str  # that the model was computed in
     values: list[float]  # in the fixed order of the task's rows
+    margins: list[float] = []  # how far each is from another: `evaluation.margins`
     seconds: float
     date: str  # of the measurement, UTC
     machine: dict[str, str | int]
@@ -58,12 +62,23 @@ class Cell(BaseModel):
         return math.sqrt(spread / max(1, self.count - 1) / self.count)
 
 
+def side_by_side(first: Cell, second: Cell) -> list[tuple[float, float]]:
+    """The values of both, row by row; TipminiError where their number formats differ.
+
+    Which format it is moves rows by itself, and a comparison would count them as the methods'.
+    """
+    if first.dtype != second.dtype:
+        told = f"{first.method} in {first.dtype}, {second.method} in {second.dtype}"
+        raise TipminiError(f"{first.task}: {told}: measure both in one number format")
+    return list(zip(first.values, second.values, strict=True))
+
+
 def paired_p(first: Cell, second: Cell) -> float:
     """Two-sided exact sign test on the rows where the cells differ (McNemar's, where 0 or 1)."""
     from scipy.stats import binomtest
 
-    wins = sum(a > b for a, b in zip(first.values, second.values, strict=True))
-    losses = sum(a < b for a, b in zip(first.values, second.values, strict=True))
+    pairs = side_by_side(first, second)
+    wins, losses = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
@@ -142,7 +157,9 @@ def today() -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What was measured on."""
+    """What was measured on; instructions: the widest that PyTorch uses there."""
+    import torch
+
     lines = (
         Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     )
@@ -150,6 +167,7 @@ def machine() -> dict[str, str | int]:
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count() or 0,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -13,7 +13,7 @@ import yaml
 from tipmini.lab import bundles, paths
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.profiles import Profile
-from tipmini.lab.results import Cell, paired_p
+from tipmini.lab.results import Cell, paired_p, side_by_side
 from tipmini.lab.statistics import MISSING, Cells, holm_of, mean_of, tasks_of
 from tipmini.lab.tasks import METRIC
 
@@ -130,7 +130,7 @@ def _compared(one: Cell | None, two: Cell | None, first: str, second: str) -> di
 
 
 def _signs(one: Cell, two: Cell) -> tuple[int, int]:
-    pairs = list(zip(one.values, two.values, strict=True))
+    pairs = side_by_side(one, two)
     return sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
 
 
@@ -181,12 +181,17 @@ def _verdict(
     )
 
 
+def computed_in(cells: Cells) -> str:
+    """The number formats of the cells, in words."""
+    return " and ".join(sorted({cell.dtype for cell in cells.values()}))
+
+
 def provenance(cells: Cells) -> pd.DataFrame:
     """Where the cells came from: machines, versions, evaluation code, and the seconds they took."""
     kinds: dict[tuple, list[Cell]] = {}
     for cell in cells.values():
         code = ("code (SHA-256)", str(cell.inputs.get("code", "-"))[:12])
-        kind = (*cell.machine.items(), *cell.versions.items(), code)
+        kind = (("number format", cell.dtype), *cell.machine.items(), *cell.versions.items(), code)
         kinds.setdefault(kind, []).append(cell)
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Training of the seven adapters: LoRA on a bfloat16 base with float32 factors.
+"""Training of the seven adapters: LoRA with float32 factors, on a base in the machine's format.
 
 Held-out train rows choose between checkpoints; evaluation rows are never looked at.
 """
@@ -80,6 +80,7 @@ class Run(Resumable):
         every = objective.examples(task, tokenizer, recipe.rows + recipe.held_out)
         self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
         base = load_base(model_path, attention="eager")
+        self.dtype = str(base.dtype).removeprefix("torch.")
         self.peft = wear_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
@@ -184,6 +185,7 @@ class Run(Resumable):
             "held_out_rows": len(self.held_out),
             "date": results.today(),
             "machine": results.machine(),
+            "dtype": self.dtype,
             "threads": torch.get_num_threads(),
             "versions": results.versions(),
             **self.log,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tipmini.errors import TipminiError
-from tipmini.lab import assets, catalogue, paths, results
+from tipmini.lab import assets, catalogue, formats, paths, results
 from tipmini.lab.bench import serving_stored as serving
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
@@ -16,8 +16,9 @@ from tipmini.lab.pruning import declared
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
 # Modules that don't touch a measured number: a change there executes no notebook again ...
 OUTSIDE = (
-    *("cli.py", "commands/", "lab/bench", "lab/book.py", "lab/claims/", "lab/front_page.py"),
-    *("lab/measuring.py", "lab/objective.py", "lab/parity/", "lab/peers.py"),
+    *("cli.py", "commands/", "lab/again.py", "lab/bench", "lab/book.py", "lab/claims/"),
+    *("lab/formats.py", "lab/front_page.py", "lab/measuring.py", "lab/objective.py"),
+    *("lab/parity/", "lab/peers.py"),
     *("lab/pruning/measuring.py", "lab/training.py", "lab/workflow.py"),
 )
 # ... and those that show the numbers only: a change there measures nothing again.
@@ -54,6 +55,19 @@ def measurement_digest(profile: str) -> str:
     )
 
 
+def again_digest() -> str:
+    """Of everything that computing again depends on: the code, and what it is compared with."""
+    stores = (load_profile("mini").store, paths.REPOSITORY / formats.STORE)
+    files = [file for store in stores for file in store.rglob("*.*") if file.is_file()]
+    own = paths.REPOSITORY / "tipmini/lab/again.py"
+    return results.digest([measurement_digest("mini"), _contents([own, *files])])
+
+
+def reads_again(name: str) -> bool:
+    """Whether a notebook tells what was computed again on this machine."""
+    return "again." in (paths.NOTEBOOKS / f"{name}.ipynb").read_text()
+
+
 def inputs_digest(profile: str) -> str:
     """Of everything that a notebook's outputs depend on besides its own code."""
     mini = load_profile("mini")
@@ -74,7 +88,8 @@ def _modules(without: tuple[str, ...]) -> list[Path]:
 def builder_digest() -> str:
     """Of what stages and builds the book."""
     package = paths.REPOSITORY / "tipmini" / "lab"
-    names = ("book.py", "front_page.py", "tables.py", "figures.py", "bench/stored.py")
+    names = ("again.py", "book.py", "formats.py", "front_page.py", "tables.py", "figures.py")
+    names += ("bench/stored.py",)
     names += ("parity/stored.py", "pruning/benched.py", "pruning/efficiency.py")
     claims = (package / "claims").glob("*.py")
     return _contents([*(package / name for name in names), *claims])
@@ -88,7 +103,7 @@ def pages() -> list[str]:
     """Every file of the book but its notebooks, and the stored results that pages show."""
     files = [file for file in paths.BOOK.rglob("*") if file.is_file()]
     tops = [paths.REPOSITORY / name for name in ("_config.yml", "_toc.yml")]
-    tops += [parity.STORED, paths.BENCH]
+    tops += [parity.STORED, paths.BENCH, *(paths.REPOSITORY / formats.STORE).rglob("*.json")]
     return sorted(str(file.relative_to(paths.REPOSITORY)) for file in [*files, *tops])
 
 

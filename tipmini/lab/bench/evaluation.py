@@ -57,7 +57,7 @@ def backend(lab: Lab, batch: int, model: nn.Module):
 def measure(lab: Lab) -> dict:
     """Every task of the profile with both: tokens, seconds, and how often they say the same."""
     trial = {name: tasks.load(name, TRIAL) for name in lab.profile.tasks}
-    stock = load_base(lab.model_path, lab.profile.dtype, lab.profile.device, attention="sdpa")
+    stock = load_base(lab.model_path, lab.dtype, lab.profile.device, attention="sdpa")
     taken = {size: _suite_seconds(backend(lab, size, stock), trial) for size in SIZES}
     best = min(taken, key=taken.__getitem__)
     other = min(taken.keys() - {best})
@@ -107,15 +107,8 @@ def prediction(sample: dict, task: str) -> object:
     answers = sample["filtered_resps"]
     if task == "coqa":
         return answers[0].strip().split("\n")[0]
-    return scores(sample, task).index(max(scores(sample, task)))
-
-
-def scores(sample: dict, task: str) -> Sequence[float]:
-    """Log-likelihoods of the choices, by length where the task's metric is."""
-    lengths = [len(arguments[1]) - 1 for arguments in sample["arguments"]]
-    normed = tasks.METRIC[task] == "acc_norm"
-    pairs = zip(sample["filtered_resps"], lengths, strict=True)
-    return [logp / length if normed else logp for (logp, _), length in pairs]
+    found = evaluation.scores(sample, tasks.METRIC[task])
+    return found.index(max(found))
 
 
 def alike(lab: Lab) -> dict:
@@ -131,7 +124,7 @@ def alike(lab: Lab) -> dict:
             found["rows"] += 1
             found["same"] += prediction(mine, name) == prediction(other, name)
             if name != "coqa":
-                found["ties"] += tied(scores(other, name))
+                found["ties"] += tied(evaluation.scores(other, tasks.METRIC[name]))
                 found["apart"] = max(found["apart"], _apart(mine, other))
     return found
 
@@ -143,7 +136,7 @@ def decided(sample: dict, task: str) -> bool:
     """
     if task == "coqa":
         return True
-    second, first = sorted(scores(sample, task))[-2:]
+    second, first = sorted(evaluation.scores(sample, tasks.METRIC[task]))[-2:]
     shortest = min(len(arguments[1]) - 1 for arguments in sample["arguments"])
     return first - second > STEP / (shortest if tasks.METRIC[task] == "acc_norm" else 1)
 

@@ -12,7 +12,7 @@ from tipmini.lab.packing import flatten, pack
 def measure(lab: Lab) -> dict:
     """Operations a second of matrix products, bytes a second of a copy, and a forward pass."""
     return {
-        "matrix_product": matmul_peak(getattr(torch, lab.profile.dtype)),
+        "matrix_product": matmul_peak(getattr(torch, lab.dtype)),
         "bandwidth": bandwidth(),
         "forward": forward(lab),
     }
@@ -28,7 +28,7 @@ def forward(lab: Lab) -> dict[str, float | str]:
     operations = 2 * (blocks * batch.tokens.numel() + head * len(batch.reads))
     taken = median_seconds(lambda: scored_targets(lab.base, batch))
     speed = {"tokens": batch.tokens.numel() / taken, "operations": operations / taken}
-    return {"dtype": lab.profile.dtype} | speed
+    return {"dtype": lab.dtype} | speed
 
 
 def block_parameters(model: nn.Module) -> int:

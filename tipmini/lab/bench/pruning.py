@@ -41,17 +41,17 @@ class Size:
 def criteria(lab: Lab, size: Size = Size()) -> dict:
     """What a step by each criterion costs."""
     base, rows = _read(lab, size)
-    found = pruning_cost.cost(base, lab.profile.dtype, rows, size.repeats, size.rank)
+    found = pruning_cost.cost(base, lab.dtype, rows, size.repeats, size.rank)
     return _sizes(lab, size) | {"rows_a_pass": 1, "repeats": size.repeats, "cost": found}
 
 
 def masks(lab: Lab, size: Size = Size()) -> dict:
     """Whether the criteria remove the same groups, and which channels magnitude misjudges."""
     base, rows = _read(lab, size)
-    model = load_base(base, lab.profile.dtype)
+    model = load_base(base, lab.dtype)
     batches = texts.padded(rows, lab.profile.tokens)
     loudest = pruning_masks.loudest(model, find_families(model), batches)
-    found = agreement(base, lab.profile.dtype, rows, size)
+    found = agreement(base, lab.dtype, rows, size)
     return _sizes(lab, size) | {"agreement": found, "loudest": loudest}
 
 
@@ -60,15 +60,15 @@ def inference(lab: Lab, size: Size = Size()) -> dict:
     base, _ = _read(lab, size)
     with pruning_speed.exported(base, size.shares) as checkpoints:
         found = pruning_speed.inference(
-            checkpoints, lab.profile.dtype, size.batches, size.prompt, size.rounds, size.rank
+            checkpoints, lab.dtype, size.batches, size.prompt, size.rounds, size.rank
         )
-    return {"dtype": lab.profile.dtype, "rank": size.rank, "inference": found}
+    return {"dtype": lab.dtype, "rank": size.rank, "inference": found}
 
 
 def profile(lab: Lab, size: Size = Size()) -> dict:
     """Where the time of a step by either criterion goes, and that of a pass of a pruned model."""
     base, rows = _read(lab, size)
-    dtype, batch = lab.profile.dtype, max(size.batches)
+    dtype, batch = lab.dtype, max(size.batches)
     sides = {name: side(base, dtype, name, size.rank) for name in step_time.CRITERIA}
     found = pruning_profile.of_steps(sides, rows, size.profiled, size.profiles, size.rank)
     with pruning_speed.exported(base, size.shares) as checkpoints:
@@ -85,7 +85,7 @@ def _read(lab: Lab, size: Size) -> tuple[Path, list[Example]]:
 
 def _sizes(lab: Lab, size: Size) -> dict[str, object]:
     told = {name: getattr(size, name) for name in ("rows", "length", "rank")}
-    return {"task": TASK, "dtype": lab.profile.dtype} | told
+    return {"task": TASK, "dtype": lab.dtype} | told
 
 
 PARTS = {

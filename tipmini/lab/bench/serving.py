@@ -51,7 +51,7 @@ class Setting:
 def setting(lab: Lab) -> Setting:
     """A profile's model and adapters, with the attention that transformers itself takes."""
     profile = lab.profile
-    load = partial(model.load_base, lab.model_path, profile.dtype, profile.device, attention="sdpa")
+    load = partial(model.load_base, lab.model_path, lab.dtype, profile.device, attention="sdpa")
     return Setting(load, {t: lab.adapter_path(t) for t in profile.tasks}, lab.merged(MERGE))
 
 
@@ -227,8 +227,8 @@ def store(lab: Lab, **options: object) -> str:
         "threads": torch.get_num_threads(),
         "versions": results.versions(),
         "profile": lab.profile.name,
-        "dtype": lab.profile.dtype,
-        "matrix_product": timing.matmul_peak(getattr(torch, lab.profile.dtype)),
+        "dtype": lab.dtype,
+        "matrix_product": timing.matmul_peak(getattr(torch, lab.dtype)),
         "bandwidth": timing.bandwidth(),
         **measure(setting(lab), **options),
     }

@@ -54,7 +54,7 @@ def save(
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
 
 
-def load(folder: Path, dtype: str = "bfloat16", device: str = "cpu") -> nn.Module:
+def load(folder: Path, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """The model that the folder stands for, of the base's shapes; it computes Eq. 13's masked pass.
 
     The adapter is merged into the weights, and the rows that write what is gone are zero.

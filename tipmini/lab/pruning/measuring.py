@@ -63,7 +63,6 @@ class Prunings:
         found = {
             "version": self.grid.version,
             "model": self.lab.model_hash,
-            "dtype": self.profile.dtype,
             "recipe": recipe,
             "score": planned.score,
             "int8": planned.int8,
@@ -84,7 +83,7 @@ class Prunings:
         return pruned | {
             "code": results.code_digest(PERPLEXITY_CODE),
             "data": results.digest(self.windows(measure)),
-            "parameters": self.profile.model_dump(include={"dtype", "device", "tokens"}),
+            "parameters": self.profile.model_dump(include={"device", "tokens"}),
         }
 
     def windows(self, corpus: str) -> tuple[tuple[int, ...], ...]:
@@ -137,19 +136,20 @@ class Prunings:
         """The folder of the pruned model, and what there is to tell of its making."""
         out = self.folder(planned)
         if not out.is_dir():  # it is written whole or not at all
-            _make(self.base, planned, out, self.profile.dtype)
+            _make(self.base, planned, out, self.lab.dtype)
         return out, {} if out == self.base else _facts(out)
 
     def _cells(self, planned: Planned, folder: Path, wanted: Sequence[str]) -> Iterator[Cell]:
         plain = (folder / "config.json").is_file()  # else masks: layers differ
         load = model.load_base if plain else masked_result.load
-        loaded = load(folder, self.profile.dtype, self.profile.device)
+        loaded = load(folder, self.lab.dtype, self.profile.device)
         lm = evaluation.PackedLM(loaded, tokenizer=self.lab.tokenizer, tokens=self.profile.tokens)
         for measure in wanted:
             start = time.perf_counter()
             metric, values = self._score(lm, measure)
             inputs = self.inputs(planned, measure)
             place = {"profile": self.profile.name, "method": planned.name, "task": measure}
+            place["dtype"] = self.lab.dtype
             yield results.measured(start, inputs, values=values, metric=metric, **place)
 
     def _score(self, lm: evaluation.PackedLM, measure: str) -> tuple[str, list[float]]:

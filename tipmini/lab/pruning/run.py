@@ -16,7 +16,7 @@ from tipmini.criteria import needs_gradient
 from tipmini.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.int8 import rounded, to_int8
 from tipmini.lab import results
-from tipmini.lab.model import keep_memory, load_base, load_tokenizer, recompute
+from tipmini.lab.model import keep_memory, load_base, load_tokenizer, number_format, recompute
 from tipmini.lab.pruning import code, masked_result, scoring, texts
 from tipmini.lab.pruning.masked_result import MASKS, STORY
 from tipmini.lab.pruning.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
@@ -39,15 +39,15 @@ class Run(Resumable):
 
     every = 5  # steps between checkpoints
 
-    def __init__(self, base: Path, recipe: Recipe, out: Path, dtype: str = "bfloat16"):
+    def __init__(self, base: Path, recipe: Recipe, out: Path, dtype: str = "auto"):
         keep_memory()
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
-        self.dtype, self.tokens = dtype, recipe.tokens
+        self.dtype, self.tokens = number_format(base, dtype), recipe.tokens
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         tokenizer = load_tokenizer(base)
         self.rows = texts.examples(recipe.tasks, recipe.rows, recipe.length, tokenizer)
-        model = load_base(base, dtype, attention="eager")
+        model = load_base(base, self.dtype, attention="eager")
         self.families = find_families(model)
         self.pruner = start(self.families, recipe, self.base)
         if recipe.int8:

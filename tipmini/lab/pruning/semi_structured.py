@@ -28,7 +28,7 @@ SEMI_STRUCTURED = {"magnitude-2:4": "magnitude", "wanda-2:4": "wanda"}
 
 
 def prune_semi_structured(
-    base: Path, recipe: Recipe, out: Path, score: str, dtype: str = "bfloat16"
+    base: Path, recipe: Recipe, out: Path, score: str, dtype: str = "auto"
 ) -> Path:
     """Write the base with 2:4 zeros in all attention and MLP matrices; nothing is trained.
 

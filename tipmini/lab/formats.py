@@ -1,0 +1,141 @@
+"""How much the number format and the processor matter: the paper's methods at `mini`, measured in
+float32 and in bfloat16, with a CPU's instructions for it and without.
+
+    python -m tipmini.lab.formats
+
+The rows and the adapters are the same in every way; what is stored at `mini` is what they are held
+against. A large CPU acts as a small one by settings of its libraries alone.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+
+from tipmini.lab import bundles, paths
+from tipmini.lab.experiments import METHODS, Lab, stored
+from tipmini.lab.profiles import load_profile
+from tipmini.lab.results import Cell
+
+STORE = "results/formats"
+# What a CPU without AVX512 has; read when a process starts.
+SMALL = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+SMALL |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+SLACK = 10  # times the largest difference between processors: from there on no answer may differ
+
+
+@dataclass(frozen=True)
+class Way:
+    """A number format and the instructions that compute in it."""
+
+    title: str
+    dtype: str
+    environment: dict[str, str]
+
+
+WAYS = {
+    "float32-avx2": Way("float32, AVX2", "float32", SMALL),
+    "bfloat16-avx512": Way(
+        "bfloat16, AVX512", "bfloat16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    ),
+    "bfloat16-emulated": Way("bfloat16, emulated (AVX2)", "bfloat16", SMALL),
+}
+
+
+class InOneWay(Lab):
+    """Keeps all cells in bundles of the way's own; norms and merges are those of `mini`."""
+
+    apart = ()
+
+    def __init__(self, way: str):
+        mini = load_profile("mini")
+        changes = {"variants": f"{STORE}/{way}", "dtype": WAYS[way].dtype}
+        super().__init__(mini.model_copy(update=changes))
+
+
+def measure(way: str) -> None:
+    """Whatever is missing of a way, in this process: it must have the way's environment."""
+    from tipmini.lab import measuring
+
+    measuring.run(InOneWay(way), METHODS)
+
+
+def main() -> None:
+    for way in sys.argv[1:] or WAYS:
+        command = [
+            sys.executable,
+            "-c",
+            f"from tipmini.lab import formats; formats.measure({way!r})",
+        ]
+        subprocess.run(command, env=os.environ | WAYS[way].environment, check=True)
+
+
+# What came out --------------------------------------------------------------------------------
+
+
+def cells_of(way: str) -> dict[tuple[str, str], Cell]:
+    return bundles.cells(paths.REPOSITORY / STORE / way)
+
+
+def reference() -> dict[tuple[str, str], Cell]:
+    """What is stored at `mini`, in float32."""
+    mini = load_profile("mini")
+    found = {(m, t): stored(mini, m, t) for m in METHODS for t in mini.tasks}
+    return {place: cell for place, cell in found.items() if cell}
+
+
+def table(titles: dict[str, str]) -> pd.DataFrame:
+    """Every way beside what is stored: rows that count otherwise, and each method's mean."""
+    mini, fixed = load_profile("mini"), reference()
+    ways = {way.title: cells_of(name) for name, way in WAYS.items()}
+    ways["bfloat16, AVX512, its norms as well (AMD EPYC)"] = {
+        place: cell for place, cell in bundles.cells(mini.variant_store, METHODS).items()
+    }
+    rows = {"float32, AVX512 (stored)": _told(fixed, fixed, titles)}
+    rows |= {title: _told(found, fixed, titles) for title, found in ways.items() if found}
+    return pd.DataFrame(rows).T.rename_axis("computed in")
+
+
+def _told(found: dict, fixed: dict, titles: dict[str, str]) -> dict[str, str]:
+    places = [place for place in fixed if place in found]
+    pairs = [pair for p in places for pair in zip(found[p].values, fixed[p].values, strict=True)]
+    row = {"rows that count otherwise": f"{sum(a != b for a, b in pairs):,} of {len(pairs):,}"}
+    for method in METHODS:
+        tasks = [task for name, task in places if name == method]
+        shift = [found[method, t].mean - fixed[method, t].mean for t in tasks]
+        row[titles[method]] = f"{100 * math.fsum(shift) / len(tasks):+z.2f}" if tasks else "–"
+    return row
+
+
+def largest_difference() -> float:
+    """By how much a margin in float32 differs between processors, at most."""
+    fixed, other = reference(), cells_of("float32-avx2")
+    return max(
+        abs(a - b)
+        for place, cell in other.items()
+        for a, b in zip(cell.margins, fixed[place].margins, strict=True)
+    )
+
+
+def tie() -> float:
+    """Answers in float32 whose margin is larger are the same on every processor."""
+    return SLACK * largest_difference()
+
+
+def allowed(dtype: str) -> float:
+    """The share of answers beyond ties that another processor may count otherwise.
+
+    None in float32; in bfloat16 the share in which the two ways to compute in it differ.
+    """
+    if dtype == "float32":
+        return 0.0
+    one, other = cells_of("bfloat16-avx512"), cells_of("bfloat16-emulated")
+    pairs = [pair for p in one for pair in zip(one[p].values, other[p].values, strict=True)]
+    return sum(a != b for a, b in pairs) / len(pairs)
+
+
+if __name__ == "__main__":
+    main()
