@@ -162,6 +162,8 @@ def test_evaluate_gives_a_value_for_every_row(ours, theirs, task):
 NAME = """
 import sys, tipmini.lab
 from lm_eval.api.registry import MODEL_REGISTRY
+
+pytestmark = pytest.mark.model
 assert "tipmini" in MODEL_REGISTRY, "not registered"
 assert "transformers" not in sys.modules, "importing the lab takes seconds"
 """

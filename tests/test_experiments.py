@@ -14,6 +14,8 @@ from tipmini.lab.experiments import MERGES, METHODS, Lab, cell_file, stored
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.variants import Inputs
 
+pytestmark = pytest.mark.model
+
 
 def other(profile, **changes) -> Lab:
     return Lab(profile.model_copy(update=changes))
@@ -328,7 +330,6 @@ def test_without_answers_the_text_is_the_prompt(profile):
 # The committed results ------------------------------------------------------------------------
 
 
-@pytest.mark.model
 def test_a_committed_cell_is_measured_again(tmp_path):
     """RTE's single adapter with the real model, in the cell's own format: the same key, and row for
     row the same answers, but where rounding decides a tie."""

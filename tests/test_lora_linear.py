@@ -13,6 +13,8 @@ from tipmini.lab.pruning.recipe import TARGETS
 from tipmini.lab.resumable import wear_lora
 from tipmini.masking import masked
 
+pytestmark = pytest.mark.model
+
 
 def worn(light: bool, shape: str = "grouped", dtype=torch.float64, int8: bool = False, again=False):
     """A PEFT model with factors that are not zero."""
@@ -74,10 +76,10 @@ def test_factors_and_their_gradients_stay_float32_over_a_bfloat16_base():
         found(worn(lt, dtype=torch.bfloat16)) for lt in (False, True)
     )
     assert ours.dtype == theirs.dtype == torch.bfloat16
-    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
     assert {g.dtype for g in got.values()} == {torch.float32}
-    for name, gradient in expected.items():
-        off = (got[name] - gradient).norm() / gradient.norm()
+    # As wholes: which single numbers are off by several steps depends on the processor.
+    for name, tensor in (expected | {"logits": theirs}).items():
+        off = ((got | {"logits": ours})[name] - tensor).float().norm() / tensor.float().norm()
         assert off < 0.05, (name, off)
 
 

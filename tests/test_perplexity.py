@@ -11,6 +11,8 @@ from tipmini.lab import documents, tasks
 from tipmini.lab.evaluation import PackedLM
 from tipmini.lab.pruning import perplexity
 
+pytestmark = pytest.mark.model
+
 pytestmark = pytest.mark.usefixtures("embedded")
 
 

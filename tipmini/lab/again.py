@@ -10,13 +10,12 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 from tqdm import tqdm
 
 import tipmini as tm
@@ -24,19 +23,19 @@ from tipmini.errors import TipminiError
 from tipmini.lab import bundles, controls, experiments, formats, paths, results, tasks
 from tipmini.lab.accuracy_tables import every_method
 from tipmini.lab.experiments import METHODS, Lab
-from tipmini.lab.input_norms import FIRST
+from tipmini.lab.input_norms import DEFAULT, FIRST
 from tipmini.lab.measuring import Bundled, one_bar
 from tipmini.lab.merging import PAPER, ROUNDING, adapter_hash
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell
 from tipmini.lab.show import markdown_table
 from tipmini.lab.tables import TITLES
-from tipmini.lab.variants import UNMERGED
+from tipmini.lab.variants import UNMERGED, Inputs
 
-MINUTES = 4.0  # that a book's part takes
+MINUTES = 4.0  # that the book's part takes
 PROBED = 6  # rows a task by which the speed is measured ...
 PROBED_OF = {"coqa": 2}  # ... and stories
-NORMS_APART = 1e-4  # relative; sums of squares over thousands of tokens
+NORMS_APART = 1e-4  # relative: sums of squares over thousands of tokens
 
 
 class Report(BaseModel):
@@ -45,7 +44,6 @@ class Report(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     profile: str
-    whole: bool  # every norm and cell, or a part
     dtype: str
     merges: dict[str, float]  # method -> relative difference from the stored merge; 0: every bit
     norms: dict[str, float]  # task -> largest difference from the stored norm, relative
@@ -53,7 +51,7 @@ class Report(BaseModel):
     rows: dict[str, int]  # evaluated, by task
     same: dict[str, int]  # answers that count as stored, by task, all methods together
     ties: dict[str, int]  # answers that count otherwise, but that rounding alone may decide
-    others: list[str]  # answers that count otherwise and may not
+    others: list[str]  # answers that count otherwise
     estimate: float  # seconds, told before
     seconds: float
     date: str
@@ -67,27 +65,29 @@ class Report(BaseModel):
 
 
 class Again(Lab):
-    """A profile's experiments once more, in a store of their own.
+    """A profile's experiments once more, in a store of their own and in the stored format.
 
     rows: how many are evaluated, by task. A part reads the stored norms; the whole measures them.
     """
 
-    def __init__(self, profile: Profile, folder: Path, whole: bool, rows: Mapping[str, int]):
+    def __init__(self, profile: Profile, folder: Path, whole: bool):
         self.kept = None if whole else profile.store
-        changes = {"results": str(folder), "dtype": dtype_of(profile)}
-        super().__init__(profile.model_copy(update=changes | {"evaluation_rows_of": dict(rows)}))
+        stored = {t: experiments.stored(profile, "base", t) for t in profile.tasks}
+        if None in stored.values():
+            raise TipminiError(
+                f"profile {profile.name}: no stored cells to compare with; "
+                f"run `tipmini measure --profile {profile.name}`"
+            )
+        dtype = stored[profile.tasks[0]].dtype
+        super().__init__(profile.model_copy(update={"results": str(folder), "dtype": dtype}))
+        self.rows = {task: cell.count for task, cell in stored.items()}
 
+    def limit(self, rows: dict[str, int]) -> None:
+        self.rows = rows
+        self._definitions.clear()
 
-def dtype_of(profile: Profile) -> str:
-    """The number format of a profile's stored cells; TipminiError where there are none."""
-    cells = [experiments.stored(profile, "base", task) for task in profile.tasks]
-    found = {cell.dtype for cell in cells if cell}
-    if len(found) != 1:
-        raise TipminiError(
-            f"profile {profile.name}: no stored cells to compare with; "
-            f"run `tipmini measure --profile {profile.name}`"
-        )
-    return found.pop()
+    def task(self, name: str, train: int = 0):
+        return tasks.load(name, self.rows[name], train, self.profile.data)
 
 
 class Run:
@@ -95,134 +95,124 @@ class Run:
 
     def __init__(self, profile: Profile, whole: bool, minutes: float = MINUTES):
         self.profile, self.whole, self.minutes = profile, whole, minutes
-        kind = "reproduced" if whole else "again"
-        self.report_file = paths.BUILD / f"{kind}-{profile.name}.json"
-        self.folder = paths.BUILD / kind / profile.name
+        self.folder = _file(profile.name, whole).with_suffix("")
+        self.lab = Again(profile, self.folder, whole)
         self.started = time.perf_counter()
 
     def run(self) -> Report:
-        """Compute and compare; raises TipminiError that names the answers which may not differ."""
-        plan = self.plan()
-        lab = Again(self.profile, self.folder, self.whole, plan["rows"])
-        norms = self.norms(lab)
-        cells = list(self.cells(lab))
-        told = self.compared(cells)
+        """Compute and compare; raises TipminiError that names what may not differ and does."""
+        with one_bar():
+            first, calibration = self.norms(self.lab.norms.first)
+            plan = self.plan(calibration)
+            self.lab.limit(plan["rows"])
+            norms = self.norms(DEFAULT)[0] if self.whole else first
+            cells = self.cells()
         report = Report(
             profile=self.profile.name,
-            whole=self.whole,
-            dtype=lab.dtype,
-            merges=merges(self.profile, lab),
+            dtype=self.lab.dtype,
+            merges=merges(self.profile, self.lab),
             norms=norms,
             calibration_rows=self.profile.calibration_rows if self.whole else FIRST,
-            rows=plan["rows"],
-            **told,
-            estimate=plan["estimate"],
-            seconds=round(plan["spent"] + time.perf_counter() - self.started, 1),
+            **plan,
+            **compared(self.profile, cells),
+            seconds=round(time.perf_counter() - self.started, 1),
             date=results.today(),
             machine=results.machine(),
             threads=torch.get_num_threads(),
             versions=results.versions(),
         )
-        results.write(self.report_file, report.model_dump_json(indent=1) + "\n")
+        results.write(_file(self.profile.name, self.whole), report.model_dump_json(indent=1) + "\n")
         shutil.rmtree(self.folder)
         refuse_others(report)
         return report
 
-    # How much -------------------------------------------------------------------------------
+    def norms(self, chosen: Inputs) -> tuple[dict[str, float], dict[str, float]]:
+        """{task: largest difference from what is stored}, {task: seconds a letter}."""
+        before, apart, taken = Lab(self.profile), {}, {}
+        for task in tqdm(self.profile.tasks, desc="norms", unit="task", smoothing=0):
+            then = before.norms.stored(task, chosen)
+            start = time.perf_counter()
+            now = self.lab.norms.of(task, chosen)
+            letters = sum(map(len, self.lab.norms.texts(task, chosen)))
+            taken[task] = (time.perf_counter() - start) / letters
+            if then:
+                apart[task] = max(_apart(now[name], then[name]) for name in then)
+        _refuse_apart("norms", apart, NORMS_APART)
+        return apart, taken
 
-    def plan(self) -> dict:
-        """Rows a task and seconds in all; of a run that was killed, its own."""
+    def plan(self, calibration: dict[str, float]) -> dict:
+        """How many rows of every task, and seconds in all; of a run that was killed, its own."""
         file = self.folder / "plan.json"
         if file.is_file():
-            return json.loads(file.read_text()) | {"estimate": 0.0}
-        rows = self.every_row
-        seconds = self.seconds_of_all()
+            return json.loads(file.read_text())
+        rows, seconds = self.lab.rows, self.seconds_of_cells()
         spent = time.perf_counter() - self.started
-        if not self.whole:
+        if self.whole:
+            seconds += self.seconds_of_norms(calibration)
+        else:
             part = min(1.0, max(0.0, 60 * self.minutes - spent) / seconds)
-            rows = {t: max(_probed(t), math.floor(part * n)) for t, n in rows.items()}
+            rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
             seconds *= part
-        plan = {"rows": rows, "spent": 0.0, "estimate": round(spent + seconds)}
+        plan = {"rows": rows, "estimate": round(spent + seconds)}
         results.write(file, json.dumps(plan) + "\n")
         said = f"{sum(rows.values()):,} rows of {len(rows)} tasks by {len(METHODS)} methods"
-        print(f"computing again {said}: about {_minutes(plan['estimate'])} in all", flush=True)
+        print(f"computing again {said}: about {plan['estimate'] / 60:.1f} minutes", flush=True)
         return plan
 
-    @cached_property
-    def stored_lab(self) -> Lab:
-        return Again(self.profile, self.folder, self.whole, self.every_row)
-
-    @cached_property
-    def every_row(self) -> dict[str, int]:
-        cells = {t: experiments.stored(self.profile, "base", t) for t in self.profile.tasks}
-        return {task: cell.count for task, cell in cells.items() if cell}
-
-    def seconds_of_all(self) -> float:
+    def seconds_of_cells(self) -> float:
         """By the speed on the first rows of every task; what a row takes goes by its letters."""
-        lab, total = self.stored_lab, 0.0
-        warm = True
+        total = 0.0
+        self._probe(self.profile.tasks[0])  # loads the model, and warms up
         for task in self.profile.tasks:
-            letters = _letters(lab.definition(task))
-            few = tasks.load(task, _probed(task), data=self.profile.data)
-            if warm:
-                lab.measure("single", lab.adapter_path(task), few)
-                warm = False
+            letters = _letters(self.lab.definition(task))
             start = time.perf_counter()
-            lab.measure("single", lab.adapter_path(task), few)
-            speed = (time.perf_counter() - start) / sum(letters[: _probed(task)])
-            total += len(METHODS) * speed * sum(letters)
-            if self.whole:
-                total += self._calibration(lab, task)
-        return total
+            self._probe(task)
+            taken = time.perf_counter() - start
+            total += taken * sum(letters) / sum(letters[: _probed(task)])
+        return len(METHODS) * total
 
-    def _calibration(self, lab: Lab, task: str) -> float:
-        """Seconds of a task's norms, by those of their first rows."""
-        texts = lab.norms.texts(task)
-        start = time.perf_counter()
-        lab.norms.measure(task, texts[:FIRST])
-        return (time.perf_counter() - start) * sum(map(len, texts)) / sum(map(len, texts[:FIRST]))
+    def _probe(self, task: str) -> None:
+        few = tasks.load(task, _probed(task), data=self.profile.data)
+        self.lab.measure("single", self.lab.adapter_path(task), few)
 
-    # What is compared -----------------------------------------------------------------------
+    def seconds_of_norms(self, calibration: dict[str, float]) -> float:
+        texts = {task: self.lab.norms.texts(task) for task in calibration}
+        return sum(speed * sum(map(len, texts[task])) for task, speed in calibration.items())
 
-    def norms(self, lab: Lab) -> dict[str, float]:
-        """All norms of the whole; of a part those of the first rows, which are stored as well."""
-        chosen = experiments.DEFAULT if self.whole else lab.norms.first
-        before = Lab(self.profile.model_copy(update={"dtype": lab.dtype}))
-        found = {}
-        for task in tqdm(self.profile.tasks, desc="norms", unit="task"):
-            then = before.norms.stored(task, chosen)
-            now = lab.norms.of(task, chosen)
-            if then:
-                found[task] = max(_apart(now[name], then[name]) for name in then)
-        wrong = [f"{task} by {apart:.1e}" for task, apart in found.items() if apart > NORMS_APART]
-        if wrong:
-            raise TipminiError(f"computed again, norms differ: {', '.join(wrong)}")
-        return found
-
-    def cells(self, lab: Lab) -> Iterator[Cell]:
+    def cells(self) -> list[Cell]:
         """Measured here; what a killed run has stored is read."""
         places = [(method, task) for task in self.profile.tasks for method in METHODS]
-        with one_bar(), tqdm(places, unit="cell", smoothing=0) as bar:
-            for place in bar:
-                yield lab.cell(*place)
+        return [self.lab.cell(*place) for place in tqdm(places, unit="cell", smoothing=0)]
 
-    def compared(self, cells: list[Cell]) -> dict:
-        tasks = list(self.profile.tasks)
-        found = {"same": dict.fromkeys(tasks, 0), "ties": dict.fromkeys(tasks, 0), "others": []}
-        tie = formats.tie()
-        for cell in cells:
-            then = experiments.stored(self.profile, cell.method, cell.task)
-            margins = then.margins or [math.inf] * then.count
-            rows = zip(cell.values, then.values, margins, strict=False)
-            for row, (now, before, margin) in enumerate(rows):
-                if now == before:
-                    found["same"][cell.task] += 1
-                elif margin < tie:
-                    found["ties"][cell.task] += 1
-                else:
-                    place = f"{cell.method} on {cell.task}, row {row}"
-                    found["others"].append(f"{place} ({before:g} stored, {now:g} here)")
-        return found
+
+# What is compared -----------------------------------------------------------------------------
+
+
+def compared(profile: Profile, cells: list[Cell]) -> dict:
+    """The answers that count as the stored ones, that are ties, and the others by name."""
+    found: dict = {kind: dict.fromkeys(profile.tasks, 0) for kind in ("same", "ties")}
+    found["others"], tie = [], formats.tie()
+    for cell in cells:
+        then = experiments.stored(profile, cell.method, cell.task)
+        margins = then.margins or [math.inf] * then.count
+        rows = zip(cell.values, then.values, margins, strict=False)  # here the first ones alone
+        for row, (now, before, margin) in enumerate(rows):
+            if now == before:
+                found["same"][cell.task] += 1
+            elif margin < tie:
+                found["ties"][cell.task] += 1
+            else:
+                told = f"{before:g} stored, {now:g} here"
+                found["others"].append(f"{cell.method} on {cell.task}, row {row} ({told})")
+    return found
+
+
+def refuse_others(report: Report) -> None:
+    """Raise TipminiError where more answers differ than the format's two ways of computing do."""
+    if len(report.others) > formats.allowed(report.dtype) * report.answers:
+        first = "; ".join(report.others[:5])
+        more = f"; and {len(report.others) - 5} more" if len(report.others) > 5 else ""
+        raise TipminiError(f"computed again, answers count otherwise: {first}{more}")
 
 
 def merges(profile: Profile, lab: Lab) -> dict[str, float]:
@@ -232,35 +222,22 @@ def merges(profile: Profile, lab: Lab) -> dict[str, float]:
     """
     bundled, found = Bundled(profile), {}
     for name in every_method():
-        variant = bundled.variant(name)
-        bundle = bundles.read(profile.variant_store, name)
-        if name in UNMERGED or variant.needs == "grams" or bundle is None:
-            continue
-        merged = bundled.merges.merge(variant)
-        if _hash_of(merged) == bundle.cells[0].inputs["adapter"]:
-            found[name] = 0.0
-        else:
-            now, then = controls.sizes(merged, bundled.merges.exact(variant)), bundle.facts
-            found[name] = max(abs(now[fact] - then[fact]) / then[fact] for fact in then)
+        variant, bundle = bundled.variant(name), bundles.read(profile.variant_store, name)
+        if name not in UNMERGED and variant.needs != "grams" and bundle:
+            merged = bundled.merges.merge(variant)
+            sizes = controls.sizes(merged, bundled.merges.exact(variant))
+            facts = {fact: abs(sizes[fact] - then) / then for fact, then in bundle.facts.items()}
+            bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
+            found[name] = 0.0 if bits else max(facts.values())
     for name in PAPER:
-        bits = adapter_hash(lab.merged(name)) == _worn(profile, name)
-        found[f"{name}, {lab.dtype} norms"] = 0.0 if bits else _differ(profile, lab, name)
-    wrong = [f"{name} by {apart:.1e}" for name, apart in found.items() if apart > ROUNDING]
-    if wrong:
-        raise TipminiError(f"computed again, merges are others than before: {', '.join(wrong)}")
+        worn = experiments.stored(profile, name, profile.tasks[0]).inputs["adapter"]
+        folder = lab.merged(name)
+        stored = tm.load_adapter(profile.store / "merged" / name)
+        sizes = controls.sizes(tm.load_adapter(folder), stored)
+        bits = adapter_hash(folder) == worn
+        found[f"{name}, {lab.dtype} norms"] = 0.0 if bits else sizes["distance"] / sizes["sum"]
+    _refuse_apart("merges", found, ROUNDING)
     return found
-
-
-def _worn(profile: Profile, name: str) -> str:
-    """The hash of the adapter that a method's stored cells wore."""
-    return experiments.stored(profile, name, profile.tasks[0]).inputs["adapter"]
-
-
-def _differ(profile: Profile, lab: Lab, name: str) -> float:
-    """The distance of a merge from the stored one over that one's size."""
-    stored = tm.load_adapter(profile.store / "merged" / name)
-    sizes = controls.sizes(tm.load_adapter(lab.merged(name)), stored)
-    return sizes["distance"] / sizes["sum"]
 
 
 def _hash_of(merged: tm.LoraAdapter) -> str:
@@ -269,12 +246,14 @@ def _hash_of(merged: tm.LoraAdapter) -> str:
         return adapter_hash(Path(work) / "merged")
 
 
-def refuse_others(report: Report) -> None:
-    """Raise TipminiError where answers differ that may not."""
-    allowed = formats.allowed(report.dtype) * report.answers
-    if len(report.others) > allowed:
-        first = "; ".join(report.others[:5])
-        raise TipminiError(f"computed again, {len(report.others)} answers differ: {first}")
+def _refuse_apart(what: str, found: dict[str, float], most: float) -> None:
+    wrong = [f"{name} by {apart:.1e}" for name, apart in found.items() if apart > most]
+    if wrong:
+        raise TipminiError(f"computed again, {what} are others than stored: {', '.join(wrong)}")
+
+
+def _apart(now: Tensor, then: Tensor) -> float:
+    return ((now - then).abs().max() / then.abs().max()).item()
 
 
 def _probed(task: str) -> int:
@@ -283,31 +262,43 @@ def _probed(task: str) -> int:
 
 def _letters(definition) -> list[int]:
     """Of what is read of every row."""
-    found = []
-    for doc in definition.eval_docs:
-        choices = definition.doc_to_choice(doc) if definition.config.doc_to_choice else []
-        found.append(len(definition.doc_to_text(doc)) + sum(map(len, choices)))
-    return found
-
-
-def _apart(now: torch.Tensor, then: torch.Tensor) -> float:
-    return ((now - then).abs().max() / then.abs().max()).item()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    listed = definition.config.doc_to_choice is not None
+    return [
+        len(definition.doc_to_text(doc))
+        + sum(map(len, definition.doc_to_choice(doc) if listed else ()))
+        for doc in definition.eval_docs
+    ]
 
 
 # What the book tells --------------------------------------------------------------------------
 
 
+def _file(profile: str, whole: bool) -> Path:
+    return paths.BUILD / f"{'reproduced' if whole else 'again'}-{profile}.json"
+
+
 def read(profile: str = "mini", whole: bool = False) -> Report | None:
-    file = paths.BUILD / f"{'reproduced' if whole else 'again'}-{profile}.json"
+    """What was told last; None where nothing was computed again on this machine."""
+    file = _file(profile, whole)
     return Report.model_validate_json(file.read_text()) if file.is_file() else None
 
 
+def line(report: Report | None) -> str:
+    """A sentence to stand below a table of stored cells."""
+    if report is None:
+        return "Nothing of it was computed again on this machine; `tipmini again` does."
+    same, ties = sum(report.same.values()), sum(report.ties.values())
+    tied = f", {ties} of the others ties" if ties else ""
+    machine = report.machine
+    return (
+        f"Computed again on this machine: {same:,} of {report.answers:,} answers the same{tied} "
+        f"({machine['processor']}, {machine['cores']} cores, {machine['instructions']}, "
+        f"{report.dtype}, {report.seconds:.0f} s)."
+    )
+
+
 def page_values() -> dict[str, str]:
-    """What book/again.md tells."""
+    """What book/again.md tells; TipminiError where there is nothing to tell."""
     report, whole = read(), read(whole=True)
     if report is None:
         raise TipminiError("the book tells what was computed again here; run `tipmini again` first")
@@ -320,7 +311,7 @@ def page_values() -> dict[str, str]:
         }
         for task, rows in report.rows.items()
     }
-    found = {name: {"difference": _difference(d)} for name, d in report.merges.items()}
+    merged = {name: {"difference": _difference(apart)} for name, apart in report.merges.items()}
     norms = {TITLES[task]: {"difference": f"{apart:.1e}"} for task, apart in report.norms.items()}
     return {
         "again_line": line(report),
@@ -329,7 +320,7 @@ def page_values() -> dict[str, str]:
         "again_slack": str(formats.SLACK),
         "again_rows": str(report.calibration_rows),
         "again_answers": _markdown(answers, "task"),
-        "again_merges": _markdown(found, "method"),
+        "again_merges": _markdown(merged, "method"),
         "again_norms": _markdown(norms, "task"),
         "reproduced_line": line(whole) if whole else "On this machine that was not done.",
     }
@@ -341,17 +332,3 @@ def _difference(apart: float) -> str:
 
 def _markdown(rows: dict[str, dict[str, str]], what: str) -> str:
     return markdown_table(pd.DataFrame(rows).T.rename_axis(what))
-
-
-def line(report: Report | None) -> str:
-    """A sentence to stand below a table of stored cells."""
-    if report is None:
-        return "Nothing of it was computed again on this machine; `tipmini again` does."
-    same, ties = sum(report.same.values()), sum(report.ties.values())
-    machine = report.machine
-    tied = f", {ties} of the others ties" if ties else ""
-    return (
-        f"Computed again on this machine: {same:,} of {report.answers:,} answers the same{tied} "
-        f"({machine['processor']}, {machine['cores']} cores, {machine['instructions']}, "
-        f"{report.dtype}, {report.seconds:.0f} s)."
-    )

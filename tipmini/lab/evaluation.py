@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 
@@ -243,13 +244,24 @@ def _progress(parts: list[list[int]], rows: Sequence, disable: bool):
             bar.update(sum(len(rows[i]) for i in part))
 
 
+@contextmanager
+def _lm_evals_own_bars() -> Iterator[None]:
+    """Two a task, which nothing but stderr turns off: unseen where ours are."""
+    if os.environ.get("TIPMINI_PROGRESS", "1"):
+        yield
+    else:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            yield
+
+
 def samples(lm: LM, task) -> list[dict]:
     """What lm-eval notes of every row of `task`'s evaluation split, in the split's order."""
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = task.config.task
-    found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
+    with _lm_evals_own_bars():
+        found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
     return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
 
 

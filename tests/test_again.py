@@ -1,0 +1,132 @@
+"""Computing again, on a tiny model: what is compared, what may differ, and what a kill leaves."""
+
+import pytest
+import torch
+from labs import TASKS
+
+from tipmini.errors import TipminiError
+from tipmini.lab import again, experiments, formats, input_norms, paths, results
+from tipmini.lab.experiments import METHODS, Lab, cell_file
+
+pytestmark = pytest.mark.model
+
+ROWS = 4  # of the tiny profile, a task
+
+
+@pytest.fixture
+def stored(profile, monkeypatch):
+    """A profile whose cells and norms are stored, those of the first rows as well."""
+    monkeypatch.setattr(formats, "tie", lambda: 1e-4)
+    monkeypatch.setattr(formats, "allowed", lambda dtype: 0.0)
+    monkeypatch.setattr(input_norms, "FIRST", 2)
+    monkeypatch.setattr(again, "FIRST", 2)
+    monkeypatch.setattr(again, "PROBED", 2)
+    lab = Lab(profile)
+    for task in TASKS:
+        lab.norms.of(task, lab.norms.first)
+        for method in METHODS:
+            lab.cell(method, task)
+    return profile
+
+
+def change(profile, row: int, margin: float) -> None:
+    """Store another answer of TIP on RTE, with that margin."""
+    cell = experiments.stored(profile, "tip", "rte")
+    cell.values[row], cell.margins[row] = 1 - cell.values[row], margin
+    results.save(cell_file(profile, "tip", "rte"), cell)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_same_comes_out(stored, whole, capsys):
+    report = again.Run(stored, whole, minutes=10).run()
+    assert report.rows == dict.fromkeys(TASKS, ROWS) and report.dtype == "float32"
+    assert report.same == dict.fromkeys(TASKS, ROWS * len(METHODS))
+    assert report.answers == sum(report.same.values()) and not any(report.ties.values())
+    assert set(report.merges.values()) == {0.0} and len(report.merges) == 3
+    assert report.norms == pytest.approx(dict.fromkeys(TASKS, 0.0), abs=1e-6)
+    assert report.calibration_rows == (4 if whole else again.FIRST)
+    assert report == again.read("tiny", whole) and report.estimate > 0
+    assert "8 rows of 2 tasks by 5 methods: about" in capsys.readouterr().out
+    assert not (paths.BUILD / ("reproduced-tiny" if whole else "again-tiny")).exists()
+
+
+def test_no_time_leaves_the_rows_that_tell_the_speed(stored):
+    report = again.Run(stored, whole=False, minutes=0).run()
+    assert report.rows == dict.fromkeys(TASKS, 2)
+    assert report.same == dict.fromkeys(TASKS, 2 * len(METHODS))
+
+
+def test_another_answer_is_named(stored):
+    change(stored, row=1, margin=0.01)
+    with pytest.raises(TipminiError, match=r"count otherwise: tip on rte, row 1 \(\d stored, \d "):
+        again.Run(stored, whole=False, minutes=10).run()
+    assert again.read("tiny").same["rte"] == ROWS * len(METHODS) - 1  # what came out is told
+
+
+def test_a_tie_may_be_another(stored):
+    change(stored, row=1, margin=1e-5)
+    report = again.Run(stored, whole=False, minutes=10).run()
+    assert report.ties == {"openbookqa": 0, "rte": 1} and report.others == []
+    assert "39 of 40 answers the same, 1 of the others ties (" in again.line(report)
+
+
+def test_other_norms_are_refused(stored):
+    lab = Lab(stored)
+    norms = lab.norms.of("rte", lab.norms.first)
+    file = stored.store / "norms" / "first" / "rte.safetensors"
+    key = results.digest(lab.norms.inputs("rte", lab.norms.first))
+    input_norms.save_tensors({n: t * 1.01 for n, t in norms.items()}, file, {"key": key})
+    with pytest.raises(TipminiError, match=r"norms are others than stored: rte by \d"):
+        again.Run(stored, whole=False, minutes=10).run()
+
+
+def test_other_merges_are_refused(stored, monkeypatch):
+    merge = again.tm.merge
+
+    def otherwise(adapters, method, **given):
+        return merge(adapters, "linear") if method == "dare" else merge(adapters, method, **given)
+
+    monkeypatch.setattr(again.tm, "merge", otherwise)
+    with pytest.raises(TipminiError, match=r"merges are others than stored: dare, float32 norms"):
+        again.Run(stored, whole=False, minutes=10).run()
+
+
+def test_a_kill_loses_no_finished_cell(stored, monkeypatch):
+    cell, done = Lab.cell, []
+
+    def dying(lab, *place):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(place)
+        return cell(lab, *place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lab, "cell", dying)
+        with pytest.raises(KeyboardInterrupt):
+            again.Run(stored, whole=False, minutes=10).run()
+    measured = []
+    measure = Lab.measure
+    monkeypatch.setattr(Lab, "measure", lambda lab, *a: (measured.append(a), measure(lab, *a))[1])
+    report = again.Run(stored, whole=False, minutes=0).run()  # the first one's plan holds
+    assert len(measured) == len(METHODS) * len(TASKS) - 7
+    assert report.rows == dict.fromkeys(TASKS, ROWS)
+
+
+def test_nothing_stored(profile):
+    with pytest.raises(TipminiError, match="profile tiny: no stored cells to compare with; run"):
+        again.Run(profile, whole=True)
+
+
+def test_in_other_formats_a_share_may_differ(stored, monkeypatch):
+    change(stored, row=1, margin=0.01)
+    monkeypatch.setattr(formats, "allowed", lambda dtype: 1 / 40)
+    assert len(again.Run(stored, whole=False, minutes=10).run().others) == 1
+
+
+def test_nothing_is_told_of_what_was_not_done():
+    assert again.line(None).startswith("Nothing of it was computed again on this machine")
+
+
+def test_norms_differ_by_their_largest():
+    now, then = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.2, 4.0])
+    assert again._apart(now, then) == pytest.approx(0.05)
