@@ -101,11 +101,12 @@ class Lab(Materials):
         return bundles.cell_of(self.profile.variant_store, name, task)
 
     def _measured_before(self, name: str, key: str) -> Cell | None:
-        """The same measurement under another variant's name."""
+        """The same measurement under another variant's name, in the same number format."""
         if name in self.apart:
             return None
         found = bundles.find((self.profile.variant_store, self.profile.store / "cells"), key)
-        return found and found.model_copy(update={"method": name})
+        same = found is not None and found.dtype == self.dtype
+        return found.model_copy(update={"method": name}) if same else None
 
     def keep(self, name: str, cell: Cell) -> None:
         """Store a cell, with its variant's settings and facts where it is a variant's."""
