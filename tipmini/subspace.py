@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraFactors
-from tipmini.errors import TipminiError, is_finite, require, require_share
+from tipmini.errors import TipminiError
 from tipmini.lowrank import stack
 from tipmini.summation import Combine, Lazy, Part, Parts, Update
 from tipmini.ties import electing, trim
@@ -25,14 +25,11 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> U
     the diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of
     language models" (ICLR 2023), Eq. 2 and section 3.3.
     """
-    require_share("shrink", shrink)
     for part in parts:
         if part.weight < 0:
             raise TipminiError(
                 f"regmean needs weights from 0 on, adapter {part.name} has {part.weight}"
             )
-    if not is_finite(scale):
-        raise TipminiError(f"scale must be finite, got {scale}")
     return Lazy(parts, lambda module, own: _regmean(module, own, shrink, scale))
 
 
@@ -87,9 +84,6 @@ def merge_knots(
     times the TIES of the $V_i$ instead. density as in `merge_ties`; variant is "peft" or
     "mergekit". Source: Stoica et al., "Model merging with SVD to tie the KnOTS" (ICLR 2025).
     """
-    require_share("density", density)
-    require("variant", variant, ("peft", "mergekit"))
-    require("scaled", scaled, (True, False))
     combine = electing(variant)
     return Lazy(parts, lambda module, own: _knots(module, own, density, combine, scaled))
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
-from tipmini.errors import TipminiError, require
-from tipmini.lowrank import check_rank, stack, truncate
+from tipmini.errors import TipminiError
+from tipmini.lowrank import stack, truncate
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ Change = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tenso
 Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
 
 ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
-SUMMATIONS = ("linear", "cat", "svd")
-SPACES = ("factors", "delta")
 
 
 class Lazy(Mapping[str, LoraFactors | Tensor]):
@@ -87,8 +85,6 @@ def sum_cat(parts: Parts) -> Update:
 
 def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
     """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
-    if rank is not None:
-        check_rank(rank)
     return Lazy(
         parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
     )
@@ -108,27 +104,14 @@ def merge_tensors(
     on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
     `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
     update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
-    together; "cat" and "svd" don't use it. Raises TipminiError for options that would do nothing.
+    together; "cat" and "svd" don't use it.
     """
-    check_addition(on, summation, rank)
     if on == "delta":
         return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
     changed = [_changed(part, change) for part in parts]
     if summation == "linear":
         return sum_linear(changed, combine)
     return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
-
-
-def check_addition(on: str, summation: str, rank: int | None) -> None:
-    """Raise TipminiError for options of `merge_tensors` that there are not or that do nothing."""
-    require("on", on, SPACES)
-    require("summation", summation, SUMMATIONS)
-    if on == "delta" and summation != "linear":
-        raise TipminiError(f"on='delta' adds up exactly; summation={summation!r} is for factors")
-    if rank is not None and on == "factors" and summation != "svd":
-        raise TipminiError("rank is for on='delta' or summation='svd'; nothing else is cut")
-    if rank is not None:
-        check_rank(rank)
 
 
 def top(module: str, parts: Parts) -> int:

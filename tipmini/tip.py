@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.errors import TipminiError, require
-from tipmini.reading import TARGETS, Reading
+from tipmini.options import TARGETS
+from tipmini.reading import Reading
 from tipmini.sparsity import layer_importance, layer_sparsity, whole_pieces
 from tipmini.wanda import CHUNK, wanda_score
 

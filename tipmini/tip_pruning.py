@@ -10,7 +10,8 @@ from torch import Tensor
 from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
-from tipmini.reading import TARGETS, Reading
+from tipmini.options import TARGETS
+from tipmini.reading import Reading
 from tipmini.summation import Change, Part
 from tipmini.tip import (
     Norms,
