@@ -7,9 +7,11 @@ from torch import Tensor
 
 from tipmini.adapter import LoraFactors
 from tipmini.errors import TipminiError
+from tipmini.fitting import input_gram
 from tipmini.lowrank import stack
 from tipmini.summation import Combine, Lazy, Part, Parts, Update
 from tipmini.ties import electing, trim
+from tipmini.weighting import refuse_negative
 
 RIDGE = 1e-6  # of each diagonal element of the Gram matrices, whose digits are float32's
 NULL = 1e-6  # of the largest singular value; what lies below is rounding
@@ -25,11 +27,7 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> U
     the diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of
     language models" (ICLR 2023), Eq. 2 and section 3.3.
     """
-    for part in parts:
-        if part.weight < 0:
-            raise TipminiError(
-                f"regmean needs weights from 0 on, adapter {part.name} has {part.weight}"
-            )
+    refuse_negative({part.name: part.weight for part in parts})
     return Lazy(parts, lambda module, own: _regmean(module, own, shrink, scale))
 
 
@@ -65,12 +63,9 @@ def _grams(module: str, parts: Parts, shrink: float) -> Iterator[Tensor]:
 
 def _gram(part: Part, module: str) -> Tensor:
     channels = part.adapter.factors[module].shape[1]
-    if part.grams is None or module not in part.grams:
-        raise TipminiError(f"regmean needs the Gram matrix of {module}; calibrate with 'gram'")
-    gram = part.grams[module].double()
-    if gram.shape != (channels, channels) or not gram.isfinite().all():
-        need = (channels, channels)
-        raise TipminiError(f"{module} needs a finite Gram matrix {need}, got {tuple(gram.shape)}")
+    gram = input_gram(part.grams, module, channels).double()
+    if not gram.isfinite().all():
+        raise TipminiError(f"{module} needs a finite Gram matrix, got NaN or Inf")
     return gram
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
-from tipmini.errors import TipminiError
+from tipmini.fitting import check_ranks, check_shapes
 from tipmini.lowrank import stack, truncate
 
 
@@ -47,7 +47,7 @@ class Lazy(Mapping[str, LoraFactors | Tensor]):
         self.parts, self.merge = parts, merge
         self.modules = natural_order({m for part in parts for m in part.adapter.factors})
         for module in self.modules:  # all of them before any is merged
-            _check_shapes(module, having(module, parts))
+            check_shapes(module, _factors(module, parts))
 
     def __getitem__(self, module: str) -> LoraFactors | Tensor:
         return self.merge(module, having(module, self.parts))
@@ -64,6 +64,10 @@ def having(module: str, parts: Parts) -> list[Part]:
     return [part for part in parts if module in part.adapter.factors]
 
 
+def _factors(module: str, parts: Parts) -> dict[str, LoraFactors]:
+    return {part.name: part.adapter.factors[module] for part in having(module, parts)}
+
+
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Stacked and summed as PEFT does, so that the results agree to the last bit."""
     scaled = [tensor * weight for tensor, weight in zip(tensors, weights, strict=True)]
@@ -74,7 +78,7 @@ def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
     """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
     update = Lazy(parts, lambda module, own: _sum_factors(module, own, combine))
     for module in update:
-        _check_ranks(module, having(module, parts))
+        check_ranks(module, _factors(module, parts))
     return update
 
 
@@ -167,19 +171,3 @@ def _stack_factors(module: str, parts: Parts) -> LoraFactors:
         factors = part.adapter.factors[module]
         pairs.append((factors.b, factors.a * part.weight * factors.scaling))
     return stack(pairs)
-
-
-def _check_ranks(module: str, parts: Parts) -> None:
-    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
-    if len(set(ranks.values())) > 1:
-        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
-
-
-def _check_shapes(module: str, parts: Parts) -> None:
-    shapes = {part.name: part.adapter.factors[module].shape for part in parts}
-    if len(set(shapes.values())) > 1:
-        raise TipminiError(f"adapters of different base models: {module} is {_listed(shapes)}")
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{value} in {name}" for name, value in values.items())

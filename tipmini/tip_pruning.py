@@ -10,6 +10,7 @@ from torch import Tensor
 from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
+from tipmini.fitting import input_norm
 from tipmini.options import TARGETS
 from tipmini.reading import Reading
 from tipmini.summation import Change, Part
@@ -17,7 +18,6 @@ from tipmini.tip import (
     Norms,
     Place,
     Shares,
-    input_norm,
     sparsities_of,
     tensor_sparsities,
     without_draws,
