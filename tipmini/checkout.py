@@ -3,12 +3,25 @@
 None of it is installed with the package, so what reads it runs in a checkout alone.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from tipmini import source
 from tipmini.errors import TipminiError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def in_checkout(command: Callable) -> Callable:
+    """A command that refuses to run anywhere else."""
+
+    @wraps(command)
+    def checked(*given: object, **named: object) -> object:
+        require(command.__name__)
+        return command(*given, **named)
+
+    return checked
 
 
 def require(what: str) -> None:

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from tipmini.checkout import in_checkout
 from tipmini.commands.arguments import PRUNING, AsJson, Profile, Tasks, complete_group
 from tipmini.errors import TipminiError
 
 
+@in_checkout
 def measure(
     method: Annotated[
         list[str] | None,
@@ -52,6 +54,7 @@ def measure(
             show_cell(lab.cell(way, name), as_json)
 
 
+@in_checkout
 def norms(task: Tasks = None, profile: Profile = "mini") -> None:
     """Measure the input norms of a profile's adapters and store them; what is stored is kept."""
     from tipmini.lab.experiments import Lab
@@ -62,6 +65,7 @@ def norms(task: Tasks = None, profile: Profile = "mini") -> None:
         print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
 
 
+@in_checkout
 def book(profile: Profile = "mini") -> None:
     """Recompute what changed, execute the notebooks, build `_build/html/index.html`."""
     from tipmini.lab import workflow
@@ -69,6 +73,7 @@ def book(profile: Profile = "mini") -> None:
     workflow.run(profile)
 
 
+@in_checkout
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini.lab import book, paths
