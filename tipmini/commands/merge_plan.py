@@ -1,5 +1,6 @@
 """`tipmini merge --dry-run`: what a merge would do and cost, told by the inputs' headers alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,9 +27,11 @@ NUMBER = {
     **{"dare": 10, "ties": 35, "dare_ties": 25, "wanda": 25, "tip": 30},
 }
 LANCZOS = 150  # products of a matrix with a vector until the singular vectors are found
-PROCESS = 330e6  # bytes of Python with torch, before an adapter is read
+PROCESS = 260e6  # bytes of Python with torch, before an adapter is read
+SCIPY = 60e6  # bytes more where a delta is cut
+WHOLE = ("ties", "dare_ties", "magnitude")  # no delta of theirs is changed row by row
 SUMMED = {"cat": "cat", "svd": "svd", "regmean": "cat", "knots": "cat"}  # others: linear
-COPIES = 3  # of what is written: an adapter, its copy and bytes; a base tensor, sum and rounded
+COPIES = 3  # of an adapter that is written: itself, contiguous, and its bytes
 
 
 def reckon(request: Request) -> dict[str, object]:
@@ -143,6 +146,8 @@ class _Module:
         found = 8 * 4 * (d + k) * (self.ranks + self.rank)
         if self.dense:
             found += 8 * 4 * d * k
+            if self.method in WHOLE:  # all adapters' at once, each a single row to be parted
+                found += 4 * (len(self.pairs) + 6) * d * k
         if self.method == "regmean":
             found += 8 * 5 * k * k
         return found
@@ -187,8 +192,9 @@ def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> 
     stored = sum(sum(e.size for e in a.file.entries.values()) for a in inputs.adapters)
     held = PROCESS + stored + (0 if stored == width * numbers else width * numbers)
     work = max(m.work() for m in modules)
-    if inputs.base:
+    if inputs.base:  # of a tensor that changes: itself, the delta, their sum, the rounded one
         largest = max(inputs.base.entry(name).size for name in inputs.base.files)
-        return int(held + work + COPIES * largest)
-    changed = 0 if modules[0].dense else width * numbers
-    return int(held + changed + work + COPIES * output)
+        return int(held + max(largest, work + max(16 * math.prod(m.shape) for m in modules)))
+    if modules[0].dense:
+        return int(held + SCIPY + work + COPIES * output)
+    return int(held + width * numbers + work + COPIES * output)  # changed beside what is changed
