@@ -17,10 +17,10 @@ from tipmini.tensor_header import FLOATING
 from tipmini.weighting import equal_weight, refuse_negative
 
 # Speeds of two ordinary cores, so that a larger machine is done earlier.
-DISK = 300e6  # bytes a second, read or written; an ordinary SSD does more
+DISK = 800e6  # bytes a second, read or written; between a SATA and an NVMe disk
 FLOPS = 15e9  # of products and decompositions, most of them in float64
 MODULE = 1e-3  # seconds of a module: some thirty calls of torch on small tensors
-NORM = 1.5e-3  # seconds of an adapter's module whose norms are looked up in their file
+NORM = 2e-3  # seconds of an adapter's module whose norms are looked up in their file
 # Nanoseconds that a method takes for each number that it changes and adds up.
 NUMBER = {
     **{"linear": 2, "cat": 1, "svd": 1, "regmean": 1, "knots": 40, "magnitude": 20},
@@ -129,16 +129,18 @@ class _Module:
         """whole: the update is not cut to factors, but added to a base."""
         d, k = self.shape
         changed = len(self.pairs) * d * k if self.dense else self.ranks * (d + k)
+        added = 0
         read = len(self.pairs) * NORM if METHODS[self.method].needs == "norms" else 0
         flops = self._merge_flops() + self._fidelity_flops(whole)
         if self.dense and not whole:
             flops += self._cut_flops()
         if whole:
-            changed += 3 * d * k  # the base's weight, the sum, the rounded one
+            added = 3 * d * k  # the base's weight, the sum, the rounded one
             flops += 0 if self.dense else 2 * d * k * self.rank
         if self.method == "regmean":
-            changed += 6 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
-        return MODULE + read + changed * NUMBER[self.method] / 1e9 + flops / FLOPS
+            added += 10 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
+        numbers = (changed * NUMBER[self.method] + added) / 1e9
+        return MODULE + read + numbers + flops / FLOPS
 
     def work(self) -> int:
         """Bytes held while the module is merged and compared, most of them in float64."""
