@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -81,7 +82,7 @@ def main() -> None:
         line = f"tipmini: {error}"
     except ModuleNotFoundError as error:
         package = (error.name or "tipmini").partition(".")[0]
-        if package == "tipmini":
+        if package == "tipmini" or find_spec(package):  # it is there: a bug
             raise
         line = f"tipmini: {_command()} needs {package}, which is not installed: "
         line += f"pip install 'tipmini[{_extra(package)}]'"
