@@ -1,13 +1,14 @@
 """`tipmini merge`: every option reachable, what is told and what is written."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from adapters_on_disk import TASKS
 from merge_command import ADAPTERS, GRAMS, NORMS, assert_same, expected, merge
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tipmini as tm
@@ -208,6 +209,58 @@ def test_a_dry_run_tells_and_writes_nothing(on_disk, given, into):
     assert done == facts
     file = next(Path("m").glob("*.safetensors"))
     assert 0 <= file.stat().st_size - estimate["output_bytes"] < 5000  # the header
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *((method, []) for method in ALL),
+        *((method, ["--summation", how]) for method in ("tip", "dare") for how in ("cat", "svd")),
+        *((method, ["--on", "delta"]) for method in ("tip", "ties", "dare")),
+        ("svd", ["--rank", 2]),
+        ("magnitude", ["--on", "delta", "--rank", 3]),
+    ],
+)
+def test_a_dry_run_knows_the_size_of_the_result(method, given):
+    given = ["--method", method, *NORMS, *GRAMS, *given]
+    estimate = merge("--dry-run", *given)["estimate"]
+    merge(*given)
+    written = load_file("m/adapter_model.safetensors")
+    assert estimate["output_bytes"] == sum(tensor.nbytes for tensor in written.values())
+
+
+def another(name: str, **changes):
+    """The first adapter with other factors, saved under a name."""
+    first = tm.load_adapter(ADAPTERS[0])
+    first.map(lambda _, pair: replace(pair, **{k: v(pair) for k, v in changes.items()})).save(name)
+
+
+WIDER = {"a": lambda pair: pair.a.repeat(1, 2)}
+MORE_RANKS = {"a": lambda pair: pair.a.repeat(2, 1), "b": lambda pair: pair.b.repeat(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "line"),
+    [
+        (["--method", "linear"], MORE_RANKS, "linear needs equal ranks, model.layers.0.self_attn"),
+        (["--method", "cat"], WIDER, "adapters of different base models: model.layers.0.self_attn"),
+        (
+            ["--method", "tip", *NORMS[:2], "--norms", "few.st"],
+            {},
+            "norms need (32,) under 'model.",
+        ),
+        (["--method", "regmean", *GRAMS[:2], "--grams", "few.st"], {}, "needs the Gram matrix of"),
+        (["--method", "regmean", *GRAMS[:2], *GRAMS[:1], NORMS[1]], {}, "a finite Gram matrix (32"),
+        (["--method", "regmean", *GRAMS[:4], "--weight", 1, "--weight", -1], {}, "from 0 on, adap"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_merge_does(given, changes, line):
+    another("other", **changes)
+    save_file({"x": torch.ones(2)}, "few.st")
+    words = ["merge", "--out", "m", *map(str, given), ADAPTERS[1], "other"]
+    runs = [CliRunner().invoke(cli.app, [*words, *dry]) for dry in ([], ["--dry-run"])]
+    merged, dry = (str(run.exception) for run in runs)
+    assert line in merged and dry == merged
 
 
 def test_a_dry_run_knows_adapters_that_lack_a_module():

@@ -13,7 +13,7 @@ TIP = ["--method", "tip"]
 BAD = [
     (["--method", "tipp", "--out", "m", *ADAPTERS], "no merge method 'tipp'; did you mean 'tip'?"),
     ([*TIP, "--out", "m", *ADAPTERS], "method tip needs --norms, one file an adapter"),
-    ([*NORMS, "--out", "m", *ADAPTERS], "norms are read by tip, wanda; name one"),
+    ([*NORMS, "--out", "m", *ADAPTERS], "norms are read by wanda, tip; name one"),
     (["--sparsity", "0.6", *LINEAR[2:], *ADAPTERS], "an option of magnitude, wanda, tip; name one"),
     ([*LINEAR, "--weights", "0/T", *ADAPTERS], "such as 0.7/T, or a .json file, got '0/T'"),
     ([*LINEAR, "--weights", "0.5", *ADAPTERS], "got '0.5'; a number goes with --weight"),

@@ -191,7 +191,7 @@ def test_modules_that_some_lack_are_merged_from_the_others(method):
 
 def test_every_method_has_one_line_and_its_options():
     assert list(tm.METHODS) == METHODS
-    lines = [function.__doc__.splitlines()[0] for function in tm.METHODS.values()]
+    lines = [method.summary for method in tm.METHODS.values()]
     assert all(line.endswith((".", ").")) for line in lines) and len(set(lines)) == len(lines)
     assert tm.method_options("linear") == {} == tm.method_options("cat")
     assert tm.method_options("dare") == {

@@ -194,8 +194,8 @@ def test_norms_that_do_not_fit_are_refused(norms, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 1.5}, r"base sparsity must lie in \[0, 1\], got 1.5"),
-        ({"sparsity": "0.5"}, r"base sparsity must lie in \[0, 1\], got '0.5'"),
+        ({"sparsity": 1.5}, r"sparsity must lie in \[0, 1\], got 1.5"),
+        ({"sparsity": "0.5"}, r"sparsity must lie in \[0, 1\], got '0.5'"),
         ({"on": "B"}, "on must be one of factors, A, delta, got 'B'"),
         ({"layer": "head"}, "layer must be one of block, module, factor, got 'head'"),
         ({"mean": "rows"}, "mean must be one of elements, modules, got 'rows'"),

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tipmini.adapter_header import read_adapter_header, refuse_overflow
 from tipmini.errors import TipminiError
-from tipmini.peft_config import FLOAT32_MAX
-from tipmini.peft_folder import CONFIG, WEIGHTS, read_folder
-from tipmini.peft_modules import is_targeted, lora_config, scaling_of
-from tipmini.peft_tensors import factor_names, modules_of
+from tipmini.peft_folder import WEIGHTS
+from tipmini.peft_modules import lora_config
+from tipmini.peft_tensors import factor_names
 from tipmini.peft_write import write_folder
 from tipmini.strict import naming
 from tipmini.tensor_file import largest
@@ -131,32 +131,14 @@ def load_adapter(path: str | PathLike) -> LoraAdapter:
     would leave out, as their module is no target, are refused.
     """
     folder = Path(path)
-    config, tensors = read_folder(folder)
-    factors = {}
-    for module in modules_of(tensors):
+    header = read_adapter_header(folder)
+    tensors, factors = header.file.read_all(), {}
+    for module, known in header.factors.items():
         a, b = (tensors[name] for name in factor_names(module))
-        with naming(folder / CONFIG):
-            scaling = _scaling(config, module, a.shape[0])
         with naming(folder / WEIGHTS):
-            factors[module] = _bounded(module, LoraFactors(a, b, scaling))
-    return LoraAdapter(factors, config.get("base_model_name_or_path"), config.get("task_type"))
-
-
-def _scaling(config: dict, module: str, rank: int) -> float:
-    if not is_targeted(config, module):
-        raise TipminiError(f"{module} has tensors but is no target, so PEFT would leave it out")
-    return scaling_of(config, module, rank)
-
-
-def _bounded(module: str, factors: LoraFactors) -> LoraFactors:
-    """Refuses finite numbers so large, as damage leaves them, that the update overflows."""
-    a, b = largest(factors.a), largest(factors.b)
-    if max(1.0, abs(factors.scaling)) * factors.rank * a * b > FLOAT32_MAX:  # B A as well
-        raise TipminiError(
-            f"{module}: its update overflows float32: numbers up to {a:.0e} in lora_A and "
-            f"{b:.0e} in lora_B, scaling {factors.scaling:.3g}"
-        )
-    return factors
+            factors[module] = LoraFactors(a, b, known.scaling)
+        refuse_overflow(folder, module, known.scaling, known.rank, largest(a), largest(b))
+    return LoraAdapter(factors, header.base_model, header.task_type)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -83,6 +84,20 @@ def open_base(path: str | PathLike) -> BaseFolder:
         kind = config["model_type"]
         raise TipminiError(f"{folder}: {kind} stores weights transposed; merge into an adapter")
     return BaseFolder(folder, config, _files(folder))
+
+
+def refuse_taken(out: Path, needed: int) -> None:
+    """Raise TipminiError unless `out`, where a merged base goes, is new or empty and
+    its disk has the bytes."""
+    real = Path(os.path.realpath(out))
+    try:
+        if any(real.iterdir()) if real.is_dir() else os.path.lexists(real):
+            raise TipminiError(f"{out}: is there already; choose a new folder")
+        free = shutil.disk_usage(next(above for above in real.parents if above.is_dir())).free
+    except OSError as error:
+        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+    if free < needed:
+        raise TipminiError(f"{out}: needs {needed:,} bytes, the disk has {free:,} left")
 
 
 def _files(folder: Path) -> dict[str, TensorFile]:

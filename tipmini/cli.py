@@ -1,7 +1,8 @@
 """The command line: `tipmini --help`. The commands themselves are in tipmini/commands/."""
 
+import re
 import sys
-from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -22,6 +23,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(version("tipmini"))
         raise typer.Exit
 
@@ -79,6 +82,12 @@ def main() -> None:
         sys.exit(app(prog_name="tipmini", standalone_mode=False) or 0)
     except TipminiError as error:
         line = f"tipmini: {error}"
+    except ModuleNotFoundError as error:
+        package = (error.name or "tipmini").partition(".")[0]
+        if package == "tipmini" or find_spec(package):  # it is there: a bug
+            raise
+        line = f"tipmini: {_command()} needs {package}, which is not installed: "
+        line += f"pip install 'tipmini[{_extra(package)}]'"
     except UsageError as error:
         told = " ".join(error.format_message().split()).rstrip(".")
         if not told:  # no arguments at all: the help was shown instead
@@ -89,6 +98,21 @@ def main() -> None:
         sys.exit(130)
     print(line, file=sys.stderr)
     sys.exit(2)
+
+
+def _command() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "it")
+
+
+def _extra(package: str) -> str:
+    """The extra that brings a package; the laboratory's where none names it."""
+    from importlib.metadata import requires
+
+    for line in requires("tipmini") or ():
+        found = re.fullmatch(r"([\w.-]+).*extra == [\"'](\w+)[\"'].*", line)
+        if found and re.sub(r"[-.]", "_", found[1]).lower() == package.lower():
+            return found[2]
+    return "lab"
 
 
 if __name__ == "__main__":

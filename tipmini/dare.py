@@ -10,9 +10,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError, is_number
-
-RESCALES = ("expected", "l1", None)
+from tipmini.errors import TipminiError
+from tipmini.options import check_options
 
 
 def dare(
@@ -30,7 +29,7 @@ def dare(
     None leaves the survivors as they are. The draws come from `generator` alone, in float32, so a
     mask does not depend on delta's dtype. Raises TipminiError for an argument outside its range.
     """
-    check_options(drop_rate, rescale)
+    check_options("dare", {"drop_rate": drop_rate, "rescale": rescale})
     if not isinstance(generator, torch.Generator):
         raise TipminiError(f"dare needs a torch.Generator, got {type(generator).__name__}")
     draws = torch.rand(delta.shape, generator=generator, device=generator.device)
@@ -56,11 +55,3 @@ def _l1_ratio(before: Tensor, after: Tensor) -> float:
     """The factor that restores the L1 norm; 1 where nothing survived (0 / 0)."""
     norm = after.abs().sum(dtype=torch.float64).item()
     return before.abs().sum(dtype=torch.float64).item() / norm if norm else 1.0
-
-
-def check_options(drop_rate: float, rescale: str | None) -> None:
-    """Raise TipminiError for an option of `dare` outside its range."""
-    if not (is_number(drop_rate) and 0 <= drop_rate < 1):
-        raise TipminiError(f"drop_rate must be a number in [0, 1), got {drop_rate!r}")
-    if rescale not in RESCALES:
-        raise TipminiError(f"rescale must be 'expected', 'l1' or None, got {rescale!r}")

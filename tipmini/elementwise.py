@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tipmini.dare import check_options, dare, named_generator
-from tipmini.errors import TipminiError, require, require_share
-from tipmini.reading import GROUPS, TARGETS, Reading
-from tipmini.summation import Change, Combine, Part, Parts, Update, check_addition, merge_tensors
-from tipmini.ties import VARIANTS, elect, electing, majority, trim, trim_threshold
+from tipmini.dare import dare, named_generator
+from tipmini.options import TARGETS
+from tipmini.reading import Reading
+from tipmini.summation import Change, Combine, Part, Parts, Update, merge_tensors
+from tipmini.ties import elect, electing, majority, trim, trim_threshold
 from tipmini.tip import tip_tensor
 from tipmini.tip_pruning import tip_change
 from tipmini.wanda import prune_rows
@@ -48,8 +48,6 @@ def merge_magnitude(
     group: whose smallest go, the whole tensor's or each row's. floor(sparsity n) of n elements go;
     PEFT keeps floor(density n), which is one less where density n is not whole.
     """
-    require("group", group, GROUPS)
-    require_share("sparsity", sparsity)
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
         flat = tensor.reshape(1, -1) if group == "matrix" else tensor
@@ -104,7 +102,6 @@ def merge_tip(
         **{"sign": sign, "shift_range": shift_range, "bounds": bounds, "group": group},
         **{"rescale": rescale, "score": score, "assignment": assignment},
     )
-    check_addition(space, summation, rank)  # before the importances, which take a while
     return merge_tensors(
         parts, tip_change(parts, reading), on=space, summation=summation, rank=rank
     )
@@ -123,8 +120,6 @@ def merge_ties(
     density is the share that stays; variant is "peft", "authors" or "mergekit" (see `ties`), the
     last with on="delta" alone: the weights it divides by would take the scaling away from factors.
     """
-    require_share("density", density)
-    check_addition(on, "linear", rank)
     change = _trimming(parts, density, on) if variant == "authors" else _trimming_each(density)
     combine = _electing(variant, parts, change, on)
     return merge_tensors(parts, change, on=on, rank=rank, combine=combine)
@@ -150,7 +145,6 @@ def merge_dare_ties(
 
 def _dropping(drop_rate: float, rescale: str | None) -> Change:
     """A `Change` that drops by the seed, the adapter's name and the tensor's."""
-    check_options(drop_rate, rescale)
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
         generator = named_generator(part.seed, part.name, name)
@@ -174,9 +168,6 @@ def _trimming(parts: Parts, density: float, on: str) -> Change:
 
 
 def _electing(variant: str, parts: Parts, change: Change, on: str) -> Combine:
-    require("variant", variant, VARIANTS)
-    if variant == "mergekit" and on != "delta":
-        raise TipminiError("variant 'mergekit' merges whole weights; it needs on='delta'")
     return electing(variant, _majority(parts, change, on) if variant == "authors" else 1.0)
 
 

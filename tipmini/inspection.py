@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from tipmini.adapter import LoraAdapter, load_adapter
+from tipmini.adapter_header import AdapterHeader, read_adapter_header, refuse_overflow
 from tipmini.errors import TipminiError
 from tipmini.peft_config import config_problems, unknown_settings
 from tipmini.peft_folder import CONFIG, WEIGHTS, read_settings, weights_file
 from tipmini.peft_tensors import Header, factor_names, modules_of, tensor_problems
-from tipmini.strict import one_line, shown
+from tipmini.strict import naming, one_line, shown
+from tipmini.tensor_file import refuse_non_finite
 from tipmini.tensor_header import read_header
 
 QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf4", re.IGNORECASE)
@@ -21,6 +22,7 @@ QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf
 def inspect_folder(path: str | PathLike) -> dict[str, object]:
     """The facts of a PEFT folder; never raises for an adapter that `load_adapter` refuses.
 
+    All numbers are read, for NaN and overflow, but without torch.
     base, task: as the settings name them; modules: how many; targets: the last parts of their
     names; ranks, scaling, dtypes: the distinct ones; parameters: of the factors; problems:
     why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth
@@ -32,7 +34,9 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
     adapter = None
     if not problems:
         with _collecting(folder, problems):
-            adapter = load_adapter(folder)
+            read = read_adapter_header(folder)
+            _refuse_numbers(folder, read)
+            adapter = read
     return {
         **_facts(header, adapter),
         "base": _text(config.get("base_model_name_or_path")),
@@ -68,7 +72,18 @@ def _header(folder: Path, problems: list[str]) -> Header:
     return found
 
 
-def _facts(header: Header, adapter: LoraAdapter | None) -> dict[str, object]:
+def _refuse_numbers(folder: Path, adapter: AdapterHeader) -> None:
+    """Raise TipminiError for the first numbers that `load_adapter` would refuse."""
+    found = {name: adapter.file.largest(name) for name in adapter.file}
+    with naming(folder / WEIGHTS):
+        for name, largest in found.items():
+            refuse_non_finite(name, largest)
+    for module, pair in adapter.factors.items():
+        a, b = (found[name] for name in factor_names(module))
+        refuse_overflow(folder, module, pair.scaling, pair.rank, a, b)
+
+
+def _facts(header: Header, adapter: AdapterHeader | None) -> dict[str, object]:
     modules = modules_of(header)
     firsts = [header[name].shape for m in modules if (name := factor_names(m)[0]) in header]
     sizes = [math.prod(entry.shape) for entry in header.values()]
@@ -76,7 +91,7 @@ def _facts(header: Header, adapter: LoraAdapter | None) -> dict[str, object]:
         "modules": len(modules),
         "targets": sorted({module.rsplit(".", 1)[-1] for module in modules}),
         "ranks": sorted({shape[0] for shape in firsts if shape}),
-        "scaling": sorted(set(adapter.scaling.values())) if adapter else [],
+        "scaling": sorted(_scalings(adapter)),
         "dtypes": sorted({entry.dtype for entry in header.values()}),
         "parameters": sum(sizes),
     }
@@ -87,7 +102,11 @@ def _text(value: object) -> str | None:
     return one_line(value) if isinstance(value, str) else None
 
 
-def _notes(config: dict, adapter: LoraAdapter | None) -> list[str]:
+def _scalings(adapter: AdapterHeader | None) -> set[float]:
+    return {pair.scaling for pair in adapter.factors.values()} if adapter else set()
+
+
+def _notes(config: dict, adapter: AdapterHeader | None) -> list[str]:
     """What is read as meant, but worth knowing."""
     base = config.get("base_model_name_or_path")
     unknown = ", ".join(map(shown, unknown_settings(config)))
@@ -102,7 +121,7 @@ def _notes(config: dict, adapter: LoraAdapter | None) -> list[str]:
         "target_modules is a regular expression, not checked against the tensors": (
             isinstance(config.get("target_modules"), str)
         ),
-        "scaling 0: the adapter changes nothing": adapter and 0.0 in adapter.scaling.values(),
+        "scaling 0: the adapter changes nothing": 0.0 in _scalings(adapter),
         f"settings that PEFT 0.21 does not know, ignored: {unknown}": unknown,
     }
     return [note for note, holds in notes.items() if holds]

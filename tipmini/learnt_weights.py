@@ -4,13 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
-from torch import Tensor
 
-from tipmini.adapter import LoraAdapter
 from tipmini.errors import TipminiError
 from tipmini.strict import one_line, parse_json
+
+if TYPE_CHECKING:  # a dry run compares modules, without torch
+    from torch import Tensor
+
+    from tipmini.adapter import LoraAdapter
+    from tipmini.adapter_header import AdapterHeader
 
 Weights = dict[str, dict[str, float]]  # adapter's name -> module -> weight
 
@@ -31,14 +36,14 @@ class LearntWeights(BaseModel):
     made: Made
 
 
-def adapter_digest(adapter: LoraAdapter) -> str:
+def adapter_digest(adapter: "LoraAdapter") -> str:
     """SHA-256 of the factors' values, wherever and in whatever precision they are stored."""
     factors = sorted(adapter.factors.items())
     values = [(module, f.scaling, _digest(f.a), _digest(f.b)) for module, f in factors]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(tensor: "Tensor") -> str:
     return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
@@ -56,7 +61,7 @@ def read(file: Path) -> LearntWeights:
     raise TipminiError(f"{file}: not a file of learnt weights: {what}")
 
 
-def weights_of(file: Path, adapters: Mapping[str, LoraAdapter]) -> list[dict[str, float]]:
+def weights_of(file: Path, adapters: "Mapping[str, LoraAdapter]") -> list[dict[str, float]]:
     """The weights of each of the adapters (by path), found by their factors' values.
 
     Raises TipminiError for an adapter that the weights were not learnt with.
@@ -66,8 +71,22 @@ def weights_of(file: Path, adapters: Mapping[str, LoraAdapter]) -> list[dict[str
     chosen = {path: names.get(adapter_digest(adapter)) for path, adapter in adapters.items()}
     for path, name in chosen.items():
         if name not in found.weights:
-            raise TipminiError(f"{file}: not learnt with {path}; run `tipmini weigh` with it")
+            raise _not_learnt(file, path)
     return [found.weights[name] for name in chosen.values()]
+
+
+def refuse_unlearnt(file: Path, adapters: "Mapping[str, AdapterHeader]") -> list:
+    """Raise TipminiError for an adapter whose modules are none that weights were learnt for, which
+    is what can be told before its numbers are read; so there are no weights to return."""
+    known = [own.keys() for own in read(file).weights.values()]
+    for path, adapter in adapters.items():
+        if adapter.factors.keys() not in known:
+            raise _not_learnt(file, path)
+    return []
+
+
+def _not_learnt(file: Path, path: str) -> TipminiError:
+    return TipminiError(f"{file}: not learnt with {path}; run `tipmini weigh` with it")
 
 
 def told(weights: Iterable[float]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tipmini.adapter import LoraFactors
 from tipmini.errors import TipminiError
+from tipmini.options import check_rank
 from tipmini.tensor_file import largest
 
 
@@ -94,9 +95,3 @@ def stack(pairs: Sequence[tuple[Tensor, Tensor]]) -> LoraFactors:
 def _split(u: Tensor, s: Tensor, vh: Tensor) -> LoraFactors:
     root = s.sqrt()
     return LoraFactors(root[:, None] * vh, u * root, scaling=1.0)
-
-
-def check_rank(rank: object) -> None:
-    """Raise TipminiError unless the rank is a whole number from 1 on."""
-    if not (isinstance(rank, int) and rank > 0):
-        raise TipminiError(f"rank must be a whole number from 1 on, got {rank!r}")

@@ -1,13 +1,10 @@
-r"""Merging: several LoRA adapters become one, by a method named in METHODS.
+r"""Merging: several LoRA adapters become one, by a method of `tipmini.methods`.
 
-A method is one function from parts, the adapters with their weights, to an update. Its keyword
-arguments are its options, and the first line of its docstring describes it. To add a method, write
-the function and name it in METHODS; PRESETS are methods with some options or weights set.
+How to add one stands in `tipmini.methods`.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -15,18 +12,11 @@ from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.bases import common_base
-from tipmini.elementwise import (
-    merge_dare,
-    merge_dare_ties,
-    merge_magnitude,
-    merge_ties,
-    merge_tip,
-    merge_wanda,
-)
 from tipmini.errors import TipminiError
 from tipmini.lowrank import factorise
-from tipmini.subspace import merge_knots, merge_regmean
-from tipmini.summation import Part, Update, having, sum_cat, sum_linear, sum_svd, top
+from tipmini.methods import METHODS, method_options, preset
+from tipmini.options import check_options
+from tipmini.summation import Part, Update, having, top
 from tipmini.tip import Norms
 from tipmini.weighting import Weights, equal_weight, weighed
 
@@ -109,65 +99,17 @@ def _as_factors(
     return factorise(merged, rank or top(module, having(module, parts)))
 
 
-def method_options(method: str) -> dict[str, object]:
-    """{option: default} of a method or preset; raises TipminiError for an unknown one."""
-    if method not in (*METHODS, *PRESETS):
-        known = ", ".join([*METHODS, *PRESETS])
-        raise TipminiError(f"no merge method {method!r}; there are {known}")
-    chosen = preset(method)
-    parameters = inspect.signature(METHODS[chosen.method]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | chosen.options
-
-
 def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Update], dict]:
-    """The method's function and its options, a preset's among them; refuses unknown ones."""
+    """The method's function and its options, a preset's among them; refuses unknown and wrong
+    ones."""
     known = method_options(method)
     for option in options:
         if option not in known:
             listed = ", ".join(known) or "no options"
             raise TipminiError(f"merge method {method} has no option {option!r}; it has {listed}")
-    return METHODS[preset(method).method], known | options
-
-
-METHODS: dict[str, Callable[..., Update]] = {
-    "linear": sum_linear,
-    "cat": sum_cat,
-    "svd": sum_svd,
-    "dare": merge_dare,
-    "ties": merge_ties,
-    "dare_ties": merge_dare_ties,
-    "magnitude": merge_magnitude,
-    "wanda": merge_wanda,
-    "tip": merge_tip,
-    "regmean": merge_regmean,
-    "knots": merge_knots,
-}
-
-# What a method must be told of each adapter's inputs, by the name of `merge`'s argument.
-NEEDS = {"tip": "norms", "wanda": "norms", "regmean": "grams"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A method with some of its options set, and the weights that it is meant for."""
-
-    method: str
-    options: dict[str, object] = field(default_factory=dict)
-    weights: str = "sum"
-
-
-PRESETS: dict[str, Preset] = {
-    "tip-printed": Preset("tip"),
-    "tip-inverted": Preset("tip", {"sign": -1}),
-    "tip-dlp": Preset("tip", {"shift_range": 0.3}),
-    # Chosen on held-out train rows, among merges that need the adapters alone and draw nothing.
-    "recommended": Preset("linear", weights="0.35/T"),
-}
-
-
-def preset(method: str) -> Preset:
-    """A preset by its name; a method's own is its defaults and weights of 1 each."""
-    return PRESETS.get(method, Preset(method))
+    chosen = preset(method).method
+    check_options(chosen, known | options)
+    return METHODS[chosen].function, known | options
 
 
 def _parts(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import yaml
 
 from tipmini.errors import TipminiError
-from tipmini.merge import PRESETS
+from tipmini.methods import PRESETS
 
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 

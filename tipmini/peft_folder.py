@@ -1,20 +1,14 @@
-"""Reading a PEFT adapter folder: adapter_config.json beside adapter_model.safetensors.
+"""The files of a PEFT adapter folder: adapter_config.json beside adapter_model.safetensors.
 
-Both are checked before a number is read, and every error names its file.
+Every error names its file.
 """
 
 import hashlib
 import os
 from pathlib import Path
 
-from torch import Tensor
-
 from tipmini.errors import TipminiError
-from tipmini.peft_config import config_problems
-from tipmini.peft_tensors import tensor_problems
 from tipmini.strict import naming, one_line, parse_json
-from tipmini.tensor_file import TensorFile
-from tipmini.tensor_header import read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -44,18 +38,6 @@ def weights_file(folder: Path) -> Path:
     elif (folder / INDEX).exists():
         found = f"{INDEX} names other files, and an adapter is one; "
     return own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")
-
-
-def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """The settings and the tensors of plain LoRA; raises TipminiError for anything else."""
-    try:
-        config = read_settings(folder)
-        refuse(folder / CONFIG, config_problems(config))
-        file = weights_file(folder)
-        refuse(file, tensor_problems(read_header(file)))
-        return config, TensorFile(file).read_all()
-    except OSError as error:
-        raise TipminiError(f"{folder}: cannot be read ({one_line(error)})") from None
 
 
 def refuse(file: Path, problems: list[str]) -> None:

@@ -6,23 +6,25 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor
 
 from tipmini.errors import TipminiError
 from tipmini.peft_config import config_problems
 from tipmini.peft_folder import CONFIG, WEIGHTS, refuse
 from tipmini.strict import naming, one_line
-from tipmini.tensor_file import refuse_non_finite
+from tipmini.tensor_file import largest, refuse_non_finite
+
+if TYPE_CHECKING:  # a dry run asks for `refuse_taken` alone
+    from torch import Tensor
 
 CARD = "README.md"
 CARD_MARK = "tipmini"  # a tag in the front matter of our own cards
 
 
 def write_folder(
-    path: Path, config: dict, tensors: Mapping[str, Tensor], card: str | None = None
+    path: Path, config: dict, tensors: Mapping[str, "Tensor"], card: str | None = None
 ) -> None:
     """Write the files, so that `path` only ever holds a whole adapter; card becomes README.md.
 
@@ -32,7 +34,8 @@ def write_folder(
     not take it; what was there before is then unharmed.
     """
     with naming(path / WEIGHTS):
-        refuse_non_finite(tensors)
+        for name, tensor in tensors.items():
+            refuse_non_finite(name, largest(tensor))
     refuse(path / CONFIG, config_problems(config))
     refuse_taken(path)
     path = Path(os.path.realpath(path))  # what a link names, not the link, is replaced
@@ -48,8 +51,10 @@ def write_folder(
 
 
 def _write_files(
-    folder: Path, config: dict, tensors: Mapping[str, Tensor], card: str | None
+    folder: Path, config: dict, tensors: Mapping[str, "Tensor"], card: str | None
 ) -> None:
+    from safetensors.torch import save
+
     # Copies, since safetensors refuses tensors that share memory; bytes, since its own save_file
     # makes a file that only its owner may read.
     copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}

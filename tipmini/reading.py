@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-from tipmini.errors import require
-from tipmini.sparsity import check_options
-
-TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
-LAYERS = ("block", "module", "factor")
-MEANS = ("elements", "modules")
-NORMALISED = ("within", "across")
-GROUPS = ("row", "matrix")
-SCORES = ("wanda", "magnitude", "random")
-ASSIGNMENTS = ("layer", "mean", "shuffled")
+from tipmini.options import check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +35,4 @@ class Reading:
     assignment: str = "layer"
 
     def __post_init__(self) -> None:
-        require("on", self.on, TARGETS)
-        require("layer", self.layer, LAYERS)
-        require("mean", self.mean, MEANS)
-        require("normalized", self.normalized, NORMALISED)
-        require("group", self.group, GROUPS)
-        require("rescale", self.rescale, (False, True))
-        require("score", self.score, SCORES)
-        require("assignment", self.assignment, ASSIGNMENTS)
-        check_options(self.sparsity, self.sign, self.shift_range, self.bounds)
+        check_options("tip", vars(self))

@@ -10,9 +10,9 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError, is_number, require, require_share
+from tipmini.errors import TipminiError, require_share
+from tipmini.options import check_options
 
-BOUNDS = ("clip", "mean_preserving")
 PIECE = 16_384  # elements; torch sums no more than this in one thread, so in one order
 
 
@@ -77,22 +77,13 @@ def layer_sparsity(
     layers, all by the same amount, so that the mean stays base_sparsity.
     Raises TipminiError for an argument outside its range.
     """
-    check_options(base_sparsity, sign, shift_range, bounds)
+    require_share("base sparsity", base_sparsity)
+    check_options("tip", {"sign": sign, "shift_range": shift_range, "bounds": bounds})
     shift = sparsity_shift(normalize_importance(importance))
     sparsity = base_sparsity + sign * shift_range * shift
     if bounds == "mean_preserving":
         sparsity = sparsity + _mean_preserving_offset(sparsity, base_sparsity)
     return sparsity.clamp(0, 1)
-
-
-def check_options(base_sparsity: float, sign: int, shift_range: float, bounds: str) -> None:
-    """Raise TipminiError for an option of `layer_sparsity` outside its range."""
-    require_share("base sparsity", base_sparsity)
-    if sign not in (1, -1):
-        raise TipminiError(f"sign must be 1 (as printed) or -1 (inverted), got {sign}")
-    if not (is_number(shift_range) and 0 <= shift_range < float("inf")):
-        raise TipminiError(f"shift_range must be a finite number from 0 on, got {shift_range}")
-    require("bounds", bounds, BOUNDS)
 
 
 def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraFactors
-from tipmini.errors import TipminiError, is_finite, require, require_share
+from tipmini.errors import TipminiError
+from tipmini.fitting import input_gram
 from tipmini.lowrank import stack
 from tipmini.summation import Combine, Lazy, Part, Parts, Update
 from tipmini.ties import electing, trim
+from tipmini.weighting import refuse_negative
 
 RIDGE = 1e-6  # of each diagonal element of the Gram matrices, whose digits are float32's
 NULL = 1e-6  # of the largest singular value; what lies below is rounding
@@ -25,14 +27,7 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> U
     the diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of
     language models" (ICLR 2023), Eq. 2 and section 3.3.
     """
-    require_share("shrink", shrink)
-    for part in parts:
-        if part.weight < 0:
-            raise TipminiError(
-                f"regmean needs weights from 0 on, adapter {part.name} has {part.weight}"
-            )
-    if not is_finite(scale):
-        raise TipminiError(f"scale must be finite, got {scale}")
+    refuse_negative({part.name: part.weight for part in parts})
     return Lazy(parts, lambda module, own: _regmean(module, own, shrink, scale))
 
 
@@ -68,12 +63,9 @@ def _grams(module: str, parts: Parts, shrink: float) -> Iterator[Tensor]:
 
 def _gram(part: Part, module: str) -> Tensor:
     channels = part.adapter.factors[module].shape[1]
-    if part.grams is None or module not in part.grams:
-        raise TipminiError(f"regmean needs the Gram matrix of {module}; calibrate with 'gram'")
-    gram = part.grams[module].double()
-    if gram.shape != (channels, channels) or not gram.isfinite().all():
-        need = (channels, channels)
-        raise TipminiError(f"{module} needs a finite Gram matrix {need}, got {tuple(gram.shape)}")
+    gram = input_gram(part.grams, module, channels).double()
+    if not gram.isfinite().all():
+        raise TipminiError(f"{module} needs a finite Gram matrix, got NaN or Inf")
     return gram
 
 
@@ -87,9 +79,6 @@ def merge_knots(
     times the TIES of the $V_i$ instead. density as in `merge_ties`; variant is "peft" or
     "mergekit". Source: Stoica et al., "Model merging with SVD to tie the KnOTS" (ICLR 2025).
     """
-    require_share("density", density)
-    require("variant", variant, ("peft", "mergekit"))
-    require("scaled", scaled, (True, False))
     combine = electing(variant)
     return Lazy(parts, lambda module, own: _knots(module, own, density, combine, scaled))
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
-from tipmini.errors import TipminiError, require
-from tipmini.lowrank import check_rank, stack, truncate
+from tipmini.fitting import check_ranks, check_shapes
+from tipmini.lowrank import stack, truncate
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ Change = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tenso
 Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
 
 ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
-SUMMATIONS = ("linear", "cat", "svd")
-SPACES = ("factors", "delta")
 
 
 class Lazy(Mapping[str, LoraFactors | Tensor]):
@@ -49,7 +47,7 @@ class Lazy(Mapping[str, LoraFactors | Tensor]):
         self.parts, self.merge = parts, merge
         self.modules = natural_order({m for part in parts for m in part.adapter.factors})
         for module in self.modules:  # all of them before any is merged
-            _check_shapes(module, having(module, parts))
+            check_shapes(module, _factors(module, parts))
 
     def __getitem__(self, module: str) -> LoraFactors | Tensor:
         return self.merge(module, having(module, self.parts))
@@ -66,6 +64,10 @@ def having(module: str, parts: Parts) -> list[Part]:
     return [part for part in parts if module in part.adapter.factors]
 
 
+def _factors(module: str, parts: Parts) -> dict[str, LoraFactors]:
+    return {part.name: part.adapter.factors[module] for part in having(module, parts)}
+
+
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Stacked and summed as PEFT does, so that the results agree to the last bit."""
     scaled = [tensor * weight for tensor, weight in zip(tensors, weights, strict=True)]
@@ -76,7 +78,7 @@ def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
     """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
     update = Lazy(parts, lambda module, own: _sum_factors(module, own, combine))
     for module in update:
-        _check_ranks(module, having(module, parts))
+        check_ranks(module, _factors(module, parts))
     return update
 
 
@@ -87,8 +89,6 @@ def sum_cat(parts: Parts) -> Update:
 
 def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
     """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
-    if rank is not None:
-        check_rank(rank)
     return Lazy(
         parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
     )
@@ -108,27 +108,14 @@ def merge_tensors(
     on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
     `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
     update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
-    together; "cat" and "svd" don't use it. Raises TipminiError for options that would do nothing.
+    together; "cat" and "svd" don't use it.
     """
-    check_addition(on, summation, rank)
     if on == "delta":
         return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
     changed = [_changed(part, change) for part in parts]
     if summation == "linear":
         return sum_linear(changed, combine)
     return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
-
-
-def check_addition(on: str, summation: str, rank: int | None) -> None:
-    """Raise TipminiError for options of `merge_tensors` that there are not or that do nothing."""
-    require("on", on, SPACES)
-    require("summation", summation, SUMMATIONS)
-    if on == "delta" and summation != "linear":
-        raise TipminiError(f"on='delta' adds up exactly; summation={summation!r} is for factors")
-    if rank is not None and on == "factors" and summation != "svd":
-        raise TipminiError("rank is for on='delta' or summation='svd'; nothing else is cut")
-    if rank is not None:
-        check_rank(rank)
 
 
 def top(module: str, parts: Parts) -> int:
@@ -184,19 +171,3 @@ def _stack_factors(module: str, parts: Parts) -> LoraFactors:
         factors = part.adapter.factors[module]
         pairs.append((factors.b, factors.a * part.weight * factors.scaling))
     return stack(pairs)
-
-
-def _check_ranks(module: str, parts: Parts) -> None:
-    ranks = {part.name: part.adapter.factors[module].rank for part in parts}
-    if len(set(ranks.values())) > 1:
-        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
-
-
-def _check_shapes(module: str, parts: Parts) -> None:
-    shapes = {part.name: part.adapter.factors[module].shape for part in parts}
-    if len(set(shapes.values())) > 1:
-        raise TipminiError(f"adapters of different base models: {module} is {_listed(shapes)}")
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{value} in {name}" for name, value in values.items())

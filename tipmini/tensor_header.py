@@ -15,11 +15,13 @@ MAX_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of one tensor; dtype is safetensors' name, size in bytes."""
+    """What the header says of one tensor; dtype is safetensors' name, start and size in bytes,
+    the former from the file's first."""
 
     dtype: str
     shape: tuple[int, ...]
     size: int
+    start: int
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -48,7 +50,7 @@ def _entries(stream: BinaryIO) -> dict[str, Entry]:
             raise unreadable(f"tensor {shown(name)} is not where its header says: {shown(entry)}")
     # In the order of the file, which the header need not have.
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return {name: _entry(entry) for name, entry in ordered}
+    return {name: _entry(entry, 8 + length) for name, entry in ordered}
 
 
 def _no_header(start: bytes, length: int, size: int) -> TipminiError:
@@ -89,9 +91,9 @@ def _are_counts(values: object) -> bool:
     )
 
 
-def _entry(entry: dict) -> Entry:
+def _entry(entry: dict, data: int) -> Entry:
     start, end = entry["data_offsets"]
-    return Entry(entry["dtype"], tuple(entry["shape"]), end - start)
+    return Entry(entry["dtype"], tuple(entry["shape"]), end - start, data + start)
 
 
 def unreadable(why: str) -> TipminiError:

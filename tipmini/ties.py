@@ -20,8 +20,6 @@ from torch import Tensor
 
 from tipmini.wanda import count_mask
 
-VARIANTS = ("peft", "authors", "mergekit")
-
 
 def trim(tensor: Tensor, density: float) -> Tensor:
     r"""All but the $\lfloor k n \rfloor$ largest of the n elements set to 0, for a density k.

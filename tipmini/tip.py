@@ -14,7 +14,9 @@ from torch import Tensor
 
 from tipmini.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.errors import TipminiError, require
-from tipmini.reading import TARGETS, Reading
+from tipmini.fitting import input_norm
+from tipmini.options import TARGETS
+from tipmini.reading import Reading
 from tipmini.sparsity import layer_importance, layer_sparsity, whole_pieces
 from tipmini.wanda import CHUNK, wanda_score
 
@@ -79,17 +81,6 @@ def _rows(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Iterato
     tensor, norm = _weight_and_norm(adapter, norms, module, name)
     chunks = tensor.split(whole_pieces(tensor.shape[1], CHUNK))
     return (wanda_score(rows, norm) for rows in chunks)
-
-
-def input_norm(norms: Norms, module: str, name: str, channels: int) -> Tensor:
-    """The norms of what a tensor of the module reads: A x for B, x for everything else."""
-    key = f"{module}.lora_B" if name == "b" else module
-    shape = tuple(norms[key].shape) if key in norms else "nothing"
-    if shape != (channels,):
-        raise TipminiError(
-            f"norms need {(channels,)} under {key!r}, got {shape}; use calibrate_adapter"
-        )
-    return norms[key]
 
 
 def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.dare import named_generator
 from tipmini.errors import TipminiError
-from tipmini.reading import TARGETS, Reading
+from tipmini.fitting import input_norm
+from tipmini.options import TARGETS
+from tipmini.reading import Reading
 from tipmini.summation import Change, Part
 from tipmini.tip import (
     Norms,
     Place,
     Shares,
-    input_norm,
     sparsities_of,
     tensor_sparsities,
     without_draws,

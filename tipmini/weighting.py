@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tipmini.adapter import LoraAdapter, LoraFactors
 from tipmini.errors import TipminiError, is_finite
+
+if TYPE_CHECKING:  # rules are checked without torch
+    from tipmini.adapter import LoraAdapter, LoraFactors
 
 Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
 Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
@@ -34,7 +37,14 @@ def equal_weight(rule: str, count: int) -> float:
     return named[rule] if rule in named else float(rule.removesuffix("/T")) / count
 
 
-def weighed(name: str, adapter: LoraAdapter, weight: Weight) -> tuple[LoraAdapter, float]:
+def refuse_negative(weights: Mapping[str, float]) -> None:
+    """Raise TipminiError for a weight that RegMean can't take; by the adapters' names."""
+    for name, weight in weights.items():
+        if weight < 0:
+            raise TipminiError(f"regmean needs weights from 0 on, adapter {name} has {weight}")
+
+
+def weighed(name: str, adapter: "LoraAdapter", weight: Weight) -> tuple["LoraAdapter", float]:
     """The adapter and its one weight; weights of modules go into their scalings."""
     if not isinstance(weight, Mapping):
         if not is_finite(weight):
@@ -46,7 +56,7 @@ def weighed(name: str, adapter: LoraAdapter, weight: Weight) -> tuple[LoraAdapte
         if not is_finite(own):
             raise TipminiError(f"the weight of {module} of {name} must be finite, got {own}")
 
-    def scaled(module: str, pair: LoraFactors) -> LoraFactors:
+    def scaled(module: str, pair: "LoraFactors") -> "LoraFactors":
         return replace(pair, scaling=pair.scaling * weight[module])
 
     return adapter.map(scaled), 1.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tipmini.adapter import LoraFactors, at_least_float32
-from tipmini.base_folder import INDEX, SINGLE, BaseFolder
+from tipmini.base_folder import INDEX, SINGLE, BaseFolder, refuse_taken
 from tipmini.errors import TipminiError
 from tipmini.strict import one_line
 from tipmini.tensor_header import Entry
@@ -65,19 +65,6 @@ def save_merged(
             new.replace(out)  # also where an empty folder is
     except OSError as error:
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
-
-
-def refuse_taken(out: Path, needed: int) -> None:
-    """Raise TipminiError unless `out` is new or empty and its disk has the bytes."""
-    real = Path(os.path.realpath(out))
-    try:
-        if any(real.iterdir()) if real.is_dir() else os.path.lexists(real):
-            raise TipminiError(f"{out}: is there already; choose a new folder")
-        free = shutil.disk_usage(next(above for above in real.parents if above.is_dir())).free
-    except OSError as error:
-        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
-    if free < needed:
-        raise TipminiError(f"{out}: needs {needed:,} bytes, the disk has {free:,} left")
 
 
 def _write_tensors(

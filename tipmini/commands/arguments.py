@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import tipmini as tm
+from tipmini import checkout
 from tipmini.errors import require
 
 PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
@@ -47,7 +48,7 @@ def nearest(word: object, known: list[str]) -> str:
 def first_line(method: str) -> str:
     """What a method does, or which method a preset sets which options of."""
     if method in tm.METHODS:
-        return tm.METHODS[method].__doc__.splitlines()[0]
+        return tm.METHODS[method].summary
     preset = tm.PRESETS[method]
     settings = preset.options | ({"weights": preset.weights} if preset.weights != "sum" else {})
     told = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -69,21 +70,15 @@ def complete_option(context: typer.Context, incomplete: str) -> list[tuple[str, 
 
 
 def complete_task(incomplete: str) -> list[str]:
-    from tipmini.lab.documents import TASKS
-
-    return [task for task in TASKS if task.startswith(incomplete)]
+    return [task for task in checkout.task_names() if task.startswith(incomplete)]
 
 
 def complete_profile(incomplete: str) -> list[str]:
-    from tipmini.lab import profiles
-
-    return [name for name in profiles.names() if name.startswith(incomplete)]
+    return [name for name in checkout.profile_names() if name.startswith(incomplete)]
 
 
 def complete_group(incomplete: str) -> list[str]:
-    from tipmini.lab import catalogue
-
-    known = [*catalogue.group_names(), PRUNING]
+    known = [*checkout.group_names(), PRUNING]
     return [name for name in known if name.startswith(incomplete)]
 
 

@@ -2,9 +2,11 @@
 
 import json
 
+from tipmini.checkout import in_checkout
 from tipmini.commands.arguments import AsJson
 
 
+@in_checkout
 def claims(as_json: AsJson = False) -> None:
     """List every audited claim with its verdict in print and at this book's scale.
 

@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from tipmini.checkout import in_checkout
 from tipmini.commands.arguments import PRUNING, AsJson, Dtype, Profile, Tasks, complete_group
 from tipmini.errors import TipminiError
 
 
+@in_checkout
 def measure(
     method: Annotated[
         list[str] | None,
@@ -53,6 +55,7 @@ def measure(
             show_cell(lab.cell(way, name), as_json)
 
 
+@in_checkout
 def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") -> None:
     """Measure the input norms of a profile's adapters and store them; what is stored is kept.
 
@@ -74,6 +77,7 @@ def _profile(name: str, dtype: str):
     return found if dtype == "auto" else found.model_copy(update={"dtype": dtype})
 
 
+@in_checkout
 def again(
     profile: Profile = "mini",
     minutes: Annotated[float, typer.Option(min=0, help="that it may take, about")] = 4.0,
@@ -89,6 +93,7 @@ def again(
     print(line(Run(load_profile(profile), whole=False, minutes=minutes).run()))
 
 
+@in_checkout
 def reproduce(profile: Profile = "mini") -> None:
     """Compute every norm and every cell of the paper's methods from nothing, and compare.
 
@@ -101,6 +106,7 @@ def reproduce(profile: Profile = "mini") -> None:
     print(line(Run(load_profile(profile), whole=True).run()))
 
 
+@in_checkout
 def book(profile: Profile = "mini") -> None:
     """Recompute what changed, execute the notebooks, build `_build/html/index.html`."""
     from tipmini.lab import workflow
@@ -108,6 +114,7 @@ def book(profile: Profile = "mini") -> None:
     workflow.run(profile)
 
 
+@in_checkout
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini.lab import again, book, paths

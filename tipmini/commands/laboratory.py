@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tipmini.adapter import load_adapter
-from tipmini.calibration import STATISTICS
+import tipmini as tm
+from tipmini import checkout, source
 from tipmini.commands.arguments import AsJson, Base, Dtype, Tasks, complete_task
 from tipmini.commands.batch import show_cell
 from tipmini.errors import TipminiError, require
@@ -37,9 +37,9 @@ def calibrate(
     """
     from tipmini.lab.input_norms import save_tensors
 
-    require("statistic", statistic, STATISTICS)
+    require("statistic", statistic, source.names("calibration", "STATISTICS"))
     own = os.path.realpath(adapter or Path("adapters") / task)
-    load_adapter(own)  # before the model: refused is what no merge would take
+    tm.load_adapter(own)  # before the model: refused is what no merge would take
     _refuse_unwritable(out)
     place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
     lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
@@ -74,7 +74,7 @@ def weigh(
     folders = adapter or [Path("adapters") / name for name in task]
     if len(folders) != len(task):
         raise TipminiError(f"--adapter must be one a task, {len(task)}, got {len(folders)}")
-    own = {name: load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
+    own = {name: tm.load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
     _refuse_unwritable(out)
     from tipmini.lab.weighing import Recipe, Weighing
 
@@ -147,6 +147,8 @@ def adapters(
     out: Annotated[Path | None, typer.Option(help="folder; default `adapters`")] = None,
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
+    if not out:
+        checkout.require("adapters without --out")
     from tipmini.lab import assets, paths, training
 
     assets.fetch()

@@ -20,7 +20,8 @@ def methods(as_json: AsJson = False) -> None:
 def _method(name: str) -> dict[str, object]:
     found = {"what": first_line(name), "options": tm.method_options(name)}
     if name not in tm.PRESETS:
-        return found
+        method = tm.METHODS[name]
+        return found | {"needs": method.needs, "reference": method.reference}
     preset = tm.PRESETS[name]
     return found | {"preset_of": preset.method, "weights": preset.weights}
 

@@ -1,20 +1,17 @@
 """Options of merge methods, in the types that the methods declare."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from types import NoneType
-from typing import get_args
 
 import tipmini as tm
 from tipmini.commands.arguments import nearest
 from tipmini.errors import TipminiError
-from tipmini.merge import preset
+from tipmini.methods import preset
 
 READERS = {
-    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
-    int: ("a whole number", int),
-    float: ("a number", float),
-    str: ("a word", str),
+    "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    "int": ("a whole number", int),
+    "float": ("a number", float),
+    "str": ("a word", str),
 }
 
 
@@ -45,12 +42,10 @@ def typed_options(method: str, given: Mapping[str, object]) -> dict[str, object]
 
 def _typed(method: str, name: str, value: object) -> object:
     """A value from YAML or the command line, where all is text, as what the method declares."""
-    function = tm.METHODS[preset(method).method]
-    declared = inspect.signature(function).parameters[name].annotation
-    kinds = get_args(declared) or (declared,)  # `int | None` is (int, NoneType)
-    if NoneType in kinds and str(value).lower() in ("none", "null"):
+    types = tm.METHODS[preset(method).method].types[name]
+    if "None" in types and str(value).lower() in ("none", "null"):
         return None
-    what, read = READERS[kinds[0]]
+    what, read = READERS[types[0]]
     try:
         return read(str(value))
     except (KeyError, ValueError):

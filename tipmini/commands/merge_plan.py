@@ -1,96 +1,202 @@
-"""`tipmini merge --dry-run`: a module of every kind is merged, the rest is reckoned from that."""
+"""`tipmini merge --dry-run`: what a merge would do and cost, told by the inputs' headers alone."""
 
-import resource
-import sys
-import time
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from tipmini.adapter_header import FactorsHeader, read_adapter_header
+from tipmini.commands.merge_inputs import Inputs, describe, open_inputs, refuse_out
 from tipmini.commands.merge_request import Request
-from tipmini.commands.merge_run import (
-    Inputs,
-    describe,
-    measured_update,
-    merged_adapter,
-    refuse_out,
-)
+from tipmini.errors import TipminiError
+from tipmini.fitting import check_ranks, check_shapes, input_gram, input_norm
+from tipmini.learnt_weights import refuse_unlearnt
+from tipmini.methods import METHODS, preset
+from tipmini.options import TARGETS
+from tipmini.peft_config import FLOAT32_MAX
+from tipmini.tensor_header import FLOATING
+from tipmini.weighting import equal_weight, refuse_negative
 
-DISK = 300e6  # bytes a second, read or written; an ordinary SSD does more
-COPIES = 3  # of what is written: an adapter, its copy and bytes; a base tensor, sum and rounded
+# Speeds of two ordinary cores, so that a larger machine is done earlier.
+DISK = 800e6  # bytes a second, read or written; between a SATA and an NVMe disk
+FLOPS = 15e9  # of products and decompositions, most of them in float64
+MODULE = 1e-3  # seconds of a module: some thirty calls of torch on small tensors
+NORM = 2e-3  # seconds of an adapter's module whose norms are looked up in their file
+# Nanoseconds that a method takes for each number that it changes and adds up.
+NUMBER = {
+    **{"linear": 2, "cat": 1, "svd": 1, "regmean": 1, "knots": 40, "magnitude": 20},
+    **{"dare": 10, "ties": 35, "dare_ties": 25, "wanda": 25, "tip": 30},
+}
+LANCZOS = 150  # products of a matrix with a vector until the singular vectors are found
+PROCESS = 260e6  # bytes of Python with torch, before an adapter is read
+SCIPY = 60e6  # bytes more where a delta is cut
+WHOLE = ("ties", "dare_ties", "magnitude")  # no delta of theirs is changed row by row
+SUMMED = {"cat": "cat", "svd": "svd", "regmean": "cat", "knots": "cat"}  # others: linear
+COPIES = 3  # of an adapter that is written: itself, contiguous, and its bytes
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One module, merged and compared."""
+def reckon(request: Request) -> dict[str, object]:
+    """What `run` would do, and about what it would cost; writes nothing, reads no numbers.
 
-    seconds: float
-    output: int  # bytes
-
-
-def reckon(request: Request, inputs: Inputs) -> dict[str, object]:
-    """What `run` would do, and what it would cost; writes nothing.
-
-    Raises the TipminiError that `run` would, as far as one module of each kind shows it.
+    Raises the TipminiError that `run` would, as far as names and shapes tell.
     """
-    kinds = _kinds(inputs)
-    size = inputs.base.size if inputs.base else 0
+    inputs = open_inputs(request, read_adapter_header, refuse_unlearnt)
     refuse_out(request, inputs)
-    _try(request, inputs, next(iter(kinds.values()))[0])  # warms up: imports, caches
-    trials = {kind: _try(request, inputs, modules[0]) for kind, modules in kinds.items()}
-    seconds = sum(trials[kind].seconds * len(modules) for kind, modules in kinds.items())
-    output = size or sum(trials[kind].output * len(modules) for kind, modules in kinds.items())
+    _refuse_weights(request, inputs)
+    modules = [_module(name, request, inputs) for name in inputs.shapes]
+    for module in modules:
+        module.check(inputs)
+    width = _width(inputs)
+    size = inputs.base.size if inputs.base else 0
+    output = size or width * sum(m.rank * sum(m.shape) for m in modules)
+    seconds = sum(m.seconds(whole=bool(inputs.base)) for m in modules)
     estimate = {
         "output_bytes": output,
-        "memory_bytes": _memory(request, inputs, output),
+        "memory_bytes": _memory(inputs, modules, output, width),
         "seconds": seconds + (size + output) / DISK,
     }
     return describe(request, inputs) | {"dry_run": True, "estimate": estimate}
 
 
-def _kinds(inputs: Inputs) -> dict[tuple, list[str]]:
-    """Modules of one shape that the same adapters have, at the same ranks, cost the same."""
-    kinds = defaultdict(list)
-    for module, shape in inputs.shapes.items():
-        pairs = (adapter.factors.get(module) for adapter in inputs.adapters)
-        kinds[shape, tuple(pair and pair.rank for pair in pairs)].append(module)
-    return dict(kinds)
+def _refuse_weights(request: Request, inputs: Inputs) -> None:
+    """What a weight alone tells."""
+    weights = inputs.weights
+    if isinstance(weights, str):
+        weights = [equal_weight(weights, len(inputs.adapters))]
+    if preset(request.method).method == "regmean":
+        refuse_negative({str(place): weight for place, weight in enumerate(weights)})
+    if any(abs(weight) > FLOAT32_MAX for weight in weights) and _width(inputs) == 4:
+        raise TipminiError("the sum overflows torch.float32; take smaller weights")
 
 
-def _try(request: Request, inputs: Inputs, module: str) -> Trial:
-    inputs = _only(request, inputs, module)
-    start = time.perf_counter()
-    if inputs.base:
-        measured_update(request, inputs)[module]
-        return Trial(time.perf_counter() - start, output=0)
-    merged, _ = merged_adapter(request, inputs, lambda things, **_: things)
-    pair = merged.factors[module]
-    return Trial(time.perf_counter() - start, pair.a.nbytes + pair.b.nbytes)
-
-
-def _only(request: Request, inputs: Inputs, module: str) -> Inputs:
-    """The same merge of one module, with the adapters that have it."""
-    having = [i for i, adapter in enumerate(inputs.adapters) if module in adapter.factors]
-
-    def chosen(values: object) -> object:
-        return [values[i] for i in having] if isinstance(values, list) else values
-
-    alone = [replace(a, factors={module: a.factors[module]}) for a in chosen(inputs.adapters)]
-    shares = chosen(inputs.weights)
-    if isinstance(request.weights, Path):
-        shares = [{module: own[module]} for own in shares]
-    own = {"norms": chosen(inputs.norms), "grams": chosen(inputs.grams), "weights": shares}
-    return replace(inputs, adapters=alone, **own)
-
-
-def _memory(request: Request, inputs: Inputs, output: int) -> int:
-    """Bytes at the peak: this process so far, which has merged a module of each kind, and what
-    only a whole merge holds."""
-    so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    so_far *= 1 if sys.platform == "darwin" else 1024  # kilobytes on Linux
+def _width(inputs: Inputs) -> int:
+    """Bytes of a merged number: of float32, or of float64 where any factor is."""
     pairs = [pair for adapter in inputs.adapters for pair in adapter.factors.values()]
-    wide = 4 * sum(pair.a.numel() + pair.b.numel() for pair in pairs)  # all in float32
-    if inputs.base:
+    return max(4, *(FLOATING[entry.dtype] for pair in pairs for entry in (pair.a, pair.b)))
+
+
+@dataclass(frozen=True)
+class _Module:
+    """How one module is merged: of which factors, by the adapters' places, and by what."""
+
+    name: str
+    pairs: Mapping[str, FactorsHeader]
+    method: str
+    options: Mapping[str, object]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, k)."""
+        return next(iter(self.pairs.values())).shape
+
+    @property
+    def ranks(self) -> int:
+        """Of the exact sum."""
+        return sum(pair.rank for pair in self.pairs.values())
+
+    @property
+    def dense(self) -> bool:
+        return self.options.get("on") == "delta"
+
+    @property
+    def summation(self) -> str:
+        """How factors are put together."""
+        return self.options.get("summation", SUMMED.get(self.method, "linear"))
+
+    @property
+    def rank(self) -> int:
+        """Of the merged factors; of knots at most, since null directions are left out."""
+        if self.summation == "cat":
+            return min(self.ranks, *self.shape) if self.method == "knots" else self.ranks
+        top = max(pair.rank for pair in self.pairs.values())
+        cut = self.dense or self.summation == "svd"
+        return min(self.options.get("rank") or top, *self.shape, self.ranks) if cut else top
+
+    def check(self, inputs: Inputs) -> None:
+        """Raise TipminiError for what the merge would refuse of the module, by its shapes."""
+        check_shapes(self.name, self.pairs)
+        if self.summation == "linear" and not self.dense:
+            check_ranks(self.name, self.pairs)
+        for place, pair in self.pairs.items():
+            if METHODS[self.method].needs == "norms":
+                channels = {"a": self.shape[1], "b": pair.rank, "delta": self.shape[1]}
+                for name in TARGETS[self.options["on"]]:
+                    norms = inputs.norms[int(place)].entries
+                    input_norm(norms, self.name, name, channels[name])
+            if METHODS[self.method].needs == "grams":
+                input_gram(inputs.grams[int(place)].entries, self.name, self.shape[1])
+
+    def seconds(self, whole: bool) -> float:
+        """whole: the update is not cut to factors, but added to a base."""
+        d, k = self.shape
+        changed = len(self.pairs) * d * k if self.dense else self.ranks * (d + k)
+        added = 0
+        read = len(self.pairs) * NORM if METHODS[self.method].needs == "norms" else 0
+        flops = self._merge_flops() + self._fidelity_flops(whole)
+        if self.dense and not whole:
+            flops += self._cut_flops()
+        if whole:
+            added = 3 * d * k  # the base's weight, the sum, the rounded one
+            flops += 0 if self.dense else 2 * d * k * self.rank
+        if self.method == "regmean":
+            added += 10 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
+        numbers = (changed * NUMBER[self.method] + added) / 1e9
+        return MODULE + read + numbers + flops / FLOPS
+
+    def work(self) -> int:
+        """Bytes held while the module is merged and compared, most of them in float64."""
+        d, k = self.shape
+        found = 8 * 4 * (d + k) * (self.ranks + self.rank)
+        if self.dense:
+            found += 8 * 4 * d * k
+            if self.method in WHOLE:  # all adapters' at once, each a single row to be parted
+                found += 4 * (len(self.pairs) + 6) * d * k
+        if self.method == "regmean":
+            found += 8 * 5 * k * k
+        return found
+
+    def _merge_flops(self) -> float:
+        d, k = self.shape
+        if self.dense:
+            return 2 * d * k * self.ranks
+        if self.summation == "svd":
+            return 8 * (d + k) * self.ranks**2 + 20 * self.ranks**3
+        if self.method == "regmean":
+            return k**3 / 3 + 4 * self.ranks * k * k
+        if self.method == "knots":
+            return 8 * (d + len(self.pairs) * k) * self.ranks**2
+        return 0
+
+    def _fidelity_flops(self, whole: bool) -> float:
+        """Two QR decompositions of the exact sum's factors, one of those of the difference."""
+        d, k = self.shape
+        exact = 4 * (d + k) * self.ranks**2
+        if self.dense and whole:
+            return exact + 2 * d * k * (self.ranks + 10)
+        return exact + 2 * (d + k) * (self.ranks + self.rank) ** 2
+
+    def _cut_flops(self) -> float:
+        """`factorise`: by Lanczos, some hundred products with a vector, or by LAPACK."""
+        d, k = self.shape
+        smaller = min(d, k)
+        return 22 * max(d, k) * smaller**2 if 4 * self.rank > smaller else LANCZOS * 2 * d * k
+
+
+def _module(name: str, request: Request, inputs: Inputs) -> _Module:
+    adapters = enumerate(inputs.adapters)
+    pairs = {str(i): a.factors[name] for i, a in adapters if name in a.factors}
+    return _Module(name, pairs, preset(request.method).method, request.options)
+
+
+def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> int:
+    """Bytes at the peak: the adapters as they are stored and in float32, what they are changed to,
+    and the largest of what is held of one module at a time."""
+    numbers = sum(m.ranks * sum(m.shape) for m in modules)
+    stored = sum(sum(e.size for e in a.file.entries.values()) for a in inputs.adapters)
+    held = PROCESS + stored + (0 if stored == width * numbers else width * numbers)
+    work = max(m.work() for m in modules)
+    if inputs.base:  # of a tensor that changes: itself, the delta, their sum, the rounded one
         largest = max(inputs.base.entry(name).size for name in inputs.base.files)
-        return so_far + wide + COPIES * largest
-    return so_far + 2 * wide + COPIES * output  # changed beside what is changed
+        return int(held + max(largest, work + max(16 * math.prod(m.shape) for m in modules)))
+    if modules[0].dense:
+        return int(held + SCIPY + work + COPIES * output)
+    return int(held + width * numbers + work + COPIES * output)  # changed beside what is changed

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-import tipmini as tm
 from tipmini.commands import merge_values as values
 from tipmini.commands.arguments import nearest
 from tipmini.commands.merge_options import typed_options
 from tipmini.errors import TipminiError
-from tipmini.merge import NEEDS, preset
+from tipmini.methods import METHODS, PRESETS, method_options, preset
+from tipmini.options import check_options
 from tipmini.strict import one_line
 
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
@@ -71,7 +71,7 @@ def _read(file: Path) -> dict[str, object]:
     # YAML 1.1 reads the bare word on as true, also where it is a key.
     content = {"on" if key is True else key: value for key, value in content.items()}
     method = _method(content.get("method") or _default_method(content.get("weights")))
-    known = [*ARGUMENTS, *tm.method_options(method)]
+    known = [*ARGUMENTS, *method_options(method)]
     for key in content:
         if key not in known and not _of_another_method(key):
             hint = nearest(key, known)
@@ -92,17 +92,17 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _of_another_method(key: object) -> bool:
     """Whether it can still be right, should the command line name another method."""
-    return any(key in tm.method_options(method) for method in tm.METHODS)
+    return any(key in method_options(method) for method in METHODS)
 
 
 def _check_default(given: Mapping[str, object]) -> None:
     """Raise TipminiError for what the default method would leave unread."""
     for argument in ("norms", "grams"):
         if given.get(argument):
-            readers = ", ".join(method for method, need in NEEDS.items() if need == argument)
+            readers = ", ".join(name for name, m in METHODS.items() if m.needs == argument)
             raise TipminiError(f"{argument} are read by {readers}; name one with --method")
     for option in (name for name in given if name not in ARGUMENTS):
-        readers = ", ".join(m for m in tm.METHODS if option in tm.method_options(m))
+        readers = ", ".join(m for m in METHODS if option in method_options(m))
         if readers:
             raise TipminiError(f"{option} is an option of {readers}; name one with --method")
 
@@ -113,7 +113,7 @@ def _default_method(weights: object) -> str:
 
 
 def _method(name: object) -> str:
-    known = [*tm.METHODS, *tm.PRESETS]
+    known = [*METHODS, *PRESETS]
     if name not in known:
         listed = ", ".join(known)
         raise TipminiError(f"no merge method {name!r}{nearest(name, known)}; there are {listed}")
@@ -121,11 +121,12 @@ def _method(name: object) -> str:
 
 
 def _check(request: Request) -> None:
-    """What no single argument can tell."""
+    """What no single argument can tell, and the values of the method's options."""
+    check_options(preset(request.method).method, request.options)
     if not request.adapters:
         raise TipminiError("nothing to merge; give at least one adapter folder")
     _check_counts(request)
-    need = NEEDS.get(preset(request.method).method)
+    need = METHODS[preset(request.method).method].needs
     if need and getattr(request, need) is None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:

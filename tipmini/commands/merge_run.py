@@ -8,68 +8,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tipmini as tm
-from tipmini import learnt_weights, weights
-from tipmini.base_folder import BaseFolder, open_base
-from tipmini.bases import common_base
+from tipmini import weights
+from tipmini.commands.merge_inputs import Inputs, describe, open_inputs, refuse_out
 from tipmini.commands.merge_request import Request
 from tipmini.fidelity import Fidelity
-from tipmini.learnt_weights import told
+from tipmini.learnt_weights import told, weights_of
 from tipmini.model_card import CardInput, model_card
 from tipmini.peft_folder import weights_sha256
-from tipmini.peft_write import refuse_taken
 from tipmini.reading import Reading
 from tipmini.summation import Part
-from tipmini.tensor_file import TensorFile
 from tipmini.tip import layer_names, sparsities_of
 
 Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What a request names, opened: adapters whole, everything else read when it is needed."""
-
-    adapters: list[tm.LoraAdapter]
-    norms: list[Mapping] | None
-    grams: list[Mapping] | None
-    weights: str | list  # as `tm.merge` takes them
-    base: BaseFolder | None  # of --into
-    base_model: str | None  # what all adapters belong to
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(d, k) of every module that is merged."""
-        factors = [item for adapter in self.adapters for item in adapter.factors.items()]
-        return {module: pair.shape for module, pair in factors}
-
-
-def open_inputs(request: Request) -> Inputs:
-    """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base."""
-    adapters = {str(path): tm.load_adapter(path) for path in request.adapters}
-    named = {path: adapter.base_model for path, adapter in adapters.items()}
-    inputs = Inputs(
-        [adapters[str(path)] for path in request.adapters],
-        _tensor_files(request.norms),
-        _tensor_files(request.grams),
-        _weights(request.weights, adapters),
-        open_base(request.into) if request.into else None,
-        request.base_model or common_base(named),
-    )
-    if inputs.base:
-        inputs.base.check(inputs.shapes)
-    return inputs
-
-
-def _tensor_files(paths: list[Path] | None) -> list[Mapping] | None:
-    return None if paths is None else [TensorFile(path) for path in paths]
-
-
-def _weights(given: object, adapters: Mapping[str, tm.LoraAdapter]) -> str | list:
-    return learnt_weights.weights_of(given, adapters) if isinstance(given, Path) else given
-
-
-def run(request: Request, inputs: Inputs, progress: Progress) -> dict[str, object]:
-    """Merge and write; returns what there is to tell of it."""
+def run(request: Request, progress: Progress) -> dict[str, object]:
+    """Read, merge and write; returns what there is to tell of it."""
+    inputs = open_inputs(request, tm.load_adapter, weights_of)
     start = time.perf_counter()
     refuse_out(request, inputs)
     if inputs.base:
@@ -80,14 +35,6 @@ def run(request: Request, inputs: Inputs, progress: Progress) -> dict[str, objec
         merged, fidelity = merged_adapter(request, inputs, progress)
         merged.save(request.out, card=_card(request, inputs, merged, fidelity))
     return _told(request, inputs, fidelity) | {"seconds": time.perf_counter() - start}
-
-
-def refuse_out(request: Request, inputs: Inputs) -> None:
-    """Raise TipminiError, before the long part, for a folder that the result can't go into."""
-    if inputs.base:
-        weights.refuse_taken(request.out, inputs.base.size)
-    else:
-        refuse_taken(request.out)
 
 
 def _card(request: Request, inputs: Inputs, merged: tm.LoraAdapter, fidelity: Fidelity) -> str:
@@ -137,20 +84,6 @@ def _told(request: Request, inputs: Inputs, fidelity: Fidelity) -> dict[str, obj
     """How the merge was made and what came out."""
     measured = {"whole": fidelity.whole(), "modules": fidelity.modules()}
     return describe(request, inputs) | {"fidelity": measured}
-
-
-def describe(request: Request, inputs: Inputs) -> dict[str, object]:
-    """What is merged how into what."""
-    return {
-        "out": str(request.out),
-        "into": str(request.into) if request.into else None,
-        "method": request.method,
-        "options": request.options,
-        "seed": request.seed,
-        "weights": str(request.weights) if isinstance(request.weights, Path) else request.weights,
-        "adapters": [str(path) for path in request.adapters],
-        "modules": len(inputs.shapes),
-    }
 
 
 def merged_adapter(

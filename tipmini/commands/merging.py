@@ -10,9 +10,6 @@ import typer
 import tipmini as tm
 from tipmini.commands.arguments import AsJson, complete_method, complete_option, examples
 from tipmini.commands.merge_options import parse_options
-from tipmini.commands.merge_plan import reckon
-from tipmini.commands.merge_request import make_request
-from tipmini.commands.merge_run import open_inputs, run
 from tipmini.errors import TipminiError
 
 CONFIG = """\
@@ -125,12 +122,17 @@ def merge(
         "base_model": base_model,
     }
     given = {name: value for name, value in flags.items() if value not in (None, [])}
+    from tipmini.commands.merge_request import make_request
+
     request = make_request(given | options, config)
-    inputs = open_inputs(request)
     if dry_run:
-        _tell_plan(reckon(request, inputs), as_json)
+        from tipmini.commands.merge_plan import reckon
+
+        _tell_plan(reckon(request), as_json)
     else:
-        _tell(run(request, inputs, _bar(silent=quiet or as_json)), as_json)
+        from tipmini.commands.merge_run import run
+
+        _tell(run(request, _bar(silent=quiet or as_json)), as_json)
 
 
 def _one_of(weight: list[float] | None, weights: str | None) -> object:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tipmini import source
 from tipmini.commands.arguments import AsJson, Base, Dtype, Tasks, examples, nearest
-from tipmini.criteria import METHODS, REDUCTIONS
 from tipmini.errors import TipminiError
 from tipmini.schedules import SCHEDULES
 
@@ -20,7 +20,8 @@ EPILOG = examples(
     "tipmini prune --share 0.5 --dry-run --out half",
 )
 SEMI = ("magnitude-2:4", "wanda-2:4")
-ALL = (*METHODS, *SEMI)
+ALL = (*source.names("criteria", "CRITERIA"), "random", *SEMI)
+REDUCTIONS = source.names("criteria", "REDUCTIONS")
 
 
 def complete_criterion(incomplete: str) -> list[str]:

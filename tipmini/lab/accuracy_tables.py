@@ -14,7 +14,7 @@ from tipmini.lab.resampling import Bounds, Cells, Interval, bounds
 from tipmini.lab.results import Cell
 from tipmini.lab.statistics import LEVEL, MISSING, mean_interval, mean_of
 from tipmini.lab.tables import TITLES, mark, relation
-from tipmini.merge import METHODS, PRESETS
+from tipmini.methods import METHODS, PRESETS
 
 Titles = Mapping[str, str]
 Facts = Mapping[str, Mapping[str, float]]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import platformdirs
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tipmini.checkout import ROOT
+
+REPOSITORY = ROOT
 ADAPTERS = REPOSITORY / "adapters"
 NOTEBOOKS = REPOSITORY / "notebooks"
 BOOK = REPOSITORY / "book"

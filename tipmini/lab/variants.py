@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab import documents
-from tipmini.merge import NEEDS, preset
+from tipmini.methods import METHODS, preset
 from tipmini.weighting import RULES, is_rule
 
 UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
@@ -111,7 +111,7 @@ class Variant(Declared):
     @property
     def needs(self) -> str | None:
         """`merge`'s argument for what was measured of the inputs: "norms", "grams" or nothing."""
-        return NEEDS.get(self.base_method)
+        return None if self.method in UNMERGED else METHODS[self.base_method].needs
 
     def tasks(self, every: Sequence[str]) -> tuple[str, ...]:
         """Those whose adapters are merged, in the order of `every`; they alone are evaluated.

@@ -1,0 +1,94 @@
+"""The table of merge methods and their presets, which is read without torch.
+
+To add a method, write its function, from parts (the adapters with their weights) to an update, and
+give it a row. Its keyword-only arguments are its options, and the first line of its docstring says
+what it does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+
+from tipmini import source
+from tipmini.errors import TipminiError
+
+
+@dataclass(frozen=True)
+class Method:
+    """place: "module:function". reference: of book/references.bib. needs: what must be told of
+    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams"."""
+
+    place: str
+    reference: str
+    needs: str | None = None
+
+    @property
+    def function(self) -> Callable:
+        module, _, name = self.place.partition(":")
+        return getattr(import_module(f"tipmini.{module}"), name)
+
+    @cached_property
+    def summary(self) -> str:
+        return source.summary(*self.place.split(":"))
+
+    @cached_property
+    def options(self) -> dict[str, object]:
+        """{option: default}."""
+        return {name: default for name, (_, default) in self._declared.items()}
+
+    @cached_property
+    def types(self) -> dict[str, tuple[str, ...]]:
+        """{option: what it may be}, e.g. ("int", "None")."""
+        return {name: types for name, (types, _) in self._declared.items()}
+
+    @cached_property
+    def _declared(self) -> dict[str, tuple[tuple[str, ...], object]]:
+        return source.options(*self.place.split(":"))
+
+
+METHODS = {
+    "linear": Method("summation:sum_linear", "mangrulkar2022peft"),
+    "cat": Method("summation:sum_cat", "mangrulkar2022peft"),
+    "svd": Method("summation:sum_svd", "mangrulkar2022peft"),
+    "dare": Method("elementwise:merge_dare", "yu2024dare"),
+    "ties": Method("elementwise:merge_ties", "yadav2023ties"),
+    "dare_ties": Method("elementwise:merge_dare_ties", "yu2024dare"),
+    "magnitude": Method("elementwise:merge_magnitude", "mangrulkar2022peft"),
+    "wanda": Method("elementwise:merge_wanda", "sun2024wanda", needs="norms"),
+    "tip": Method("elementwise:merge_tip", "yun2025tip", needs="norms"),
+    "regmean": Method("subspace:merge_regmean", "jin2023regmean", needs="grams"),
+    "knots": Method("subspace:merge_knots", "stoica2025knots"),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method with some of its options set, and the weights that it is meant for."""
+
+    method: str
+    options: dict[str, object] = field(default_factory=dict)
+    weights: str = "sum"
+
+
+PRESETS: dict[str, Preset] = {
+    "tip-printed": Preset("tip"),
+    "tip-inverted": Preset("tip", {"sign": -1}),
+    "tip-dlp": Preset("tip", {"shift_range": 0.3}),
+    # Chosen on held-out train rows, among merges that need the adapters alone and draw nothing.
+    "recommended": Preset("linear", weights="0.35/T"),
+}
+
+
+def preset(method: str) -> Preset:
+    """A preset by its name; a method's own is its defaults and weights of 1 each."""
+    return PRESETS.get(method, Preset(method))
+
+
+def method_options(method: str) -> dict[str, object]:
+    """{option: default} of a method or preset; raises TipminiError for an unknown one."""
+    if method not in (*METHODS, *PRESETS):
+        known = ", ".join([*METHODS, *PRESETS])
+        raise TipminiError(f"no merge method {method!r}; there are {known}")
+    chosen = preset(method)
+    return METHODS[chosen.method].options | chosen.options
