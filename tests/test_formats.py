@@ -100,4 +100,7 @@ def test_what_is_committed_is_whole_and_on_the_same_rows():
         assert found.keys() == fixed.keys()
         for place, one in found.items():
             assert one.dtype == formats.WAYS[way].dtype
-            assert one.inputs == fixed[place].inputs
+            few = formats.WAYS[way].rows.get(one.task, fixed[place].count)
+            assert one.count == few <= fixed[place].count
+            rows = {} if few == fixed[place].count else {"data": one.inputs["data"]}
+            assert one.inputs == fixed[place].inputs | rows

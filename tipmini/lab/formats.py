@@ -3,19 +3,21 @@ float32 and in bfloat16, with a CPU's instructions for it and without.
 
     python -m tipmini.lab.formats
 
-The rows and the adapters are the same in every way; what is stored at `mini` is what they are held
-against. A large CPU acts as a small one by settings of its libraries alone.
+The adapters are the same in every way, and the rows are, or the first of them where a way is slow;
+what is stored at `mini` is what they are held against. A large CPU acts as a small one by settings
+of its libraries alone.
 """
 
 import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from tipmini.lab import bundles, paths
+from tipmini.lab.documents import TASKS
 from tipmini.lab.experiments import METHODS, Lab, stored
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.results import Cell
@@ -34,6 +36,7 @@ class Way:
     title: str
     dtype: str
     environment: dict[str, str]
+    rows: dict[str, int] = field(default_factory=dict)  # the first ones, where not all
 
 
 WAYS = {
@@ -41,7 +44,12 @@ WAYS = {
     "bfloat16-avx512": Way(
         "bfloat16, AVX512", "bfloat16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     ),
-    "bfloat16-emulated": Way("bfloat16, emulated (AVX2)", "bfloat16", SMALL),
+    "bfloat16-emulated": Way(
+        "bfloat16, emulated (AVX2)",
+        "bfloat16",
+        SMALL,
+        dict.fromkeys(TASKS, 16) | {"coqa": 5},
+    ),
 }
 
 
@@ -52,7 +60,9 @@ class InOneWay(Lab):
 
     def __init__(self, way: str):
         mini = load_profile("mini")
+        rows = mini.evaluation_rows_of | WAYS[way].rows
         changes = {"variants": f"{STORE}/{way}", "dtype": WAYS[way].dtype}
+        changes |= {"evaluation_rows_of": rows}
         super().__init__(mini.model_copy(update=changes))
 
     def _measured_before(self, name: str, key: str) -> None:
@@ -105,13 +115,18 @@ def table(titles: dict[str, str]) -> pd.DataFrame:
 
 def _told(found: dict, fixed: dict, titles: dict[str, str]) -> dict[str, str]:
     places = [place for place in fixed if place in found]
-    pairs = [pair for p in places for pair in zip(found[p].values, fixed[p].values, strict=True)]
-    row = {"rows that count otherwise": f"{sum(a != b for a, b in pairs):,} of {len(pairs):,}"}
+    gains = {p: _gains(found[p], fixed[p]) for p in places}
+    rows = [gain for own in gains.values() for gain in own]
+    row = {"rows that count otherwise": f"{sum(map(bool, rows)):,} of {len(rows):,}"}
     for method in METHODS:
-        tasks = [task for name, task in places if name == method]
-        shift = [found[method, t].mean - fixed[method, t].mean for t in tasks]
-        row[titles[method]] = f"{100 * math.fsum(shift) / len(tasks):+z.2f}" if tasks else "–"
+        shifts = [math.fsum(own) / len(own) for (name, _), own in gains.items() if name == method]
+        row[titles[method]] = f"{100 * math.fsum(shifts) / len(shifts):+z.2f}" if shifts else "–"
     return row
+
+
+def _gains(cell: Cell, fixed: Cell) -> list[float]:
+    """Of every row that both have."""
+    return [a - b for a, b in zip(cell.values, fixed.values, strict=False)]
 
 
 def largest_difference() -> float:
@@ -137,8 +152,8 @@ def allowed(dtype: str) -> float:
     if dtype == "float32":
         return 0.0
     one, other = cells_of("bfloat16-avx512"), cells_of("bfloat16-emulated")
-    pairs = [pair for p in one for pair in zip(one[p].values, other[p].values, strict=True)]
-    return sum(a != b for a, b in pairs) / len(pairs)
+    gains = [gain for place in one for gain in _gains(one[place], other[place])]
+    return sum(map(bool, gains)) / len(gains)
 
 
 if __name__ == "__main__":
