@@ -219,6 +219,7 @@ def test_a_dry_run_tells_and_writes_nothing(on_disk, given, into):
         *((method, ["--on", "delta"]) for method in ("tip", "ties", "dare")),
         ("svd", ["--rank", 2]),
         ("magnitude", ["--on", "delta", "--rank", 3]),
+        ("ties", ["--on", "delta", "--rank", 20]),  # above the rank of their sum
     ],
 )
 def test_a_dry_run_knows_the_size_of_the_result(method, given):

@@ -23,6 +23,7 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
     """The facts of a PEFT folder; never raises for an adapter that `load_adapter` refuses.
 
     All numbers are read, for NaN and overflow, but without torch.
+
     base, task: as the settings name them; modules: how many; targets: the last parts of their
     names; ranks, scaling, dtypes: the distinct ones; parameters: of the factors; problems:
     why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth

@@ -108,8 +108,22 @@ class _Module:
         if self.summation == "cat":
             return min(self.ranks, *self.shape) if self.method == "knots" else self.ranks
         top = max(pair.rank for pair in self.pairs.values())
-        cut = self.dense or self.summation == "svd"
-        return min(self.options.get("rank") or top, *self.shape, self.ranks) if cut else top
+        if self.dense:
+            return min(self.options["rank"] or top, *self.shape)
+        if self.summation == "svd":
+            return min(self.options["rank"] or top, *self.shape, self.ranks)
+        return top
+
+    @property
+    def by_adapter(self) -> bool:
+        """Whether one threshold is taken of all of an adapter's tensors."""
+        return self.options.get("variant") == "authors" and self.method == "ties"
+
+    @property
+    def changed(self) -> int:
+        """How many numbers the method changes."""
+        d, k = self.shape
+        return len(self.pairs) * d * k if self.dense else self.ranks * (d + k)
 
     def check(self, inputs: Inputs) -> None:
         """Raise TipminiError for what the merge would refuse of the module, by its shapes."""
@@ -128,7 +142,6 @@ class _Module:
     def seconds(self, whole: bool) -> float:
         """whole: the update is not cut to factors, but added to a base."""
         d, k = self.shape
-        changed = len(self.pairs) * d * k if self.dense else self.ranks * (d + k)
         added = 0
         read = len(self.pairs) * NORM if METHODS[self.method].needs == "norms" else 0
         flops = self._merge_flops() + self._fidelity_flops(whole)
@@ -139,7 +152,8 @@ class _Module:
             flops += 0 if self.dense else 2 * d * k * self.rank
         if self.method == "regmean":
             added += 10 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
-        numbers = (changed * NUMBER[self.method] + added) / 1e9
+        rounds = 3 if self.by_adapter else 1  # for the threshold, the majority, the merge
+        numbers = (rounds * self.changed * NUMBER[self.method] + added) / 1e9
         return MODULE + read + numbers + flops / FLOPS
 
     def work(self) -> int:
@@ -193,6 +207,8 @@ def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> 
     numbers = sum(m.ranks * sum(m.shape) for m in modules)
     stored = sum(sum(e.size for e in a.file.entries.values()) for a in inputs.adapters)
     held = PROCESS + stored + (0 if stored == width * numbers else width * numbers)
+    if modules[0].by_adapter:  # an adapter's tensors, as one row, and that in order
+        held += 3 * width * sum(m.changed / len(m.pairs) for m in modules)
     work = max(m.work() for m in modules)
     if inputs.base:  # of a tensor that changes: itself, the delta, their sum, the rounded one
         largest = max(inputs.base.entry(name).size for name in inputs.base.files)
