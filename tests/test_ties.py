@@ -129,7 +129,7 @@ def test_rows_at_a_time_change_no_bit(monkeypatch, rows, variant):
 
     reference = merged()
     monkeypatch.setattr(summation, "ROWS", rows)
-    monkeypatch.setattr(wanda, "CHUNK", rows)
+    monkeypatch.setattr(wanda, "CHUNK", 8 * rows)
     assert all(map(torch.equal, merged(), reference))
 
 

@@ -70,9 +70,9 @@ def test_wanda_is_tip_with_one_sparsity(reading):
     assert_slow(update, reading | {"shift_range": 0.0})
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 512])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 17])
 @pytest.mark.parametrize("on", ["factors", "delta"])
-def test_rows_at_a_time_change_no_bit(monkeypatch, chunk, on):
+def test_elements_at_a_time_change_no_bit(monkeypatch, chunk, on):
     def merged():
         _, update = tm.merge_update(PAIR, "tip", norms=PAIR_NORMS, on=on)
         return [update[m] if on == "delta" else update[m].delta() for m in update]
@@ -121,6 +121,18 @@ def test_the_options_reach_layer_sparsity():
     options = {"sign": -1, "shift_range": 0.3, "bounds": "mean_preserving"}
     expected = tm.layer_sparsity(tm.tip_importance(adapter, norms), 0.8, **options)
     assert torch.equal(tm.tip_sparsities(adapter, norms, 0.8, **options), expected)
+
+
+@pytest.mark.parametrize("on", ["factors", "delta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_importances_are_those_of_the_scores_at_hand(on, dtype):
+    adapter = ADAPTERS["boolq"]
+    norms = {name: norm.to(dtype) for name, norm in NORMS["boolq"].items()}
+    scores = tm.tip_scores(adapter, norms, on)
+    blocks = tm.tip_layers(adapter).values()
+    own = [[score for m in block for score in scores[m].values()] for block in blocks]
+    expected = [tm.layer_importance(layer) for layer in own]
+    assert tm.tip_importance(adapter, norms, on=on).tolist() == expected
 
 
 def test_b_left_whole_counts_for_nothing():

@@ -64,11 +64,11 @@ def test_mask_is_the_slow_one(score, sparsity):
     assert row_mask(torch.tensor(score), sparsity).tolist() == slow_mask(score, sparsity)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 512])
+@pytest.mark.parametrize("chunk", [1, 1200, 1 << 17])
 @pytest.mark.parametrize("distinct", [1, 2, 5, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_mask_is_that_of_a_stable_sort_of_whole_rows(monkeypatch, chunk, distinct, dtype):
-    """At any number of rows at a time, from all scores equal to hardly any."""
+    """With one, three or all rows at a time, from all scores equal to hardly any."""
     monkeypatch.setattr(wanda, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(distinct)
     score = torch.randint(distinct, (7, 400), generator=generator).to(dtype)
@@ -103,6 +103,40 @@ def test_ties_fall_to_the_lower_index_in_long_rows():
 def test_a_uniform_scale_of_the_norms_leaves_the_mask():
     weight, norm = torch.randn(8, 32), torch.rand(32)
     masks = [row_mask(wanda_score(weight, norm * scale), 0.4) for scale in (1, 0.25, 8)]
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_goes_is_plus_zero_and_what_stays_keeps_its_bits(dtype):
+    weight = torch.tensor([[-1.0, -0.0, 5.0, torch.inf, -torch.inf, torch.nan]]).to(dtype)
+    pruned = prune_rows(weight, torch.tensor([[0.0, 9, 0, 0, 9, 9]]), 0.5)
+    kept = torch.tensor([[0.0, -0.0, 0, 0, -torch.inf, torch.nan]]).to(dtype)
+    bits = wanda.BITS[dtype.itemsize]
+    assert torch.equal(pruned.view(bits), kept.view(bits))
+
+
+@pytest.mark.parametrize("weight", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", [torch.float32, torch.float64])
+def test_pruning_in_place_and_by_whole_scores_are_one(weight, norm, monkeypatch):
+    monkeypatch.setattr(wanda, "CHUNK", 100)
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(50, 31, generator=generator).to(weight)
+    norms = torch.rand(31, generator=generator).to(norm)
+    whole = prune_rows(tensor, wanda_score(tensor, norms), 0.6)
+    assert torch.equal(wanda.prune_scored(tensor, norms, 0.6), whole)
+    assert wanda.prune_scored(tensor, norms, 0.6, out=tensor) is tensor
+    assert torch.equal(tensor, whole)
+
+
+@pytest.mark.parametrize("distinct", [3, 10_000])
+def test_the_number_of_threads_changes_no_mask(monkeypatch, distinct):
+    monkeypatch.setattr(wanda, "CHUNK", 1000)
+    score = torch.randint(distinct, (60, 300)).float()
+    before, masks = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        masks.append(row_mask(score, 0.7))
+    torch.set_num_threads(before)
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
 
 

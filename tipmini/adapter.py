@@ -54,9 +54,13 @@ class LoraFactors:
         """(d, k), the shape of the delta."""
         return self.b.shape[0], self.a.shape[1]
 
-    def delta(self) -> Tensor:
-        """scaling * B @ A, (d, k), in float32 at least."""
-        return (at_least_float32(self.b) @ at_least_float32(self.a)).mul_(self.scaling)
+    def delta(self, *, out: Tensor | None = None) -> Tensor:
+        """scaling * B @ A, (d, k), in float32 at least, in the memory of `out` where it is given.
+
+        A large delta's memory costs more than its product: the system hands out every page anew.
+        """
+        a, b = at_least_float32(self.a), at_least_float32(self.b)
+        return torch.mm(b, a, out=out).mul_(self.scaling)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,11 +33,12 @@ def dare(
     if not isinstance(generator, torch.Generator):
         raise TipminiError(f"dare needs a torch.Generator, got {type(generator).__name__}")
     draws = torch.rand(delta.shape, generator=generator, device=generator.device)
-    kept = delta * (draws.to(delta.device) >= drop_rate)  # fills nothing by a branch: 5 x faster
+    keeps = draws.ge_(drop_rate).to(delta)  # 1 and 0: a product has no branch, so is 5 x faster
+    kept = delta * keeps
     if rescale == "expected":
-        return kept / (1 - drop_rate)
+        return kept.div_(1 - drop_rate)
     if rescale == "l1":
-        return kept * _l1_ratio(delta, kept)
+        return kept.mul_(_l1_ratio(delta, kept))
     return kept
 
 

@@ -25,12 +25,17 @@ def layer_importance(scores: Iterable[Tensor]) -> float:
     """
     total, count = 0.0, 0
     for score in scores:
-        pieces = score.flatten().split(PIECE)
-        total += sum(piece.sum(dtype=torch.float64).item() for piece in pieces)
+        total += sum(_piece_sums(score.flatten()))
         count += score.numel()
     if not count:
         raise TipminiError("layer_importance: a layer needs at least one score")
     return total / count
+
+
+def _piece_sums(flat: Tensor) -> list[float]:
+    whole = flat[: len(flat) // PIECE * PIECE]
+    sums = whole.view(-1, PIECE).sum(1, dtype=torch.float64).tolist()
+    return [*sums, flat[len(whole) :].sum(dtype=torch.float64).item()]
 
 
 def whole_pieces(score_width: int, rows: int) -> int:

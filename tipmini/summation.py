@@ -15,6 +15,7 @@ from torch import Tensor
 from tipmini.adapter import LoraAdapter, LoraFactors, natural_order
 from tipmini.fitting import check_ranks, check_shapes
 from tipmini.lowrank import stack, truncate
+from tipmini.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,13 @@ def merge_tensors(
 
     on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
     `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
-    update is dense; `merge` cuts it to `rank`. combine puts the changed tensors of one place
-    together; "cat" and "svd" don't use it.
+    update is dense; `merge` cuts it to `rank`. Several threads call change at once; it may
+    overwrite the delta that it is given, but no factor. combine puts the changed tensors of one
+    place together; "cat" and "svd" don't use it.
     """
     if on == "delta":
         return Lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
-    changed = [_changed(part, change) for part in parts]
+    changed = _changed(parts, change)
     if summation == "linear":
         return sum_linear(changed, combine)
     return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
@@ -123,22 +125,39 @@ def top(module: str, parts: Parts) -> int:
     return max(part.adapter.factors[module].rank for part in parts)
 
 
-def _changed(part: Part, change: Change) -> Part:
-    def both(module: str, factors: LoraFactors) -> LoraFactors:
+def _changed(parts: Parts, change: Change) -> list[Part]:
+    """All factors of all parts, shared out among the threads: one draws or sorts by itself."""
+
+    def both(place: tuple[Part, str]) -> LoraFactors:
+        part, module = place
+        factors = part.adapter.factors[module]
         a = change(part, f"{module}.lora_A", factors.a)
         b = change(part, f"{module}.lora_B", factors.b)
         return replace(factors, a=a, b=b)
 
-    return replace(part, adapter=part.adapter.map(both))
+    places = [(part, module) for part in parts for module in part.adapter.modules]
+    pairs = iter(in_threads(both, places))
+    return [
+        replace(part, adapter=part.adapter.map(lambda module, factors: next(pairs)))
+        for part in parts
+    ]
 
 
 def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> Tensor:
-    changed = (change(part, module, part.adapter.factors[module].delta()) for part in parts)
     weights = [part.weight for part in parts]
     if combine is weighted_sum:  # one at a time: all at once would not fit beside a large model's
-        return _running_sum(changed, weights)
+        return _running_sum(_in_one_room(module, parts, change), weights)
+    changed = (change(part, module, part.adapter.factors[module].delta()) for part in parts)
     rows = zip(*(tensor.split(ROWS) for tensor in changed), strict=True)
     return torch.cat([combine(tensors, weights) for tensors in rows])
+
+
+def _in_one_room(module: str, parts: Parts, change: Change) -> Iterator[Tensor]:
+    """The changed deltas, each in the memory of the one before."""
+    room = None
+    for part in parts:
+        room = part.adapter.factors[module].delta(out=room)
+        yield change(part, module, room)
 
 
 def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
@@ -146,7 +165,7 @@ def _running_sum(tensors: Iterator[Tensor], weights: Sequence[float]) -> Tensor:
     total = next(tensors) * weights[0]
     for tensor, weight in zip(tensors, weights[1:], strict=True):
         for rows, more in zip(total.split(ROWS), tensor.split(ROWS), strict=True):
-            rows += more * weight
+            rows += more.mul_(weight)
     return total
 
 

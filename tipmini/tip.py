@@ -18,13 +18,15 @@ from tipmini.fitting import input_norm
 from tipmini.options import TARGETS
 from tipmini.reading import Reading
 from tipmini.sparsity import layer_importance, layer_sparsity, whole_pieces
-from tipmini.wanda import CHUNK, wanda_score
+from tipmini.wanda import wanda_score
 
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
 
 Place = tuple[str, str]  # (module, "a", "b" or "delta")
 Shares = dict[Place, float]  # place -> sparsity
+
+ROWS = 512  # about so many at a time; the last bits of an importance depend on it
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
 
@@ -65,22 +67,35 @@ def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Score
     }
 
 
-def _weight_and_norm(
-    adapter: LoraAdapter, norms: Norms, module: str, name: str
-) -> tuple[Tensor, Tensor]:
-    tensor = tip_tensor(adapter.factors[module], name)
-    return tensor, input_norm(norms, module, name, tensor.shape[1])
-
-
 def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
-    return wanda_score(*_weight_and_norm(adapter, norms, module, name))
+    tensor = tip_tensor(adapter.factors[module], name)
+    return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
 
 
-def _rows(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Iterator[Tensor]:
-    """`_score` in chunks of rows: those of a large delta are never held whole."""
-    tensor, norm = _weight_and_norm(adapter, norms, module, name)
-    chunks = tensor.split(whole_pieces(tensor.shape[1], CHUNK))
-    return (wanda_score(rows, norm) for rows in chunks)
+class _Rows:
+    """`_score` in chunks of rows, without gradients. Deltas share one memory, and so do chunks."""
+
+    def __init__(self, adapter: LoraAdapter, norms: Norms):
+        self.adapter, self.norms = adapter, norms
+        self.delta = torch.empty(0)
+
+    def __call__(self, module: str, name: str) -> Iterator[Tensor]:
+        tensor = self._tensor(self.adapter.factors[module], name).detach()
+        norm = input_norm(self.norms, module, name, tensor.shape[1])
+        chunks = tensor.split(whole_pieces(tensor.shape[1], ROWS))
+        room = torch.empty_like(chunks[0], dtype=torch.result_type(tensor, norm))
+        return (wanda_score(rows, norm.detach(), out=room[: len(rows)]) for rows in chunks)
+
+    @torch.no_grad()
+    def _tensor(self, factors: LoraFactors, name: str) -> Tensor:
+        if name != "delta":
+            return tip_tensor(factors, name)
+        fits = (
+            self.delta.shape == factors.shape
+            and self.delta.dtype == at_least_float32(factors.b).dtype
+        )
+        self.delta = factors.delta(out=self.delta if fits else None)
+        return self.delta
 
 
 def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:
@@ -110,13 +125,14 @@ def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Ten
     tensor's scores are held.
     """
     reading = Reading(**options)
-    found = [_importance(adapter, norms, layer, reading) for layer in _layers(adapter, reading)]
+    rows = _Rows(adapter, norms)
+    found = [_importance(layer, rows, reading) for layer in _layers(adapter, reading)]
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _importance(adapter: LoraAdapter, norms: Norms, layer: list[Place], reading: Reading) -> float:
+def _importance(layer: list[Place], rows: _Rows, reading: Reading) -> float:
     def mean(places: Iterable[Place]) -> float:
-        return layer_importance(rows for place in places for rows in _rows(adapter, norms, *place))
+        return layer_importance(chunk for place in places for chunk in rows(*place))
 
     if reading.mean == "elements":
         return mean(layer)

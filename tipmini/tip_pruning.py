@@ -27,10 +27,20 @@ from tipmini.wanda import prune_rows, prune_scored, wanda_score
 Draw = Callable[[], torch.Generator]  # what a random score is drawn from
 
 
-def prune(tensor: Tensor, norm: Tensor, sparsity: float, reading: Reading, draw: Draw) -> Tensor:
-    """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype."""
+def prune(
+    tensor: Tensor,
+    norm: Tensor,
+    sparsity: float,
+    reading: Reading,
+    draw: Draw,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype.
+
+    out: memory that the result may be written into, e.g. the tensor's own.
+    """
     if reading.group == "row" and reading.score == "wanda":
-        pruned = prune_scored(tensor, norm, sparsity)
+        pruned = prune_scored(tensor, norm, sparsity, out=out)
     else:
         score = _deciding(tensor, norm, reading.score, draw)
         shape = (1, -1) if reading.group == "matrix" else tensor.shape
@@ -75,9 +85,10 @@ def _pruned(
     shares: Shares,
     reading: Reading,
     draw: Draw = torch.Generator,
+    out: Tensor | None = None,
 ) -> Tensor:
     norm = input_norm(norms, *place, tensor.shape[1])
-    return prune(tensor, norm, shares[place], reading, draw)
+    return prune(tensor, norm, shares[place], reading, draw, out)
 
 
 def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
@@ -94,7 +105,8 @@ def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
         if (module, name) not in shares[part.name]:
             return tensor  # B, where A alone is pruned
         draw = partial(named_generator, part.seed, part.name, full_name)
-        return _pruned(part.norms, (module, name), tensor, shares[part.name], reading, draw)
+        out = tensor if name == "delta" else None  # made for this alone, unlike a factor
+        return _pruned(part.norms, (module, name), tensor, shares[part.name], reading, draw, out)
 
     return change
 

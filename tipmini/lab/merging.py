@@ -16,7 +16,7 @@ from tipmini.lab.variants import UNMERGED, Inputs, Variant
 
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
 CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "methods", "options", "sparsity")
-CODE += ("subspace", "summation")
+CODE += ("subspace", "summation", "threads")
 CODE += ("reading", "ties", "tip", "tip_pruning", "wanda", "weighting", "lab.controls")
 ROUNDING = 1e-6  # of float32, relative
 
