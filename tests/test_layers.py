@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. "tipmini" and "tipmini.lab" are the packages' __init__ modules.
 GROUND = ["tipmini.errors", "tipmini.options", "tipmini.fitting"]
 GROUND += ["tipmini.source", "tipmini.methods", "tipmini.checkout"]
-TENSORS = ["tipmini.wanda", "tipmini.sparsity", "tipmini.dare", "tipmini.loraprune"]
+TENSORS = [
+    "tipmini.threads",
+    "tipmini.wanda",
+    "tipmini.sparsity",
+    "tipmini.dare",
+    "tipmini.loraprune",
+]
 TENSORS += ["tipmini.schedules"]
 READING = ["tipmini.reading"]  # of TIP, where the paper leaves it open
 CRITERIA = ["tipmini.criteria"]  # of tensors too, above LoRAPrune's equations
@@ -129,6 +135,7 @@ LAB = [
     "tipmini.lab.experiments",
     "tipmini.lab.pruning.examples",
     "tipmini.lab.measuring",
+    "tipmini.lab.formats",
     "tipmini.lab.pruning.measuring",
     "tipmini.lab.peers",
     "tipmini.lab.parity",
@@ -169,6 +176,7 @@ LAB = [
     "tipmini.lab.claims.pruned",
     "tipmini.lab.claims.settings",
     "tipmini.lab.accuracy_tables",
+    "tipmini.lab.again",
     "tipmini.lab.guessing",
     "tipmini.lab.choice_tables",
     "tipmini.lab.seeds",
@@ -252,7 +260,7 @@ def test_imports_only_what_stands_below(module):
 @pytest.mark.parametrize("module", TENSORS)
 def test_tensor_modules_know_nothing_but_tensors(module):
     assert outside(module) <= {"torch", "numpy"}
-    assert inside(module) <= {"tipmini.errors", "tipmini.options"}
+    assert inside(module) <= {"tipmini.errors", "tipmini.options", "tipmini.threads"}
 
 
 @pytest.mark.parametrize("module", CRITERIA)
