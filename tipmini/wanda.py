@@ -123,7 +123,7 @@ def prune_scored(
 
 
 def _zeroed(weight: Tensor, keep: Tensor, out: Tensor) -> Tensor:
-    """`torch.where(keep, weight, 0)` into out, without its branch: 12 x faster, the bits alike."""
+    """`torch.where(keep, weight, 0)` into out, bit for bit, without its branch on a random mask."""
     bits = BITS[weight.element_size()]
     torch.mul(weight.view(bits), keep, out=out.view(bits))
     return out

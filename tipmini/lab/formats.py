@@ -48,7 +48,7 @@ WAYS = {
         "bfloat16, emulated (AVX2)",
         "bfloat16",
         SMALL,
-        dict.fromkeys(TASKS, 16) | {"coqa": 5},
+        dict.fromkeys(TASKS, 8) | {"coqa": 3},
     ),
 }
 
