@@ -84,6 +84,16 @@ def test_the_table_counts_rows_and_points(stored):
     assert found.loc["bfloat16, emulated (AVX2)", "Linear"] == "+0.00"
 
 
+def test_only_whole_ways_tell_how_far_a_mean_moves(stored):
+    formats.most_points.cache_clear()
+    assert formats.most_points() == pytest.approx(12.5)
+    few = formats.cells_of("bfloat16-emulated")["tip", "piqa"]
+    del few.values[-1]  # of the first rows alone
+    formats.most_points.cache_clear()
+    assert formats.most_points() == 0
+    formats.most_points.cache_clear()
+
+
 def test_a_tie_is_what_processors_may_decide(stored):
     assert formats.largest_difference() == pytest.approx(2e-5)
     assert formats.tie() == pytest.approx(formats.SLACK * 2e-5)
@@ -102,5 +112,7 @@ def test_what_is_committed_is_whole_and_on_the_same_rows():
             assert one.dtype == formats.WAYS[way].dtype
             few = formats.WAYS[way].rows.get(one.task, fixed[place].count)
             assert one.count == few <= fixed[place].count
+            if one.dtype == "float32":  # as the chapter on data says
+                assert one.values == fixed[place].values
             rows = {} if few == fixed[place].count else {"data": one.inputs["data"]}
             assert one.inputs == fixed[place].inputs | rows

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from tipmini.lab import formats
 from tipmini.lab.accuracy_tables import EMPTY, Titles, narrow
 from tipmini.lab.profiles import Profile
 from tipmini.lab.resampling import Cells, Interval
@@ -82,8 +83,16 @@ def _said(found: Comparison | None, pair: Pair, titles: Titles, what: str) -> st
     return (
         f"{one} minus {two} is {100 * found.value:+z.1f} points in the mean of "
         f"{len(pair.tasks)} tasks ({sure}): "
-        f"{_WORDS[found.verdict()].format(one=one, two=two)}."
+        f"{_WORDS[found.verdict()].format(one=one, two=two)}.{_smallness(found.value)}"
     )
+
+
+def _smallness(difference: float) -> str:
+    """A sentence where a difference is of a size that needs no method to explain it."""
+    most = formats.most_points()
+    if 100 * abs(difference) > most:
+        return ""
+    return f" {{ref}}`Number formats <formats>` alone move a mean by up to {most:.2f} points."
 
 
 _WORDS = {

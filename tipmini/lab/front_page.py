@@ -36,6 +36,7 @@ def front_page_values() -> dict[str, str]:
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
     values |= {"formats": markdown_table(formats.table(TITLES))}
+    values |= {"formats_points": f"{formats.most_points():.2f}"}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
     available = row_counts()
     for task, (rows, train) in available.items():
