@@ -1,5 +1,7 @@
 """Computing again, on a tiny model: what is compared, what may differ, and what a kill leaves."""
 
+import json
+
 import pytest
 import torch
 from labs import TASKS
@@ -7,10 +9,12 @@ from labs import TASKS
 from tipmini.errors import TipminiError
 from tipmini.lab import again, experiments, formats, input_norms, paths, results
 from tipmini.lab.experiments import METHODS, Lab, cell_file
+from tipmini.lab.locks import alone
 
 pytestmark = pytest.mark.model
 
 ROWS = 4  # of the tiny profile, a task
+ONE = torch.ones(1)
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_the_same_comes_out(stored, whole, capsys):
     assert report.norms == pytest.approx(dict.fromkeys(TASKS, 0.0), abs=1e-6)
     assert report.calibration_rows == (4 if whole else again.FIRST)
     assert report == again.read("tiny", whole) and report.estimate > 0
-    assert "8 rows of 2 tasks by 5 methods: about" in capsys.readouterr().out
+    assert "8 rows of 2 tasks by 5 methods, about" in capsys.readouterr().out
     assert not (paths.BUILD / ("reproduced-tiny" if whole else "again-tiny")).exists()
 
 
@@ -56,18 +60,24 @@ def test_no_time_leaves_the_rows_that_tell_the_speed(stored):
     assert report.same == dict.fromkeys(TASKS, 2 * len(METHODS))
 
 
-def test_another_answer_is_named(stored):
+def test_another_answer_is_named(stored, monkeypatch):
     change(stored, row=1, margin=0.01)
     with pytest.raises(TipminiError, match=r"count otherwise: tip on rte, row 1 \(\d stored, \d "):
         again.Run(stored, whole=False, minutes=10).run()
-    assert again.read("tiny").same["rte"] == ROWS * len(METHODS) - 1  # what came out is told
+    told = again.read("tiny")  # what came out is told
+    assert told.same["rte"] == ROWS * len(METHODS) - 1
+    assert "39 of 40 answers the same, 1 otherwise (" in again.line(told)
+    monkeypatch.setattr(again, "read", lambda *_, **__: told)
+    with pytest.raises(TipminiError, match="answers count otherwise"):
+        again.page_values()  # and no book is made of it
+    assert not (paths.BUILD / "again-tiny").exists()  # the next one computes anew
 
 
 def test_a_tie_may_be_another(stored):
     change(stored, row=1, margin=1e-5)
     report = again.Run(stored, whole=False, minutes=10).run()
     assert report.ties == {"openbookqa": 0, "rte": 1} and report.others == []
-    assert "39 of 40 answers the same, 1 of the others ties (" in again.line(report)
+    assert "39 of 40 answers the same, 1 ties (" in again.line(report)
 
 
 def test_other_norms_are_refused(stored):
@@ -75,7 +85,8 @@ def test_other_norms_are_refused(stored):
     norms = lab.norms.of("rte", lab.norms.first)
     file = stored.store / "norms" / "first" / "rte.safetensors"
     key = results.digest(lab.norms.inputs("rte", lab.norms.first))
-    input_norms.save_tensors({n: t * 1.01 for n, t in norms.items()}, file, {"key": key})
+    told = {"key": key, "dtype": "float32"}
+    input_norms.save_tensors({n: t * 1.01 for n, t in norms.items()}, file, told)
     with pytest.raises(TipminiError, match=r"norms are others than stored: rte by \d"):
         again.Run(stored, whole=False, minutes=10).run()
 
@@ -107,9 +118,25 @@ def test_a_kill_loses_no_finished_cell(stored, monkeypatch):
     measured = []
     measure = Lab.measure
     monkeypatch.setattr(Lab, "measure", lambda lab, *a: (measured.append(a), measure(lab, *a))[1])
-    report = again.Run(stored, whole=False, minutes=0).run()  # the first one's plan holds
+    report = again.Run(stored, whole=False, minutes=10).run()  # the first one's plan holds
     assert len(measured) == len(METHODS) * len(TASKS) - 7
-    assert report.rows == dict.fromkeys(TASKS, ROWS)
+    assert report.rows == dict.fromkeys(TASKS, ROWS) and report.resumed
+    assert "s after a stop)." in again.line(report)
+
+
+def test_what_is_left_of_another_run_is_not_taken(stored):
+    folder = paths.BUILD / "again-tiny"
+    folder.mkdir(parents=True)
+    plan = {"rows": {"gone": 9}, "minutes": 10, "estimate": 1}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    report = again.Run(stored, whole=False, minutes=10).run()
+    assert report.rows == dict.fromkeys(TASKS, ROWS) and not report.resumed
+
+
+def test_one_at_a_time(stored):
+    run = again.Run(stored, whole=False, minutes=10)
+    with alone(run.folder), pytest.raises(TipminiError, match="another process is at it; wait"):
+        run.run()
 
 
 def test_nothing_stored(profile):
@@ -130,3 +157,15 @@ def test_nothing_is_told_of_what_was_not_done():
 def test_norms_differ_by_their_largest():
     now, then = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.2, 4.0])
     assert again._apart(now, then) == pytest.approx(0.05)
+    assert again._apart(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_no_number_is_not_the_same():
+    with pytest.raises(TipminiError, match="norms are others than stored: rte by nan"):
+        again._refuse_apart("norms", {"rte": again._apart(torch.tensor([torch.nan]), ONE)}, 1e-4)
+
+
+def test_a_report_of_another_version_counts_as_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    (tmp_path / "again-mini.json").write_text('{"profile": "mini"}')
+    assert again.read() is None

@@ -59,12 +59,20 @@ CHANGES = {
 }
 
 
-def test_a_stored_cell_is_read_whatever_the_machine_computes_in(profile, measured):
+def test_a_stored_cell_is_read_whatever_the_machine_computes_in(profile, measured, monkeypatch):
     """The format is part of what a cell tells, not of whose cell it is."""
     before = Lab(profile).cell("tip", "rte")
-    other(profile, dtype="bfloat16").input_norms("rte")
-    assert other(profile, dtype="bfloat16").cell("tip", "rte") == before
+    monkeypatch.setattr(model, "fastest_dtype", lambda device: "bfloat16")
+    lab = other(profile, dtype="auto")
+    assert lab.dtype == "bfloat16" and lab.cell("tip", "rte") == before
     assert measured == ["rte"] and before.dtype == "float32"
+
+
+def test_measured_again_in_the_format_that_is_asked_for(profile, measured):
+    before = Lab(profile).cell("base", "rte")
+    after = other(profile, dtype="bfloat16").cell("base", "rte")
+    assert len(measured) == 2 and after.key == before.key and after.dtype == "bfloat16"
+    assert Lab(profile.model_copy(update={"dtype": "auto"})).cell("base", "rte") == after
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -94,3 +94,12 @@ def test_each_prompt_ends_by_itself_and_the_others_go_on(ending):
     stops = {tuple(said[:count]) for said, count in zip(alone, ending, strict=True)}
     found, _ = generation.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
     assert found == [said[:count] for said, count in zip(alone, ending, strict=True)]
+
+
+@torch.no_grad()
+def test_of_equal_tokens_the_first_is_said(monkeypatch):
+    """As transformers says it. Logits in bfloat16 are often equal, and topk takes any of them."""
+    model = tiny(vocabulary=64)
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: torch.ones(len(hidden), 64))
+    found, leads = generation.greedy(model, PROMPTS, 3, lambda said: False)
+    assert found == [[0] * 3] * len(PROMPTS) and leads == [0.0] * len(PROMPTS)

@@ -88,7 +88,7 @@ def test_paired_p_by_hand(first, second, p):
 def test_formats_are_not_compared():
     """Which number format it is moves rows: a comparison would take that for the methods' doing."""
     one, other = cell([1.0, 0.0]), cell([1.0, 0.0], dtype="bfloat16", method="linear")
-    told = "coqa: tip in float32, linear in bfloat16: measure both in one number format"
+    told = "coqa: tip in float32, linear in bfloat16: measure both with one --dtype"
     with pytest.raises(TipminiError, match=told):
         results.paired_p(one, other)
 

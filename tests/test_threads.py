@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 import torch
@@ -50,4 +51,33 @@ def test_an_error_is_raised_where_the_work_was_asked_for():
 
     with pytest.raises(ValueError, match="the eighth"):
         in_threads(fail, range(20))
+    assert torch.get_num_threads() == 3
+
+
+def test_after_an_error_nothing_more_is_begun():
+    begun = []
+
+    def fail(i: int) -> None:
+        begun.append(i)
+        if i == 0:
+            raise ValueError("the first")
+        time.sleep(0.05)
+
+    with pytest.raises(ValueError, match="the first"):
+        in_threads(fail, range(100))
+    assert len(begun) < 20
+
+
+def test_inference_mode_goes_into_the_threads():
+    with torch.inference_mode():
+        assert in_threads(lambda _: torch.is_inference_mode_enabled(), range(5)) == [True] * 5
+    assert in_threads(lambda _: torch.is_inference_mode_enabled(), range(5)) == [False] * 5
+
+
+def test_a_call_in_a_thread_waits_and_leaves_the_number_of_threads():
+    calls = [threading.Thread(target=in_threads, args=(str, range(40))) for _ in range(4)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
     assert torch.get_num_threads() == 3

@@ -69,7 +69,9 @@ def _factors(config: dict, module: str, entries: Mapping[str, Entry]) -> Factors
     return FactorsHeader(a, b, scaling_of(config, module, a.shape[0]))
 
 
-def refuse_overflow(folder: Path, module: str, scaling: float, rank: int, a: float, b: float):
+def refuse_overflow(
+    folder: Path, module: str, scaling: float, rank: int, a: float, b: float
+) -> None:
     """Raise TipminiError for finite numbers so large, as damage leaves them, that the update
     overflows; a and b are the largest magnitudes of the factors."""
     if max(1.0, abs(scaling)) * rank * a * b > FLOAT32_MAX:  # B A as well

@@ -26,7 +26,7 @@ def in_checkout(command: Callable) -> Callable:
 
 def require(what: str) -> None:
     """Raise TipminiError unless the package lies in a checkout."""
-    if not (ROOT / "profiles").is_dir():
+    if not (ROOT / "workflow" / "Snakefile").is_file():
         raise TipminiError(
             f"{what} needs a checkout of the project, with its profiles, experiments and results; "
             "clone it, run `make setup` there, then .venv/bin/tipmini"

@@ -87,7 +87,7 @@ def main() -> None:
         if package == "tipmini" or find_spec(package):  # it is there: a bug
             raise
         line = f"tipmini: {_command()} needs {package}, which is not installed: "
-        line += f"pip install 'tipmini[{_extra(package)}]'"
+        line += f"pip install {_bringing(package)}"
     except UsageError as error:
         told = " ".join(error.format_message().split()).rstrip(".")
         if not told:  # no arguments at all: the help was shown instead
@@ -104,15 +104,15 @@ def _command() -> str:
     return next((word for word in sys.argv[1:] if not word.startswith("-")), "it")
 
 
-def _extra(package: str) -> str:
-    """The extra that brings a package; the laboratory's where none names it."""
+def _bringing(package: str) -> str:
+    """What to install for a package: the extra that names it, else the package itself."""
     from importlib.metadata import requires
 
     for line in requires("tipmini") or ():
         found = re.fullmatch(r"([\w.-]+).*extra == [\"'](\w+)[\"'].*", line)
         if found and re.sub(r"[-.]", "_", found[1]).lower() == package.lower():
-            return found[2]
-    return "lab"
+            return f"'tipmini[{found[2]}]'"
+    return package
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def dare(
     keeps = draws.ge_(drop_rate).to(delta)  # 1 and 0: a product has no branch
     kept = delta * keeps
     if rescale == "expected":
-        return kept.div_(1 - drop_rate)
+        return kept.div_(1 - drop_rate) if kept.is_floating_point() else kept / (1 - drop_rate)
     if rescale == "l1":
-        return kept.mul_(_l1_ratio(delta, kept))
+        return kept * _l1_ratio(delta, kept)
     return kept
 
 

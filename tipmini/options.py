@@ -80,7 +80,8 @@ def check_options(method: str, options: Mapping[str, object]) -> None:
     that do nothing together. Those not given are not looked at."""
     checks = CHECKS | OWN.get(method, {})
     for name, value in options.items():
-        checks[name](name, value)
+        if name in checks:  # a method's own may be free
+            checks[name](name, value)
     if "on" in options:
         _check_sum(options["on"], options.get("summation", "linear"), options.get("rank"))
     if options.get("variant") == "mergekit" and options.get("on", "delta") != "delta":

@@ -124,6 +124,8 @@ def prune_scored(
 
 def _zeroed(weight: Tensor, keep: Tensor, out: Tensor) -> Tensor:
     """`torch.where(keep, weight, 0)` into out, bit for bit, without its branch on a random mask."""
-    bits = BITS[weight.element_size()]
+    bits = BITS.get(weight.element_size())
+    if bits is None:
+        return out.copy_(torch.where(keep, weight, 0))
     torch.mul(weight.view(bits), keep, out=out.view(bits))
     return out

@@ -80,17 +80,20 @@ def _profile(name: str, dtype: str):
 @in_checkout
 def again(
     profile: Profile = "mini",
-    minutes: Annotated[float, typer.Option(min=0, help="that it may take, about")] = 4.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="that it may take, about; 4 by default")
+    ] = None,
 ) -> None:
     """Compute a part of a profile's stored results again, and compare.
 
     How much is chosen by this machine's speed. An answer that differs, and is no tie, is an error
     that names its cell: one line, exit code 2.
     """
-    from tipmini.lab.again import Run, line
+    from tipmini.lab.again import MINUTES, Run, line
     from tipmini.lab.profiles import load_profile
 
-    print(line(Run(load_profile(profile), whole=False, minutes=minutes).run()))
+    asked = MINUTES if minutes is None else minutes
+    print(line(Run(load_profile(profile), whole=False, minutes=asked).run()))
 
 
 @in_checkout

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from tipmini.adapter_header import FactorsHeader, read_adapter_header
 from tipmini.commands.merge_inputs import Inputs, describe, open_inputs, refuse_out
 from tipmini.commands.merge_request import Request
-from tipmini.errors import TipminiError
 from tipmini.fitting import check_ranks, check_shapes, input_gram, input_norm
 from tipmini.learnt_weights import refuse_unlearnt
 from tipmini.methods import METHODS, preset
 from tipmini.options import TARGETS
-from tipmini.peft_config import FLOAT32_MAX
 from tipmini.tensor_header import FLOATING
 from tipmini.weighting import equal_weight, refuse_negative
 
@@ -64,8 +62,6 @@ def _refuse_weights(request: Request, inputs: Inputs) -> None:
         weights = [equal_weight(weights, len(inputs.adapters))]
     if preset(request.method).method == "regmean":
         refuse_negative({str(place): weight for place, weight in enumerate(weights)})
-    if any(abs(weight) > FLOAT32_MAX for weight in weights) and _width(inputs) == 4:
-        raise TipminiError("the sum overflows torch.float32; take smaller weights")
 
 
 def _width(inputs: Inputs) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from tipmini.lab import bundles, controls, experiments, formats, paths, results,
 from tipmini.lab.accuracy_tables import every_method
 from tipmini.lab.experiments import METHODS, Lab
 from tipmini.lab.input_norms import DEFAULT, FIRST
+from tipmini.lab.locks import alone
 from tipmini.lab.measuring import Bundled, one_bar
 from tipmini.lab.merging import PAPER, ROUNDING, adapter_hash
 from tipmini.lab.profiles import Profile
@@ -45,6 +46,7 @@ class Report(BaseModel):
 
     profile: str
     dtype: str
+    minutes: float | None  # asked for; None: all of it
     merges: dict[str, float]  # method -> relative difference from the stored merge; 0: every bit
     norms: dict[str, float]  # task -> largest difference from the stored norm, relative
     calibration_rows: int
@@ -54,6 +56,7 @@ class Report(BaseModel):
     others: list[str]  # answers that count otherwise
     estimate: float  # seconds, told before
     seconds: float
+    resumed: bool  # after a kill, which the seconds before it are lost with
     date: str
     machine: dict[str, str | int]
     threads: int
@@ -72,15 +75,16 @@ class Again(Lab):
 
     def __init__(self, profile: Profile, folder: Path, whole: bool):
         self.kept = None if whole else profile.store
-        stored = {t: experiments.stored(profile, "base", t) for t in profile.tasks}
+        places = [(method, task) for method in METHODS for task in profile.tasks]
+        stored = {place: experiments.stored(profile, *place) for place in places}
         if None in stored.values():
             raise TipminiError(
                 f"profile {profile.name}: no stored cells to compare with; "
                 f"run `tipmini measure --profile {profile.name}`"
             )
-        dtype = stored[profile.tasks[0]].dtype
+        dtype = results.in_one_format(stored)[places[0]].dtype
         super().__init__(profile.model_copy(update={"results": str(folder), "dtype": dtype}))
-        self.rows = {task: cell.count for task, cell in stored.items()}
+        self.rows = {task: stored["base", task].count for task in profile.tasks}
 
     def limit(self, rows: dict[str, int]) -> None:
         self.rows = rows
@@ -94,19 +98,34 @@ class Run:
     """One computing again, which a kill doesn't lose: cells are stored, and the plan with them."""
 
     def __init__(self, profile: Profile, whole: bool, minutes: float = MINUTES):
-        self.profile, self.whole, self.minutes = profile, whole, minutes
+        self.profile, self.whole = profile, whole
+        self.minutes = None if whole else minutes
         self.folder = _file(profile.name, whole).with_suffix("")
         self.lab = Again(profile, self.folder, whole)
         self.started = time.perf_counter()
 
     def run(self) -> Report:
-        """Compute and compare; raises TipminiError that names what may not differ and does."""
-        with one_bar():
-            first, calibration = self.norms(self.lab.norms.first)
-            plan = self.plan(calibration)
-            self.lab.limit(plan["rows"])
-            norms = self.norms(DEFAULT)[0] if self.whole else first
-            cells = self.cells()
+        """Compute and compare; raises TipminiError that names what may not differ and does.
+
+        Also where another process is at it.
+        """
+        try:
+            with alone(self.folder, wait=False), one_bar():
+                return self._run()
+        except BlockingIOError:
+            raise TipminiError(f"{self.folder}: another process is at it; wait") from None
+        except TipminiError:
+            shutil.rmtree(self.folder)  # the next one computes; a kill's is taken up
+            raise
+
+    def _run(self) -> Report:
+        plan = self.planned()
+        resumed = plan is not None
+        first, calibration = self.norms(self.lab.norms.first)
+        plan = plan or self.plan(calibration)
+        self.lab.limit(plan["rows"])
+        norms = self.norms(DEFAULT)[0] if self.whole else first
+        cells = self.cells()
         report = Report(
             profile=self.profile.name,
             dtype=self.lab.dtype,
@@ -116,47 +135,58 @@ class Run:
             **plan,
             **compared(self.profile, cells),
             seconds=round(time.perf_counter() - self.started, 1),
+            resumed=resumed,
             date=results.today(),
             machine=results.machine(),
             threads=torch.get_num_threads(),
             versions=results.versions(),
         )
         results.write(_file(self.profile.name, self.whole), report.model_dump_json(indent=1) + "\n")
-        shutil.rmtree(self.folder)
         refuse_others(report)
+        shutil.rmtree(self.folder)
         return report
+
+    def planned(self) -> dict | None:
+        """The plan of a run that was killed; what is left of another one goes."""
+        file = self.folder / "plan.json"
+        if file.is_file():
+            plan = json.loads(file.read_text())
+            if plan["minutes"] == self.minutes and plan["rows"].keys() == self.lab.rows.keys():
+                print(f"going on where it stopped: {_said(plan)} in all", flush=True)
+                return plan
+        for left in self.folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return None
 
     def norms(self, chosen: Inputs) -> tuple[dict[str, float], dict[str, float]]:
         """{task: largest difference from what is stored}, {task: seconds a letter}."""
         before, apart, taken = Lab(self.profile), {}, {}
         for task in tqdm(self.profile.tasks, desc="norms", unit="task", smoothing=0):
-            then = before.norms.stored(task, chosen)
+            then = before.norms.stored(task, chosen, self.lab.dtype)
             start = time.perf_counter()
             now = self.lab.norms.of(task, chosen)
             letters = sum(map(len, self.lab.norms.texts(task, chosen)))
             taken[task] = (time.perf_counter() - start) / letters
-            if then:
+            if then is None:
+                print(f"norms of {task}: none are stored in {self.lab.dtype} to compare with")
+            else:
                 apart[task] = max(_apart(now[name], then[name]) for name in then)
         _refuse_apart("norms", apart, NORMS_APART)
         return apart, taken
 
     def plan(self, calibration: dict[str, float]) -> dict:
-        """How many rows of every task, and seconds in all; of a run that was killed, its own."""
-        file = self.folder / "plan.json"
-        if file.is_file():
-            return json.loads(file.read_text())
+        """How many rows of every task, and seconds in all."""
         rows, seconds = self.lab.rows, self.seconds_of_cells()
         spent = time.perf_counter() - self.started
-        if self.whole:
+        if self.minutes is None:
             seconds += self.seconds_of_norms(calibration)
         else:
             part = min(1.0, max(0.0, 60 * self.minutes - spent) / seconds)
             rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
             seconds *= part
-        plan = {"rows": rows, "estimate": round(spent + seconds)}
-        results.write(file, json.dumps(plan) + "\n")
-        said = f"{sum(rows.values()):,} rows of {len(rows)} tasks by {len(METHODS)} methods"
-        print(f"computing again {said}: about {plan['estimate'] / 60:.1f} minutes", flush=True)
+        plan = {"rows": rows, "estimate": round(spent + seconds), "minutes": self.minutes}
+        results.write(self.folder / "plan.json", json.dumps(plan) + "\n")
+        print(f"computing again {_said(plan)} in all", flush=True)
         return plan
 
     def seconds_of_cells(self) -> float:
@@ -226,9 +256,9 @@ def merges(profile: Profile, lab: Lab) -> dict[str, float]:
         if name not in UNMERGED and variant.needs != "grams" and bundle:
             merged = bundled.merges.merge(variant)
             sizes = controls.sizes(merged, bundled.merges.exact(variant))
-            facts = {fact: abs(sizes[fact] - then) / then for fact, then in bundle.facts.items()}
+            facts = [abs(sizes[name] - then) / sizes["sum"] for name, then in bundle.facts.items()]
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
-            found[name] = 0.0 if bits else max(facts.values())
+            found[name] = 0.0 if bits else max(facts)
     for name in PAPER:
         worn = experiments.stored(profile, name, profile.tasks[0]).inputs["adapter"]
         folder = lab.merged(name)
@@ -247,13 +277,21 @@ def _hash_of(merged: tm.LoraAdapter) -> str:
 
 
 def _refuse_apart(what: str, found: dict[str, float], most: float) -> None:
-    wrong = [f"{name} by {apart:.1e}" for name, apart in found.items() if apart > most]
+    wrong = [f"{name} by {apart:.1e}" for name, apart in found.items() if not apart <= most]
     if wrong:
         raise TipminiError(f"computed again, {what} are others than stored: {', '.join(wrong)}")
 
 
 def _apart(now: Tensor, then: Tensor) -> float:
+    if torch.equal(now, then):
+        return 0.0
     return ((now - then).abs().max() / then.abs().max()).item()
+
+
+def _said(plan: dict) -> str:
+    rows, seconds = plan["rows"], plan["estimate"]
+    said = f"{sum(rows.values()):,} rows of {len(rows)} tasks by {len(METHODS)} methods"
+    return f"{said}, about {seconds / 60:.1f} minutes"
 
 
 def _probed(task: str) -> int:
@@ -279,8 +317,10 @@ def _file(profile: str, whole: bool) -> Path:
 
 def read(profile: str = "mini", whole: bool = False) -> Report | None:
     """What was told last; None where nothing was computed again on this machine."""
-    file = _file(profile, whole)
-    return Report.model_validate_json(file.read_text()) if file.is_file() else None
+    try:
+        return Report.model_validate_json(_file(profile, whole).read_text())
+    except (FileNotFoundError, ValidationError):  # the latter: of another version
+        return None
 
 
 def line(report: Report | None) -> str:
@@ -288,12 +328,13 @@ def line(report: Report | None) -> str:
     if report is None:
         return "Nothing of it was computed again on this machine; `tipmini again` does."
     same, ties = sum(report.same.values()), sum(report.ties.values())
-    tied = f", {ties} of the others ties" if ties else ""
-    machine = report.machine
+    tied = f", {ties} ties" if ties else ""
+    tied += f", {len(report.others)} otherwise" if report.others else ""
+    machine, after = report.machine, " after a stop" if report.resumed else ""
     return (
         f"Computed again on this machine: {same:,} of {report.answers:,} answers the same{tied} "
         f"({machine['processor']}, {machine['cores']} cores, {machine['instructions']}, "
-        f"{report.dtype}, {report.seconds:.0f} s)."
+        f"{report.dtype}, {report.seconds:.0f} s{after})."
     )
 
 
@@ -302,6 +343,7 @@ def page_values() -> dict[str, str]:
     report, whole = read(), read(whole=True)
     if report is None:
         raise TipminiError("the book tells what was computed again here; run `tipmini again` first")
+    refuse_others(report)
     answers = {
         TITLES[task]: {
             "rows": str(rows),
@@ -315,7 +357,7 @@ def page_values() -> dict[str, str]:
     norms = {TITLES[task]: {"difference": f"{apart:.1e}"} for task, apart in report.norms.items()}
     return {
         "again_line": line(report),
-        "again_minutes": f"{MINUTES:g}",
+        "again_minutes": f"{report.minutes:g}",
         "again_tie": f"{formats.tie():.1e}",
         "again_slack": str(formats.SLACK),
         "again_rows": str(report.calibration_rows),

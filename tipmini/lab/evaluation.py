@@ -274,12 +274,14 @@ def answers(lm: PackedLM, task, metric: str) -> tuple[list[float], list[float]]:
     """`evaluate`, and beside each value how far the answer is from being another.
 
     Of choices that is the lead of the best over the second, as the metric compares them (nats, or
-    nats a character); of a generated answer the smallest lead of a token's logit.
+    nats a character); of a generated answer the smallest lead of a token's logit. Empty where
+    that is not known: transformers' own generation doesn't tell.
     """
     found = samples(lm, task)
     values = [float(sample[metric]) for sample in found]
     if task.OUTPUT_TYPE == "generate_until":
-        return values, [round(lead, DIGITS) for lead in lm.leads]
+        told = all(map(math.isfinite, lm.leads))
+        return values, [round(lead, DIGITS) for lead in lm.leads] if told else []
     ranked = [sorted(scores(sample, metric)) for sample in found]
     return values, [round(best[-1] - best[-2], DIGITS) for best in ranked]
 

@@ -88,11 +88,15 @@ class Lab(Materials):
         definition, metric = self.definition(task), self.variant(name).metric(task)
         key = results.digest(self.inputs(folder, definition, metric))
         found = self.stored(name, task)
-        if found is None or found.key != key:
+        if found is None or found.key != key or not self.takes(found):
             found = self._measured_before(name, key)
             found = found or self.measure(name, folder, definition, metric)
             self.keep(name, found)
         return found
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether a stored cell is of the number format that is asked for; "auto" takes any."""
+        return self.profile.dtype in ("auto", cell.dtype)
 
     def stored(self, name: str, task: str) -> Cell | None:
         """What was measured before, of whatever; None where nothing was."""

@@ -17,6 +17,7 @@ from functools import cache
 
 import pandas as pd
 
+from tipmini.errors import TipminiError, require
 from tipmini.lab import bundles, paths
 from tipmini.lab.documents import TASKS
 from tipmini.lab.experiments import METHODS, Lab, stored
@@ -79,6 +80,8 @@ def measure(way: str) -> None:
 
 
 def main() -> None:
+    for way in sys.argv[1:]:
+        require("way", way, WAYS)
     for way in sys.argv[1:] or WAYS:
         command = [
             sys.executable,
@@ -121,7 +124,7 @@ def _told(found: dict, fixed: dict, titles: dict[str, str]) -> dict[str, str]:
     places = [place for place in fixed if place in found]
     rows = [gain for place in places for gain in _gains(found[place], fixed[place])]
     row = {"rows that count otherwise": f"{sum(map(bool, rows)):,} of {len(rows):,}"}
-    shifts = _shifts(found, fixed)
+    shifts = _shifts(found, fixed) if _whole(found, fixed) else {}  # few rows move a mean far
     return row | {titles[m]: f"{shifts[m]:+z.2f}" if m in shifts else "–" for m in METHODS}
 
 
@@ -155,6 +158,8 @@ def _gains(cell: Cell, fixed: Cell) -> list[float]:
 def largest_difference() -> float:
     """By how much a margin in float32 differs between processors, at most."""
     fixed, other = reference(), cells_of("float32-avx2")
+    if not other:
+        raise TipminiError(f"{STORE}: nothing stored; run python -m tipmini.lab.formats")
     return max(
         abs(a - b)
         for place, cell in other.items()
@@ -163,7 +168,7 @@ def largest_difference() -> float:
 
 
 def tie() -> float:
-    """Answers in float32 whose margin is larger are the same on every processor."""
+    """Answers in float32 whose margin is larger are no tie: processors are not that far apart."""
     return SLACK * largest_difference()
 
 

@@ -28,8 +28,8 @@ def greedy(
     going = set(rows)  # ... and those of them that have not ended
     hidden = llama.hidden_states(model, flatten([_asking(p) for p in prompts]), cache)
     for _ in range(limit):
-        best, places = model.lm_head(hidden).topk(2)  # (B, 2)
-        tokens = places[:, 0]
+        logits = model.lm_head(hidden)  # (B, V)
+        tokens, best = logits.argmax(-1), logits.topk(2).values  # topk takes any of equal ones
         ahead = (best[:, 0] - best[:, 1]).tolist()
         for row, token, lead in zip(rows, tokens.tolist(), ahead, strict=True):
             if row in going:

@@ -67,18 +67,20 @@ class InputNorms:
         inputs = self.inputs(task, chosen)
         key = results.digest(inputs)
         kept = self.kept and self.kept / f"{task}.safetensors"
-        file = kept if kept and _key(kept) == key else self._file(task, chosen, key)
-        if _key(file) != key:
+        file = kept if kept and _told(kept, "key") == key else self._file(task, chosen, key)
+        if _told(file, "key") != key:
             norms = self.measure(task, self.texts(task, chosen), chosen.statistic, chosen.source)
             told = {"key": key, "inputs": json.dumps(inputs), "dtype": self.lab.dtype}
             save_tensors(norms, file, told)
         return _tensors(file)
 
-    def stored(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor] | None:
-        """What was measured before; None where nothing was of the very same things."""
+    def stored(self, task: str, chosen: Inputs, dtype: str) -> dict[str, Tensor] | None:
+        """What was measured before in a number format; None where nothing of the very same was."""
         key = results.digest(self.inputs(task, chosen))
         file = self._file(task, chosen, key)
-        return _tensors(file) if _key(file) == key else None
+        return (
+            _tensors(file) if (_told(file, "key"), _told(file, "dtype")) == (key, dtype) else None
+        )
 
     def _file(self, task: str, chosen: Inputs, key: str) -> Path:
         """The paper's are kept with the profile's results, others where all can be made again."""
@@ -167,12 +169,12 @@ def _prompt(definition: ConfigurableTask, doc: dict) -> str:
     return definition.doc_to_text(doc)
 
 
-def _key(file: Path) -> str | None:
-    """Of what a file's norms were measured; None where there is no such file."""
+def _told(file: Path, what: str) -> str | None:
+    """The "key" of what a file's norms were measured of, their "dtype"; None without a file."""
     if not file.is_file():
         return None
     with safe_open(file, "pt") as opened:
-        return (opened.metadata() or {}).get("key")
+        return (opened.metadata() or {}).get(what)
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

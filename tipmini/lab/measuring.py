@@ -109,7 +109,8 @@ def _missing(lab: Lab, names: Sequence[str], only: Sequence[str]) -> Iterator[tu
 
 
 def _is_missing(lab: Lab, name: str, task: str) -> bool:
-    return lab.stored(name, task) is None or lab.is_stale(name, task, measured=True)
+    cell = lab.stored(name, task)
+    return cell is None or not lab.takes(cell) or lab.is_stale(name, task, measured=True)
 
 
 def asked(lab: Lab, name: str, only: Sequence[str]) -> list[str]:

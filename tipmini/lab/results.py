@@ -9,7 +9,7 @@ import os
 import platform
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +19,8 @@ from types import ModuleType
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tipmini.errors import TipminiError
+
+Place = tuple[str, str]  # (method or variant, task)
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
@@ -69,8 +71,17 @@ def side_by_side(first: Cell, second: Cell) -> list[tuple[float, float]]:
     """
     if first.dtype != second.dtype:
         told = f"{first.method} in {first.dtype}, {second.method} in {second.dtype}"
-        raise TipminiError(f"{first.task}: {told}: measure both in one number format")
+        raise TipminiError(f"{first.task}: {told}: measure both with one --dtype")
     return list(zip(first.values, second.values, strict=True))
+
+
+def in_one_format(cells: Mapping[Place, Cell]) -> Mapping[Place, Cell]:
+    """The cells, to be compared with one another; TipminiError where their formats differ."""
+    formats = {cell.dtype: place for place, cell in cells.items()}
+    if len(formats) > 1:
+        told = ", ".join(f"{'/'.join(place)} in {dtype}" for dtype, place in formats.items())
+        raise TipminiError(f"cells of several number formats: {told}; measure with one --dtype")
+    return cells
 
 
 def paired_p(first: Cell, second: Cell) -> float:

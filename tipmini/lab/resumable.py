@@ -124,7 +124,12 @@ class Resumable(ABC):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = value
         state = {"step": number, "log": self.log, **facts, "identity": self.identity()}
+        state["dtype"] = self._dtype()
         self._write(tensors, json.dumps(state))
+
+    def _dtype(self) -> str:
+        """The number format of the frozen base: another one computes other steps."""
+        return str(next(self.model.parameters()).dtype)
 
     def _write(self, tensors: dict[str, Tensor], state: str) -> None:
         from safetensors.torch import save_file
@@ -142,7 +147,7 @@ class Resumable(ABC):
             return 0
         with safe_open(self.saved, "pt") as saved:
             state = json.loads(saved.metadata()["state"])
-            if state["identity"] != self.identity():
+            if (state["identity"], state.get("dtype")) != (self.identity(), self._dtype()):
                 return 0
             tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
         self._load(tensors, state)

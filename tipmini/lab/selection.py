@@ -9,7 +9,7 @@ from tipmini.lab import bundles
 from tipmini.lab.catalogue import Catalogue
 from tipmini.lab.declarations import Choice
 from tipmini.lab.profiles import Profile
-from tipmini.lab.results import Cell
+from tipmini.lab.results import Cell, in_one_format
 from tipmini.lab.variants import Variant
 
 Cells = Mapping[tuple[str, str], Cell]
@@ -57,7 +57,7 @@ def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
 
 
 def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:
-    cells = bundles.cells(store, names)
+    cells = in_one_format(bundles.cells(store, names))
     missing = [name for name in names for task in profile.tasks if (name, task) not in cells]
     if missing:
         first = f"{missing[0]} and {len(set(missing)) - 1} more are not measured on held-out rows"

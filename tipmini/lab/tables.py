@@ -13,7 +13,7 @@ import yaml
 from tipmini.lab import bundles, paths
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.profiles import Profile
-from tipmini.lab.results import Cell, paired_p, side_by_side
+from tipmini.lab.results import Cell, in_one_format, paired_p, side_by_side
 from tipmini.lab.statistics import MISSING, Cells, holm_of, mean_of, tasks_of
 from tipmini.lab.tasks import METRIC
 
@@ -31,12 +31,12 @@ HALVED = ("coqa", "rte")
 def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
     """Whatever a profile has in its store; nothing is measured."""
     found = {(m, t): stored(profile, m, t) for t in profile.tasks for m in METHODS}
-    return {place: cell for place, cell in found.items() if cell is not None}
+    return in_one_format({place: cell for place, cell in found.items() if cell is not None})
 
 
 def variant_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
-    """Whatever a profile has stored of all variants; nothing is measured."""
-    return stored_cells(profile) | bundles.cells(profile.variant_store)
+    """Whatever a profile has stored of all variants, in their format; nothing is measured."""
+    return in_one_format(stored_cells(profile) | bundles.cells(profile.variant_store))
 
 
 def estimate(pair: tuple[float, float] | None) -> str:

@@ -59,8 +59,10 @@ def again_digest() -> str:
     """Of everything that computing again depends on: the code, and what it is compared with."""
     stores = (load_profile("mini").store, paths.REPOSITORY / formats.STORE)
     files = [file for store in stores for file in store.rglob("*.*") if file.is_file()]
-    own = paths.REPOSITORY / "tipmini/lab/again.py"
-    return results.digest([measurement_digest("mini"), _contents([own, *files])])
+    own = [
+        paths.REPOSITORY / f"tipmini/lab/{name}.py" for name in ("again", "formats", "measuring")
+    ]
+    return results.digest([measurement_digest("mini"), _contents([*own, *files])])
 
 
 def reads_again(name: str) -> bool:

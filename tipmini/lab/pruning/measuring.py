@@ -129,7 +129,7 @@ class Prunings:
         """Where the pruned model is until it is scored."""
         if planned.recipe is None and not planned.int8:
             return self.base
-        name = f"{planned.name}-{results.digest(self.settings(planned))[:12]}"
+        name = f"{planned.name}-{results.digest([self.settings(planned), self.lab.dtype])[:12]}"
         return self.profile.scratch / "pruned" / name
 
     def made(self, planned: Planned) -> tuple[Path, dict]:

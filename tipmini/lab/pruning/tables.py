@@ -12,7 +12,7 @@ from tipmini.lab import bundles, paths
 from tipmini.lab.bundles import Bundle
 from tipmini.lab.pruning.declared import Grid, Planned
 from tipmini.lab.pruning.perplexity import CORPORA
-from tipmini.lab.results import Cell
+from tipmini.lab.results import Cell, in_one_format
 from tipmini.lab.statistics import COVERED, MISSING
 
 CORPUS_TITLES = {"wikipedia": "Wikipedia passages (of BoolQ)", "books": "books (LAMBADA)"}
@@ -28,9 +28,11 @@ Outcomes = Mapping[str, Bundle]  # by name of the run
 
 
 def read(store: Path) -> dict[str, Bundle]:
-    """Whatever is stored; nothing is measured."""
+    """Whatever is stored, in one number format; nothing is measured."""
     found = {name: bundles.read(store, name) for name in bundles.names(store)}
-    return {name: bundle for name, bundle in found.items() if bundle}
+    every = {name: bundle for name, bundle in found.items() if bundle}
+    in_one_format({(name, c.task): c for name, bundle in every.items() for c in bundle.cells})
+    return every
 
 
 def cell(bundle: Bundle, measure: str) -> Cell | None:
