@@ -6,6 +6,7 @@ import pytest
 import torch
 from made_up import cell
 
+from tipmini.errors import TipminiError
 from tipmini.lab import formats, model
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.tables import TITLES
@@ -29,8 +30,16 @@ def test_auto_is_what_the_machine_is_fast_in(tmp_path, monkeypatch, stored, devi
     config = {"model_type": "llama", "dtype": stored}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(model, "fastest_dtype", lambda device: "fast")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert model.number_format(tmp_path, "auto", device) == chosen
     assert model.number_format(tmp_path, "float16", device) == "float16"
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_without_a_gpu_it_is_refused_in_one_line(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TipminiError, match="device cuda: no GPU here; run it where there is one"):
+        model.number_format(tmp_path, dtype, "cuda")
 
 
 @pytest.mark.parametrize(("slow", "chosen"), [("bfloat16", "float32"), ("float32", "bfloat16")])
