@@ -81,7 +81,7 @@ def _profile(name: str, dtype: str):
 def again(
     profile: Profile = "mini",
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="that it may take, about; 4 by default")
+        float | None, typer.Option(min=0, help="that it may take, about; 3 by default")
     ] = None,
 ) -> None:
     """Compute a part of a profile's stored results again, and compare.

@@ -143,6 +143,8 @@ def run(profile: str) -> None:
 def _execute(command: list[str]) -> subprocess.CompletedProcess:
     if not (paths.BUILD / "html" / "index.html").is_file():
         (paths.BUILD / "published").unlink(missing_ok=True)
-    # A killed run leaves Snakemake's own lock; that nobody else runs is known by ours.
-    subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
+    locks = paths.REPOSITORY / ".snakemake" / "locks"
+    if locks.is_dir() and any(locks.iterdir()):
+        # A killed run leaves Snakemake's own; that nobody else runs is known by ours.
+        subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
     return subprocess.run([*command, *RUNNING])
