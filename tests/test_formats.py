@@ -86,11 +86,13 @@ def stored(monkeypatch):
 def test_the_table_counts_rows_and_points(stored):
     found = formats.table(TITLES)
     rows = 4 * len(METHODS) * len(TASKS)
-    counts = dict(found["rows that count otherwise"])
+    counts = dict(found["rows<br>otherwise"])
     assert counts["float32, AVX2"] == f"0 of {rows}"
-    assert counts["bfloat16, emulated (AVX2)"] == f"1 of {rows}"
-    assert found.loc["bfloat16, emulated (AVX2)", "TIP"] == "-12.50"  # 25 points of one of two
-    assert found.loc["bfloat16, emulated (AVX2)", "Linear"] == "+0.00"
+    assert counts["bfloat16, emulated by AVX2"] == f"1 of {rows}"
+    assert (
+        found.loc["bfloat16, emulated by AVX2", "TIP, points"] == "-12.50"
+    )  # 25 points of one of two
+    assert found.loc["bfloat16, emulated by AVX2", "Linear, points"] == "+0.00"
 
 
 def test_only_whole_ways_tell_how_far_a_mean_moves(stored):

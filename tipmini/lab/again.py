@@ -22,6 +22,7 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab import bundles, controls, experiments, formats, paths, results, tasks
 from tipmini.lab.accuracy_tables import every_method
+from tipmini.lab.catalogue import catalogue
 from tipmini.lab.experiments import METHODS, Lab
 from tipmini.lab.input_norms import DEFAULT, FIRST
 from tipmini.lab.locks import alone
@@ -353,8 +354,12 @@ def page_values() -> dict[str, str]:
         }
         for task, rows in report.rows.items()
     }
-    merged = {name: {"difference": _difference(apart)} for name, apart in report.merges.items()}
-    norms = {TITLES[task]: {"difference": f"{apart:.1e}"} for task, apart in report.norms.items()}
+    titles = TITLES | {name: variant.title for name, variant in catalogue().variants.items()}
+    merged = {}
+    for name, apart in report.merges.items():
+        method, comma, norms = name.partition(", ")  # of which norms
+        merged[f"{titles.get(method, method)}{comma}{norms}"] = {"is off by": _off(apart)}
+    norms = {TITLES[task]: {"is off by": _off(apart)} for task, apart in report.norms.items()}
     return {
         "again_line": line(report),
         "again_minutes": f"{report.minutes:g}",
@@ -364,12 +369,12 @@ def page_values() -> dict[str, str]:
         "again_answers": _markdown(answers, "task"),
         "again_merges": _markdown(merged, "method"),
         "again_norms": _markdown(norms, "task"),
-        "reproduced_line": line(whole) if whole else "On this machine that was not done.",
+        "reproduced_line": line(whole) if whole else "That was not done on this machine.",
     }
 
 
-def _difference(apart: float) -> str:
-    return "none, bit for bit" if apart == 0 else f"{apart:.1e} of its size"
+def _off(apart: float) -> str:
+    return "nothing, bit for bit" if apart == 0 else f"{apart:.1e}"
 
 
 def _markdown(rows: dict[str, dict[str, str]], what: str) -> str:

@@ -92,7 +92,8 @@ def _smallness(difference: float) -> str:
     most = formats.most_points()
     if 100 * abs(difference) > most:
         return ""
-    return f" {{ref}}`Number formats <formats>` alone move a mean by up to {most:.2f} points."
+    moved = f"moved a difference of two methods by up to {most:.2f} points"
+    return f" At `mini`, another number format, processor or both {moved}."
 
 
 _WORDS = {

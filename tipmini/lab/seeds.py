@@ -65,7 +65,8 @@ def told(cells: Cells, profile: Profile, names: Sequence[str]) -> str:
     return (
         f"Profile `{profile.name}`: the mean accuracies of {found.count} seeds spread by "
         f"{found.between:.3f}, the rows alone let one seed's be off by {found.error:.3f}. The "
-        f"first seed, which all other tables have, is number {above + 1} of {found.count} "
+        "first seed, which the other tables of variants have, is number "
+        f"{above + 1} of {found.count} "
         f"({first:.3f}; mean of all {found.mean:.3f})."
     )
 
