@@ -27,7 +27,7 @@ test: $(READY) ## lint, formatting and all tests
 	scripts/peers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=10
 
 adapters: $(READY) ## train the seven task adapters again (hours; resumes where it stopped)
 	$(BIN)/tipmini adapters

@@ -16,6 +16,8 @@ from lm_eval.tasks.coqa import utils as coqa
 from tipmini.lab import evaluation, tasks
 from tipmini.lab.evaluation import PackedLM, Stop
 
+pytestmark = pytest.mark.model
+
 LENGTH = 128
 WORDS = "The cat sat on a mat and looked at the moon, which was full and yellow that night."
 
@@ -162,8 +164,6 @@ def test_evaluate_gives_a_value_for_every_row(ours, theirs, task):
 NAME = """
 import sys, tipmini.lab
 from lm_eval.api.registry import MODEL_REGISTRY
-
-pytestmark = pytest.mark.model
 assert "tipmini" in MODEL_REGISTRY, "not registered"
 assert "transformers" not in sys.modules, "importing the lab takes seconds"
 """

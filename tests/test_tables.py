@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import tipmini as tm
-from tipmini.lab import book, front_page, method_tables, paths, show, tables
+from tipmini.errors import TipminiError
+from tipmini.lab import again, book, front_page, method_tables, paths, results, show, tables
 from tipmini.lab.claims import page as claims
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.profiles import load_profile
@@ -124,6 +125,26 @@ def test_provenance_tells_machines_apart():
     assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "-"]
 
 
+REPORT = again.Report(
+    **{"profile": "mini", "dtype": "float32", "minutes": 3, "merges": {"tip": 0, "svd": 1e-8}},
+    **{"norms": {"rte": 0}, "calibration_rows": 4, "rows": {"rte": 6}, "same": {"rte": 30}},
+    **{"ties": {"rte": 0}, "others": [], "estimate": 1, "seconds": 1, "resumed": False},
+    **{"date": "2026-01-01", "machine": results.machine(), "threads": 2, "versions": {}},
+)
+
+
+def test_what_was_computed_again_is_told(monkeypatch):
+    monkeypatch.setattr(again, "read", lambda *_, whole=False: None if whole else REPORT)
+    values = again.page_values()
+    assert "30 of 30 answers the same (" in values["again_line"]
+    assert "| RTE | 6 | 30 | 30 | 0 |" in values["again_answers"]
+    assert "| TIP | nothing, bit for bit |" in values["again_merges"]
+    assert "(svd) | 1.0e-08 |" in values["again_merges"]
+    monkeypatch.setattr(again, "read", lambda *_, **__: None)
+    with pytest.raises(TipminiError, match="run `tipmini again` first"):
+        again.page_values()
+
+
 def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
     """Nothing stored, so that nothing may look measured. The claims have their own page."""
     of_claims = claims.page_values()
@@ -131,7 +152,8 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(front_page, "row_counts", lambda: counts)
     monkeypatch.setattr(tables, "stored", lambda *_: None)
     monkeypatch.setattr(front_page, "variant_cells", lambda profile: {})
-    values = front_page.front_page_values()
+    monkeypatch.setattr(again, "read", lambda *_, whole=False: None if whole else REPORT)
+    values = front_page.front_page_values() | again.page_values()
     named = {n for page in paths.BOOK.glob("*.md") for n in book.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()

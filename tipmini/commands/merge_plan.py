@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from tipmini.adapter_header import FactorsHeader, read_adapter_header
 from tipmini.commands.merge_inputs import Inputs, describe, open_inputs, refuse_out
 from tipmini.commands.merge_request import Request
+from tipmini.errors import TipminiError
 from tipmini.fitting import check_ranks, check_shapes, input_gram, input_norm
 from tipmini.learnt_weights import refuse_unlearnt
 from tipmini.methods import METHODS, preset
 from tipmini.options import TARGETS
+from tipmini.peft_config import FLOAT32_MAX
 from tipmini.tensor_header import FLOATING
 from tipmini.weighting import equal_weight, refuse_negative
 
@@ -28,6 +30,7 @@ LANCZOS = 150  # products of a matrix with a vector until the singular vectors a
 PROCESS = 260e6  # bytes of Python with torch, before an adapter is read
 SCIPY = 60e6  # bytes more where a delta is cut
 WHOLE = ("ties", "dare_ties", "magnitude")  # no delta of theirs is changed row by row
+TIMES = ("cat", "svd")  # a weight multiplies their factors or deltas as it is
 SUMMED = {"cat": "cat", "svd": "svd", "regmean": "cat", "knots": "cat"}  # others: linear
 COPIES = 3  # of an adapter that is written: itself, contiguous, and its bytes
 
@@ -62,6 +65,10 @@ def _refuse_weights(request: Request, inputs: Inputs) -> None:
         weights = [equal_weight(weights, len(inputs.adapters))]
     if preset(request.method).method == "regmean":
         refuse_negative({str(place): weight for place, weight in enumerate(weights)})
+    method = preset(request.method).method
+    times = request.options.get("on") == "delta" or method in TIMES  # else its root
+    if times and any(abs(weight) > FLOAT32_MAX for weight in weights) and _width(inputs) == 4:
+        raise TipminiError("the sum overflows torch.float32; take smaller weights")
 
 
 def _width(inputs: Inputs) -> int:
