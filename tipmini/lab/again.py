@@ -122,10 +122,10 @@ class Run:
     def _run(self) -> Report:
         plan = self.planned()
         resumed = plan is not None
-        first, calibration = self.norms(self.lab.norms.first)
-        plan = plan or self.plan(calibration)
+        first = self.norms(self.lab.norms.first)
+        plan = plan or self.plan()
         self.lab.limit(plan["rows"])
-        norms = self.norms(DEFAULT)[0] if self.whole else first
+        norms = self.norms(DEFAULT) if self.whole else first
         cells = self.cells()
         report = Report(
             profile=self.profile.name,
@@ -159,28 +159,25 @@ class Run:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return None
 
-    def norms(self, chosen: Inputs) -> tuple[dict[str, float], dict[str, float]]:
-        """{task: largest difference from what is stored}, {task: seconds a letter}."""
-        before, apart, taken = Lab(self.profile), {}, {}
+    def norms(self, chosen: Inputs) -> dict[str, float]:
+        """{task: largest difference from what is stored}."""
+        before, apart = Lab(self.profile), {}
         for task in tqdm(self.profile.tasks, desc="norms", unit="task", smoothing=0):
             then = before.norms.stored(task, chosen, self.lab.dtype)
-            start = time.perf_counter()
             now = self.lab.norms.of(task, chosen)
-            letters = sum(map(len, self.lab.norms.texts(task, chosen)))
-            taken[task] = (time.perf_counter() - start) / letters
             if then is None:
                 print(f"norms of {task}: none are stored in {self.lab.dtype} to compare with")
             else:
                 apart[task] = max(_apart(now[name], then[name]) for name in then)
         _refuse_apart("norms", apart, NORMS_APART)
-        return apart, taken
+        return apart
 
-    def plan(self, calibration: dict[str, float]) -> dict:
+    def plan(self) -> dict:
         """How many rows of every task, and seconds in all."""
         rows, seconds = self.lab.rows, self.seconds_of_cells()
         spent = time.perf_counter() - self.started
         if self.minutes is None:
-            seconds += self.seconds_of_norms(calibration)
+            seconds += self.seconds_of_norms()
         else:
             part = min(1.0, max(0.0, 60 * self.minutes - spent) / seconds)
             rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
@@ -206,9 +203,16 @@ class Run:
         few = tasks.load(task, _probed(task), data=self.profile.data)
         self.lab.measure("single", self.lab.adapter_path(task), few)
 
-    def seconds_of_norms(self, calibration: dict[str, float]) -> float:
-        texts = {task: self.lab.norms.texts(task) for task in calibration}
-        return sum(speed * sum(map(len, texts[task])) for task, speed in calibration.items())
+    def seconds_of_norms(self) -> float:
+        """By the first rows of every task, as `seconds_of_cells`."""
+        total = 0.0
+        for task in self.profile.tasks:
+            texts = self.lab.norms.texts(task)
+            start = time.perf_counter()
+            self.lab.norms.measure(task, texts[:FIRST])
+            taken = time.perf_counter() - start
+            total += taken * sum(map(len, texts)) / sum(map(len, texts[:FIRST]))
+        return total
 
     def cells(self) -> list[Cell]:
         """Measured here; what a killed run has stored is read."""
