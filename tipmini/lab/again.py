@@ -353,7 +353,7 @@ def page_values() -> dict[str, str]:
         TITLES[task]: {
             "rows": str(rows),
             "answers": str(len(METHODS) * rows),
-            "the same": str(report.same[task]),
+            "same": str(report.same[task]),
             "ties": str(report.ties[task]),
         }
         for task, rows in report.rows.items()
