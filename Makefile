@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .PHONY: setup book reproduce test adapters bench parity clean help
 
 PROFILE ?= mini
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -22,12 +23,12 @@ reproduce: $(READY) ## compute every cell of the paper's methods from nothing (P
 	$(BIN)/tipmini fetch
 	$(BIN)/tipmini reproduce --profile $(PROFILE)
 
-test: $(READY) ## lint, formatting and all tests
+test: $(READY) ## lint, formatting and all tests (JOBS=2 at once, of some 1.5 GB each)
 	scripts/debian-packages
 	scripts/peers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal --durations=10
 
 adapters: $(READY) ## train the seven task adapters again (hours; resumes where it stopped)
 	$(BIN)/tipmini adapters

@@ -11,8 +11,6 @@ from tipmini.lab import again, experiments, formats, input_norms, paths, results
 from tipmini.lab.experiments import METHODS, Lab, cell_file
 from tipmini.lab.locks import alone
 
-pytestmark = pytest.mark.model
-
 ROWS = 4  # of the tiny profile, a task
 ONE = torch.ones(1)
 

@@ -68,6 +68,20 @@ def browser():
         running.close()
 
 
+@pytest.fixture
+def visit(browser):
+    """Opens windows, which are closed after the test: each holds some 300 MB."""
+    visitors = []
+
+    def opened(width: int, scheme: str) -> "Visitor":
+        visitors.append(Visitor(browser, width, scheme))
+        return visitors[-1]
+
+    yield opened
+    for visitor in visitors:
+        visitor.page.close()
+
+
 class Visitor:
     """A browser window that notes every defect of the pages it opens."""
 
@@ -136,24 +150,24 @@ def _pages(html: Path) -> list[str]:
     return [page for page in pages if not page.startswith(("_static", "search"))]
 
 
-def test_every_page_on_a_telephone(html, address, browser):
-    visitor = Visitor(browser, 390, "light")
+def test_every_page_on_a_telephone(html, address, visit):
+    visitor = visit(390, "light")
     for page in _pages(html):
         visitor.open(address + page)
         visitor.must_fit()
     assert visitor.defects == []
 
 
-def test_every_page_on_a_desktop_in_dark_mode(html, address, browser):
-    visitor = Visitor(browser, 1280, "dark")
+def test_every_page_on_a_desktop_in_dark_mode(html, address, visit):
+    visitor = visit(1280, "dark")
     for page in _pages(html):
         visitor.open(address + page)
         visitor.must_be_dark()
     assert visitor.defects == []
 
 
-def test_every_link_within_the_book_leads_to_a_file(html, address, browser):
-    visitor = Visitor(browser, 1280, "light")
+def test_every_link_within_the_book_leads_to_a_file(html, address, visit):
+    visitor = visit(1280, "light")
     targets = set()
     for page in _pages(html):
         visitor.page.goto(address + page, wait_until="domcontentloaded")
@@ -162,18 +176,18 @@ def test_every_link_within_the_book_leads_to_a_file(html, address, browser):
     assert {t for t in inside if not (html / t).exists()} == set()
 
 
-def test_the_search_finds_a_page(address, browser):
-    visitor = Visitor(browser, 1280, "light")
+def test_the_search_finds_a_page(address, visit):
+    visitor = visit(1280, "light")
     visitor.page.goto(address + "search.html?q=adapter")
     visitor.page.locator("ul.search li a").first.wait_for()
     assert visitor.defects == []
 
 
-def test_a_table_is_sorted_by_a_column(html, address, browser):
+def test_a_table_is_sorted_by_a_column(html, address, visit):
     """By the mouse and by the keyboard, there and back; what has no value stays at the end."""
     if html == BUILT:
         pytest.skip("the numbers of the stand-in are known")
-    visitor = Visitor(browser, 390, "light")
+    visitor = visit(390, "light")
     visitor.open(address + "notebooks/06_ledger.html")
     table = visitor.page.locator("table.sortable").first
     order = lambda: table.locator("tbody td:first-child").all_inner_texts()  # noqa: E731
@@ -186,8 +200,8 @@ def test_a_table_is_sorted_by_a_column(html, address, browser):
     assert visitor.defects == []
 
 
-def test_the_book_opens_from_the_file_system(html, browser):
-    visitor = Visitor(browser, 1280, "light")
+def test_the_book_opens_from_the_file_system(html, visit):
+    visitor = visit(1280, "light")
     for page in ("index.html", "notebooks/02_dynamic_sparsity.html"):
         visitor.open((html / page).as_uri())
     assert visitor.defects == []

@@ -8,8 +8,6 @@ from tipmini.calibration import _InputSums, calibrate, calibrate_adapter
 from tipmini.errors import TipminiError
 from tipmini.merge import merge
 
-pytestmark = pytest.mark.model
-
 Q, V, GATE, DOWN = (
     f"model.layers.1.{name}"
     for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj")

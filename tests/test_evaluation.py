@@ -16,8 +16,6 @@ from lm_eval.tasks.coqa import utils as coqa
 from tipmini.lab import evaluation, tasks
 from tipmini.lab.evaluation import PackedLM, Stop
 
-pytestmark = pytest.mark.model
-
 LENGTH = 128
 WORDS = "The cat sat on a mat and looked at the moon, which was full and yellow that night."
 

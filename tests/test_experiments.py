@@ -14,8 +14,6 @@ from tipmini.lab.experiments import MERGES, METHODS, Lab, cell_file, stored
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.variants import Inputs
 
-pytestmark = pytest.mark.model
-
 
 def other(profile, **changes) -> Lab:
     return Lab(profile.model_copy(update=changes))

@@ -11,8 +11,6 @@ from tipmini.lab import formats, model
 from tipmini.lab.experiments import METHODS
 from tipmini.lab.tables import TITLES
 
-pytestmark = pytest.mark.model
-
 TASKS = ("piqa", "rte")
 
 

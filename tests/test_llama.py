@@ -9,8 +9,6 @@ from tipmini.lab import generation, llama
 from tipmini.lab.packing import flatten, pack
 from tipmini.lab.resident import Resident
 
-pytestmark = pytest.mark.model
-
 ROWS = {
     "plain rows": [pack([1, 2, 3, 4], []), pack([5], []), pack([6, 7], [])],
     "a tree": [pack([1, 2], [[3, 4, 5], [3, 6, 7], [8, 9]]), pack([4, 4, 4], [[1], [2]])],

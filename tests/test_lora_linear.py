@@ -13,8 +13,6 @@ from tipmini.lab.pruning.recipe import TARGETS
 from tipmini.lab.resumable import wear_lora
 from tipmini.masking import masked
 
-pytestmark = pytest.mark.model
-
 
 def worn(light: bool, shape: str = "grouped", dtype=torch.float64, int8: bool = False, again=False):
     """A PEFT model with factors that are not zero."""

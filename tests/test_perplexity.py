@@ -11,7 +11,7 @@ from tipmini.lab import documents, tasks
 from tipmini.lab.evaluation import PackedLM
 from tipmini.lab.pruning import perplexity
 
-pytestmark = [pytest.mark.model, pytest.mark.usefixtures("embedded")]
+pytestmark = pytest.mark.usefixtures("embedded")
 
 
 @pytest.mark.parametrize("corpus", perplexity.CORPORA)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import ADAPTERS, GRAMS, HIDDEN, MODULES, NORMS, random_adapter, whole_adapter
+from tiny import ADAPTERS, GRAMS, HIDDEN, MODULES, NORMS, random_adapter
 
 import tipmini as tm
 from tipmini.adapter import LoraAdapter, LoraFactors
@@ -186,7 +186,15 @@ def test_the_order_of_the_adapters_changes_rounding_alone(order):
 
 @pytest.mark.parametrize(("d", "k"), [(2, 10), (10, 2), (1, 1)])
 def test_knots_of_small_matrices(d, k):
-    adapters = {str(seed): whole_adapter(seed, 4, d, k) for seed in range(3)}
+    """Without equal sizes, of which rounding would choose one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def factor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    adapters = {
+        name: LoraAdapter({"m": LoraFactors(factor(4, k), factor(d, 4), 2.0)}) for name in "abc"
+    }
     merged = tm.merge(adapters, "knots")
     for module in merged.modules:
         expected = slow_knots(adapters, dict.fromkeys(adapters, 1.0), module, 0.3, "peft", True)
