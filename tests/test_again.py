@@ -6,6 +6,7 @@ import pytest
 import torch
 from labs import TASKS
 
+import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.lab import again, experiments, formats, input_norms, paths, results
 from tipmini.lab.experiments import METHODS, Lab, cell_file
@@ -158,9 +159,23 @@ def test_norms_differ_by_their_largest():
     assert again._apart(torch.zeros(2), torch.zeros(2)) == 0
 
 
+def test_norms_that_round_otherwise_turn_a_few_elements_of_a_mask():
+    """Pruned by scores whose norms differ by up to d, a merge stays within what is allowed."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 4096, generator=generator)
+    norms = torch.rand(4096, generator=generator) + 0.5
+    for apart in (1e-5, 1e-4):
+        other = norms * (1 + apart * (2 * torch.rand(4096, generator=generator) - 1))
+        one, two = (tm.prune_rows(weight, tm.wanda_score(weight, n), 0.7) for n in (norms, other))
+        told = {"rte": again._apart(other, norms)}
+        assert again.ROUNDING < (one - two).norm() / one.norm() < again.turned(told)
+    assert again.turned({}) == again.turned({"rte": 0.0}) == again.ROUNDING
+
+
 def test_no_number_is_not_the_same():
     with pytest.raises(TipminiError, match="norms are others than stored: rte by nan"):
-        again._refuse_apart("norms", {"rte": again._apart(torch.tensor([torch.nan]), ONE)}, 1e-4)
+        apart = {"rte": again._apart(torch.tensor([torch.nan]), ONE)}
+        again._refuse_apart("norms", apart.items(), 1e-4)
 
 
 def test_a_report_of_another_version_counts_as_none(tmp_path, monkeypatch):

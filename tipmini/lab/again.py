@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -130,7 +131,7 @@ class Run:
         report = Report(
             profile=self.profile.name,
             dtype=self.lab.dtype,
-            merges=merges(self.profile, self.lab),
+            merges=merges(self.profile, self.lab, norms if self.whole else {}),
             norms=norms,
             calibration_rows=self.profile.calibration_rows if self.whole else FIRST,
             **plan,
@@ -169,7 +170,7 @@ class Run:
                 print(f"norms of {task}: none are stored in {self.lab.dtype} to compare with")
             else:
                 apart[task] = max(_apart(now[name], then[name]) for name in then)
-        _refuse_apart("norms", apart, NORMS_APART)
+        _refuse_apart("norms", apart.items(), NORMS_APART)
         return apart
 
     def plan(self) -> dict:
@@ -250,10 +251,11 @@ def refuse_others(report: Report) -> None:
         raise TipminiError(f"computed again, answers count otherwise: {first}{more}")
 
 
-def merges(profile: Profile, lab: Lab) -> dict[str, float]:
+def merges(profile: Profile, lab: Lab, norms: dict[str, float]) -> dict[str, float]:
     """Every method's merge of the stored norms beside the one that its stored cells wore.
 
-    RegMean is left out: it takes Gram matrices, which are not stored.
+    norms: how far this machine's are from the stored ones, where it merges by its own. RegMean is
+    left out: it takes Gram matrices, which are not stored.
     """
     bundled, found = Bundled(profile), {}
     for name in every_method():
@@ -271,8 +273,16 @@ def merges(profile: Profile, lab: Lab) -> dict[str, float]:
         sizes = controls.sizes(tm.load_adapter(folder), stored)
         bits = adapter_hash(folder) == worn
         found[f"{name}, {lab.dtype} norms"] = 0.0 if bits else sizes["distance"] / sizes["sum"]
-    _refuse_apart("merges", found, ROUNDING)
+    own = {name: apart for name, apart in found.items() if name.endswith(" norms")}
+    _refuse_apart("merges", found.items() - own.items(), ROUNDING)
+    _refuse_apart("merges", own.items(), turned(norms))
     return found
+
+
+def turned(norms: dict[str, float]) -> float:
+    """How far rounding of the norms may take a merge: elements whose scores lie that near to the
+    one where pruning ends fall on its other side, of n some 2 d n, of its size each."""
+    return ROUNDING + math.sqrt(4 * max(norms.values(), default=0.0))
 
 
 def _hash_of(merged: tm.LoraAdapter) -> str:
@@ -281,8 +291,8 @@ def _hash_of(merged: tm.LoraAdapter) -> str:
         return adapter_hash(Path(work) / "merged")
 
 
-def _refuse_apart(what: str, found: dict[str, float], most: float) -> None:
-    wrong = [f"{name} by {apart:.1e}" for name, apart in found.items() if not apart <= most]
+def _refuse_apart(what: str, found: Iterable[tuple[str, float]], most: float) -> None:
+    wrong = [f"{name} by {apart:.1e}" for name, apart in sorted(found) if not apart <= most]
     if wrong:
         raise TipminiError(f"computed again, {what} are others than stored: {', '.join(wrong)}")
 
