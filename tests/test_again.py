@@ -162,13 +162,12 @@ def test_norms_differ_by_their_largest():
 def test_norms_that_round_otherwise_turn_a_few_elements_of_a_mask():
     """Pruned by scores whose norms differ by up to d, a merge stays within what is allowed."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(64, 4096, generator=generator)
+    weight = torch.randn(256, 4096, generator=generator)
     norms = torch.rand(4096, generator=generator) + 0.5
-    for apart in (1e-5, 1e-4):
-        other = norms * (1 + apart * (2 * torch.rand(4096, generator=generator) - 1))
-        one, two = (tm.prune_rows(weight, tm.wanda_score(weight, n), 0.7) for n in (norms, other))
-        told = {"rte": again._apart(other, norms)}
-        assert again.ROUNDING < (one - two).norm() / one.norm() < again.turned(told)
+    other = norms * (1 + 1e-4 * (2 * torch.rand(4096, generator=generator) - 1))
+    one, two = (tm.prune_rows(weight, tm.wanda_score(weight, n), 0.7) for n in (norms, other))
+    told = {"rte": again._apart(other, norms)}
+    assert 0.001 < (one - two).norm() / one.norm() < again.turned(told)
     assert again.turned({}) == again.turned({"rte": 0.0}) == again.ROUNDING
 
 
