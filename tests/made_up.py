@@ -9,7 +9,7 @@ from tipmini.lab.tasks import METRIC
 def cell(method: str, task: str, values: Iterable[float], data: str = "d") -> Cell:
     numbers = [float(value) for value in values]
     return Cell(
-        **{"key": "k", "inputs": {"model": "m", "data": data}, "profile": "smoke"},
+        **{"key": "k", "inputs": {"model": "m", "data": data}, "code": {}, "profile": "smoke"},
         **{
             "method": method,
             "task": task,

@@ -16,6 +16,7 @@ def cell(run: str, task: str, metric: str, values: list[float]) -> Cell:
     return Cell(
         key=f"{run}/{task}",
         inputs={},
+        code={},
         method=run,
         task=task,
         metric=metric,

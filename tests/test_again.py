@@ -7,7 +7,7 @@ import torch
 from labs import TASKS
 
 from tipmini.errors import TipminiError
-from tipmini.lab import again, experiments, formats, input_norms, paths, results
+from tipmini.lab import again, digests, experiments, formats, input_norms, paths, results
 from tipmini.lab.experiments import METHODS, Lab, cell_file
 from tipmini.lab.locks import alone
 
@@ -82,7 +82,7 @@ def test_other_norms_are_refused(stored):
     lab = Lab(stored)
     norms = lab.norms.of("rte", lab.norms.first)
     file = stored.store / "norms" / "first" / "rte.safetensors"
-    key = results.digest(lab.norms.inputs("rte", lab.norms.first))
+    key = digests.digest(lab.norms.inputs("rte", lab.norms.first))
     told = {"key": key, "dtype": "float32"}
     input_norms.save_tensors({n: t * 1.01 for n, t in norms.items()}, file, told)
     with pytest.raises(TipminiError, match=r"norms are others than stored: rte by \d"):

@@ -186,6 +186,7 @@ def cells(**values: list[int]) -> Evidence:
     facts = {
         "key": "",
         "inputs": {},
+        "code": {},
         "profile": "full",
         "metric": "acc",
         "dtype": "float32",

@@ -9,7 +9,16 @@ from labs import TASKS, save_adapter, save_llama
 from peft import PeftModel
 
 import tipmini as tm
-from tipmini.lab import assets, cell_inputs, controls, evaluation, formats, model, results, tasks
+from tipmini.lab import (
+    assets,
+    controls,
+    digests,
+    evaluation,
+    experiments,
+    formats,
+    model,
+    tasks,
+)
 from tipmini.lab.experiments import MERGES, METHODS, Lab, cell_file, stored
 from tipmini.lab.profiles import load_profile
 from tipmini.lab.variants import Inputs
@@ -31,7 +40,7 @@ def test_every_method_is_measured_once_and_then_read(profile, measured):
         assert again.cell(method, "rte") == cell == stored(profile, method, "rte")
         assert (cell.profile, cell.method, cell.task, cell.metric) == ("tiny", method, "rte", "acc")
         assert cell.count == 4 and set(cell.values) <= {0.0, 1.0}
-        assert cell.key == results.digest(cell.inputs)
+        assert cell.key == digests.digest(cell.inputs)
     assert len(measured) == len(METHODS)
     assert len({cell.key for cell in cells.values()}) == len(METHODS)
 
@@ -101,9 +110,12 @@ def test_measured_again_with_another_model(
 
 def test_measured_again_with_other_code(profile, measured, monkeypatch):
     before = Lab(profile).cell("base", "rte")
-    shorter = cell_inputs.EVALUATION_CODE[1:]
-    monkeypatch.setattr(cell_inputs, "EVALUATION_CODE", (*shorter, tasks.order))
-    assert Lab(profile).cell("base", "rte").key != before.key and len(measured) == 2
+    known = {"evaluation": [before.code["evaluation"], "proven"]}
+    monkeypatch.setattr(digests, "equal", lambda: known)
+    monkeypatch.setattr(experiments, "evaluation_code", lambda: {"evaluation": "proven"})
+    assert Lab(profile).cell("base", "rte") == before and len(measured) == 1
+    monkeypatch.setattr(experiments, "evaluation_code", lambda: {"evaluation": "other"})
+    assert Lab(profile).cell("base", "rte").code == {"evaluation": "other"} and len(measured) == 2
 
 
 def test_measured_again_with_other_data(profile, measured, monkeypatch):

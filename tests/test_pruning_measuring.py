@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tipmini import cli
 from tipmini.errors import TipminiError
-from tipmini.lab import assets, bundles, paths, profiles, results
+from tipmini.lab import assets, bundles, digests, paths, profiles
 from tipmini.lab import model as lab_model
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
@@ -235,7 +235,7 @@ def test_whatever_is_stored_was_made_as_it_would_be_now():
     for name in stored:
         planned = prunings.runs[name]
         found = {cell.task: cell.key for cell in bundles.read(prunings.store, name).cells}
-        keys = {m: results.digest(prunings.inputs(planned, m)) for m in prunings.measures(planned)}
+        keys = {m: digests.digest(prunings.inputs(planned, m)) for m in prunings.measures(planned)}
         assert found.items() <= keys.items(), name
         pruned = planned.recipe is not None and not planned.score
         assert prunings.masks_file(planned).is_file() == pruned, name

@@ -1,10 +1,7 @@
 """Stored cells: what they hold, what their key depends on, and that a kill cannot damage them."""
 
-import importlib
-import math
 import os
 import sys
-import textwrap
 
 import pytest
 from hypothesis import given
@@ -30,6 +27,7 @@ def cell(numbers: list[float], **fields) -> Cell:
     given = {
         "key": "k",
         "inputs": {"model": "m", "adapter": None},
+        "code": {"evaluation": "e"},
         "profile": "mini",
         "method": "tip",
         "task": "coqa",
@@ -149,88 +147,3 @@ def test_provenance():
     assert machine["cores"] == os.cpu_count() and machine["processor"]
     assert machine["python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(results.versions()) == {"torch", "transformers", "peft", "lm_eval", "datasets"}
-
-
-# Keys -----------------------------------------------------------------------------------------
-
-ORIGINAL = '''
-def half(x, by=2):
-    """Half of x."""
-    if x:
-        # nothing to do for 0
-        return x / by
-    return 0
-
-class Halves:
-    """Many of them."""
-    size = 3
-
-    def all(self):
-        """All."""
-        return [half(x) for x in range(self.size)]
-'''
-SAME = {
-    "comment": ("# nothing to do for 0", "# another reason"),
-    "docstring": ('"""Half of x."""', 'r"""One half."""'),
-    "no docstring": ('"""Half of x."""\n    if', "if"),
-    "docstring of a class": ('"""Many of them."""', '"""Some."""'),
-    "docstring of a method": ('"""All."""', '"""Every one."""'),
-    "layout": ("return x / by", "return (x\n                / by)"),
-    "blank lines": ("    return 0\n", "\n\n    return 0\n"),
-}
-DIFFERENT = {
-    "constant": ("return 0", "return 1"),
-    "default": ("by=2", "by=3"),
-    "operator": ("x / by", "x // by"),
-    "condition": ("if x:", "if not x:"),
-    "class attribute": ("size = 3", "size = 4"),
-    "method": ("half(x) for", "2 * half(x) for"),
-}
-
-
-def digest_of(source: str, folder, monkeypatch) -> str:
-    """Of the function and class of a module with this text."""
-    (folder / "halves.py").write_text(textwrap.dedent(source))
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "halves", raising=False)
-    importlib.invalidate_caches()
-    module = importlib.import_module("halves")
-    return results.code_digest((module.half, module.Halves))
-
-
-@pytest.fixture
-def changed(tmp_path, monkeypatch):
-    """Whether an edit of the source changes the digest."""
-
-    def compare(old: str, new: str) -> bool:
-        assert old in ORIGINAL
-        sources = {"before": ORIGINAL, "after": ORIGINAL.replace(old, new)}
-        digests = []
-        for name, source in sources.items():
-            (tmp_path / name).mkdir()
-            digests.append(digest_of(source, tmp_path / name, monkeypatch))
-        return digests[0] != digests[1]
-
-    return compare
-
-
-@pytest.mark.parametrize("edit", SAME.values(), ids=SAME)
-def test_what_a_reader_sees_does_not_count(changed, edit):
-    assert not changed(*edit)
-
-
-@pytest.mark.parametrize("edit", DIFFERENT.values(), ids=DIFFERENT)
-def test_what_the_code_does_counts(changed, edit):
-    assert changed(*edit)
-
-
-def test_digest_ignores_the_order_of_keys_only():
-    assert results.digest({"a": 1, "b": [2]}) == results.digest({"b": [2], "a": 1})
-    contents = [{"a": 1}, {"a": "1"}, {"a": 1, "b": None}, [1, 2], [2, 1], math.pi, None]
-    assert len({results.digest(content) for content in contents}) == len(contents)
-
-
-def test_file_digest(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert results.file_digest(tmp_path / "abc") == known

@@ -21,6 +21,7 @@ def cell(name: str, task: str, values: list[float]) -> Cell:
     return Cell(
         key="k",
         inputs={},
+        code={},
         method=name,
         task=task,
         metric="acc",

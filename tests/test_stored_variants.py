@@ -2,7 +2,7 @@
 
 import pytest
 
-from tipmini.lab import bundles, profiles, results
+from tipmini.lab import bundles, experiments, profiles, results
 from tipmini.lab.experiments import Lab
 from tipmini.lab.measuring import Bundled, stale
 
@@ -21,3 +21,4 @@ def test_cells_of_methods_are_of_todays_code_and_rows():
     cells = {f.stem: results.load(f) for f in (lab.profile.store / "cells").glob("*.json")}
     others = [n for n, c in cells.items() if c.inputs | {"adapter": None} != now[c.task]]
     assert cells and others == []
+    assert all(map(experiments.is_current, cells.values()))

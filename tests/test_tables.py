@@ -30,7 +30,13 @@ ROWS = {
 def cell(method: str, task: str) -> Cell:
     values = [float(value) for value in ROWS[method]]
     return Cell(
-        **{"key": "k", "inputs": {"model": "m"}, "profile": "smoke", "method": method},
+        **{
+            "key": "k",
+            "inputs": {"model": "m"},
+            "code": {"evaluation": "e" * 64},
+            "profile": "smoke",
+            "method": method,
+        },
         **{
             "task": task,
             "metric": METRIC[task],
@@ -119,10 +125,10 @@ def test_provenance_tells_machines_apart():
     assert list(frame.loc["cells"]) == [9, 1]
     assert list(frame.loc["seconds"]) == ["14", "2"]
     assert set(frame.loc["measured"]) == {elsewhere.date}
-    older = {"code": "0" * 64, **elsewhere.inputs}
-    other = elsewhere.model_copy(update={"inputs": older, "date": "2026-01-30"})
+    older = {"code": {"evaluation": "0" * 64}, "date": "2026-01-30"}
+    other = elsewhere.model_copy(update=older)
     frame = tables.provenance({("base", "rte"): other, ("tip", "rte"): elsewhere})
-    assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "-"]
+    assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "e" * 12]
 
 
 REPORT = again.Report(

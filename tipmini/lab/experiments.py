@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 import tipmini as tm
-from tipmini.lab import bundles, catalogue, evaluation, results, selection, tasks
-from tipmini.lab.cell_inputs import cell_inputs
+from tipmini.lab import bundles, catalogue, digests, evaluation, results, selection, tasks
+from tipmini.lab.cell_inputs import cell_inputs, evaluation_code
 from tipmini.lab.input_norms import DEFAULT, InputNorms
 from tipmini.lab.materials import Materials
 from tipmini.lab.merging import PAPER, Merges, without_measured
@@ -86,9 +86,9 @@ class Lab(Materials):
         """The measured cell; read from the store where it was measured from the same things."""
         folder = self.folder(name, task)
         definition, metric = self.definition(task), self.variant(name).metric(task)
-        key = results.digest(self.inputs(folder, definition, metric))
+        key = digests.digest(self.inputs(folder, definition, metric))
         found = self.stored(name, task)
-        if found is None or found.key != key or not self.takes(found):
+        if found is None or found.key != key or not self.takes(found) or not is_current(found):
             found = self._measured_before(name, key)
             found = found or self.measure(name, folder, definition, metric)
             self.keep(name, found)
@@ -109,7 +109,7 @@ class Lab(Materials):
         if name in self.apart:
             return None
         found = bundles.find((self.profile.variant_store, self.profile.store / "cells"), key)
-        same = found is not None and found.dtype == self.dtype
+        same = found is not None and found.dtype == self.dtype and is_current(found)
         return found.model_copy(update={"method": name}) if same else None
 
     def keep(self, name: str, cell: Cell) -> None:
@@ -136,7 +136,7 @@ class Lab(Materials):
         inputs = self.inputs(None, self.definition(task), variant.metric(task))
         then = bundle.settings if measured else without_measured(bundle.settings)
         now = [self.merges.settings(variant, measured), inputs | {"adapter": None}]
-        return now != [then, cell.inputs | {"adapter": None}]
+        return now != [then, cell.inputs | {"adapter": None}] or not is_current(cell)
 
     def inputs(self, folder: Path | None, definition, metric: str | None = None) -> dict:
         """Everything a cell's values follow from: `cell_inputs`."""
@@ -154,7 +154,12 @@ class Lab(Materials):
         values, margins = evaluation.answers(self.lm, definition, metric)
         place = {"profile": self.profile.name, "method": method, "task": task, "metric": metric}
         told = {"dtype": self.dtype, "values": values, "margins": margins}
-        return results.measured(start, inputs, **told, **place)
+        return results.measured(start, inputs, evaluation_code(), **told, **place)
+
+
+def is_current(cell: Cell) -> bool:
+    """Whether a cell was measured by today's code, or by one that is known to give the same."""
+    return digests.is_same_code(cell.code, evaluation_code())
 
 
 def cell_file(profile: Profile, method: str, task: str) -> Path:

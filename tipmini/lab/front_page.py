@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from tipmini.lab import assets, choice_tables, contributions, documents, formats, paths, results
+from tipmini.lab import (
+    assets,
+    choice_tables,
+    contributions,
+    digests,
+    documents,
+    formats,
+    paths,
+    results,
+)
 from tipmini.lab.bench import stored as bench
 from tipmini.lab.catalogue import catalogue
 from tipmini.lab.comparison_tables import sentences
@@ -81,7 +90,8 @@ def _mini_in_full(mini: Profile, full: Profile) -> str:
 
 
 def _made_of(cell: Cell) -> tuple:
-    return (cell.dtype, *(cell.inputs.get(name) for name in ("code", "model", "adapter")))
+    codes = [digests.known_as(*pair) for pair in cell.code.items()]
+    return (cell.dtype, *codes, *(cell.inputs.get(name) for name in ("model", "adapter")))
 
 
 def row_counts() -> dict[str, tuple[int, int]]:
@@ -89,8 +99,8 @@ def row_counts() -> dict[str, tuple[int, int]]:
 
     Counted once and kept below _build: reading all train rows takes half a minute.
     """
-    key = [assets.embedded().name, results.file_digest(Path(documents.__file__))]
-    file = paths.BUILD / f"rows-{results.digest(key)[:12]}.json"
+    key = [assets.embedded().name, digests.file_digest(Path(documents.__file__))]
+    file = paths.BUILD / f"rows-{digests.digest(key)[:12]}.json"
     if not file.is_file():
         evaluation, train = documents.EVALUATION, documents.TRAIN
         counted = {task: (len(evaluation[task]()), len(train[task]())) for task in TASKS}

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 import tipmini as tm
 from tipmini import calibration
-from tipmini.lab import packing, results, tasks
+from tipmini.lab import digests, packing, tasks
 from tipmini.lab.evaluation import PackedLM
 from tipmini.lab.merging import adapter_hash
 from tipmini.lab.profiles import Profile
@@ -25,13 +25,6 @@ from tipmini.lab.variants import Inputs
 DEFAULT = Inputs()  # as the paper says
 FIRST = 4  # train rows whose norms are kept apart: soon measured again on another machine
 EVERY_ROW = 10**9
-CODE = (
-    packing.batches,
-    calibration.calibrate,
-    calibration.calibrate_adapter,
-    calibration._InputSums,
-    tasks.text,
-)
 
 
 class Source(Protocol):
@@ -65,22 +58,20 @@ class InputNorms:
     def of(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
         """Of a task's own adapter on its own text: see `tm.calibrate_adapter`."""
         inputs = self.inputs(task, chosen)
-        key = results.digest(inputs)
+        key = digests.digest(inputs)
         kept = self.kept and self.kept / f"{task}.safetensors"
-        file = kept if kept and _told(kept, "key") == key else self._file(task, chosen, key)
-        if _told(file, "key") != key:
+        file = kept if kept and _is_of(kept, key) else self._file(task, chosen, key)
+        if not _is_of(file, key):
             norms = self.measure(task, self.texts(task, chosen), chosen.statistic, chosen.source)
             told = {"key": key, "inputs": json.dumps(inputs), "dtype": self.lab.dtype}
-            save_tensors(norms, file, told)
+            save_tensors(norms, file, told | {"code": calibration_code()})
         return _tensors(file)
 
     def stored(self, task: str, chosen: Inputs, dtype: str) -> dict[str, Tensor] | None:
         """What was measured before in a number format; None where nothing of the very same was."""
-        key = results.digest(self.inputs(task, chosen))
+        key = digests.digest(self.inputs(task, chosen))
         file = self._file(task, chosen, key)
-        return (
-            _tensors(file) if (_told(file, "key"), _told(file, "dtype")) == (key, dtype) else None
-        )
+        return _tensors(file) if _is_of(file, key) and _told(file)["dtype"] == dtype else None
 
     def _file(self, task: str, chosen: Inputs, key: str) -> Path:
         """The paper's are kept with the profile's results, others where all can be made again."""
@@ -97,10 +88,9 @@ class InputNorms:
     def inputs(self, task: str, chosen: Inputs = DEFAULT) -> dict:
         """Everything that they follow from."""
         inputs = {
-            "code": results.code_digest(CODE),
             "model": self.lab.model_hash,
             "adapter": adapter_hash(self.lab.adapter_path(task)),
-            "data": results.digest(self.texts(task, chosen)),
+            "data": digests.digest(self.texts(task, chosen)),
             "parameters": self.profile.model_dump(include={"device", "tokens"}),
         }
         other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
@@ -169,12 +159,24 @@ def _prompt(definition: ConfigurableTask, doc: dict) -> str:
     return definition.doc_to_text(doc)
 
 
-def _told(file: Path, what: str) -> str | None:
-    """The "key" of what a file's norms were measured of, their "dtype"; None without a file."""
+def calibration_code() -> str:
+    """What norms are measured by."""
+    return digests.code_digest(calibration.calibrate_adapter, packing.batches, tasks.text)
+
+
+def _is_of(file: Path, key: str) -> bool:
+    """Whether a file's norms were measured of the very same things, by code that gives the same."""
+    told = _told(file)
+    codes = ({"calibration": code} for code in (told.get("code", ""), calibration_code()))
+    return told.get("key") == key and digests.is_same_code(*codes)
+
+
+def _told(file: Path) -> dict[str, str]:
+    """What a file of norms says of itself; nothing without a file."""
     if not file.is_file():
-        return None
+        return {}
     with safe_open(file, "pt") as opened:
-        return (opened.metadata() or {}).get(what)
+        return opened.metadata() or {}
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

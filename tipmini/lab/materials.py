@@ -8,7 +8,7 @@ from lm_eval.api.task import ConfigurableTask
 from torch import nn
 
 import tipmini as tm
-from tipmini.lab import assets, evaluation, model, paths, results, tasks
+from tipmini.lab import assets, digests, evaluation, model, paths, tasks
 from tipmini.lab.profiles import Profile
 
 
@@ -30,7 +30,7 @@ class Materials:
         """Of the weights' file; of a hub model its id."""
         if self.profile.model != "embedded":
             return self.profile.model
-        return results.file_digest(assets.embedded() / "model" / "model.safetensors")
+        return digests.file_digest(assets.embedded() / "model" / "model.safetensors")
 
     @cached_property
     def tokenizer(self):

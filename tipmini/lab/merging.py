@@ -1,7 +1,6 @@
 """A profile's merges: what each follows from, and its PEFT folder."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -9,15 +8,13 @@ import torch
 from torch import Tensor
 
 import tipmini as tm
-from tipmini.lab import controls, results
+from tipmini import merge
+from tipmini.lab import controls, digests, results
 from tipmini.lab.locks import alone
 from tipmini.lab.profiles import Profile
 from tipmini.lab.variants import UNMERGED, Inputs, Variant
 
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
-CODE = ("adapter", "dare", "elementwise", "lowrank", "merge", "methods", "options", "sparsity")
-CODE += ("subspace", "summation", "threads")
-CODE += ("reading", "ties", "tip", "tip_pruning", "wanda", "weighting", "lab.controls")
 ROUNDING = 1e-6  # of float32, relative
 
 
@@ -71,7 +68,8 @@ class Merges:
     def _remade(self, variant: Variant) -> Path:
         """Merged again only where something that it is made of has changed."""
         folder, note = self._place(variant)
-        recipe = results.digest([_code(), self.settings(variant)])
+        code = digests.code_digest(merge.merge, controls.scaled_to)
+        recipe = digests.digest([code, self.settings(variant)])
         if not folder.is_dir() or _note(note).get("recipe") != recipe:
             merged = self.merge(variant)
             _save(folder, merged)
@@ -135,7 +133,7 @@ class Merges:
         own |= {"options": self.options(variant), "adapters": hashes}
         if variant.needs and measured:
             chosen = _inputs(variant)
-            keys = {task: results.digest(self.lab.norms.inputs(task, chosen)) for task in names}
+            keys = {task: digests.digest(self.lab.norms.inputs(task, chosen)) for task in names}
             own["measured"] = keys
         if variant.weights == "learnt" and measured:
             own["learnt"] = self.lab.weighing.identity()
@@ -157,10 +155,6 @@ def _inputs(variant: Variant) -> Inputs:
     """How the variant's inputs are measured; for Gram matrices, where it needs those."""
     grams = {"statistic": "gram"} if variant.needs == "grams" else {}
     return variant.inputs.model_copy(update=grams)
-
-
-def _code() -> str:
-    return results.code_digest(tuple(import_module(f"tipmini.{name}") for name in CODE))
 
 
 def _note(file: Path) -> dict:
@@ -192,7 +186,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def adapter_hash(folder: Path) -> str:
-    return results.file_digest(folder / "adapter_model.safetensors")
+    return digests.file_digest(folder / "adapter_model.safetensors")
 
 
 def without_measured(settings: dict) -> dict:

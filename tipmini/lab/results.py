@@ -1,24 +1,19 @@
 """Measured cells: one small JSON each, keyed by what went into it, written whole or not at all."""
 
-import ast
-import hashlib
-import inspect
 import json
 import math
 import os
 import platform
-import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tipmini.errors import TipminiError
+from tipmini.lab.digests import Codes, digest
 
 Place = tuple[str, str]  # (method or variant, task)
 
@@ -32,6 +27,7 @@ class Cell(BaseModel):
 
     key: str
     inputs: dict  # what the key is the hash of
+    code: dict[str, str]  # that measured it: see `digests`
     profile: str
     method: str
     task: str
@@ -93,31 +89,6 @@ def paired_p(first: Cell, second: Cell) -> float:
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def digest(content: object) -> str:
-    """SHA-256 of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-@cache
-def code_digest(functions: tuple[Callable | ModuleType, ...]) -> str:
-    """Hash of what functions, classes, modules do; comments, docstrings, layout don't count."""
-    return digest([_bare(function) for function in functions])
-
-
-def _bare(function: Callable | ModuleType) -> str:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
 def write(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_bytes(path, text.encode())
@@ -150,11 +121,12 @@ def load(path: Path) -> Cell | None:
         return None
 
 
-def measured(start: float, inputs: dict, **facts: object) -> Cell:
+def measured(start: float, inputs: dict, code: Codes, **facts: object) -> Cell:
     """The cell of a measurement that began at `start` (`time.perf_counter`) and ends now."""
     return Cell(
         key=digest(inputs),
         inputs=inputs,
+        code=dict(code),
         seconds=round(time.perf_counter() - start, 1),
         date=today(),
         machine=machine(),

@@ -10,7 +10,7 @@ from collections.abc import Container
 import pandas as pd
 import yaml
 
-from tipmini.lab import bundles, paths
+from tipmini.lab import bundles, digests, paths
 from tipmini.lab.experiments import METHODS, stored
 from tipmini.lab.profiles import Profile
 from tipmini.lab.results import Cell, in_one_format, paired_p, side_by_side
@@ -190,7 +190,8 @@ def provenance(cells: Cells) -> pd.DataFrame:
     """Where the cells came from: machines, versions, evaluation code, and the seconds they took."""
     kinds: dict[tuple, list[Cell]] = {}
     for cell in cells.values():
-        code = ("code (SHA-256)", str(cell.inputs.get("code", "-"))[:12])
+        codes = [digests.known_as(*pair)[:12] for pair in cell.code.items()]
+        code = ("code (SHA-256)", ", ".join(codes))
         kind = (("number format", cell.dtype), *cell.machine.items(), *cell.versions.items(), code)
         kinds.setdefault(kind, []).append(cell)
     rows = [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import tipmini as tm
 from tipmini import learnt_weights
 from tipmini.adapter import LoraFactors
-from tipmini.lab import objective, results
+from tipmini.lab import digests, objective, results
 from tipmini.lab.resumable import Resumable
 from tipmini.lab.tasks import METRIC
 from tipmini.learnt_weights import Weights
@@ -97,7 +97,7 @@ class Weighing(Resumable):
 
     def identity(self) -> str:
         """Hash of recipe, adapters and rows: what was learnt of anything else is another's."""
-        return results.digest([asdict(self.recipe), self.adapters, rows_digest(self.rows)])
+        return digests.digest([asdict(self.recipe), self.adapters, rows_digest(self.rows)])
 
     @torch.no_grad()
     def measure_base(self) -> None:
@@ -202,6 +202,6 @@ def _wrap(model: nn.Module, module: str, adapters: Mapping, start: float) -> Wei
 
 
 def rows_digest(rows: Mapping[str, list[objective.Example]]) -> str:
-    return results.digest(
+    return digests.digest(
         {t: [[list(e.content), e.row.targets, e.gold] for e in each] for t, each in rows.items()}
     )

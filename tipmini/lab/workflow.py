@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tipmini.errors import TipminiError
-from tipmini.lab import assets, catalogue, formats, paths, results
+from tipmini.lab import assets, catalogue, digests, formats, paths
 from tipmini.lab.bench import serving_stored as serving
 from tipmini.lab.locks import alone
 from tipmini.lab.parity import stored as parity
@@ -43,14 +43,14 @@ def notebooks() -> list[str]:
 def notebook_digest(name: str) -> str:
     """Of the code cells alone: prose can be edited without executing the notebook again."""
     cells = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
-    return results.digest(["".join(c["source"]) for c in cells if c["cell_type"] == "code"])
+    return digests.digest(["".join(c["source"]) for c in cells if c["cell_type"] == "code"])
 
 
 def measurement_digest(profile: str) -> str:
     """Of everything that a stored number can depend on."""
     adapters = list(paths.ADAPTERS.rglob("*.safetensors"))
     chosen = load_profile(profile).model_dump_json()
-    return results.digest(
+    return digests.digest(
         [chosen, _contents(_modules(OUTSIDE + SHOWN + PRUNING)), _contents(adapters)]
     )
 
@@ -62,7 +62,7 @@ def again_digest() -> str:
     own = [
         paths.REPOSITORY / f"tipmini/lab/{name}.py" for name in ("again", "formats", "measuring")
     ]
-    return results.digest([measurement_digest("mini"), _contents([*own, *files])])
+    return digests.digest([measurement_digest("mini"), _contents([*own, *files])])
 
 
 def reads_again(name: str) -> bool:
@@ -78,7 +78,7 @@ def inputs_digest(profile: str) -> str:
     data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
     data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, paths.BENCH]
     data += [serving.STORED, *(paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")]
-    return results.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
+    return digests.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
 
 
 def _modules(without: tuple[str, ...]) -> list[Path]:
@@ -98,7 +98,7 @@ def builder_digest() -> str:
 
 
 def assets_digest() -> str:
-    return results.digest([assets.folder().name, str(paths.cache())])
+    return digests.digest([assets.folder().name, str(paths.cache())])
 
 
 def pages() -> list[str]:
@@ -111,8 +111,8 @@ def pages() -> list[str]:
 
 def _contents(files: list[Path]) -> str:
     root = paths.REPOSITORY
-    return results.digest(
-        [[str(f.relative_to(root)), results.file_digest(f)] for f in sorted(files)]
+    return digests.digest(
+        [[str(f.relative_to(root)), digests.file_digest(f)] for f in sorted(files)]
     )
 
 

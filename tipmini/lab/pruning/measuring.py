@@ -18,9 +18,9 @@ from tqdm import tqdm
 from tipmini import removal
 from tipmini.base_folder import open_base
 from tipmini.errors import TipminiError
-from tipmini.lab import bundles, evaluation, model, results, tasks
+from tipmini.lab import bundles, digests, evaluation, model, results, tasks
 from tipmini.lab.bundles import Bundle
-from tipmini.lab.cell_inputs import EVALUATION_CODE
+from tipmini.lab.cell_inputs import evaluation_code
 from tipmini.lab.experiments import Lab
 from tipmini.lab.locks import claimed
 from tipmini.lab.measuring import Show, one_bar
@@ -29,8 +29,6 @@ from tipmini.lab.pruning import masked_result, perplexity, run, semi_structured,
 from tipmini.lab.pruning.declared import Grid, Planned, grid
 from tipmini.lab.results import Cell
 
-PRUNING_CODE = (*run.CODE, semi_structured)  # what any pruned model is made by
-PERPLEXITY_CODE = (*EVALUATION_CODE, perplexity.windows, perplexity.losses, texts.plain)
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
 FACTS += ("skipped", "threads")
 
@@ -67,7 +65,6 @@ class Prunings:
             "score": planned.score,
             "int8": planned.int8,
             "rows": planned.recipe and self._rows_digest(planned),
-            "code": results.code_digest(PRUNING_CODE),
         }
         return json.loads(json.dumps(found))
 
@@ -77,12 +74,11 @@ class Prunings:
 
     def inputs(self, planned: Planned, measure: str) -> dict:
         """Everything a cell's values follow from."""
-        pruned = {"pruned": results.digest(self.settings(planned))}
+        pruned = {"pruned": digests.digest(self.settings(planned))}
         if measure not in perplexity.CORPORA:
             return self.lab.inputs(None, self.lab.definition(measure)) | pruned
         return pruned | {
-            "code": results.code_digest(PERPLEXITY_CODE),
-            "data": results.digest(self.windows(measure)),
+            "data": digests.digest(self.windows(measure)),
             "parameters": self.profile.model_dump(include={"device", "tokens"}),
         }
 
@@ -95,7 +91,9 @@ class Prunings:
         return [
             measure
             for measure, cell in stored.items()
-            if cell is None or cell.key != results.digest(self.inputs(planned, measure))
+            if cell is None
+            or cell.key != digests.digest(self.inputs(planned, measure))
+            or not digests.is_same_code(cell.code, code(measure))
         ]
 
     # Make, score, keep ----------------------------------------------------------------------
@@ -129,7 +127,8 @@ class Prunings:
         """Where the pruned model is until it is scored."""
         if planned.recipe is None and not planned.int8:
             return self.base
-        name = f"{planned.name}-{results.digest([self.settings(planned), self.lab.dtype])[:12]}"
+        made = [self.settings(planned), self.lab.dtype, pruning_code()]
+        name = f"{planned.name}-{digests.digest(made)[:12]}"
         return self.profile.scratch / "pruned" / name
 
     def made(self, planned: Planned) -> tuple[Path, dict]:
@@ -149,8 +148,8 @@ class Prunings:
             metric, values = self._score(lm, measure)
             inputs = self.inputs(planned, measure)
             place = {"profile": self.profile.name, "method": planned.name, "task": measure}
-            place["dtype"] = self.lab.dtype
-            yield results.measured(start, inputs, values=values, metric=metric, **place)
+            told = {"dtype": self.lab.dtype, "values": values, "metric": metric}
+            yield results.measured(start, inputs, code(measure), **told, **place)
 
     def _score(self, lm: evaluation.PackedLM, measure: str) -> tuple[str, list[float]]:
         if measure in perplexity.CORPORA:
@@ -159,11 +158,25 @@ class Prunings:
         return metric, evaluation.evaluate(lm, self.lab.definition(measure), metric)
 
 
+def pruning_code() -> str:
+    """What any pruned model is made by."""
+    made = (run.Run, semi_structured.prune_semi_structured, masked_result.load)
+    return digests.code_digest(*made)
+
+
+def code(measure: str) -> dict[str, str]:
+    """What a cell is measured by."""
+    pruning = {"pruning": pruning_code()}
+    if measure not in perplexity.CORPORA:
+        return evaluation_code() | pruning
+    return {"perplexity": digests.code_digest(perplexity.losses, evaluation.PackedLM)} | pruning
+
+
 @lru_cache(maxsize=8)
 def _rows_digest(names: tuple[str, ...], rows: int, length: int, tokenizer) -> str:
     """Of the rows that are read to prune: thousands of cells may ask."""
     found = texts.examples(names, rows, length, tokenizer)
-    return results.digest([list(example.content) for example in found])
+    return digests.digest([list(example.content) for example in found])
 
 
 def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:

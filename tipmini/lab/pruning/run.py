@@ -1,7 +1,6 @@
 """LoRAPrune's Algorithm 1: fine-tune an adapter, average importances, remove groups, and again."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -15,17 +14,15 @@ from tipmini.base_folder import BaseFolder, open_base
 from tipmini.criteria import needs_gradient
 from tipmini.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.int8 import rounded, to_int8
-from tipmini.lab import results
+from tipmini.lab import digests, results
 from tipmini.lab.model import keep_memory, load_base, load_tokenizer, number_format, recompute
-from tipmini.lab.pruning import code, masked_result, scoring, texts
+from tipmini.lab.pruning import masked_result, scoring, texts
 from tipmini.lab.pruning.masked_result import MASKS, STORY
 from tipmini.lab.pruning.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
 from tipmini.lab.resumable import Resumable, by_module, named_factors, wear_lora
 from tipmini.masking import Pruner, masked, save_masks
 from tipmini.removal import is_exportable, save_pruned
 from tipmini.weights import refuse_taken
-
-CODE = (*code.BELOW, sys.modules[__name__])  # what a pruned model is made by
 
 
 class Run(Resumable):
@@ -114,13 +111,13 @@ class Run(Resumable):
 
     def identity(self) -> str:
         rows = [list(example.content) for example in self.rows]
-        made = [self._weights, self.base.config, self.dtype, results.code_digest(CODE)]
-        return results.digest([made, asdict(self.recipe), rows])
+        made = [self._weights, self.base.config, self.dtype, digests.code_digest(Run)]
+        return digests.digest([made, asdict(self.recipe), rows])
 
     @cached_property
     def _weights(self) -> list[str]:
         """Hashes of the base's files."""
-        return [results.file_digest(p) for p in sorted({f.path for f in self.base.files.values()})]
+        return [digests.file_digest(p) for p in sorted({f.path for f in self.base.files.values()})]
 
     def run(self) -> Path:
         """Prune to the end, and write what is left into `out`."""
