@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from tipmini.lab.results import Cell
-from tipmini.lab.tasks import METRIC
+from tipmini_lab.evaluation.tasks import METRIC
+from tipmini_lab.results.store import Cell
 
 
 def cell(method: str, task: str, values: Iterable[float], data: str = "d") -> Cell:
