@@ -34,12 +34,12 @@ adapters: $(READY) ## train the seven task adapters again (hours; resumes where 
 	$(BIN)/tipmini adapters
 
 bench: $(READY) ## measure the time and memory of the main steps
-	$(BIN)/python -m tipmini.lab.bench
+	$(BIN)/python -m bench
 
 parity: $(READY) ## compare merges with those of PEFT, mergekit, fusion-bench and loralib
 	scripts/peers
-	$(BIN)/python -m tipmini.lab.parity.measure
+	$(BIN)/python -m tests.parity.measure
 
 clean: ## delete what was built; .venv, fetched assets, adapters and committed results stay
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .snakemake
-	find tipmini tests -name __pycache__ -prune -exec rm -rf {} +
+	find tipmini tipmini_lab bench tests -name __pycache__ -prune -exec rm -rf {} +

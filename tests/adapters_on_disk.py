@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from tiny import llama, random_adapter, random_norms
 from transformers import LlamaForCausalLM
 
-from tipmini.adapter import load_adapter
-from tipmini.learnt_weights import adapter_digest
+from tipmini.methods.weighting import adapter_digest
+from tipmini.models.adapter import load_adapter
 
 TASKS = ("piqa", "rte", "boolq")
 SHARDED, SINGLE = "20KB", "1GB"

@@ -3,6 +3,7 @@
 The embedded model and data are fetched once, when a test first asks for them.
 """
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def on_disk(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The folder of the embedded model and data."""
-    from tipmini.lab import assets
+    from tipmini_lab.evaluation import assets
 
     return assets.fetch()
 
@@ -44,7 +45,7 @@ def embedded() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(embedded):
     """The embedded model's own tokenizer."""
-    from tipmini.lab.model import load_tokenizer
+    from tipmini_lab.evaluation.model import load_tokenizer
 
     return load_tokenizer(embedded / "model")
 
@@ -65,7 +66,8 @@ def place(tiny, tokenizer, tmp_path, monkeypatch) -> Path:
     """A folder with an adapter for each task; the tiny model stands for the embedded one."""
     from labs import TASKS, save_adapter
 
-    from tipmini.lab import assets, model, paths
+    from tipmini_lab import paths
+    from tipmini_lab.evaluation import assets, model
 
     monkeypatch.setattr(assets, "embedded", lambda: tiny)
     monkeypatch.setattr(model, "keep_memory", lambda: None)
@@ -81,7 +83,7 @@ def profile(place):
     """Of the tiny model."""
     from labs import TASKS
 
-    from tipmini.lab.profiles import Profile
+    from tipmini_lab.experiments.profiles import Profile
 
     return Profile(
         name="tiny",
@@ -98,22 +100,23 @@ def profile(place):
 @pytest.fixture
 def measured(monkeypatch) -> list[str]:
     """The tasks that are measured, in order, as it happens."""
-    from tipmini.lab import evaluation
+    from tipmini_lab.evaluation import evaluator
 
-    names, answers = [], evaluation.answers
+    names, answers = [], evaluator.answers
 
+    @functools.wraps(answers)  # the code that cells name is the real one's
     def counting(lm, task, metric):
         names.append(task.config.task)
         return answers(lm, task, metric)
 
-    monkeypatch.setattr(evaluation, "answers", counting)
+    monkeypatch.setattr(evaluator, "answers", counting)
     return names
 
 
 @pytest.fixture(scope="session")
 def evidence():
     """What the claims are checked against now."""
-    from tipmini.lab.claims.evidence import gathered
+    from tipmini_lab.book.claims.evidence import gathered
 
     return gathered()
 
@@ -121,9 +124,9 @@ def evidence():
 @pytest.fixture(scope="session")
 def audited(evidence) -> dict:
     """Every claim by its id, checked."""
-    from tipmini.lab.claims import audit
+    from tipmini_lab.book.claims import page
 
-    return {each.claim.id: each for each in audit.audit(evidence=evidence)}
+    return {each.claim.id: each for each in page.audit(evidence=evidence)}
 
 
 # Small prunings -----------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save
 from tiny import peft_llama
 
-from tipmini.adapter import load_adapter
 from tipmini.errors import TipminiError
-from tipmini.inspection import inspect_folder
+from tipmini.models.adapter import load_adapter
+from tipmini.models.inspection import inspect_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULE = "model.layers.0.self_attn.q_proj"

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from tipmini.lab.results import Cell
-from tipmini.lab.tasks import METRIC
+from tipmini_lab.evaluation.tasks import METRIC
+from tipmini_lab.results.store import Cell
 
 
 def cell(method: str, task: str, values: Iterable[float], data: str = "d") -> Cell:
     numbers = [float(value) for value in values]
     return Cell(
-        **{"key": "k", "inputs": {"model": "m", "data": data}, "profile": "smoke"},
+        **{"key": "k", "inputs": {"model": "m", "data": data}, "code": {}, "profile": "smoke"},
         **{
             "method": method,
             "task": task,

@@ -2,12 +2,11 @@
 
 import random
 
-from tipmini.lab import bundles
-from tipmini.lab.bundles import Bundle
-from tipmini.lab.pruning import step_time
-from tipmini.lab.pruning.declared import Grid, Planned
-from tipmini.lab.pruning.perplexity import CORPORA
-from tipmini.lab.results import Cell
+from tipmini_lab.book import pruning_costs
+from tipmini_lab.evaluation.perplexity import CORPORA
+from tipmini_lab.experiments.declared import Grid, Planned
+from tipmini_lab.results import store as storage
+from tipmini_lab.results.store import Bundle, Cell
 
 
 def cell(run: str, task: str, metric: str, values: list[float]) -> Cell:
@@ -16,6 +15,7 @@ def cell(run: str, task: str, metric: str, values: list[float]) -> Cell:
     return Cell(
         key=f"{run}/{task}",
         inputs={},
+        code={},
         method=run,
         task=task,
         metric=metric,
@@ -57,7 +57,7 @@ def outcomes(grid: Grid, profile: str = "smoke") -> dict[str, Bundle]:
 
 def stored(store, grid: Grid) -> None:
     for made in outcomes(grid).values():
-        bundles.keep(store, made)
+        storage.keep(store, made)
 
 
 def bench() -> dict:
@@ -114,7 +114,7 @@ def bench() -> dict:
 
 def profile() -> dict:
     """As `bench.pruning.profile` gives it."""
-    names = [*step_time.PARTS, step_time.IMPORTANCES]
+    names = [*pruning_costs.STEP_PARTS, pruning_costs.IMPORTANCES]
     taken = {"vanilla": (2.0, 1.0, 0.2, 0.5, 0.8, 0.3, 1.0, 0.2)}
     taken |= {"lora-guided": (2.0, 0.0, 0.0, 0.5, 0.8, 0.3, 1.0, 0.4)}
     steps = {
@@ -123,8 +123,8 @@ def profile() -> dict:
     }
     passes = [
         {"share": share, "removed": share, "seconds": 5 - 5 * share}
-        | {"parts": dict.fromkeys(step_time.PARTS, 1 - share)}
+        | {"parts": dict.fromkeys(pruning_costs.STEP_PARTS, 1 - share)}
         for share in (0.0, 0.5)
     ]
-    at_peak = {step_time.PRODUCTS: 1.6, step_time.WEIGHTS: 0.8}
+    at_peak = {pruning_costs.PRODUCTS: 1.6, pruning_costs.WEIGHTS: 0.8}
     return {"steps": steps, "at_peak": at_peak, "batch": 8, "prompt": 8, "passes": passes}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tipmini as tm
-from tipmini import cli
+from tipmini_lab.commands import main
 
 ADAPTERS = [f"adapters/{task}" for task in TASKS]
 NORMS = [word for task in TASKS for word in ("--norms", f"{task}.safetensors")]
@@ -18,7 +18,7 @@ GRAMS = [word for task in TASKS for word in ("--grams", f"{task}-grams.safetenso
 def merge(*given, out="m", adapters=ADAPTERS):
     """What `tipmini merge --json` prints."""
     words = ["merge", "--json", "--out", out, *given, *adapters]
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    result = CliRunner().invoke(main.app, [str(word) for word in words])
     assert result.exit_code == 0, result.output or result.exception
     return json.loads(result.stdout)
 

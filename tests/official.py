@@ -8,7 +8,7 @@ import lm_eval.tasks
 import pytest
 from lm_eval.tasks import TaskManager
 
-from tipmini.lab import documents, tasks
+from tipmini_lab.evaluation import documents, tasks
 
 # Where each official definition reads, and which of its splits is scored.
 HUB = {

@@ -15,10 +15,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tipmini.groups import Family
-from tipmini.lab import assets
-from tipmini.lab.pruning import run
-from tipmini.lab.pruning.recipe import TARGETS, Recipe
+from tipmini.methods.groups import Family
+from tipmini_lab.evaluation import assets
+from tipmini_lab.experiments import pruning
+from tipmini_lab.experiments.recipe import TARGETS, Recipe
 
 SIZES = {
     "vocab_size": 64,
@@ -96,12 +96,12 @@ SMALL |= {"rank": 2, "every": 2, "learning_rate": 1e-2}
 def small_runs(patch: pytest.MonkeyPatch, tiny: Path, tokenizer) -> None:
     """Rows of a few documents, and nothing that is done for large models."""
     patch.setattr(assets, "embedded", lambda: tiny)
-    patch.setattr(run, "keep_memory", lambda: None)
-    patch.setattr(run, "load_tokenizer", lambda _: tokenizer)
+    patch.setattr(pruning, "keep_memory", lambda: None)
+    patch.setattr(pruning, "load_tokenizer", lambda _: tokenizer)
 
 
 def prune(base: Path, out: Path, dtype: str = "float32", **settings) -> Path:
-    return run.Run(base, Recipe(**SMALL | settings), out, dtype).run()
+    return pruning.Run(base, Recipe(**SMALL | settings), out, dtype).run()
 
 
 def outcome(folder: Path) -> tuple[dict[str, bytes], dict]:

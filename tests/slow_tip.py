@@ -5,7 +5,7 @@ from itertools import groupby
 
 import torch
 
-from tipmini.adapter import LoraAdapter
+from tipmini.models.adapter import LoraAdapter
 
 
 def slow_tensors(adapter: LoraAdapter, module: str, on: str) -> dict[str, list[list[float]]]:

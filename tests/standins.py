@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 from matplotlib.figure import Figure
 
-from tipmini.lab import book, paths
-from tipmini.lab.claims.page import page_values
+from tipmini_lab import paths
+from tipmini_lab.book import staging
+from tipmini_lab.book.claims.page import page_values
 
 LONG = "a line that is much wider than a telephone " * 5
 WIDE = "<table class='dataframe'><tr>" + "<td>a wide cell of a table</td>" * 12 + "</tr></table>"
@@ -50,7 +51,7 @@ def _table(name: str) -> nbformat.NotebookNode:
 def values() -> dict[str, str]:
     """Something for every value that a page names; of the claims, which need no run, their own."""
     pages = [page.read_text() for page in paths.BOOK.glob("*.md")]
-    made_up = {name: "0.500" for page in pages for name in book.VALUE.findall(page)}
+    made_up = {name: "0.500" for page in pages for name in staging.VALUE.findall(page)}
     return made_up | page_values()
 
 
@@ -64,12 +65,12 @@ def stage(work: Path) -> Path:
     """The real pages and the real text of the notebooks, with made-up outputs and values."""
     for source in paths.NOTEBOOKS.glob("*.ipynb"):
         execute(source, work / "executed")
-    book.stage(work / "executed", work / "stage", values(), pictures())
+    staging.stage(work / "executed", work / "stage", values(), pictures())
     return work / "stage"
 
 
 @functools.cache
 def built(work: Path) -> Path:
     """The folder of the stand-in book, built in `work` once a test run."""
-    book.build(stage(work), work / "html")
+    staging.build(stage(work), work / "html")
     return work / "html"

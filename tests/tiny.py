@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tipmini.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
 
 HIDDEN, KEY_VALUE, LAYERS = 32, 16, 3
 MODULES = [

@@ -4,7 +4,7 @@ import pytest
 from tiny import ADAPTERS, GRAMS, NORMS, random_grams, random_norms
 
 import tipmini as tm
-from tipmini.adapter import LoraAdapter
+from tipmini.models.adapter import LoraAdapter
 
 METHODS = ["linear", "cat", "svd", "dare", "ties", "dare_ties", "magnitude", "wanda", "tip"]
 METHODS += ["regmean", "knots"]

@@ -7,25 +7,22 @@
 A name's module is imported once the name is asked for: importing torch takes seconds.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 _NAMES = {
-    "adapter": ["LoraAdapter", "LoraFactors", "load_adapter"],
-    "base_folder": ["open_base"],
-    "calibration": ["calibrate", "calibrate_adapter"],
-    "dare": ["dare"],
+    "models.adapter": ["LoraAdapter", "LoraFactors", "load_adapter"],
+    "models.base_folder": ["open_base"],
+    "models.calibration": ["calibrate", "calibrate_adapter"],
+    "papers.dare": ["dare"],
     "errors": ["TipminiError"],
-    "inspection": ["inspect_folder"],
-    "loraprune": ["lora_gradient", "lora_guided_importance", "taylor_importance"],
-    "merge": ["merge", "merge_update"],
-    "methods": ["METHODS", "PRESETS", "method_options"],
-    "sparsity": ["layer_importance", "layer_sparsity", "normalize_importance", "sparsity_shift"],
-    "tip": ["tip_importance", "tip_layers", "tip_scores", "tip_sparsities"],
-    "tip_pruning": ["tip_prune"],
-    "wanda": ["prune_rows", "row_mask", "wanda_score"],
-    "weights": ["save_merged"],
+    "models.inspection": ["inspect_folder"],
+    "papers.loraprune": ["lora_gradient", "lora_guided_importance", "taylor_importance"],
+    "methods.merge": ["merge", "merge_update"],
+    "methods.table": ["METHODS", "PRESETS", "method_options"],
+    "papers.tip": ["layer_importance", "layer_sparsity", "normalize_importance", "sparsity_shift"],
+    "methods.tip": ["tip_importance", "tip_layers", "tip_prune", "tip_scores", "tip_sparsities"],
+    "papers.wanda": ["prune_rows", "row_mask", "wanda_score"],
+    "models.weights": ["save_merged"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -42,14 +39,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Where a module is called like its function (merge, dare), the name is the function's."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -37,7 +37,7 @@ def require(what: str) -> None:
 
 
 def task_names() -> tuple[str, ...]:
-    return source.names("lab.documents", "EVALUATION")
+    return source.names("tipmini_lab.evaluation.documents", "EVALUATION")
 
 
 def profile_names() -> list[str]:

@@ -1,11 +1,11 @@
-"""What stands in a module of this package, read as text: importing it may take seconds (torch)."""
+"""What stands in a module of this project, read as text: importing it may take seconds (torch)."""
 
 import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def names(module: str, constant: str) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def _types(annotation: ast.expr) -> tuple[str, ...]:
 def _defined(module: str) -> Mapping[str, ast.AST]:
     """The functions and the constants' values at a module's top level."""
     found: dict[str, ast.AST] = {}
-    for node in ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_bytes()).body:
+    for node in ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_bytes()).body:
         if isinstance(node, ast.FunctionDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):

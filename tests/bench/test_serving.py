@@ -1,0 +1,168 @@
+"""Serving several adapters: every way computes what it should, and its costs are counted right."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from labs import llama, save_adapter
+from torch.utils.flop_counter import FlopCounterMode
+
+import tipmini as tm
+from bench import serving as measured
+from tipmini_lab.book import serving
+
+NAMES = ("boolq", "coqa", "piqa")
+TOKENS = measured.prompts(64, 5, 4)
+
+
+@pytest.fixture(scope="module")
+def what(tmp_path_factory) -> measured.Setting:
+    """Three adapters of a tiny LLaMA, and their merge."""
+    folder = tmp_path_factory.mktemp("served")
+    adapters = {name: save_adapter(folder / name, seed) for seed, name in enumerate(NAMES)}
+    merged = tm.merge({n: tm.load_adapter(f) for n, f in adapters.items()}, "linear")
+    merged.save(folder / "merged", torch.float32)
+    return measured.Setting(lambda: llama(vocabulary=64), adapters, folder / "merged")
+
+
+@torch.no_grad()
+def logits(what: measured.Setting, way: str) -> torch.Tensor:
+    return measured.served(way, what, what.load())(TOKENS).logits
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_row_of_a_mixed_batch_is_answered_with_its_own_adapter(what, count):
+    answers, base = logits(what, f"mixed {count}"), logits(what, "base")
+    for row, answer in enumerate(answers):
+        name = NAMES[row % count]
+        alone = measured.in_peft(what.load(), {name: what.adapters[name]})
+        with torch.no_grad():
+            torch.testing.assert_close(answer, alone(TOKENS[[row]]).logits[0])
+        assert not torch.allclose(answer, base[row], atol=0.01)
+
+
+def test_the_merge_in_the_weights_answers_as_the_merged_adapter_beside_them(what):
+    beside, within = logits(what, "one adapter"), logits(what, "weights")
+    torch.testing.assert_close(within, beside, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(within, logits(what, "base"), atol=0.01)
+
+
+def test_ways_share_the_weights_of_the_base_and_leave_them_alone(what):
+    base = what.load()
+    with torch.no_grad():
+        before = base(TOKENS).logits
+        for way in what.ways[1:-1]:
+            measured.served(way, what, base)(TOKENS)
+        assert torch.equal(base(TOKENS).logits, before)
+    peft = measured.served("one adapter", what, base)
+    shared = {p.data_ptr() for p in base.parameters()} & {p.data_ptr() for p in peft.parameters()}
+    assert len(shared) == len(list(base.parameters()))
+
+
+def test_a_generation_goes_on_from_the_prompt():
+    seen = []
+    model = llama(vocabulary=64)
+
+    def forward(tokens, past_key_values=None, **options):
+        seen.append((tuple(tokens.shape), past_key_values and past_key_values.get_seq_length()))
+        return model(tokens, past_key_values=past_key_values, **options)
+
+    first, after = measured.generation(forward, TOKENS, steps=2)
+    assert first > 0 < after
+    assert seen == [((5, 4), None), ((5, 1), 4), ((5, 1), 5)]
+
+
+# Counts of the tiny LLaMA and its adapter of rank 4, by hand: a block has 16 x 16 (q, o), 8 x 16
+# (k, v) and three of 16 x 24; A and B have 4 (16 + 16) elements on q and 4 (16 + 8) on v.
+BLOCK = 2 * 256 + 2 * 128 + 3 * 384
+SIZES = serving.Sizes(
+    linear=2 * BLOCK,
+    modules=2 * 7,
+    head=64 * 16,
+    adapter=2 * (128 + 96),
+    adapted=2 * 2,
+    attention=2 * 2 * 8,
+    cache=2 * 2 * 8,
+    width=4,
+)
+
+
+def test_sizes_are_read_off_model_and_adapter(what):
+    assert serving.sizes(what.load(), tm.load_adapter(what.merged)) == SIZES
+
+
+@pytest.mark.parametrize(("worn", "weights"), [(False, 3840), (True, 3840 + 448)])
+def test_operations_by_hand(worn, weights):
+    """Three rows of two tokens after five: 6 and 7 keys for the two queries of a row."""
+    by_hand = 3 * (2 * 2 * weights + 2 * 1024 + 4 * 32 * (6 + 7))
+    assert serving.operations(SIZES, 3, 2, 5, worn) == by_hand
+
+
+@pytest.mark.parametrize(("adapters", "held"), [(0, 0), (2, 2 * 448)])
+def test_bytes_by_hand(adapters, held):
+    by_hand = 4 * (3840 + 1024 + held + 3 * 7 * 32)
+    assert serving.moved(SIZES, 3, 2, 5, adapters) == by_hand
+
+
+@pytest.mark.parametrize(("adapters", "count"), [(0, 15), (1, 23), (3, 39)])
+def test_products_by_hand(adapters, count):
+    assert serving.products(SIZES, adapters) == count
+
+
+def test_module_and_adapter_operations_by_hand():
+    assert serving.module_operations(576, 576) == 663_552
+    assert serving.adapter_operations(576, 576, 8) == 18_432
+
+
+def test_the_floor_is_the_slower_of_operations_and_bytes():
+    found = {"matrix_product": 100.0, "bandwidth": 10.0}
+    assert serving.floor_seconds({"operations": 300, "bytes": 20}, found) == 3
+    assert serving.floor_seconds({"operations": 300, "bytes": 50}, found) == 5
+
+
+def counted(what: measured.Setting, way: str) -> int:
+    """Operations that torch itself counts in one pass."""
+    forward = measured.served(way, what, what.load())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(TOKENS)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("way", ["mixed 1", "mixed 2", "mixed 3", "one adapter"])
+def test_torch_counts_the_same_extra_operations_however_many_adapters_are_mixed(what, way):
+    extra = counted(what, way) - counted(what, "base")
+    empty = [serving.operations(SIZES, 5, 4, 0, worn) for worn in (True, False)]
+    assert extra == empty[0] - empty[1] == 2 * TOKENS.numel() * SIZES.adapter
+
+
+def test_the_merge_in_the_weights_costs_no_operation(what):
+    assert counted(what, "weights") == counted(what, "base")
+
+
+def test_a_batch_mixes_no_more_adapters_than_it_has_rows(what, monkeypatch):
+    monkeypatch.setattr(measured, "memories", lambda *_: {("base", 2): 5.0})
+    found = measured.measure(what, batches=(2, 3), length=4, rounds=2)
+    ways = {b: {p["way"] for p in found["points"] if p["batch"] == b} for b in (2, 3)}
+    assert ways[3] - ways[2] == {"mixed 3"}
+    assert ways[3] == set(what.ways)
+    assert found["sizes"] == asdict(SIZES)
+    for point in found["points"]:
+        assert len(point["seconds"]) == 2
+        assert point["adapters"] <= point["batch"]
+    prompts = [p for p in found["points"] if p["step"] == "prompt"]
+    assert [p["memory"] for p in prompts if p["way"] == "base"] == [5.0, None]
+
+
+def test_memory_is_asked_of_batches_that_fit(what):
+    found = measured.peaks(what, (1, 2, 4), 4, "mixed 2")
+    assert found.keys() == {2, 4}
+    assert all(peak is None or peak >= 0 for peak in found.values())
+
+
+def test_what_was_freed_before_is_given_back_ahead_of_every_peak(what, monkeypatch):
+    """Else one program rises by less where its process has freed more."""
+    calls = []
+    monkeypatch.setattr(measured.timing, "give_memory_back", lambda: calls.append("back"))
+    monkeypatch.setattr(measured.timing, "peak_memory", lambda work: calls.append("peak") or 0.0)
+    measured.peaks(what, (1, 2), 4, "weights")
+    assert calls == ["back", "peak"] * 2

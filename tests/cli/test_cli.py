@@ -1,0 +1,200 @@
+"""The command line: its examples run, its errors are one line with exit code 2."""
+
+import json
+import re
+import shlex
+import sys
+from importlib.metadata import version
+
+import pytest
+from adapters_on_disk import write_all
+from typer.testing import CliRunner
+
+import tipmini as tm
+from tipmini.cli import arguments, listing, merge
+from tipmini_lab.commands import main
+
+ADAPTERS = ["adapters/openbookqa", "adapters/boolq"]
+COMMANDS = {c.name or c.callback.__name__: c for c in main.app.registered_commands}
+HERE = ("methods", "inspect", "merge", "claims")  # commands that need neither model nor data
+
+
+def run(*given):
+    """(exit code, output) of a call in this process."""
+    result = CliRunner().invoke(main.app, [str(a) for a in given])
+    return result.exit_code, result.output
+
+
+def call(monkeypatch, *given):
+    """The exit code of the entry point itself."""
+    monkeypatch.setattr(sys, "argv", ["tipmini", *map(str, given)])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    return stopped.value.code
+
+
+def fail(monkeypatch, capsys, *given):
+    """The one line of a call that the user can mend."""
+    assert call(monkeypatch, *given) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+# Help and its examples ------------------------------------------------------------------------
+
+
+def examples(name):
+    return re.findall(r"`(tipmini [^`]+)`", COMMANDS[name].epilog)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name):
+    code, overview = run("--help")
+    assert code == 0 and name in overview
+    assert examples(name) and all(e.split()[1] == name for e in examples(name))
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, monkeypatch):
+    """The working directory, with tiny adapters under the examples' names."""
+    write_all(tmp_path)
+    (tmp_path / "merge.yaml").write_text(merge.CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("example", [e for name in HERE for e in examples(name)])
+def test_every_example_runs(tiny_folder, example):
+    words = shlex.split(example)[1:]
+    code, output = run(*words)
+    assert code == 0 and output
+    if "--json" in words:
+        assert json.loads(output)
+    if words[0] == "merge":
+        out = words[words.index("--out") + 1] if "--out" in words else "merged"
+        weights = "adapter_model.safetensors" if out == "merged" else "model.safetensors"
+        assert (tiny_folder / out / weights).exists() == ("--dry-run" not in words)
+
+
+def test_help_shows_the_whole_configuration():
+    shown = run("merge", "--help")[1]
+    assert all(line in shown for line in merge.CONFIG.splitlines())
+
+
+# Listing --------------------------------------------------------------------------------------
+
+
+def test_methods_lists_each_merge_and_preset():
+    names = [*tm.METHODS, *tm.PRESETS]
+    found = json.loads(run("methods", "--json")[1])
+    assert list(found) == names
+    assert all(found[name]["options"] == tm.method_options(name) for name in names)
+    assert found["tip-inverted"]["preset_of"] == "tip"
+    lines = run("methods")[1].splitlines()
+    assert [line.split()[0] for line in lines] == names
+    assert "tip with sign=-1" in lines[names.index("tip-inverted")]
+
+
+def test_inspect_tells_rank_scaling_and_targets():
+    facts = json.loads(run("inspect", "--json", *ADAPTERS)[1])["adapters/boolq"]
+    assert facts["ranks"] == [8] and facts["scaling"] == [2.0]
+    assert facts["targets"] == ["q_proj", "v_proj"]
+
+
+def test_version():
+    assert run("--version") == (0, version("tipmini") + "\n")
+
+
+# Completion -----------------------------------------------------------------------------------
+
+
+def completed(monkeypatch, capsys, line):
+    """What bash is offered for the last word of a line."""
+    words = line.split(" ")
+    monkeypatch.setenv("_TIPMINI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setattr(sys, "argv", ["tipmini"])
+    with pytest.raises(SystemExit):
+        main.main()
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tipmini merge --method tip-", ["tip-printed", "tip-inverted", "tip-dlp"]),
+        ("tipmini merge --method dare", ["dare", "dare_ties"]),
+        ("tipmini merge --method ties -o ", ["density=", "variant=", "on=", "rank="]),
+        (
+            "tipmini merge --method tip -o s",
+            ["sparsity=", "sign=", "shift_range=", "score=", "summation="],
+        ),
+        ("tipmini merge --method nothing -o ", []),
+        ("tipmini evaluate --task co", ["coqa"]),
+        ("tipmini norms --task open", ["openbookqa"]),
+        ("tipmini measure --profile mi", ["mini"]),
+        ("tipmini measure --group le", ["ledger"]),
+    ],
+)
+def test_completion_offers_what_there_is(monkeypatch, capsys, line, offered):
+    assert completed(monkeypatch, capsys, line) == offered
+
+
+def test_completion_can_be_installed():
+    assert "--install-completion" in run("--help")[1]
+
+
+# Errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["inspect", "nowhere"], "nowhere: no such folder"),
+        (["inspect"], "tipmini inspect: Missing argument 'adapters'; see `tipmini inspect --help`"),
+        (["inspecct", "x"], "No such command 'inspecct'"),
+        (["merge", "--sparcity", "1", "x"], "No such option: --sparcity"),
+        (
+            ["evaluate", "--task", "rte", "--limit", "few"],
+            "tipmini evaluate: Invalid value for '--limit': ",
+        ),
+        (["book", "--profile", "mimi"], "not one of a40, full, mini, smoke"),
+        (["measure", "--task", "piqqa"], "piqqa"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, given, line):
+    assert line in fail(monkeypatch, capsys, *given)
+
+
+def test_no_command_shows_the_help(monkeypatch, capsys):
+    assert call(monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert "merge" in shown.out + shown.err
+
+
+def test_a_good_call_leaves_with_0(monkeypatch, capsys):
+    assert call(monkeypatch, "methods") == 0
+    assert call(monkeypatch, "methods", "--help") == 0
+    assert call(monkeypatch, "--version") == 0
+
+
+def test_a_bug_is_no_users_fault(monkeypatch):
+    """It comes through, so that Python shows where it is and leaves with exit code 1."""
+
+    def bug(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(listing, "first_line", bug)
+    monkeypatch.setattr(sys, "argv", ["tipmini", "methods"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        main.main()
+    assert run("methods")[0] == 1
+
+
+def test_nearest_names_only_what_is_near():
+    assert arguments.nearest("tipp", ["ties", "tip"]) == "; did you mean 'tip'?"
+    assert arguments.nearest("xyz", ["ties", "tip"]) == ""

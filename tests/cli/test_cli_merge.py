@@ -1,0 +1,302 @@
+"""`tipmini merge`: every option reachable, what is told and what is written."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from adapters_on_disk import TASKS
+from merge_command import ADAPTERS, GRAMS, NORMS, assert_same, expected, merge
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import tipmini as tm
+from tipmini.cli import merge as merging
+from tipmini_lab.commands import main
+
+pytestmark = pytest.mark.usefixtures("on_disk")
+
+ALL = [*tm.METHODS, *tm.PRESETS]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_option_of_every_method_is_reachable(method):
+    defaults = tm.method_options(method)
+    given = [word for n, v in defaults.items() for word in ("-o", f"{n}={v}")]
+    facts = merge("--method", method, *NORMS, *GRAMS, *given)
+    assert facts["options"] == defaults and facts["method"] == method
+    assert_same("m", expected(method))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "options"),
+    [
+        ("tip", ["--sign", -1, "--sparsity", 0.4], {"sign": -1, "sparsity": 0.4}),
+        (
+            "tip",
+            ["-o", "shift-range=0.3", "-o", "rescale=True"],
+            {"shift_range": 0.3, "rescale": True},
+        ),
+        ("tip", ["--on", "delta", "--rank", 3], {"on": "delta", "rank": 3}),
+        (
+            "wanda",
+            ["--option", "group=matrix", "--summation", "cat"],
+            {"group": "matrix", "summation": "cat"},
+        ),
+        (
+            "dare",
+            ["--drop-rate", "1e-1", "-o", "rescale=none"],
+            {"drop_rate": 0.1, "rescale": None},
+        ),
+        (
+            "ties",
+            ["--density", 0.5, "-o", "variant=authors"],
+            {"density": 0.5, "variant": "authors"},
+        ),
+    ],
+)
+def test_an_option_counts_in_its_own_type(method, given, options):
+    facts = merge("--method", method, *given, *NORMS)
+    assert facts["options"] == tm.method_options(method) | options
+    assert_same("m", expected(method, **options))
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ([], [1.0, 1.0, 1.0]),
+        (["--weights", "sum"], [1.0, 1.0, 1.0]),
+        (["--weights", "mean"], "mean"),
+        (["--weights", "sqrt"], "sqrt"),
+        (["--weights", "0.6/T"], [0.2, 0.2, 0.2]),
+        (["--weight", 0.5, "--weight", -2, "--weight", 0], [0.5, -2.0, 0.0]),
+    ],
+)
+def test_weights(given, weights):
+    merge("--method", "linear", *given)
+    assert_same("m", expected("linear", weights=weights))
+
+
+def test_the_recommended_merge_is_the_default():
+    facts = merge()
+    assert (
+        facts["method"] == "recommended" and facts["weights"] == tm.PRESETS["recommended"].weights
+    )
+    assert_same("m", expected("recommended"))
+    told = CliRunner().invoke(main.app, ["merge", "--dry-run", "--out", "m2", *ADAPTERS]).stdout
+    assert "would be merged by recommended (linear, weights 0.35/T)" in told
+
+
+def test_seed_decides_the_draws():
+    merge("--method", "dare", "--seed", 3)
+    assert_same("m", expected("dare", seed=3))
+
+
+# Fidelity -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["cat", "linear", "svd", "dare"])
+def test_fidelity_is_told(method):
+    facts = merge("--method", method, "--weights", "mean")["fidelity"]
+    merged, parts = tm.load_adapter("m"), [tm.load_adapter(path) for path in ADAPTERS]
+    off = norm = 0.0
+    for module in merged.modules:
+        exact = sum(part.delta(module).double() for part in parts) / 3
+        apart = (merged.delta(module).double() - exact).norm()
+        ratio = (apart / exact.norm()).item()
+        assert facts["modules"][module] == pytest.approx(ratio, rel=1e-3, abs=1e-6)
+        off, norm = off + apart**2, norm + exact.norm() ** 2
+    assert facts["whole"] == pytest.approx((off / norm).sqrt().item(), rel=1e-3, abs=1e-6)
+    assert (facts["whole"] < 1e-6) == (method == "cat")
+
+
+def test_plain_text_says_the_fidelity_in_one_line():
+    words = ["merge", "--method", "linear", "--out", "m", *ADAPTERS]
+    result = CliRunner().invoke(main.app, words)
+    first, second = result.stdout.splitlines()
+    assert first.startswith("m: 6 modules of 3 adapters merged by linear in ")
+    assert second.startswith("fidelity: ||merged - exact sum|| / ||exact sum|| = ")
+    assert float(second.rpartition("=")[2]) > 0.1
+    assert result.stderr == ""  # no terminal, no progress
+
+
+def test_a_sum_of_zero_is_said():
+    words = ["merge", "--method", "linear", "--weight", "0", "--out", "m", ADAPTERS[0]]
+    assert "the exact sum is 0" in CliRunner().invoke(main.app, words).stdout
+    assert (
+        merge("--method", "linear", "--weight", 0, adapters=ADAPTERS[:1])["fidelity"]["whole"]
+        is None
+    )
+
+
+# Merged base weights --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [("cat", []), ("linear", []), ("tip", ["--on", "delta", *NORMS])]
+)
+def test_into_writes_the_base_merged(method, given):
+    facts = merge("--method", method, "--into", "base", *given, out="whole")
+    norms = [load_file(f"{task}.safetensors") for task in TASKS] if method == "tip" else None
+    options = {"on": "delta"} if method == "tip" else {}
+    loaded = [tm.load_adapter(path) for path in ADAPTERS]
+    _, update = tm.merge_update(loaded, method, norms=norms, **options)
+    before, after = load_file("base/model.safetensors"), load_file("whole/model.safetensors")
+    assert before.keys() == after.keys() and Path("whole/config.json").exists()
+    for name, tensor in before.items():
+        module = name.removesuffix(".weight")
+        if module in list(update):
+            merged = update[module]
+            tensor = tensor + (merged.delta() if isinstance(merged, tm.LoraFactors) else merged)
+        assert torch.equal(after[name], tensor)
+    assert facts["into"] == "base" and len(facts["fidelity"]["modules"]) == len(update)
+    assert (facts["fidelity"]["whole"] < 1e-6) == (method == "cat")
+
+
+# Adapters of different base models ------------------------------------------------------------
+
+
+@pytest.fixture
+def unlike(folder):
+    """Adapters of two bases; each has a module that the other lacks."""
+    first, last = tm.load_adapter(ADAPTERS[0]), tm.load_adapter(ADAPTERS[1])
+    for name, adapter, modules in (
+        ("own", first, first.modules[:1]),
+        ("another", last, last.modules[1:]),
+    ):
+        factors = {module: adapter.factors[module] for module in modules}
+        tm.LoraAdapter(factors, base_model=name).save(f"adapters/{name}")
+    return ["adapters/own", "adapters/another"]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("into", [[], ["--into", "base"]])
+def test_adapters_of_different_bases_need_one_named(unlike, into, dry):
+    given = ["merge", "--method", "cat", "--out", "m", *into, *dry, *unlike]
+    refused = CliRunner().invoke(main.app, given).exception
+    told = "base models: adapters/own of own, adapters/another of another; if they are one model"
+    assert isinstance(refused, tm.TipminiError) and told in str(refused)
+    assert not Path("m").exists()
+    facts = merge("--method", "cat", "--base-model", "named", *into, *dry, adapters=unlike)
+    assert facts["modules"] == 6 and Path("m").exists() == (not dry)
+    if not into and not dry:
+        assert tm.load_adapter("m").base_model == "named"
+
+
+# Dry run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("into", [[], ["--into", "base"]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--method", "linear", "--weight", 1, "--weight", 2, "--weight", 3],
+        ["--method", "tip", *NORMS],
+        [],
+        ["--method", "cat"],
+    ],
+)
+def test_a_dry_run_tells_and_writes_nothing(on_disk, given, into):
+    before = sorted(on_disk.rglob("*"))
+    facts = merge("--dry-run", *given, *into)
+    assert sorted(on_disk.rglob("*")) == before
+    estimate = facts.pop("estimate")
+    assert facts.pop("dry_run") is True
+    assert estimate["memory_bytes"] > 10**7 and 0 < estimate["seconds"] < 60
+    done = merge(*given, *into)
+    done.pop("fidelity"), done.pop("seconds")
+    assert done == facts
+    file = next(Path("m").glob("*.safetensors"))
+    assert 0 <= file.stat().st_size - estimate["output_bytes"] < 5000  # the header
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *((method, []) for method in ALL),
+        *((method, ["--summation", how]) for method in ("tip", "dare") for how in ("cat", "svd")),
+        *((method, ["--on", "delta"]) for method in ("tip", "ties", "dare")),
+        ("svd", ["--rank", 2]),
+        ("magnitude", ["--on", "delta", "--rank", 3]),
+        ("ties", ["--on", "delta", "--rank", 20]),  # above the rank of their sum
+    ],
+)
+def test_a_dry_run_knows_the_size_of_the_result(method, given):
+    given = ["--method", method, *NORMS, *GRAMS, *given]
+    estimate = merge("--dry-run", *given)["estimate"]
+    merge(*given)
+    written = load_file("m/adapter_model.safetensors")
+    assert estimate["output_bytes"] == sum(tensor.nbytes for tensor in written.values())
+
+
+def another(name: str, **changes):
+    """The first adapter with other factors, saved under a name."""
+    first = tm.load_adapter(ADAPTERS[0])
+    first.map(lambda _, pair: replace(pair, **{k: v(pair) for k, v in changes.items()})).save(name)
+
+
+WIDER = {"a": lambda pair: pair.a.repeat(1, 2)}
+MORE_RANKS = {"a": lambda pair: pair.a.repeat(2, 1), "b": lambda pair: pair.b.repeat(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "line"),
+    [
+        (["--method", "linear"], MORE_RANKS, "linear needs equal ranks, model.layers.0.self_attn"),
+        (["--method", "cat"], WIDER, "adapters of different base models: model.layers.0.self_attn"),
+        (
+            ["--method", "tip", *NORMS[:2], "--norms", "few.st"],
+            {},
+            "norms need (32,) under 'model.",
+        ),
+        (["--method", "regmean", *GRAMS[:2], "--grams", "few.st"], {}, "needs the Gram matrix of"),
+        (["--method", "regmean", *GRAMS[:2], *GRAMS[:1], NORMS[1]], {}, "a finite Gram matrix (32"),
+        (["--method", "regmean", *GRAMS[:4], "--weight", 1, "--weight", -1], {}, "from 0 on, adap"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_merge_does(given, changes, line):
+    another("other", **changes)
+    save_file({"x": torch.ones(2)}, "few.st")
+    words = ["merge", "--out", "m", *map(str, given), ADAPTERS[1], "other"]
+    runs = [CliRunner().invoke(main.app, [*words, *dry]) for dry in ([], ["--dry-run"])]
+    merged, dry = (str(run.exception) for run in runs)
+    assert line in merged and dry == merged
+
+
+def test_a_dry_run_knows_adapters_that_lack_a_module():
+    whole = tm.load_adapter(ADAPTERS[0])
+    tm.LoraAdapter({whole.modules[0]: whole.factors[whole.modules[0]]}).save("adapters/small")
+    weights = ["--weight", 1, "--weight", 2]
+    given = ["--method", "linear", *weights, "--dry-run"]
+    facts = merge(*given, adapters=["adapters/small", ADAPTERS[1]])
+    assert facts["modules"] == 6
+
+
+def test_a_dry_run_in_plain_text_lists_everything():
+    words = ["merge", "--dry-run", "--method", "ties", "--out", "m", *ADAPTERS]
+    lines = CliRunner().invoke(main.app, words).stdout.splitlines()
+    assert lines[0] == "m: 6 modules of 3 adapters would be merged by ties; nothing is written"
+    starts = ["adapter"] * 3 + ["option"] * 4 + ["weights", "output", "memory", "time"]
+    assert [line.split()[0] for line in lines[1:]] == starts
+
+
+# Progress -------------------------------------------------------------------------------------
+
+
+def test_progress_goes_to_a_terminal_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(merging._bar(silent=False)([1, 2], what="merging", unit="module")) == [1, 2]
+    shown = capsys.readouterr()
+    assert "merging" in shown.err and "module" in shown.err and shown.out == ""
+    assert list(merging._bar(silent=True)([1, 2], what="merging", unit="module")) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, "{0} (1),{0} (2)"), (1, "piqa")])
+def test_the_card_tells_an_adapter_as_often_as_it_is_merged(count, names):
+    merge("--method", "linear", adapters=ADAPTERS[:1] * count)
+    card = Path("m/README.md").read_text()
+    assert f"# A merge of {count} LoRA adapters" in card
+    for name in names.format(ADAPTERS[0]).split(","):
+        assert f"| `{name}` | 1 | `{ADAPTERS[0]}` |" in card

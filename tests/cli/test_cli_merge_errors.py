@@ -1,0 +1,82 @@
+"""`tipmini merge` told wrongly: one line, exit code 2, and nothing written."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from merge_command import ADAPTERS, NORMS
+
+from tipmini_lab.commands import main
+
+LINEAR = ["--method", "linear", "--out", "m"]
+TIP = ["--method", "tip"]
+BAD = [
+    (["--method", "tipp", "--out", "m", *ADAPTERS], "no merge method 'tipp'; did you mean 'tip'?"),
+    ([*TIP, "--out", "m", *ADAPTERS], "method tip needs --norms, one file an adapter"),
+    ([*NORMS, "--out", "m", *ADAPTERS], "norms are read by wanda, tip; name one"),
+    (["--sparsity", "0.6", *LINEAR[2:], *ADAPTERS], "an option of magnitude, wanda, tip; name one"),
+    ([*LINEAR, "--weights", "0/T", *ADAPTERS], "such as 0.7/T, or a .json file, got '0/T'"),
+    ([*LINEAR, "--weights", "0.5", *ADAPTERS], "got '0.5'; a number goes with --weight"),
+    (["--method", "regmean", "--out", "m", *ADAPTERS], "method regmean needs --grams"),
+    ([*TIP, "--norms", "none.st", *NORMS[:4], "--out", "m", *ADAPTERS], "none.st: no such file"),
+    ([*TIP, "--norms", "c.yaml", *NORMS[:4], "--out", "m", *ADAPTERS], "c.yaml: not a readable"),
+    ([*TIP, *NORMS[:2], "--out", "m", *ADAPTERS], "norms must be one an adapter, 3, got 1"),
+    (LINEAR, "give at least one adapter folder"),
+    (["--method", "linear", *ADAPTERS], "--out must be a folder"),
+    ([*LINEAR, "--sparsity", "0.5", *ADAPTERS], "linear has no option 'sparsity'; it has none"),
+    ([*LINEAR, "--weight", "1", *ADAPTERS], "weights must be one an adapter, 3, got 1"),
+    ([*LINEAR, "--weight", "nan", ADAPTERS[0]], "weights must be finite numbers"),
+    ([*LINEAR, "--weights", "avg", *ADAPTERS], "such as 0.7/T, or a .json file, got 'avg'"),
+    ([*LINEAR, "--weights", "mean", "--weight", "1", ADAPTERS[0]], "not both"),
+    (["--method", "ties", "-o", "densty=1", *LINEAR[2:], *ADAPTERS], "did you mean 'density'?"),
+    (["--method", "ties", "-o", "density", *LINEAR[2:], *ADAPTERS], "needs name=value"),
+    (["--method", "ties", "--density", "x", *LINEAR[2:], *ADAPTERS], "must be a number, got 'x'"),
+    (["--method", "ties", "--rank", "1.5", *LINEAR[2:], *ADAPTERS], "must be a whole number"),
+    ([*TIP, "-o", "rescale=1", *NORMS, "--out", "m", *ADAPTERS], "must be true or false, got '1'"),
+    ([*TIP, "--sparsity", "1", "-o", "sparsity=1", *NORMS, *LINEAR[2:], *ADAPTERS], "given twice"),
+    ([*TIP, "--sparsity", "1.5", *NORMS, *LINEAR[2:], *ADAPTERS], "must lie in [0, 1], got 1.5"),
+    ([*TIP, "--sign", "2", *NORMS, *LINEAR[2:], *ADAPTERS], "sign must be 1"),
+    (["--method", "linear", "--out", ADAPTERS[0], *ADAPTERS], "lies in the input adapters/piqa"),
+    (["--method", "linear", "--out", "adapters/rte/x/y", *ADAPTERS], "lies in the input"),
+    ([*LINEAR[:2], "--into", "base", "--out", "base/x", *ADAPTERS], "lies in the input base"),
+    ([*LINEAR[:2], "--into", "base", "--out", "adapters", *ADAPTERS], "is there already"),
+    ([*LINEAR, "--into", "nothing", *ADAPTERS], "nothing: no such folder"),
+    ([*LINEAR, "--into", "adapters/rte", *ADAPTERS], "config.json: missing"),
+    (
+        [*TIP, "--on", "delta", "--rank", "2", "--into", "base", *NORMS, *LINEAR[2:], *ADAPTERS],
+        "with --into a delta is added whole",
+    ),
+    ([*LINEAR[:3], "c.yaml", *ADAPTERS], "cannot be written (not a folder)"),
+    ([*LINEAR[:3], "adapters", *ADAPTERS], "also holds"),
+    ([*LINEAR[:3], "loop", *ADAPTERS], "cannot be written"),
+    ([*LINEAR, "loop", *ADAPTERS], "loop: no such folder"),
+    ([*LINEAR, "--into", "loop", *ADAPTERS], "loop: no such folder"),
+    ([*LINEAR[:2], "--into", "base", "--out", "loop", *ADAPTERS], "is there already"),
+    ([*LINEAR[:3], "x" * 300, *ADAPTERS], "cannot be written"),
+    ([*LINEAR[:2], "--into", "base", "--out", "x" * 300, *ADAPTERS], "cannot be written"),
+    ([*LINEAR, "--into", "x" * 300, *ADAPTERS], "no such folder"),
+    (["--method", "svd", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]], "take smaller weights"),
+    (
+        ["--method", "ties", "--on", "delta", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]],
+        "take smaller weights",
+    ),
+    (["--config", "none.yaml"], "none.yaml: not a readable YAML file"),
+    (["--config", "c.yaml", *LINEAR, *ADAPTERS], "c.yaml: merge has no argument 'adapter'; did"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("given", "line"), BAD, ids=[f"{number} {line}" for number, (_, line) in enumerate(BAD)]
+)
+def test_what_the_user_can_mend_is_one_line(on_disk, monkeypatch, capsys, given, line, dry):
+    Path("c.yaml").write_text("adapter: [adapters/piqa]\n")
+    Path("loop").symlink_to("loop")
+    before = sorted(on_disk.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["tipmini", "merge", *dry, *given])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert stopped.value.code == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert line in told
+    assert sorted(on_disk.rglob("*")) == before

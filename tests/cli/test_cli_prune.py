@@ -1,0 +1,124 @@
+"""`tipmini prune`: its examples, what it tells, and what it refuses in one line."""
+
+import json
+import shlex
+import sys
+
+import prunable
+import pytest
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from tipmini_lab.commands import main, one
+from tipmini_lab.evaluation import assets, documents
+from tipmini_lab.experiments import pruning, recipe
+
+EXAMPLES = [line.strip("`") for line in one.EPILOG.split("\n\n")[1:]]
+
+
+@pytest.fixture(autouse=True)
+def place(tiny, tokenizer, tmp_path, monkeypatch):
+    """A working directory; a tiny model stands for the embedded one."""
+    folder = tmp_path / "embedded"
+    folder.mkdir()
+    prunable.save_model(folder / "model", tokenizer)
+    (folder / "data").symlink_to(tiny / "data")
+    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    for module in (pruning, pruning):
+        monkeypatch.setattr(module, "keep_memory", lambda: None)
+        monkeypatch.setattr(module, "load_tokenizer", lambda _: tokenizer)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Few rows of one task where a command names none: reading all seven takes a minute."""
+    original = recipe.Recipe.__init__
+    defaults = {"tasks": ("rte",), "length": 24, "batch": 4, "epochs": 1}
+
+    def made(self, **given):
+        given = defaults | given
+        given["rows"] = min(given.get("rows", 8), 8)
+        given["steps"] = 2 if given.get("steps") else None
+        original(self, **given)
+
+    monkeypatch.setattr(recipe.Recipe, "__init__", made)
+
+
+def prune(*given):
+    result = CliRunner().invoke(main.app, ["prune", *given])
+    assert result.exit_code == 0, result.output or result.exception
+    return result.stdout
+
+
+def fail(monkeypatch, capsys, *given):
+    monkeypatch.setattr(sys, "argv", ["tipmini", "prune", *given])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2 and shown.out == ""
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("tipmini")]
+    return line
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_runs(short, place, example):
+    words = shlex.split(example)[2:]
+    told = prune(*words)
+    out = place / words[words.index("--out") + 1]
+    assert out.name in told
+    assert out.exists() == ("--dry-run" not in words)
+    if out.exists() and "global" not in words:
+        AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--threshold", "global"], ["--threshold", "global", "--int8"]]
+)
+def test_a_dry_run_foretells_what_is_done(short, place, more):
+    shared = ["--share", "0.5", "--out", "half", "--json", *more]
+    told = json.loads(prune("--dry-run", *shared))
+    assert told["dry_run"] and not (place / "half").exists()
+    done = json.loads(prune(*shared))
+    for name in ("removed_share", "removed_of_model", "removed_of", "form", "method", "out"):
+        assert done[name] == told[name]
+    assert ("base as 8 bits" in told["form"]) == (place / "half" / "base").exists()
+
+
+def test_a_folder_can_be_the_base(short, place):
+    prune("--base", "embedded", "--no-tune", "--method", "random", "--share", "0.5", "--out", "one")
+    prune("--base", "one", "--no-tune", "--method", "random", "--share", "0.5", "--out", "two")
+    config = AutoModelForCausalLM.from_pretrained(place / "two").config
+    assert (config.num_attention_heads, config.intermediate_size) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("--share 0.5", "Missing option '--out'"),
+        ("--share 2 --out x", "share must lie in [0, 1], got 2.0"),
+        ("--share 1 --out x --dry-run", "would lose all 24 channels"),
+        ("--method lora-giuded --out x", "did you mean 'lora-guided'?"),
+        ("--method taylor --int8 --out x", "which int8 has none of"),
+        ("--task piqqa --out x", "task must be one of"),
+        (
+            "--dtype int8 --out x",
+            "dtype must be one of auto, bfloat16, float16, float32, got 'int8'",
+        ),
+        ("--base ../nowhere --out x", "../nowhere: "),
+        ("--base adapter --out x", "adapter/config.json: missing"),
+        ("--out embedded --dry-run", "embedded: is there already"),
+        ("--out embedded --no-tune --method magnitude", "embedded: is there already"),
+        ("--rows 0 --out x", "rows must be at least 1, got 0"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(place, monkeypatch, capsys, given, line):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (place / "adapter").mkdir()
+    assert line in fail(monkeypatch, capsys, *given.split())
+
+
+def test_every_method_and_task_is_offered():
+    assert one.complete_criterion("wanda") == ["wanda", "wanda-2:4"]
+    assert set(recipe.Recipe().tasks) == set(documents.TASKS)

@@ -1,0 +1,277 @@
+"""Fetching, with tiny wheels in place of the real ones and pip's only index a folder or a wall."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError, safe_open
+
+from tipmini.errors import TipminiError
+from tipmini_lab.evaluation import assets
+
+NAMES = ("tiny_one", "tiny_two")
+
+
+def wheel(folder: Path, name: str) -> assets.Wheel:
+    """A wheel of one data file, small but good enough for pip."""
+    file = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{name}/rows.txt", f"rows of {name}")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tag)
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    requirement = f"{name.replace('_', '-')}==1.0"
+    return assets.Wheel(requirement, digest, {f"{name}/rows.txt": f"data/{name}.txt"})
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder with the tiny wheels: all that pip knows, whatever it is configured with here."""
+    for name in [name for name in os.environ if name.upper().startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setattr(assets, "WHEELS", tuple(wheel(folder, name) for name in NAMES))
+    monkeypatch.setattr(assets, "_dequantise", lambda ready: (ready / "model").mkdir())
+    return folder
+
+
+@pytest.fixture
+def no_pip(index, monkeypatch):
+    """Where pip is not the point, the wheels are taken as downloaded: pip takes a second each."""
+
+    def download(wheel: assets.Wheel, into: Path) -> Path:
+        into.mkdir(parents=True, exist_ok=True)
+        return index / f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
+
+    monkeypatch.setattr(assets, "_download", download)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache that already holds something."""
+    folder = tmp_path / "cache"
+    (folder / "embedded-of-before").mkdir(parents=True)
+    (folder / "embedded-of-before" / "rows.txt").write_text("kept")
+    monkeypatch.setenv("TIPMINI_CACHE", str(folder))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: the bytes of files, None for folders."""
+    found = sorted(folder.rglob("*"))
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in found}
+
+
+def refusal(cache: Path) -> str:
+    """The one line of a fetch that fails; the cache must be left as it was."""
+    before = content(cache)
+    with pytest.raises(TipminiError) as error:
+        assets.fetch()
+    assert content(cache) == before
+    assert "\n" not in str(error.value) and str(error.value).startswith("fetch: ")
+    return str(error.value)
+
+
+def test_fetch_unpacks_what_is_listed_and_nothing_else(index, cache):
+    before = content(cache)
+    folder = assets.fetch()
+    expected = {f"data/{name}.txt": f"rows of {name}".encode() for name in NAMES}
+    assert content(folder) == {"data": None, "model": None} | expected
+    assert {k: v for k, v in content(cache).items() if not k.startswith(folder.name)} == before
+    assert assets.embedded() == folder
+
+
+def test_second_fetch_does_nothing(no_pip, cache, monkeypatch):
+    folder = assets.fetch()
+    before = {path: path.stat().st_mtime_ns for path in [cache, *cache.rglob("*")]}
+    monkeypatch.setattr(assets, "_assemble", lambda work: pytest.fail("fetched again"))
+    assert assets.fetch() == folder
+    assert {path: path.stat().st_mtime_ns for path in [cache, *cache.rglob("*")]} == before
+
+
+def test_wrong_hash(index, cache):
+    """The second of two wheels differs from what is pinned: not even the first stays."""
+    altered = index / "tiny_two-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(altered, "a") as archive:
+        archive.writestr("tiny_two/more.txt", "not in the pinned one")
+    line = refusal(cache)
+    assert "tiny-two==1.0" in line and "SHA-256 is not the pinned one" in line
+
+
+NO_INDEX = {
+    "nothing listens": {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"},
+    "proxy is gone": {"PIP_PROXY": "http://127.0.0.1:9", "PIP_RETRIES": "0"},
+    "nothing listed": {"PIP_NO_INDEX": "1"},
+}
+
+
+@pytest.mark.parametrize("settings", NO_INDEX.values(), ids=NO_INDEX)
+def test_no_index(index, cache, monkeypatch, settings):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    line = refusal(cache)
+    assert "tiny-one==1.0" in line and "check the network" in line
+
+
+def raising(error: Exception):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FULL_DISK = {
+    "unpacking": ("shutil.copyfileobj", FULL),
+    "saving the model": (
+        "_dequantise",
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+    ),
+    "renaming": ("os.replace", FULL),
+}
+
+
+@pytest.mark.parametrize(("where", "error"), FULL_DISK.values(), ids=FULL_DISK)
+def test_full_disk(no_pip, cache, monkeypatch, where, error):
+    monkeypatch.setattr(f"tipmini_lab.evaluation.assets.{where}", raising(error))
+    assert "No space left on device" in refusal(cache)
+
+
+def test_full_disk_while_pip_downloads(index, cache, monkeypatch, tmp_path):
+    pip = tmp_path / "pip"
+    pip.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device' >&2\nexit 1\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    assert "disk is full" in refusal(cache)
+
+
+def test_cache_that_cannot_be_made(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("TIPMINI_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(TipminiError, match="Not a directory"):
+        assets.fetch()
+
+
+def test_interrupted(no_pip, cache, monkeypatch):
+    monkeypatch.setattr(assets, "_dequantise", raising(KeyboardInterrupt()))
+    before = content(cache)
+    with pytest.raises(KeyboardInterrupt):
+        assets.fetch()
+    assert content(cache) == before
+
+
+def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
+    """The first one finishes while the second waits."""
+
+    @contextmanager
+    def waiting(folder):
+        assert folder == cache
+        (assets.folder() / "model").mkdir(parents=True)
+        yield
+
+    monkeypatch.setattr(assets, "alone", waiting)
+    assert content(assets.fetch()) == {"model": None}
+    assert not (cache / ".fetch").exists()
+
+
+def test_what_a_killed_fetch_left_is_swept(no_pip, cache):
+    (cache / ".fetch" / "wheels").mkdir(parents=True)
+    (cache / ".fetch" / "wheels" / "half.whl").write_bytes(b"x")
+    assets.fetch()
+    assert not (cache / ".fetch").exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tipmini_lab.evaluation import assets
+
+assets.WHEELS = tuple(assets.Wheel(*fields) for fields in {wheels!r})
+
+def dequantise(ready):
+    (ready / "model").mkdir()
+    Path({marker!r}).touch()
+    time.sleep(60)
+
+assets._dequantise = dequantise
+assets.fetch()
+"""
+
+
+def test_killed_in_the_middle(index, cache, tmp_path):
+    """Nothing stands under the final name, and the next fetch works."""
+    marker = tmp_path / "unpacked"
+    wheels = [(w.requirement, w.sha256, w.members) for w in assets.WHEELS]
+    code = KILLED.format(wheels=wheels, marker=str(marker))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+        while not marker.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert marker.exists()
+    with pytest.raises(TipminiError, match="run `tipmini fetch` first"):
+        assets.embedded()
+    assert (assets.fetch() / "data" / "tiny_two.txt").read_text() == "rows of tiny_two"
+
+
+def test_the_folder_follows_what_is_pinned(index, cache, monkeypatch):
+    """Another hash or another member is another folder: an old one is never taken for it."""
+    first, second = assets.WHEELS
+    other = [
+        (first, assets.Wheel(second.requirement, "0" * 64, second.members)),
+        (first, assets.Wheel(second.requirement, second.sha256, {})),
+        (first,),
+    ]
+    names = {assets.folder()}
+    for wheels in other:
+        monkeypatch.setattr(assets, "WHEELS", wheels)
+        names.add(assets.folder())
+    assert len(names) == 4
+
+
+def test_the_real_ones_are_pinned():
+    for pinned in assets.WHEELS:
+        assert pinned.requirement.count("==") == 1
+        assert len(bytes.fromhex(pinned.sha256)) == 32
+
+
+def test_the_real_ones_are_all_there(embedded):
+    members = [name for pinned in assets.WHEELS for name in pinned.members.values()]
+    data = {name for name in members if name != assets.GGUF}
+    assert {f"data/{path.name}" for path in (embedded / "data").iterdir()} == data
+    assert {path.name for path in embedded.iterdir()} == {"data", "model"}
+
+
+def test_the_embedded_model(embedded):
+    """SmolLM2-135M: a LLaMA of these sizes, de-quantised to float32, input and output tied."""
+    expected = {
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+    config = json.loads((embedded / "model" / "config.json").read_text())
+    assert {key: config[key] for key in expected} == expected
+    with safe_open(embedded / "model" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F32"}  # noqa: SIM118

@@ -1,0 +1,69 @@
+"""Perplexity: which tokens are read, and the losses against the model's own."""
+
+import math
+
+import labs
+import pytest
+import torch
+
+from tipmini.errors import TipminiError
+from tipmini_lab.evaluation import documents, perplexity, tasks
+from tipmini_lab.evaluation.evaluator import PackedLM
+
+pytestmark = pytest.mark.usefixtures("embedded")
+
+
+@pytest.mark.parametrize("corpus", perplexity.CORPORA)
+def test_windows_follow_each_other_in_the_fixed_order(corpus, tokenizer):
+    texts = documents.CORPORA[corpus]()
+    first = [texts[i] for i in tasks.order(len(texts))[:40]]
+    every = tokenizer("\n\n".join([*first, ""]), add_special_tokens=False)["input_ids"]
+    found = perplexity.windows(corpus, 6, 50, tokenizer)
+    assert [len(window) for window in found] == [50] * 6
+    joined = tokenizer.decode([token for window in found for token in window])
+    assert tokenizer.decode(every).startswith(joined)
+
+
+@pytest.mark.parametrize("corpus", perplexity.CORPORA)
+def test_fewer_windows_are_a_part_of_more(corpus, tokenizer):
+    few, many = (perplexity.windows(corpus, count, 30, tokenizer) for count in (2, 5))
+    assert few == many[:2]
+
+
+@pytest.mark.parametrize("corpus", perplexity.CORPORA)
+def test_a_text_is_read_once(corpus):
+    texts = documents.CORPORA[corpus]()
+    assert len(set(texts)) == len(texts) > 2000 and all(texts)
+
+
+def test_boolqs_questions_are_not_read():
+    questions = {row["question"] for row in documents.arrow("boolq-none")}
+    assert not questions & set(documents.CORPORA["wikipedia"]())
+
+
+@pytest.mark.parametrize(
+    ("corpus", "count", "line"),
+    [("news", 1, "corpus must be one of wikipedia, books, got 'news'"), ("books", 10**6, "wanted")],
+)
+def test_what_is_not_there_is_refused(corpus, count, line, tokenizer):
+    with pytest.raises(TipminiError, match=line):
+        perplexity.windows(corpus, count, 30, tokenizer)
+
+
+@pytest.mark.parametrize("tokens", [7, 20, 4096])
+def test_losses_are_the_models_own(tokens, tokenizer):
+    """Window by window with the model's own loss, however many windows share a pass."""
+    model = labs.llama()
+    every = [[(7 * i + j * j) % 49152 for j in range(9 + i)] for i in range(4)]
+    found = perplexity.losses(PackedLM(model, tokenizer=tokenizer, tokens=tokens), every)
+    for window, loss in zip(every, found, strict=True):
+        ids = torch.tensor([window])
+        with torch.no_grad():
+            assert loss == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(tokenizer):
+    model = labs.llama()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    (loss,) = perplexity.losses(PackedLM(model, tokenizer=tokenizer), [list(range(20))])
+    assert math.exp(loss) == pytest.approx(49152, rel=1e-4)

@@ -1,0 +1,58 @@
+"""The table of methods and the words of options: what is read from source is what is imported."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import tipmini as tm
+from tipmini import checkout, source
+from tipmini.models import calibration
+from tipmini.options import CHECKS, check_options
+from tipmini.papers import loraprune
+from tipmini_lab.commands import one
+from tipmini_lab.evaluation import documents
+from tipmini_lab.experiments import catalogue, profiles
+
+ROOT = Path(__file__).resolve().parents[2]
+each_method = pytest.mark.parametrize("name", tm.METHODS)
+
+
+@each_method
+def test_what_is_read_of_a_function_is_what_it_declares(name):
+    method, declared = tm.METHODS[name], inspect.signature(tm.METHODS[name].function).parameters
+    named = {p.name: p for p in declared.values() if p.kind is p.KEYWORD_ONLY}
+    assert method.options == {option: p.default for option, p in named.items()}
+    types = {option: inspect.formatannotation(p.annotation) for option, p in named.items()}
+    assert {option: " | ".join(kinds) for option, kinds in method.types.items()} == types
+    assert method.summary == method.function.__doc__.splitlines()[0]
+
+
+@each_method
+def test_a_method_names_a_reference_of_the_book(name):
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.M)
+    assert tm.METHODS[name].reference in known
+
+
+@each_method
+def test_every_option_has_a_check_that_its_default_passes(name):
+    assert tm.METHODS[name].options.keys() <= CHECKS.keys()
+    check_options(name, tm.METHODS[name].options)
+
+
+def test_names_for_the_command_line_are_those_of_the_laboratory():
+    assert checkout.task_names() == documents.TASKS
+    assert checkout.profile_names() == profiles.names()
+    assert checkout.group_names() == sorted(catalogue.group_names())
+    assert (*loraprune.METHODS, *one.SEMI) == one.ALL
+    assert one.REDUCTIONS == loraprune.REDUCTIONS
+    assert source.names("tipmini.models.calibration", "STATISTICS") == calibration.STATISTICS
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert all(getattr(tm, name) is not None for name in tm.__all__)
+    assert set(tm.__all__) <= set(dir(tm))
+    assert tm.merge is inspect.getmodule(tm.merge).merge  # and not the module of its name
+    with pytest.raises(AttributeError, match="has no attribute 'marge'"):
+        _ = tm.marge

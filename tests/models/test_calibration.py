@@ -1,0 +1,289 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import HIDDEN, LAYERS, llama, peft_llama, saved, tokens
+
+from tipmini.errors import TipminiError
+from tipmini.methods.merge import merge
+from tipmini.models.calibration import _InputSums, calibrate, calibrate_adapter
+
+Q, V, GATE, DOWN = (
+    f"model.layers.1.{name}"
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj")
+)
+LENGTHS = (7, 1, 4, 5, 3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llama()
+
+
+def sequences() -> list[torch.Tensor]:
+    return [tokens(1, length, seed=length)[0] for length in LENGTHS]
+
+
+def batch_of(rows: list[torch.Tensor], side: str = "right", extra: int = 0) -> dict:
+    """Pad to one length, with a token that would be seen if it counted."""
+    length = max(map(len, rows)) + extra
+    ids, mask = torch.full((len(rows), length), 63), torch.zeros(len(rows), length).long()
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(length - len(row), None)
+        ids[i, place], mask[i, place] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def slow_inputs(model, module: str) -> list[torch.Tensor]:
+    """What the module reads, (T, k) float64 for each sequence run alone, without any mask."""
+    read = []
+    hook = model.get_submodule(module).register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0][0].detach().double())
+    )
+    with torch.no_grad():
+        for row in sequences():
+            model(row[None])
+    hook.remove()
+    return read
+
+
+def slow_norm(inputs: list[torch.Tensor], statistic: str) -> torch.Tensor:
+    """Channel by channel, token by token."""
+    norms = []
+    for j in range(inputs[0].shape[1]):
+        squares = [sum(float(x[t, j]) ** 2 for t in range(len(x))) for x in inputs]
+        count = sum(map(len, inputs)) if statistic == "rms" else len(inputs)
+        if statistic == "mean_l2":
+            norms.append(sum(s**0.5 for s in squares) / count)
+        else:
+            norms.append((sum(squares) / count) ** 0.5)
+    return torch.tensor(norms)
+
+
+@pytest.mark.parametrize("statistic", ["wanda", "rms", "mean_l2"])
+def test_norms_are_the_slow_ones(model, statistic):
+    norms = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic=statistic)
+    assert list(norms) == [Q, DOWN]
+    for module, norm in norms.items():
+        expected = slow_norm(slow_inputs(model, module), statistic)
+        assert norm.dtype == torch.float32 and norm.shape == expected.shape
+        torch.testing.assert_close(norm, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wanda_worked_by_hand():
+    """Two sequences, of two tokens and of one, through an embedding that can be read off."""
+    tiny = torch.nn.Module()
+    tiny.layer = torch.nn.Linear(2, 1)
+    table = torch.tensor([[3.0, 0.0], [4.0, 1.0], [0.0, 7.0], [99.0, 99.0]])
+    tiny.forward = lambda input_ids, **_: tiny.layer(table[input_ids])
+    batch = {
+        "input_ids": torch.tensor([[0, 1], [2, 3]]),
+        "attention_mask": torch.tensor([[1, 1], [1, 0]]),
+    }
+    expected = {
+        "wanda": [(25 / 2) ** 0.5, (50 / 2) ** 0.5],
+        "rms": [(25 / 3) ** 0.5, (50 / 3) ** 0.5],
+        "mean_l2": [(5 + 0) / 2, (1 + 7) / 2],
+    }
+    for statistic, norm in expected.items():
+        result = calibrate(tiny, [batch], ["layer"], statistic=statistic)["layer"]
+        assert result.tolist() == pytest.approx(norm)
+
+
+def test_a_gram_matrix_is_the_slow_one(model):
+    """Pair by pair of channels, token by token."""
+    grams = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic="gram")
+    for module, gram in grams.items():
+        inputs = torch.cat(slow_inputs(model, module))
+        slow = sum(torch.outer(x, x) for x in inputs) / len(LENGTHS)
+        assert gram.dtype == torch.float32 and gram.shape == slow.shape
+        torch.testing.assert_close(gram.double(), slow, rtol=1e-5, atol=1e-5)
+        assert torch.equal(gram, gram.T)
+
+
+def test_the_diagonal_of_a_gram_matrix_is_the_norms_square(model):
+    batches = [batch_of(sequences()[:2], "left"), batch_of(sequences()[2:])]
+    norms = calibrate(model, batches, [Q, GATE, DOWN])
+    for module, gram in calibrate(model, batches, norms, statistic="gram").items():
+        torch.testing.assert_close(gram.diagonal(), norms[module].square(), rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=15)
+@given(
+    st.permutations(range(len(LENGTHS))),
+    st.lists(st.booleans(), min_size=len(LENGTHS), max_size=len(LENGTHS)),
+    st.sampled_from(["left", "right"]),
+    st.integers(0, 3),
+    st.sampled_from(["wanda", "gram"]),
+)
+def test_statistics_do_not_depend_on_batching(model, order, cuts, side, extra, statistic):
+    batches = [[]]
+    for i, cut in zip(order, cuts, strict=True):
+        if cut and batches[-1]:
+            batches.append([])
+        batches[-1].append(sequences()[i])
+    padded, names = [batch_of(rows, side, extra) for rows in batches], [Q, GATE, DOWN]
+    shuffled = calibrate(model, padded, names, statistic=statistic)
+    together = calibrate(model, [batch_of(sequences())], names, statistic=statistic)
+    for module, found in shuffled.items():
+        limit = 1e-6 * max(1.0, found.abs().max().item())
+        torch.testing.assert_close(found, together[module], rtol=1e-6, atol=limit)
+
+
+def test_without_a_mask_every_token_counts(model):
+    rows = tokens(3, 6)
+    masked = calibrate(model, [batch_of(list(rows))], [Q])
+    assert torch.equal(calibrate(model, [{"input_ids": rows}], [Q])[Q], masked[Q])
+
+
+def test_modules_that_read_one_tensor_get_one_norm(model):
+    k_proj, up_proj = Q.replace("q_proj", "k_proj"), GATE.replace("gate", "up")
+    norms = calibrate(model, [batch_of(sequences())], [Q, V, k_proj, GATE, up_proj])
+    assert torch.equal(norms[Q], norms[V]) and torch.equal(norms[Q], norms[k_proj])
+    assert torch.equal(norms[GATE], norms[up_proj]) and not torch.equal(norms[Q], norms[GATE])
+
+
+def test_each_tensor_is_summed_once(model, monkeypatch):
+    summed, original = [], _InputSums._sum
+    monkeypatch.setattr(
+        _InputSums, "_sum", lambda self, name, x: summed.append(name) or original(self, name, x)
+    )
+    names = [
+        n for n, m in model.model.named_modules(prefix="model") if isinstance(m, torch.nn.Linear)
+    ]
+    assert len(names) == 7 * LAYERS
+    calibrate(model, [batch_of(sequences()), batch_of(sequences()[:2])], names)
+    assert len(summed) == 2 * 4 * LAYERS  # batches x (q k v, o, gate up, down)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_logits_are_computed(wrapped, monkeypatch):
+    model = peft_llama(task={}) if wrapped else llama()
+
+    def forbidden(*_):
+        raise AssertionError("the LM head ran")
+
+    head = model.get_base_model().lm_head if wrapped else model.lm_head
+    monkeypatch.setattr(head, "forward", forbidden)
+    assert calibrate(model, [batch_of(sequences())], [Q])[Q].shape == (HIDDEN,)
+
+
+def test_progress_wraps_the_batches(model):
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(len(batch["input_ids"]))
+            yield batch
+
+    rows = sequences()
+    calibrate(model, [batch_of(rows[:2]), batch_of(rows[2:])], [Q], progress=progress)
+    assert seen == [2, 3]
+
+
+def test_the_model_is_left_as_it_was(model):
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
+    norms = calibrate(model, [batch_of(sequences())], [Q])
+    assert modes == [module.training for module in model.modules()]
+    assert hooks == sum(len(module._forward_pre_hooks) for module in model.modules())
+    model.eval()
+    assert torch.equal(norms[Q], calibrate(model, [batch_of(sequences())], [Q])[Q])
+
+
+def test_hooks_are_gone_after_an_error(model):
+    with pytest.raises(IndexError):
+        calibrate(model, [{"input_ids": torch.tensor([[10_000]])}], [Q])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("modules", "batches", "options", "message"),
+    [
+        (
+            ["model.layers.1.q_proj"],
+            [tokens(1, 2)],
+            {},
+            r"no module 'model\.layers\.1\.q_proj'; did",
+        ),
+        (["zzz"], [tokens(1, 2)], {}, "no module 'zzz'$"),
+        (["lm_head"], [tokens(1, 2)], {}, "'lm_head' read nothing; the LM head never runs"),
+        ([Q], [], {}, "no token to calibrate with"),
+        ([Q], [tokens(1, 2)], {"statistic": "l2"}, "wanda, rms, mean_l2, gram, got 'l2'"),
+        (["model.embed_tokens"], [tokens(2, 2)], {}, r"reads \(2, 2\); calibration needs one row"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(model, modules, batches, options, message):
+    batches = ({"input_ids": ids} for ids in batches)
+    with pytest.raises(TipminiError, match=message):
+        calibrate(model, batches, modules, **options)
+
+
+def test_inputs_that_are_not_finite_are_refused():
+    broken = llama()
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[5, 0] = torch.inf
+    with pytest.raises(TipminiError, match="read NaN or Inf"):
+        calibrate(broken, [{"input_ids": torch.tensor([[5, 6]])}], [Q])
+
+
+# With an adapter -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peft_model():
+    return peft_llama(one={"lora_dropout": 0.5}, two={"r": 2})
+
+
+def test_adapter_norms_are_of_x_and_of_A_x(peft_model):
+    norms = calibrate_adapter(peft_model, [batch_of(sequences())], "two")
+    assert list(norms)[:2] == [Q.replace("1", "0"), V.replace("1", "0")]
+    assert len(norms) == 2 * 2 * LAYERS
+    peft_model.set_adapter("two")
+    base = peft_model.get_base_model()
+    inputs = slow_inputs(base, Q)
+    a = base.get_submodule(Q).lora_A["two"].weight.detach().double()
+    torch.testing.assert_close(norms[Q], slow_norm(inputs, "wanda"), rtol=1e-5, atol=1e-6)
+    reduced = slow_norm([x @ a.T for x in inputs], "wanda")
+    torch.testing.assert_close(norms[f"{Q}.lora_B"], reduced, rtol=1e-5, atol=1e-6)
+
+
+def test_grams_are_of_x_alone_and_do_for_regmean(peft_model, tmp_path):
+    batches = [batch_of(sequences())]
+    grams = calibrate_adapter(peft_model, batches, "two", statistic="gram")
+    norms = calibrate_adapter(peft_model, batches, "two")
+    assert list(grams) == [name for name in norms if not name.endswith("lora_B")]
+    torch.testing.assert_close(grams[Q].diagonal(), norms[Q].square(), rtol=1e-5, atol=1e-7)
+    adapter = saved(peft_model, tmp_path, ["two"])["two"]
+    merged = merge([adapter, adapter], "regmean", grams=[grams, grams])
+    torch.testing.assert_close(merged.delta(Q), adapter.delta(Q), rtol=1e-3, atol=1e-3)
+
+
+def test_each_adapter_is_measured_in_its_own_stream(peft_model):
+    batches = [batch_of(sequences())]
+    one, two = (calibrate_adapter(peft_model, batches, name) for name in ("one", "two"))
+    assert not torch.allclose(one[Q], two[Q], rtol=1e-3)  # layer 0's adapter changed what 1 reads
+    assert torch.equal(one[Q.replace("1", "0")], two[Q.replace("1", "0")])
+
+
+def test_names_as_in_the_base_and_as_in_peft_both_do(peft_model):
+    deep = f"{Q}.lora_B.one"
+    peft_model.set_adapter("one")
+    norms = calibrate(peft_model, [batch_of(sequences())], [deep, f"base_model.model.{deep}"])
+    assert torch.equal(norms[deep], norms[f"base_model.model.{deep}"])
+
+
+def test_what_is_active_and_trainable_stays(peft_model):
+    peft_model.set_adapter("one")
+    before = [p.requires_grad for p in peft_model.parameters()]
+    calibrate_adapter(peft_model, [batch_of(sequences())], "two")
+    assert peft_model.active_adapter == "one"
+    assert before == [p.requires_grad for p in peft_model.parameters()]
+
+
+@pytest.mark.parametrize(("wrapped", "has"), [(True, "it has one, two"), (False, "it has -")])
+def test_an_unknown_adapter_is_refused(peft_model, model, wrapped, has):
+    with pytest.raises(TipminiError, match=f"no adapter 'three' in the model; {has}"):
+        calibrate_adapter(peft_model if wrapped else model, [], "three")

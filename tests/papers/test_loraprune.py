@@ -1,0 +1,235 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tipmini.errors import TipminiError
+from tipmini.papers import loraprune
+from tipmini.papers.loraprune import lora_gradient, lora_guided_importance, taylor_importance
+
+SIZES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3))  # d, k, r
+
+
+def random_factors(d: int, k: int, r: int) -> list[torch.Tensor]:
+    """a, b, grad_a, grad_b in float64."""
+    generator = torch.Generator().manual_seed(d * 100 + k * 10 + r)
+    shapes = [(r, k), (d, r), (r, k), (d, r)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def slow_gradient(a, b, grad_a, grad_b):
+    """Eq. 9 element by element."""
+    d, r, k = len(b), len(a), len(a[0])
+    return [
+        [
+            sum(
+                grad_b[i][p] * a[p][j] + b[i][p] * grad_a[p][j] - grad_b[i][p] * grad_a[p][j]
+                for p in range(r)
+            )
+            for j in range(k)
+        ]
+        for i in range(d)
+    ]
+
+
+def test_gradient_and_importances_worked_by_hand():
+    a, grad_a = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]])
+    b, grad_b = torch.tensor([[3.0], [0.0]]), torch.tensor([[1.0], [-1.0]])
+    gradient = torch.tensor([[2.0, 2.0], [-0.5, -2.0]])
+    assert torch.equal(lora_gradient(a, b, grad_a, grad_b), gradient)
+
+    weight = torch.tensor([[-2.0, 1.0], [4.0, 0.5]])  # W + BA = [[1, 7], [4, 0.5]]
+    importance = lora_guided_importance(weight, a, b, grad_a, grad_b)
+    assert importance.tolist() == [[4.0, 196.0], [4.0, 1.0]]
+    assert taylor_importance(weight, gradient).tolist() == [[16.0, 4.0], [4.0, 1.0]]
+
+
+@given(SIZES)
+def test_gradient_is_the_slow_one(sizes):
+    factors = random_factors(*sizes)
+    slow = torch.tensor(slow_gradient(*(f.tolist() for f in factors)), dtype=torch.float64)
+    torch.testing.assert_close(lora_gradient(*factors), slow)
+
+
+@given(SIZES)
+def test_gradient_is_what_one_sgd_step_changes(sizes):
+    """Eqs. 7 and 8: BA before minus BA after a step of torch's own SGD with learning rate 1."""
+    d, k, r = sizes
+    a, b, weight_a, _ = (f.requires_grad_() for f in random_factors(d, k, r))
+    x = weight_a[:1].detach()  # any input, (1, k)
+    before = (b @ a).detach()
+    ((x @ (b @ a).T).tanh().sum() + (b @ a).square().sum()).backward()
+    gradient = lora_gradient(a.detach().clone(), b.detach().clone(), a.grad, b.grad)
+    torch.optim.SGD([a, b], lr=1.0).step()
+    torch.testing.assert_close(gradient, before - (b @ a).detach())
+
+
+@given(SIZES)
+def test_small_gradients_give_the_projected_true_gradient(sizes):
+    """With dA = B^T G and dB = G A^T the estimate is G A^T A + B B^T G, to first order."""
+    d, k, r = sizes
+    a, b, _, _ = (f.requires_grad_() for f in random_factors(d, k, r))
+    product = b @ a
+    product.retain_grad()
+    (1e-6 * product.sin().sum()).backward()
+    true, a0, b0 = product.grad, a.detach(), b.detach()
+    estimate = lora_gradient(a0, b0, a.grad, b.grad)
+    first_order = true @ a0.T @ a0 + b0 @ b0.T @ true
+    torch.testing.assert_close(estimate, first_order, rtol=0, atol=1e-9)
+
+
+def test_scaling_weighs_the_adapter_against_the_weight():
+    a, b, grad_a, grad_b = random_factors(4, 3, 2)
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    scaled = lora_guided_importance(weight, a, b, grad_a, grad_b, scaling=2.0)
+    expected = (lora_gradient(a, b, grad_a, grad_b) * (weight + 2 * b @ a)) ** 2
+    torch.testing.assert_close(scaled, expected)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    a, b, grad_a, grad_b = random_factors(4, 3, 2)
+    for wrong in [
+        (a, b, grad_a.T, grad_b),
+        (a, b, grad_a, grad_b[:1]),
+        (a[:1], b, grad_a[:1], grad_b),
+    ]:
+        with pytest.raises(TipminiError, match=r"needs \(r, k\), \(d, r\)"):
+            lora_gradient(*wrong)
+    for weight in (torch.ones(4, 2), torch.ones(1, 3)):
+        with pytest.raises(TipminiError, match="one shape"):
+            lora_guided_importance(weight, a, b, grad_a, grad_b)
+    with pytest.raises(TipminiError, match=r"\(4, 3\) and \(3, 4\)"):
+        taylor_importance(torch.ones(4, 3), torch.ones(3, 4))
+
+
+# Exact in the limit ---------------------------------------------------------------------------
+
+
+def smooth(weight):
+    """A loss of a (4, 3) weight, far from linear."""
+    x = torch.linspace(-1, 0.6, 6, dtype=torch.float64).view(2, 3)
+    return (x @ weight.T).sin().exp().sum()
+
+
+def gradient_of(loss, weight):
+    weight = weight.clone().requires_grad_()
+    loss(weight).backward()
+    return weight.grad
+
+
+def test_the_estimate_is_autograds_gradient_where_b_is_0_and_a_orthogonal():
+    """Then dB = g A^T, dA = 0, and G = g A^T A = g; r = k is needed."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    a = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    a, b = a.requires_grad_(), torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    smooth(weight + b @ a).backward()
+    estimate = lora_gradient(a.detach(), b.detach(), a.grad, b.grad)
+    torch.testing.assert_close(estimate, gradient_of(smooth, weight))
+    importance = lora_guided_importance(weight, a.detach(), b.detach(), a.grad, b.grad)
+    expected = taylor_importance(weight, gradient_of(smooth, weight))
+    torch.testing.assert_close(importance, expected)
+
+
+def test_eq_6_with_autograds_gradient_of_the_product_is_eq_3_of_the_whole_weight():
+    a, b, _, _ = random_factors(4, 3, 2)
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    grad = gradient_of(lambda product: smooth(weight + product), b @ a)
+    found = loraprune.product_importance(weight, b @ a, grad)
+    torch.testing.assert_close(found, taylor_importance(weight + b @ a, grad))
+
+
+def test_first_order_is_exact_for_a_linear_loss():
+    """Eqs. 3 and 6 are Eqs. 2 and 5 then."""
+    a, b, weight_a, weight_b = random_factors(4, 3, 2)
+    weight, slope = weight_b @ weight_a, b @ weight_a
+    loss = lambda w: (slope * w).sum() + 7  # noqa: E731
+    torch.testing.assert_close(
+        loraprune.removal_importance(loss, weight), taylor_importance(weight, slope)
+    )
+    torch.testing.assert_close(
+        loraprune.lora_removal_importance(loss, weight, b @ a),
+        loraprune.product_importance(weight, b @ a, slope),
+    )
+
+
+@pytest.mark.parametrize(("size", "apart"), [(1e-2, 1e-1), (1e-3, 1e-2), (1e-4, 1e-3)])
+def test_first_order_is_exact_in_the_limit_of_small_weights(size, apart):
+    factors = random_factors(4, 3, 2)
+    weight = size * factors[1] @ factors[0]
+    exact = loraprune.removal_importance(smooth, weight)
+    estimate = taylor_importance(weight, gradient_of(smooth, weight))
+    assert ((estimate - exact).abs() / exact).max() < apart
+
+
+@given(SIZES, st.floats(1e-3, 10))
+def test_eq_9_is_eqs_7_and_8(sizes, rate):
+    a, b, grad_a, grad_b = random_factors(*sizes)
+    after = loraprune.stepped_product(a, b, grad_a, grad_b, rate)
+    change = loraprune.change_gradient(b @ a, after, rate)
+    estimate = lora_gradient(a, b, grad_a, grad_b, learning_rate=rate)
+    torch.testing.assert_close(estimate, change, rtol=1e-6, atol=1e-8)
+
+
+# Groups and masks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dim", "count"), [(0, 1), (0, 2), (0, 6), (1, 2), (1, 4)])
+def test_group_importance_is_the_sum_over_blocks(dim, count):
+    importance = torch.arange(24.0).view(6, 4)
+    expected = [block.sum() for block in importance.chunk(count, dim)]
+    found = loraprune.group_importance(importance, count, dim)
+    assert torch.equal(found, torch.stack(expected))
+    with pytest.raises(TipminiError, match=r"\(6, 4\) has no 5 equal groups"):
+        loraprune.group_importance(importance, 5, dim)
+
+
+def test_moving_average_by_hand():
+    average = torch.zeros(2)
+    for found in ([1.0, 2.0], [3.0, 0.0]):
+        average = loraprune.moving_average(average, torch.tensor(found), 0.75)
+    torch.testing.assert_close(average, torch.tensor([0.75 * 0.25 + 0.75, 0.75 * 0.5]))
+
+
+def test_threshold_mask_keeps_what_exceeds_it():
+    importance = torch.tensor([0.1, 0.5, 0.5, 0.9])
+    assert loraprune.threshold_mask(importance, 0.5).tolist() == [False, False, False, True]
+    with pytest.raises(TipminiError, match="NaN"):
+        loraprune.threshold_mask(torch.tensor([float("nan")]), 0.5)
+
+
+SCORES = st.lists(st.integers(0, 4), min_size=1, max_size=9)
+
+
+@given(SCORES, st.data())
+def test_share_mask_takes_the_lowest_and_keeps_gone_what_is_gone(values, data):
+    importance = torch.tensor(values, dtype=torch.float32)
+    first = data.draw(st.integers(0, len(values)))
+    second = data.draw(st.integers(first, len(values)))
+    mask = loraprune.share_mask(importance, first)
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    assert mask.tolist() == [i not in order[:first] for i in range(len(values))]
+    turned = loraprune.share_mask(-importance, second, mask)
+    assert int((~turned).sum()) == second and not (turned & ~mask).any()
+    for fewer in range(first):
+        with pytest.raises(TipminiError, match=f"cannot be removed, {first} are already"):
+            loraprune.share_mask(importance, fewer, mask)
+
+
+@pytest.mark.parametrize("removed", [-1, 4])
+def test_share_mask_refuses_numbers_that_are_not_there(removed):
+    with pytest.raises(TipminiError, match=f"^{removed} of 3 groups"):
+        loraprune.share_mask(torch.ones(3), removed)
+
+
+def test_masked_linear_is_the_linear_of_zeroed_rows():
+    a, b, _, _ = random_factors(6, 3, 2)
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([True, False, True])
+    rows = mask.repeat_interleave(2)[:, None]
+    found = loraprune.masked_linear(x, weight, a, b, mask, 0.5)
+    torch.testing.assert_close(found, x @ (rows * (weight + 0.5 * b @ a)).T)
+    torch.testing.assert_close(
+        loraprune.lora_linear(x, weight, a, b, 0.5), x @ (weight + 0.5 * b @ a).T
+    )

@@ -1,1 +1,0 @@
-"""Pruning a model group by group while it is fine-tuned, and writing what is left."""

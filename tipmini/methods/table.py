@@ -1,0 +1,151 @@
+"""The table of merge methods and their presets, which is read without torch.
+
+To add a method, write its function, from parts (the adapters with their weights) to an update, and
+give it a row. Its keyword-only arguments are its options, and the first line of its docstring says
+what it does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import Protocol, TypeVar
+
+from tipmini import source
+from tipmini.errors import TipminiError
+
+
+@dataclass(frozen=True)
+class Method:
+    """place: "module:function". reference: of book/references.bib. needs: what must be told of
+    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams"."""
+
+    place: str
+    reference: str
+    needs: str | None = None
+
+    @property
+    def function(self) -> Callable:
+        module, _, name = self.place.partition(":")
+        return getattr(import_module(module), name)
+
+    @cached_property
+    def summary(self) -> str:
+        return source.summary(*self.place.split(":"))
+
+    @cached_property
+    def options(self) -> dict[str, object]:
+        """{option: default}."""
+        return {name: default for name, (_, default) in self._declared.items()}
+
+    @cached_property
+    def types(self) -> dict[str, tuple[str, ...]]:
+        """{option: what it may be}, e.g. ("int", "None")."""
+        return {name: types for name, (types, _) in self._declared.items()}
+
+    @cached_property
+    def _declared(self) -> dict[str, tuple[tuple[str, ...], object]]:
+        return source.options(*self.place.split(":"))
+
+
+METHODS = {
+    "linear": Method("tipmini.methods.sums:sum_linear", "mangrulkar2022peft"),
+    "cat": Method("tipmini.methods.sums:sum_cat", "mangrulkar2022peft"),
+    "svd": Method("tipmini.methods.sums:sum_svd", "mangrulkar2022peft"),
+    "dare": Method("tipmini.methods.sparsify:merge_dare", "yu2024dare"),
+    "ties": Method("tipmini.methods.sparsify:merge_ties", "yadav2023ties"),
+    "dare_ties": Method("tipmini.methods.sparsify:merge_dare_ties", "yu2024dare"),
+    "magnitude": Method("tipmini.methods.sparsify:merge_magnitude", "mangrulkar2022peft"),
+    "wanda": Method("tipmini.methods.sparsify:merge_wanda", "sun2024wanda", needs="norms"),
+    "tip": Method("tipmini.methods.sparsify:merge_tip", "yun2025tip", needs="norms"),
+    "regmean": Method("tipmini.methods.subspace:merge_regmean", "jin2023regmean", needs="grams"),
+    "knots": Method("tipmini.methods.subspace:merge_knots", "stoica2025knots"),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method with some of its options set, and the weights that it is meant for."""
+
+    method: str
+    options: dict[str, object] = field(default_factory=dict)
+    weights: str = "sum"
+
+
+PRESETS: dict[str, Preset] = {
+    "tip-printed": Preset("tip"),
+    "tip-inverted": Preset("tip", {"sign": -1}),
+    "tip-dlp": Preset("tip", {"shift_range": 0.3}),
+    # Chosen on held-out train rows, among merges that need the adapters alone and draw nothing.
+    "recommended": Preset("linear", weights="0.35/T"),
+}
+
+
+def preset(method: str) -> Preset:
+    """A preset by its name; a method's own is its defaults and weights of 1 each."""
+    return PRESETS.get(method, Preset(method))
+
+
+def method_options(method: str) -> dict[str, object]:
+    """{option: default} of a method or preset; raises TipminiError for an unknown one."""
+    if method not in (*METHODS, *PRESETS):
+        known = ", ".join([*METHODS, *PRESETS])
+        raise TipminiError(f"no merge method {method!r}; there are {known}")
+    chosen = preset(method)
+    return METHODS[chosen.method].options | chosen.options
+
+
+# Whether what is merged fits together, told by shapes alone: of tensors, or of their header -----
+class Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Factors(Shaped, Protocol):
+    """Of one module; the shape is the delta's, (d, k)."""
+
+    @property
+    def rank(self) -> int: ...
+
+
+T = TypeVar("T", bound=Shaped)
+
+
+def check_shapes(module: str, factors: Mapping[str, Factors]) -> None:
+    """factors: by the names of the adapters that have the module."""
+    shapes = {name: pair.shape for name, pair in factors.items()}
+    if len(set(shapes.values())) > 1:
+        raise TipminiError(f"adapters of different base models: {module} is {_listed(shapes)}")
+
+
+def check_ranks(module: str, factors: Mapping[str, Factors]) -> None:
+    """What adding factors up asks for."""
+    ranks = {name: pair.rank for name, pair in factors.items()}
+    if len(set(ranks.values())) > 1:
+        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{value} in {name}" for name, value in values.items())
+
+
+def input_norm(norms: Mapping[str, T], module: str, name: str, channels: int) -> T:
+    """The norms of what a tensor of the module reads: A x for B, x for everything else."""
+    key = f"{module}.lora_B" if name == "b" else module
+    shape = tuple(norms[key].shape) if key in norms else "nothing"
+    if shape != (channels,):
+        raise TipminiError(
+            f"norms need {(channels,)} under {key!r}, got {shape}; use calibrate_adapter"
+        )
+    return norms[key]
+
+
+def input_gram(grams: Mapping[str, T] | None, module: str, channels: int) -> T:
+    """The Gram matrix of what the module reads."""
+    found = grams.get(module) if grams else None
+    if found is None:
+        raise TipminiError(f"regmean needs the Gram matrix of {module}; calibrate with 'gram'")
+    if found.shape != (channels, channels):
+        need = (channels, channels)
+        raise TipminiError(f"{module} needs a finite Gram matrix {need}, got {tuple(found.shape)}")
+    return found

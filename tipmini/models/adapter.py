@@ -1,0 +1,156 @@
+r"""A LoRA adapter as data: two factors and a scaling for every module.
+
+Notation (LoRA, Hu et al., 2022): A is (r, k), B is (d, r), the scaling s is alpha / r, or
+alpha / sqrt(r) with rsLoRA; the adapter adds s B A to the (d, k) weight of its module.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tipmini.errors import TipminiError
+from tipmini.models.files import largest, naming
+from tipmini.models.inspection import read_adapter_header, refuse_overflow
+from tipmini.models.peft_folder import WEIGHTS, factor_names, write_folder
+from tipmini.models.peft_settings import lora_config
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """The adapter of one module: a is (r, k), b is (d, r), both of a floating dtype."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    def __post_init__(self) -> None:
+        if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[0] != self.b.shape[1]:
+            raise TipminiError(
+                "lora_A must be (r, k) and lora_B (d, r), "
+                f"got {tuple(self.a.shape)} and {tuple(self.b.shape)}"
+            )
+        if not self.rank:
+            raise TipminiError("rank is 0; a factor needs at least one row")
+        if not (self.a.is_floating_point() and self.b.is_floating_point()):
+            raise TipminiError(f"factors must be floating, got {self.a.dtype} and {self.b.dtype}")
+        if not math.isfinite(self.scaling):
+            raise TipminiError(f"scaling must be finite, got {self.scaling}")
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, k), the shape of the delta."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def delta(self, *, out: Tensor | None = None) -> Tensor:
+        """scaling * B @ A, (d, k), in float32 at least, in the memory of `out` where it is given.
+
+        A large delta's memory costs more than its product: the system hands out every page anew.
+        """
+        a, b = at_least_float32(self.a), at_least_float32(self.b)
+        return torch.mm(b, a, out=out).mul_(self.scaling)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """LoRA factors by module, modules named as in the base model, e.g.
+    "model.layers.0.self_attn.q_proj".
+
+    base_model and task_type are PEFT's base_model_name_or_path and task_type, as given.
+    """
+
+    factors: Mapping[str, LoraFactors]
+    base_model: str | None = None
+    task_type: str | None = "CAUSAL_LM"
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules' names; layer 2 comes before layer 10."""
+        return natural_order(self.factors)
+
+    @property
+    def scaling(self) -> dict[str, float]:
+        """What B A is multiplied by, for every module."""
+        return {module: self.factors[module].scaling for module in self.modules}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {module: self.factors[module].rank for module in self.modules}
+
+    def delta(self, module: str) -> Tensor:
+        """The update of one module's weight: scaling * B @ A, (d, k), in float32 at least."""
+        if module not in self.factors:
+            raise TipminiError(
+                f"the adapter has no module {module!r}; it has {', '.join(self.modules)}"
+            )
+        return self.factors[module].delta()
+
+    def map(self, change: Callable[[str, LoraFactors], LoraFactors]) -> "LoraAdapter":
+        """The same adapter with `change(module, factors)` for the factors of every module."""
+        changed = {module: change(module, self.factors[module]) for module in self.modules}
+        return replace(self, factors=changed)
+
+    def save(
+        self, path: str | PathLike, dtype: torch.dtype | None = None, card: str | None = None
+    ) -> None:
+        """Write a PEFT folder that `PeftModel.from_pretrained` loads, all at once or not at all.
+
+        dtype: what the factors are stored in; None keeps theirs. card: the text of a README.md
+        beside them (see `model_card`). Raises TipminiError when there is no module, when a number
+        overflows in the dtype, when PEFT's settings can't hold a name or scaling, when `path` holds
+        other files (a README.md without our tag is one), or when it can't be written.
+        """
+        if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TipminiError(f"dtype must be a floating one of 16, 32 or 64 bits, got {dtype}")
+        if not self.factors:
+            raise TipminiError(f"{path}: the adapter has no module, so there is nothing to save")
+        tensors = {}
+        for module in self.modules:
+            pair = self.factors[module]
+            for name, factor in zip(factor_names(module), (pair.a, pair.b), strict=True):
+                tensors[name] = factor.to("cpu", dtype)
+        config = lora_config(self.ranks, self.scaling, self.base_model, self.task_type)
+        write_folder(Path(path), config, tensors, card)
+
+
+def load_adapter(path: str | PathLike) -> LoraAdapter:
+    """Read a PEFT folder; the factors keep their stored dtype.
+
+    Only safetensors and only plain LoRA on linear modules: a pickle, a missing or damaged file,
+    NaN or Inf, a factor without its partner, and DoRA, bias or embedding tensors each raise a
+    TipminiError of one line that names the file (`inspect_folder` lists all that is wrong).
+    rsLoRA, rank_pattern and alpha_pattern are read as PEFT reads them, and tensors that PEFT
+    would leave out, as their module is no target, are refused.
+    """
+    folder = Path(path)
+    header = read_adapter_header(folder)
+    tensors, factors = header.file.read_all(), {}
+    for module, known in header.factors.items():
+        a, b = (tensors[name] for name in factor_names(module))
+        with naming(folder / WEIGHTS):
+            factors[module] = LoraFactors(a, b, known.scaling)
+        refuse_overflow(folder, module, known.scaling, known.rank, largest(a), largest(b))
+    return LoraAdapter(factors, header.base_model, header.task_type)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """16-bit tensors in float32, where sums and products keep their digits; others as they are."""
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted with numbers as numbers, so that layers.2 comes before layers.10."""
+    return sorted(names, key=lambda name: [_part(p) for p in re.split(r"(\d+)", name)])
+
+
+def _part(text: str) -> tuple[int, int | str]:
+    return (0, int(text)) if text.isdecimal() else (1, text)

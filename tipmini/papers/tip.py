@@ -1,0 +1,145 @@
+r"""From the scores of every layer to the layer's own sparsity: TIP Eqs. 2-5.
+
+L is the number of layers; a layer is a transformer block in TIP. The functions keep the dtype of
+the importances they are given; use float64 where `floor(k * sparsity)` follows.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from tipmini.errors import TipminiError, require_share
+from tipmini.options import check_options
+
+PIECE = 16_384  # elements; torch sums no more than this in one thread, so in one order
+
+
+def layer_importance(scores: Iterable[Tensor]) -> float:
+    r"""TIP Eq. 2: $I_l = \mathrm{mean}(A^l_{ij})$, over all elements of the layer pooled.
+
+    scores are the layer's score matrices, of any shapes; a large matrix weighs more than a small
+    one. Summed in float64, one matrix after the other, alike with any number of threads. Raises
+    TipminiError when there is nothing to average.
+    """
+    total, count = 0.0, 0
+    for score in scores:
+        total += sum(_piece_sums(score.flatten()))
+        count += score.numel()
+    if not count:
+        raise TipminiError("layer_importance: a layer needs at least one score")
+    return total / count
+
+
+def _piece_sums(flat: Tensor) -> list[float]:
+    whole = flat[: len(flat) // PIECE * PIECE]
+    sums = whole.view(-1, PIECE).sum(1, dtype=torch.float64).tolist()
+    return [*sums, flat[len(whole) :].sum(dtype=torch.float64).item()]
+
+
+def whole_pieces(score_width: int, rows: int) -> int:
+    """About so many rows of a score hold whole pieces: their sum does not depend on the number."""
+    step = PIECE // gcd(PIECE, score_width)
+    return step * max(1, rows // step)
+
+
+def normalize_importance(importance: Tensor) -> Tensor:
+    r"""TIP Eq. 3: $\tilde I_l = (I_l - \min I) / (\max I - \min I)$.
+
+    (L,) to (L,) in [0, 1]. Where all layers are equally important there is nothing to tell them
+    apart: zeros. Raises TipminiError unless the importances are one finite vector.
+    """
+    if importance.ndim != 1 or not len(importance) or not importance.isfinite().all():
+        raise TipminiError(
+            f"importances must be one finite number a layer, got {importance.tolist()}"
+        )
+    spread = importance.max() - importance.min()
+    if spread == 0:
+        return torch.zeros_like(importance)
+    return (importance - importance.min()) / spread
+
+
+def sparsity_shift(normalized: Tensor) -> Tensor:
+    r"""TIP Eq. 4: $\Delta S_l = \tilde I_l - \mathrm{mean}(\tilde I)$. (L,) to (L,), mean 0."""
+    return normalized - normalized.mean()
+
+
+def layer_sparsity(
+    importance: Tensor,
+    base_sparsity: float,
+    *,
+    sign: int = 1,
+    shift_range: float = 1.0,
+    bounds: str = "clip",
+) -> Tensor:
+    r"""TIP Eq. 5: $S_l = S_{org} + \Delta S_l$, with Eqs. 3 and 4 before it. (L,) to (L,).
+
+    sign: +1 as printed, which prunes important layers more; -1 for the intent of the prose.
+    shift_range: the width max - min of the shifts, 1.0 as printed; 0.3 as DLP, whose released
+    `get_dlp_ratios` (arXiv 2505.23807) coincides with Eqs. 2-5.
+    bounds: S_l can leave [0, 1]. "clip" cuts it there; "mean_preserving" also moves the other
+    layers, all by the same amount, so that the mean stays base_sparsity.
+    Raises TipminiError for an argument outside its range.
+    """
+    require_share("base sparsity", base_sparsity)
+    check_options("tip", {"sign": sign, "shift_range": shift_range, "bounds": bounds})
+    shift = sparsity_shift(normalize_importance(importance))
+    sparsity = base_sparsity + sign * shift_range * shift
+    if bounds == "mean_preserving":
+        sparsity = sparsity + _mean_preserving_offset(sparsity, base_sparsity)
+    return sparsity.clamp(0, 1)
+
+
+def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:
+    """The number to add to every layer so that, once clipped to [0, 1], their mean is `mean`.
+
+    The clipped mean never falls as the offset grows, from 0 (all layers at 0) to 1 (all at 1), so
+    halving the interval finds the offset.
+    """
+    if sparsity.min() >= 0 and sparsity.max() <= 1:
+        return 0.0  # nothing to clip: leave the printed values untouched
+    sparsity = sparsity.double()
+    low, high = -sparsity.max().item(), 1 - sparsity.min().item()
+    for _ in range(64):
+        middle = (low + high) / 2
+        if (sparsity + middle).clamp(0, 1).mean() < mean:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+# How TIP is read where the paper leaves it open; by default as this project does ----------------
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How TIP is read where the paper leaves it open.
+
+    sparsity: S_org of Eq. 5. on: W of Eq. 1 is A and B ("factors"), A alone ("A": B is left whole
+    and counts for nothing), or s B A ("delta"). layer: a transformer block, a module or a factor.
+    mean: Eq. 2 over all elements pooled, or over the modules' own means. normalized: Eqs. 3 and 4
+    within each adapter, or across all that are merged. sign, shift_range, bounds: of
+    `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
+    survivors times 1 / (1 - S_l).
+
+    Two more take one thing away from TIP, to see what it does. score: what goes at the S_l is
+    chosen by Eq. 1, by size alone ("magnitude") or at random. assignment: each layer gets its own
+    S_l, all get the adapter's "mean", or the S_l are "shuffled" over its layers.
+    """
+
+    sparsity: float = 0.7
+    on: str = "factors"
+    layer: str = "block"
+    mean: str = "elements"
+    normalized: str = "within"
+    sign: int = 1
+    shift_range: float = 1.0
+    bounds: str = "clip"
+    group: str = "row"
+    rescale: bool = False
+    score: str = "wanda"
+    assignment: str = "layer"
+
+    def __post_init__(self) -> None:
+        check_options("tip", vars(self))

@@ -1,0 +1,290 @@
+"""The figures of the book: from arrays to matplotlib Figures, without pyplot and its state.
+
+Colours and greys are of middle lightness, so that one transparent image reads on white and on
+near-black, and stay apart for colour-blind readers; markers and line styles tell the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
+
+from tipmini.methods.tip import block_of
+
+GREY = "#757575"
+BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"
+SERIES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PINK, "-.", "D"))
+# From see-through to full colour: what is small fades into any page, light or dark.
+SIZES = LinearSegmentedColormap.from_list("sizes", [f"{BLUE}14", BLUE])
+SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, f"{GREY}10", BLUE])
+KEPT = ListedColormap([f"{GREY}28", BLUE])
+WIDTH = 4.6  # inches; drawn for the width of a telephone, where 10 pt stay legible
+
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "image.interpolation": "nearest",
+}
+styled = matplotlib.rc_context(STYLE)  # as a decorator: every artist is made in this style
+
+
+@styled
+def score_maps(weight: ArrayLike, norm: ArrayLike, score: ArrayLike) -> Figure:
+    """A score and its parts as pictures: |W| (d, k), input norm (k,), their product (d, k)."""
+    figure = Figure((WIDTH, 4.6), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    _map(figure, top, np.abs(weight), "|W|", "output row")
+    middle.plot(np.asarray(norm), color=BLUE, linewidth=0.8)
+    middle.set(title="input norm of each channel", ylabel="norm", ylim=(0, None))
+    _map(figure, bottom, score, "score = |W| · norm", "output row")
+    bottom.set_xlabel("input channel")
+    return figure
+
+
+def _map(figure: Figure, axes: Axes, values: ArrayLike, title: str, ylabel: str) -> None:
+    """A heat map with a colour bar; the scale ends at the 99.5% quantile, or few cells show."""
+    values = np.asarray(values)
+    top = np.quantile(values, 0.995)
+    image = axes.imshow(values, aspect="auto", cmap=SIZES, vmin=0, vmax=top)
+    axes.set(title=title, ylabel=ylabel)
+    _bar(figure, image, axes, extend="max", format="%.2g", pad=0.02)
+
+
+def _bar(figure: Figure, image: AxesImage, axes: Axes, **options: object) -> None:
+    bar = figure.colorbar(image, ax=axes, **options)
+    bar.solids.set_rasterized(True)  # as vectors, see-through cells show seams
+
+
+@styled
+def layers_by_task(values: Mapping[str, ArrayLike], ylabel: str) -> Figure:
+    """(L,) values of every layer, one small panel a task, all on one scale."""
+    figure, panels = _panels(list(values), sharey=True)
+    for axes, line in zip(panels, values.values(), strict=True):
+        axes.plot(np.asarray(line), color=BLUE, marker="o", markersize=2)
+    panels[0].set_ylim(0, None)  # last: it ends the scaling of all panels
+    figure.supxlabel("layer (transformer block)", fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    return figure
+
+
+def _panels(titles: Sequence[str], sharey: bool) -> tuple[Figure, list[Axes]]:
+    """Panels in two columns, the unused last one left out."""
+    rows = -(-len(titles) // 2)
+    figure = Figure((WIDTH, 0.6 + 1.45 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, sharex=sharey, sharey=sharey, squeeze=False).ravel()
+    for axes in grid[len(titles) :]:
+        axes.remove()
+        grid[len(titles) - 2].tick_params(labelbottom=True)  # it is the last of its column now
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    return figure, list(grid[: len(titles)])
+
+
+@styled
+def sparsity_lines(unbounded: Mapping[str, ArrayLike], base_sparsity: float) -> Figure:
+    """TIP's Figure 2: S_l by layer, a line a task; values outside [0, 1] are shown as printed."""
+    figure = Figure((WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (task, values), (colour, line, marker) in zip(unbounded.items(), SERIES, strict=False):
+        axes.plot(np.asarray(values), line, color=colour, marker=marker, label=task)
+    _mark_bounds(axes, base_sparsity)
+    axes.set(xlabel="layer (transformer block)", ylabel="sparsity (share pruned)")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def _mark_bounds(axes: Axes, base_sparsity: float) -> None:
+    """Where a share can't be, and the mean that was asked for."""
+    low, high = axes.get_ylim()
+    low, high = min(low, -0.02), max(high, 1.04)
+    for bottom, top in ((1, high), (low, 0)):
+        axes.axhspan(bottom, top, color=GREY, alpha=0.22, linewidth=0)
+    axes.axhline(base_sparsity, color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+    axes.set_ylim(low, high)
+
+
+@styled
+def sparsity_panels(unbounded: Mapping[str, ArrayLike], base_sparsity: float) -> Figure:
+    """S_l by layer before (open) and after (filled) clipping to [0, 1], one panel a task."""
+    figure, panels = _panels(list(unbounded), sharey=True)
+    for axes, values in zip(panels, map(np.asarray, unbounded.values()), strict=True):
+        axes.plot(values, "o", color=ORANGE, markerfacecolor="none", markersize=4)
+        axes.plot(values.clip(0, 1), color=BLUE, marker="o", markersize=2)
+    # The scale is shared: it is known once all panels are drawn.
+    for axes in panels:
+        _mark_bounds(axes, base_sparsity)
+    figure.supxlabel("layer (transformer block)", fontsize=10)
+    figure.supylabel("sparsity (share pruned)", fontsize=10)
+    return figure
+
+
+@styled
+def merging_steps(
+    weights: Mapping[str, ArrayLike],
+    scores: Mapping[str, ArrayLike],
+    masks: Mapping[str, ArrayLike],
+    merged: ArrayLike,
+) -> Figure:
+    """TIP's Figure 3: factor, score and mask of every task, all (d, k), above their sum (d, k)."""
+    figure = Figure((WIDTH, 5.4), layout="constrained")
+    grid = figure.add_gridspec(4, len(weights))
+    reach = max(np.abs(np.asarray(w)).max() for w in (*weights.values(), merged))
+    signed = {"cmap": SIGNED, "vmin": -reach, "vmax": reach}
+    kept = {"cmap": KEPT, "vmin": 0, "vmax": 1}
+    for column, task in enumerate(weights):
+        steps = (
+            (weights[task], signed, f"{task}\nfactor W"),
+            (scores[task], {"cmap": SIZES, "vmin": 0}, "score |W| · norm"),
+            (masks[task], kept, "kept (blue)"),
+        )
+        for row, (values, options, title) in enumerate(steps):
+            _step(figure.add_subplot(grid[row, column]), values, title, **options)
+    bottom = figure.add_subplot(grid[3, :])
+    image = _step(bottom, merged, "sum of what is kept", **signed)
+    bottom.set_xlabel("input channel")
+    _bar(figure, image, bottom, orientation="horizontal", label="value of an element")
+    return figure
+
+
+def _step(axes: Axes, values: ArrayLike, title: str, **options: object) -> AxesImage:
+    image = axes.imshow(np.asarray(values), aspect="auto", **options)
+    axes.set_title(title)
+    axes.set_yticks([])
+    return image
+
+
+@styled
+def accuracy_panels(
+    accuracies: Mapping[str, Mapping[str, tuple[float, float]]], reference: str
+) -> Figure:
+    """Accuracy of every method, a panel a task: {task: {method: (mean, standard error)}}.
+
+    Bars are 95% intervals, mean +- 1.96 standard errors; the line is the method `reference`.
+    """
+    figure, panels = _panels(list(accuracies), sharey=False)
+    figure.set_figheight(figure.get_figheight() * 1.2)
+    for axes, methods in zip(panels, accuracies.values(), strict=True):
+        for place, (mean, error) in enumerate(methods.values()):
+            colour = GREY if place < 1 else SERIES[place - 1][0]
+            marker = "oDs^v"[place % 5]
+            axes.errorbar(mean, -place, xerr=1.96 * error, color=colour, marker=marker, capsize=2)
+        axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+        axes.set_yticks(-np.arange(len(methods)), list(methods))
+    figure.supxlabel("accuracy (share of rows, 95% interval)", fontsize=10)
+    return figure
+
+
+@styled
+def growth(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    """Seconds against how many, a panel for what grows: {what: {method: (numbers, seconds)}}.
+
+    Grey lines pass through the origin and a method's last point: where time is proportional to
+    the number, the points lie on them.
+    """
+    figure = Figure((WIDTH, 5.2), layout="constrained")
+    for axes, (what, methods) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
+        for (method, (numbers, taken)), style in zip(methods.items(), SERIES, strict=False):
+            colour, _, marker = style
+            axes.plot((0, numbers[-1]), (0, taken[-1]), color=GREY, linewidth=0.9)
+            label = method if axes is figure.axes[0] else None
+            axes.plot(numbers, taken, marker, color=colour, markersize=5, label=label)
+        axes.set(xlabel=what, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+# Learnt weights as pictures ---------------------------------------------------------------------
+@styled
+def weight_maps(weights: Mapping[str, Mapping[str, float]]) -> Figure:
+    """{task: {module: weight}}: a panel a kind of module, tasks by transformer blocks."""
+    kinds = _kinds(weights)
+    figure = Figure((WIDTH, 1.0 + 1.9 * len(kinds)), layout="constrained")
+    reach = max(abs(w) for own in weights.values() for w in own.values())
+    panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False).ravel()
+    for axes, (kind, modules) in zip(panels, kinds.items(), strict=True):
+        values = np.array([[own[module] for module in modules] for own in weights.values()])
+        image = axes.imshow(values, aspect="auto", cmap=SIGNED, vmin=-reach, vmax=reach)
+        axes.set(title=kind)
+        axes.set_yticks(range(len(weights)), list(weights))
+    panels[-1].set_xlabel("layer (transformer block)")
+    _bar(figure, image, list(panels), label="weight", orientation="horizontal")
+    return figure
+
+
+def _kinds(weights: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
+    """{kind: its modules in the order of the blocks}, e.g. "self_attn.q_proj"."""
+    kinds: dict[str, list[str]] = {}
+    for module in next(iter(weights.values())):
+        kind = module.removeprefix(block_of(module)).strip(".") or module
+        kinds.setdefault(kind, []).append(module)
+    return kinds
+
+
+# The figure of the chapter on serving; style and colours are those of `figures` -----------------
+Ratio = tuple[float, float, float]  # median, least, most
+
+
+@styled
+def serving(
+    times: Mapping[str, Mapping[str, Mapping[str, Ratio]]],
+    ticks: Sequence[str],
+    memory: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+) -> Figure:
+    """TIP's Figure 1: a panel a batch size, {panel: {step: {tick: ratio}}}, and memory in MB.
+
+    Bars reach from the least to the most of a ratio; the line is the ratio 1.
+    """
+    rows = -(-len(times) // 2)
+    figure = Figure((WIDTH, 2.9 + 1.4 * rows), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(0.9 + 1.4 * rows, 2.2))
+    panels = top.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (title, steps) in zip(panels, times.items(), strict=False):
+        axes.set_title(title)
+        _ratios(axes, steps, ticks)
+    for axes in panels[len(times) :]:
+        axes.remove()
+    top.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    top.supxlabel("unmerged adapters in the batch;\nA: one merged adapter, W: in the weights")
+    top.supylabel("time / base model's time")
+    _memory(bottom.subplots(), memory)
+    for label in (top._supxlabel, top._supylabel):
+        label.set_fontsize(10)
+    return figure
+
+
+def _ratios(axes: Axes, steps: Mapping[str, Mapping[str, Ratio]], ticks: Sequence[str]) -> None:
+    axes.axhline(1, color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+    for number, (step, ratios) in enumerate(steps.items()):
+        colour, _, marker = SERIES[number]
+        places = [ticks.index(tick) + 0.16 * (2 * number - 1) for tick in ratios]
+        middle, low, high = np.array(list(ratios.values())).T
+        around = (middle - low, high - middle)
+        axes.errorbar(places, middle, around, fmt=marker, color=colour, label=step, linewidth=1)
+    axes.set_xticks(range(len(ticks)), ticks)
+
+
+def _memory(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    for (name, (batches, megabytes)), style in zip(lines.items(), SERIES, strict=False):
+        colour, line, marker = style
+        axes.plot(batches, megabytes, line, color=colour, marker=marker, label=name)
+    every = sorted({batch for batches, _ in lines.values() for batch in batches})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(batch) for batch in every])
+    axes.set(xlabel="batch size", ylabel="memory of a pass, MB", ylim=(0, None))
+    if lines:
+        axes.legend(fontsize=9)

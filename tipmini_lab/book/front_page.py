@@ -1,0 +1,163 @@
+"""What the pages of the book name as {{ value }}: printed, declared and stored numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from tipmini_lab import paths
+from tipmini_lab.book import comparisons, parity, performance
+from tipmini_lab.book.comparisons import sentences
+from tipmini_lab.book.tables import (
+    TITLES,
+    estimate,
+    markdown_table,
+    printed,
+    stored_cells,
+    variant_cells,
+)
+from tipmini_lab.evaluation import assets, documents
+from tipmini_lab.evaluation.tasks import TASKS
+from tipmini_lab.experiments import formats
+from tipmini_lab.experiments.catalogue import catalogue
+from tipmini_lab.experiments.experiment import METHODS
+from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.results import digests, store
+from tipmini_lab.results.statistics import MISSING, Pair, mean_of
+from tipmini_lab.results.store import Cell
+
+ANSWERS = (  # what a reader asks first: one, and what it is held against
+    *(("tip", "base"), ("tip", "linear"), ("tip", "single")),
+    *(("linear-tuned", "base"), ("linear-tuned", "tip")),
+)
+
+
+def front_page_values() -> dict[str, str]:
+    """Markdown for every {{ name }} of book/*.md, from printed.yaml, profiles, stored results."""
+    mini, full = load_profile("mini"), load_profile("full")
+    shared = {
+        n: f"{getattr(mini, n)}" for n in ("base_sparsity", "drop_rate", "seed", "answer_tokens")
+    }
+    values = shared | {"calibration_rows": str(mini.calibration_rows)}
+    values |= parity.page_values() | performance.page_values()
+    values |= {f"printed_{m}": v for m, v in _printed_means().items()}
+    values |= {"training": markdown_table(training()), "answers": _answers(full)}
+    values |= {"formats": markdown_table(formats.table(TITLES))}
+    values |= {"formats_points": f"{formats.most_points():.2f}"}
+    values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
+    available = row_counts()
+    for task, (rows, train) in available.items():
+        values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
+    for profile in (mini, full):
+        values |= _profile_values(profile, {t: rows for t, (rows, _) in available.items()})
+    return values
+
+
+def _answers(profile: Profile) -> str:
+    titles = TITLES | comparisons.titles(catalogue(), profile.variant_store)
+    pairs, cells = [Pair(*asked, profile.tasks) for asked in ANSWERS], variant_cells(profile)
+    said = zip(sentences(cells, pairs, titles), pairs, strict=True)
+    return "\n".join(f"- {text}{comparisons.rest(cells, pair)}" for text, pair in said)
+
+
+def _printed_means() -> dict[str, str]:
+    means = printed().loc["mean"]
+    return {method: means[TITLES[method]] for method in METHODS if TITLES[method] in means}
+
+
+def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str, str]:
+    cells = stored_cells(profile)
+    counts = {task: min(profile.rows(task) or available[task], available[task]) for task in TASKS}
+    values = {method: estimate(mean_of(cells, method, profile.tasks)) for method in METHODS}
+    values |= {task: f"{count:,}" for task, count in counts.items()}
+    values["rows"] = f"{sum(counts.values()):,}"
+    return {f"{profile.name}_{name}": value for name, value in values.items()}
+
+
+def _mini_in_full(mini: Profile, full: Profile) -> str:
+    """How many of the rows that both profiles have of one adapter came out otherwise.
+
+    Scored by the same code, and the adapter the same bit for bit.
+    """
+    few, all_rows = variant_cells(mini), variant_cells(full)
+    same = [p for p in few if p in all_rows and _made_of(few[p]) == _made_of(all_rows[p])]
+    both = [(few[place].values, all_rows[place].values) for place in same]
+    rows = sum(len(small) for small, _ in both)
+    other = sum(a != b for small, large in both for a, b in zip(small, large, strict=False))
+    return f"{other} of {rows:,}" if both else MISSING
+
+
+def _made_of(cell: Cell) -> tuple:
+    codes = [digests.known_as(*pair) for pair in cell.code.items()]
+    return (cell.dtype, *codes, *(cell.inputs.get(name) for name in ("model", "adapter")))
+
+
+def row_counts() -> dict[str, tuple[int, int]]:
+    """{task: (evaluation rows, train rows)} of the embedded data.
+
+    Counted once and kept below _build: reading all train rows takes half a minute.
+    """
+    key = [assets.embedded().name, digests.file_digest(Path(documents.__file__))]
+    file = paths.BUILD / f"rows-{digests.digest(key)[:12]}.json"
+    if not file.is_file():
+        evaluation, train = documents.EVALUATION, documents.TRAIN
+        counted = {task: (len(evaluation[task]()), len(train[task]())) for task in TASKS}
+        store.write(file, json.dumps(counted) + "\n")
+    return {task: tuple(pair) for task, pair in json.loads(file.read_text()).items()}
+
+
+def training() -> pd.DataFrame:
+    """What every committed adapter was trained on, and its held-out rows before and after."""
+    rows = {TITLES[task]: _trained(story) for task, story in _stories().items()}
+    return pd.DataFrame(rows).T.rename_axis("adapter")
+
+
+def unlearnt() -> str:
+    """The adapters after whose training no more held-out rows are right than before, in words."""
+    ends = {TITLES[task]: _ends(story) for task, story in _stories().items()}
+    flat = {t: e for t, e in ends.items() if e[0]["accuracy"] is not None and not _rises(*e)}
+    said = [f"{t} (loss {_losses(*e)}, accuracy {_shares(*e)})" for t, e in flat.items()]
+    if not said:
+        return "After training more held-out rows are right than before with every adapter."
+    return (
+        f"After training no more held-out rows are right than before with {', '.join(said)}. Such "
+        "an adapter shows no gain that could be merged, but it is one of the seven all the same "
+        "and counts in every mean."
+    )
+
+
+def _stories() -> dict[str, dict]:
+    files = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
+    return {task: json.loads(f.read_text()) for task, f in files.items() if f.is_file()}
+
+
+def _ends(story: dict) -> tuple[dict, dict]:
+    """What was checked before the first step, and at the checkpoint that was kept."""
+    checks = story["held_out"]
+    return checks[0], min(checks, key=lambda check: check["loss"])
+
+
+def _rises(first: dict, kept: dict) -> bool:
+    return kept["accuracy"] > first["accuracy"]
+
+
+def _losses(first: dict, kept: dict) -> str:
+    return f"{first['loss']:.3f} → {kept['loss']:.3f}"
+
+
+def _shares(first: dict, kept: dict) -> str:
+    """The accuracies of both; CoQA has none."""
+    return "-" if first["accuracy"] is None else f"{first['accuracy']:.3f} → {kept['accuracy']:.3f}"
+
+
+def _trained(story: dict) -> dict[str, str]:
+    recipe, (first, kept) = story["recipe"], _ends(story)
+    return {
+        "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
+        "learning rate": f"{recipe['learning_rate']:g}",
+        "minutes": f"{story['seconds'] / 60:.0f}",
+        "held-out rows": str(story["held_out_rows"]),
+        "their loss": _losses(first, kept),
+        "their accuracy": _shares(first, kept),
+    }

@@ -1,0 +1,224 @@
+"""From executed notebooks and pages to the built book: stage what may be published, build it.
+
+The stage is a copy of the book's sources in which notebooks carry the outputs of their last run
+and pages the numbers of the stored results. Only a stage that passed every check is built, and
+only a build without a warning replaces the book that is there.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from matplotlib.figure import Figure
+
+from tipmini.errors import TipminiError
+from tipmini_lab import paths
+from tipmini_lab.book.tables import svg
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
+VALUE = re.compile(r"{{\s*(\w+)\s*}}")
+MATHJAX = "sphinx-mathjax-offline"
+# The theme's hint to load icon fonts early: an error in the console of a book opened as a file.
+PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+
+
+def stage(
+    executed: Path,
+    stage_dir: Path,
+    values: dict[str, str],
+    pictures: dict[str, Figure],
+    repository: Path = paths.REPOSITORY,
+) -> None:
+    """Write everything that Jupyter Book reads into `stage_dir`, which is emptied first.
+
+    Parameters
+    ----------
+    executed
+        The folder of the executed notebooks, each under the file name of its source.
+    values
+        What stands for each ``{{ name }}`` of a page: text, or Markdown such as a table.
+    pictures
+        Figures that pages show as ``pictures/NAME.svg``.
+
+    Raises
+    ------
+    TipminiError
+        A notebook that may not be published (see `published`), or a page that names a value
+        which is not there. The stage is left as it was.
+    """
+    contents = yaml.safe_load((repository / "_toc.yml").read_text())
+    pages = [Path(c["file"]) for part in contents["parts"] for c in part["chapters"]]
+    names = [page.name for page in pages if page.parent.name == "notebooks"]
+    notebooks = {n: published(repository / f"notebooks/{n}.ipynb", executed) for n in names}
+    _refuse_unknown_values(repository / "book", values)
+
+    shutil.rmtree(stage_dir, ignore_errors=True)
+    shutil.copytree(repository / "book", stage_dir / "book")
+    (stage_dir / "book/pictures").mkdir()
+    for name, picture in pictures.items():
+        (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
+    _front_page_first(contents, stage_dir)
+    _configure(repository / "_config.yml", values, stage_dir)
+    _vendor_mathjax(stage_dir / "vendor")
+    (stage_dir / "notebooks").mkdir()
+    for name, notebook in notebooks.items():
+        nbformat.write(notebook, stage_dir / f"notebooks/{name}.ipynb")
+
+
+def published(source: Path, executed: Path) -> nbformat.NotebookNode:
+    """The notebook as the book shows it: text and captions of `source`, outputs of its run.
+
+    Text is taken from the source so that an edit of prose needs no new run. What differs between
+    two runs of the same code (times, durations, addresses, absolute paths, messages on stderr)
+    is left out.
+
+    Raises
+    ------
+    TipminiError
+        There is no run, it failed or stopped half-way, or it is a run of other code.
+    """
+    name = f"notebooks/{source.name}"
+    if not (executed / source.name).is_file():
+        raise TipminiError(f"{name}: not executed: {executed / source.name} is missing")
+    page, run = (nbformat.read(folder / source.name, 4) for folder in (source.parent, executed))
+    _refuse_unfinished(name, run)
+    done = [c for c in run.cells if c.cell_type == "code" and not _injected(c)]
+    code = [c for c in page.cells if c.cell_type == "code"]
+    if [c.source for c in done] != [c.source for c in code]:
+        raise TipminiError(f"{name}: its code is not the code that was run; execute it again")
+    for cell, ran in zip(code, done, strict=True):
+        cell.execution_count, cell.outputs = ran.execution_count, _outputs(ran)
+    _show_parameters(page, run)
+    page.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3"})
+    return page
+
+
+def _injected(cell: nbformat.NotebookNode) -> bool:
+    """Whether papermill put the cell there."""
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def _show_parameters(page: nbformat.NotebookNode, run: nbformat.NotebookNode) -> None:
+    """Insert the cell of the parameters that were used below the cell of their defaults."""
+    injected = [cell for cell in run.cells if _injected(cell)]
+    tags = [cell.metadata.get("tags", []) for cell in page.cells]
+    place = next((i + 1 for i, t in enumerate(tags) if "parameters" in t), 0)
+    for cell in injected:
+        used = {"id": "parameters-used", "execution_count": cell.execution_count}
+        page.cells.insert(place, nbformat.v4.new_code_cell(_portable(cell.source), **used))
+
+
+def _refuse_unfinished(name: str, run: nbformat.NotebookNode) -> None:
+    if run.metadata.get("papermill", {}).get("exception"):
+        raise TipminiError(f"{name}: papermill marked the run as failed; execute it again")
+    for number, cell in enumerate(run.cells, start=1):
+        if fault := _fault(cell):
+            line = (cell.source.strip().splitlines() or [""])[0]
+            raise TipminiError(f"{name}, cell {number} ({line[:50]}): {fault}; execute it again")
+
+
+def _fault(cell: nbformat.NotebookNode) -> str | None:
+    """Why a cell of an executed notebook may not be published, or None."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "error":
+            return f"it ended in {output.ename}"
+    if cell.metadata.get("papermill", {}).get("exception"):
+        return "papermill marked it as failed"
+    if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+        return "it was not executed"
+    return None
+
+
+def _outputs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    kept = [o for o in cell.outputs if o.get("name") != "stderr"]
+    return nbformat.from_dict(json.loads(_portable(json.dumps(kept))))
+
+
+def _portable(text: str) -> str:
+    """`text` without what belongs to this machine or this run."""
+    places = ((paths.REPOSITORY, "."), (paths.cache(), "TIPMINI_CACHE"), (Path.home(), "~"))
+    for place, name in places:
+        text = text.replace(f"{place}{os.sep}", f"{name}/")
+    return ADDRESS.sub("", text)
+
+
+def _refuse_unknown_values(book: Path, values: dict[str, str]) -> None:
+    for page in sorted(book.glob("*.md")):
+        for name in VALUE.findall(page.read_text()):
+            if name not in values:
+                raise TipminiError(f"book/{page.name}: no value is given for {{{{ {name} }}}}")
+
+
+def _front_page_first(contents: dict, stage_dir: Path) -> None:
+    """Make book/index the stage's index, so that it is built as index.html and not below book/."""
+    (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
+
+
+def _configure(source: Path, values: dict[str, str], stage_dir: Path) -> None:
+    config = yaml.safe_load(source.read_text())
+    config["parse"]["myst_substitutions"] = dict(sorted(values.items()))
+    (stage_dir / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
+
+
+def _vendor_mathjax(into: Path) -> None:
+    """Copy what a page loads of MathJax (1.6 of 24 MB), so that the book reads offline."""
+    for file in importlib.metadata.distribution(MATHJAX).files:
+        if file.name == "tex-chtml.js" or file.suffix == ".woff":
+            target = into / "mathjax" / Path(*file.parts).relative_to(f"{MATHJAX}/static/mathjax")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.locate(), target)
+
+
+def build(stage_dir: Path, out: Path) -> None:
+    """Build the staged book into the folder `out` (its `index.html` is the front page).
+
+    Raises
+    ------
+    TipminiError
+        Sphinx warned (an unresolved reference, an unknown citation, ...). `out` stays as it was.
+    """
+    work = out.with_name(f".{out.name}.new")
+    shutil.rmtree(work, ignore_errors=True)
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(stage_dir), "--path-output", str(work)]
+    # A fixed hash seed: Sphinx writes some sets in iteration order.
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    run = subprocess.run(
+        [*command, "-W", "-n", "--keep-going", "-q"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if run.returncode:
+        raise TipminiError(_first_warning(run.stderr))
+    for page in (work / "_build/html").rglob("*.html"):
+        page.write_text(PRELOAD.sub("", page.read_text()))
+    _replace(work / "_build/html", out)
+    shutil.rmtree(work)
+
+
+def _first_warning(log: str) -> str:
+    """One line from what Sphinx printed in colours; all of it goes to stderr."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    print(plain, file=sys.stderr)
+    warnings = [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line]
+    first = (warnings or plain.strip().splitlines() or ["no message"])[0]
+    return f"book: not published, {max(1, len(warnings))} warnings; the first: {first.strip()}"
+
+
+def _replace(new: Path, out: Path) -> None:
+    """Put the folder `new` where `out` is, by two renames: never a half-written book."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

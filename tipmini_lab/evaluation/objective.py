@@ -1,0 +1,179 @@
+r"""What an adapter is trained on: packed train rows and their losses.
+
+Multiple choice is trained on the listed choices, as it is scored: with log-likelihood l_i of
+choice i and, where the task's metric is length-normalised, its length b_i,
+
+    score_i = l_i \bar b / b_i,    loss = -log softmax_i(score_i / T)[gold].
+
+T makes the untrained model's confidence fit its accuracy (temperature scaling): sums over many
+tokens differ so much that without it a few surely wrong rows make all of the gradient.
+
+CoQA is trained on the likelihood of every answer of a story, all turns in one pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tipmini.errors import TipminiError
+from tipmini_lab.evaluation import tasks
+from tipmini_lab.evaluation.model import HeadLogprobs, target_hidden
+from tipmini_lab.evaluation.packing import Batch, Row, batches, collate, pack
+
+
+@dataclass
+class Example:
+    """A packed row, the gold choice (None: all targets are right) and the choices' lengths.
+
+    content: every token that is read, which tells examples apart however they are packed.
+    """
+
+    row: Row
+    gold: int | None = None
+    lengths: tuple[int, ...] = ()
+    content: Sequence[int] = ()
+
+
+def examples(task: str, tokenizer, count: int) -> list[Example]:
+    """The first `count` train rows of the fixed order, packed."""
+    definition = tasks.load(task, evaluation=1, train=count)
+    make = conversation if task == "coqa" else question
+    return [make(definition, doc, tokenizer) for doc in definition.training_docs()]
+
+
+def question(definition, doc: dict, tokenizer) -> Example:
+    """A multiple-choice document with its choices; lm-eval's template and its lengths."""
+    context, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
+    head = tokenizer(context)["input_ids"]
+    whole = [tokenizer(f"{context} {choice}")["input_ids"] for choice in choices]
+    normed = tasks.METRIC[definition.config.task] == "acc_norm"
+    lengths = tuple(len(c) if normed else 1 for c in choices)
+    gold = int(definition.doc_to_target(doc))
+    asked = [w[len(head) :] for w in whole]
+    content = [*head, *(token for choice in asked for token in choice[:-1])]
+    return Example(pack(head, asked), gold, lengths, content)
+
+
+def conversation(definition, doc: dict, tokenizer) -> Example:
+    """A whole CoQA story; scored are all answers and the turn that follows each."""
+    answers = doc["answers"]["input_text"]
+    text = definition.doc_to_text(doc) + f" {answers[-1]}\n\nQ:"
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    spans, end = [], len(doc["story"])
+    for asked, answer in zip(doc["questions"]["input_text"], answers, strict=True):
+        turn = f"Q: {asked}\n\nA:"
+        start = text.index(turn, end) + len(turn)
+        end = start + len(f" {answer}\n\n")
+        spans.append((start, end + len("Q:")))
+    row = pack(encoded["input_ids"], [])
+    for index, (left, _) in enumerate(encoded["offset_mapping"]):
+        if any(start <= left < stop for start, stop in spans):
+            row.read(index - 1, encoded["input_ids"][index], 0)
+    return Example(row, content=row.tokens)
+
+
+def losses(model: nn.Module, group: Sequence[Example], temperature: float = 1.0) -> Tensor:
+    """(len(group),) one loss an example."""
+    batch, logp = _scored(model, group)
+    if group[0].gold is None:
+        total = torch.zeros(len(group)).index_add(0, batch.rows, logp)
+        return -total / torch.bincount(batch.rows, minlength=len(group))
+    return choice_losses(choice_scores(logp, batch, group), gold(group), temperature)
+
+
+def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    """The examples' batch and the (P,) log-probabilities of its targets."""
+    batch = collate([example.row for example in group], multiple=8)
+    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+    return batch, logp
+
+
+def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
+    """(questions, choices), (questions,) -> (questions,) -log softmax(scores / T) at the gold."""
+    return nn.functional.cross_entropy(scores / temperature, right, reduction="none")
+
+
+def gold(group: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.gold for example in group])
+
+
+def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:
+    """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
+    width = max(len(example.lengths) for example in group)
+    flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
+    scale = torch.full((len(group), width), torch.inf)
+    for i, example in enumerate(group):
+        lengths = torch.tensor(example.lengths, dtype=torch.float32)
+        scale[i, : len(lengths)] = lengths.mean() / lengths
+    return torch.where(scale.isinf(), -torch.inf, flat.view(len(group), width) * scale)
+
+
+@torch.no_grad()
+def all_scores(model: nn.Module, every: Sequence[Example], tokens: int) -> Tensor:
+    """(questions, choices) `choice_scores` of all examples; absent choices -inf."""
+    width = max(len(example.lengths) for example in every)
+    scores = torch.full((len(every), width), -torch.inf)
+    for part in batches([len(example.row) for example in every], tokens):
+        group = [every[i] for i in part]
+        batch, logp = _scored(model, group)
+        found = choice_scores(logp, batch, group)
+        scores[part, : found.shape[1]] = found
+    return scores
+
+
+def fit_temperature(scores: Tensor, right: Tensor) -> float:
+    """The T > 0 with the smallest mean loss, between 1/100 and 100."""
+    from scipy.optimize import minimize_scalar
+
+    mean = lambda log: choice_losses(scores, right, 10**log).mean().item()  # noqa: E731
+    return 10 ** minimize_scalar(mean, bounds=(-2, 2), method="bounded").x
+
+
+# What a model is pruned and fine-tuned on: train rows as plain text, every token predicted ------
+def plain_examples(names: Sequence[str], rows: int, length: int, tokenizer) -> list[Example]:
+    """`rows` rows in all, the first of each task's fixed order, one task after the other in turn.
+
+    A row is prompt and right answer, cut after `length` tokens. Raises TipminiError where the
+    tasks have fewer rows.
+    """
+    shares = [rows // len(names) + (i < rows % len(names)) for i in range(len(names))]
+    found = [_rows(n, count, length, tokenizer) for n, count in zip(names, shares, strict=True)]
+    return [one[i] for i in range(max(shares)) for one in found if i < len(one)]
+
+
+def _rows(task: str, count: int, length: int, tokenizer) -> list[Example]:
+    if not count:
+        return []
+    definition = tasks.load(task, evaluation=1, train=count)
+    docs = list(definition.training_docs())
+    if len(docs) < count:
+        raise TipminiError(f"task {task}: {len(docs)} train rows, {count} wanted; take more tasks")
+    texts = [tasks.text(definition, doc) for doc in docs]
+    return [plain(ids[:length]) for ids in tokenizer(texts)["input_ids"]]
+
+
+def plain(tokens: Sequence[int]) -> Example:
+    """A row whose every token but the first is predicted."""
+    row = pack(tokens, [])
+    for index, target in enumerate(tokens[1:]):
+        row.read(index, target, 0)
+    return Example(row, content=row.tokens)
+
+
+def padded(every: Sequence[Example], tokens: int) -> list[dict[str, Tensor]]:
+    """The same rows as `tm.calibrate` takes them."""
+    parts = batches([len(example.row) for example in every], tokens, 0.9)
+    groups = [[every[i].row for i in part] for part in parts]
+    return [
+        {"input_ids": (batch := collate(rows)).tokens, "attention_mask": _mask(rows, batch.tokens)}
+        for rows in groups
+    ]
+
+
+def _mask(rows: Sequence, tokens: Tensor) -> Tensor:
+    mask = tokens.new_zeros(tokens.shape)
+    for line, row in zip(mask, rows, strict=True):
+        line[: len(row)] = 1
+    return mask

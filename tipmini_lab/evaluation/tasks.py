@@ -1,0 +1,145 @@
+"""The tasks: lm-eval's own definitions, reading the embedded rows instead of the hub's."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import lm_eval.tasks
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from tipmini.errors import TipminiError
+from tipmini_lab.evaluation import documents
+
+TASKS = documents.TASKS
+
+# lm-eval's own files; naming them saves indexing its 14,000 (12 s a process).
+OFFICIAL = {
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "coqa": "coqa/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "rte": "glue/rte/default.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+
+# The metric that the paper's numbers correspond to.
+METRIC = {
+    "arc_challenge": "acc_norm",
+    "arc_easy": "acc_norm",
+    "boolq": "acc",
+    "coqa": "em",
+    "hellaswag": "acc_norm",
+    "openbookqa": "acc_norm",
+    "piqa": "acc_norm",
+    "rte": "acc",
+    "winogrande": "acc",
+}
+
+NUMBERS = ("id", "idx", "ind")  # of rows, by which the same question differs
+
+
+def order(count: int, seed: int = 0) -> list[int]:
+    """0 ... count - 1 in a fixed order that looks random and is the same everywhere.
+
+    A smaller profile takes a shorter prefix, so its rows are part of a larger one's. Seed 0 is the
+    order of all that is trained on and scored; another gives other rows to calibrate with.
+    """
+    salt = b"" if seed == 0 else b"seed %d " % seed
+    return sorted(range(count), key=lambda i: hashlib.sha256(salt + b"row %d" % i).digest())
+
+
+def rows(task: str, split: str, count: int | None = None) -> list[dict]:
+    """Raw rows of the `evaluation` or `train` split: all, or the first `count` of the order."""
+    scored = documents.EVALUATION | documents.MORE
+    source = scored if split == "evaluation" else documents.TRAIN
+    every = source[task]()
+    return [every[i] for i in order(len(every))[:count]]
+
+
+def official(task: str) -> Path:
+    """lm-eval's own definition of a task; TipminiError for one that is not in `OFFICIAL`."""
+    if task not in OFFICIAL:
+        raise TipminiError(f"task {task!r}: not one of {', '.join(OFFICIAL)}")
+    return Path(lm_eval.tasks.__file__).parent / OFFICIAL[task]
+
+
+def fingerprint(task: str) -> list:
+    """What makes a task's numbers besides its rows: the definition, its version, the metric."""
+    definition = load_yaml(official(task), resolve_func=False)  # functions by name
+    functions = {k: Path(v).name for k, v in definition.items() if v and str(v).startswith("/")}
+    return [definition | functions, version("lm_eval"), METRIC[task]]
+
+
+def load(
+    task: str, evaluation: int | None = None, train: int = 0, data: str = "embedded"
+) -> ConfigurableTask:
+    """lm-eval's task over the first `evaluation` and `train` embedded rows of the fixed order.
+
+    With data="hub" lm-eval reads the hub itself, and all train rows are there. Raises TipminiError
+    for a task that is not in `OFFICIAL` and for data that the hub does not give.
+    """
+    definition = load_yaml(official(task))
+    definition.pop("tag", None)
+    if data == "embedded":
+        return _over(definition, lambda: _splits(task, evaluation, train))
+    try:
+        found = ConfigurableTask(config=definition)
+    except OSError as error:  # which the hub's and the data sets' own errors are
+        first = str(error).strip().splitlines()[0]
+        where = f"{definition['dataset_path']}: not in the hub's cache and not fetched"
+        raise TipminiError(f"task {task}: data {where}: {first}") from error
+    split = definition.get("test_split") or definition["validation_split"]
+    found.dataset[split] = _first(found.dataset[split], evaluation)
+    return found
+
+
+def held_out(task: str, after: int, count: int) -> ConfigurableTask:
+    """lm-eval's task, but scored are embedded train rows: `count` of the order after `after`.
+
+    Those of them that stand before as well are left out: OpenBookQA has questions twice.
+    """
+    definition = load_yaml(official(task))
+    definition.pop("tag", None)
+    every = rows(task, "train", after + count)
+    before = [_content(row) for row in every[:after]]
+    fresh = [row for row in every[after:] if _content(row) not in before]
+    return _over(definition, lambda: _dataset(fresh, []))
+
+
+def _content(row: dict) -> dict:
+    """Without running numbers."""
+    return {key: value for key, value in row.items() if key not in NUMBERS}
+
+
+def _over(definition: dict, splits: Callable[[], datasets.DatasetDict]) -> ConfigurableTask:
+    return ConfigurableTask(config=definition | {"custom_dataset": lambda **_: splits()})
+
+
+def text(definition: ConfigurableTask, doc: dict) -> str:
+    """A document as a training text: the prompt and its (first) right answer."""
+    target = definition.doc_to_target(doc)
+    listed = definition.config.doc_to_choice is not None
+    answer = definition.doc_to_choice(doc)[target] if listed else target[0]
+    return f"{definition.doc_to_text(doc)}{definition.config.target_delimiter}{answer}"
+
+
+def _first(split: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    return split.select(order(len(split))[:count])
+
+
+def _splits(task: str, evaluation: int | None, train: int) -> datasets.DatasetDict:
+    # Train rows are not read where none are wanted: HellaSwag's alone take seconds.
+    learnt = rows(task, "train", train) if train else []
+    return _dataset(rows(task, "evaluation", evaluation), learnt)
+
+
+def _dataset(scored: list[dict], learnt: list[dict]) -> datasets.DatasetDict:
+    tested = datasets.Dataset.from_list(scored)
+    train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
+    return datasets.DatasetDict(train=train, validation=tested, test=tested)

@@ -1,0 +1,392 @@
+"""LoRA on a linear layer at the cost it should have: products in the base's dtype.
+
+PEFT multiplies by A and B in float32. On a CPU that takes as long as the base's own products in
+bfloat16, and it keeps a float32 copy of every layer's input until the backward pass.
+"""
+
+import hashlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+import tipmini as tm
+from tipmini.errors import TipminiError
+from tipmini_lab import paths
+from tipmini_lab.evaluation import assets, objective
+from tipmini_lab.evaluation.model import keep_memory, load_base, load_tokenizer
+from tipmini_lab.evaluation.objective import Example
+from tipmini_lab.evaluation.packing import batches
+from tipmini_lab.evaluation.tasks import METRIC
+from tipmini_lab.results import store
+
+
+class LowRankSum(torch.autograd.Function):
+    """y + s (x A^T) B^T, (..., d), into y itself; x is (..., k), A (r, k), B (d, r).
+
+    A and B may be float32 where x and y are not: they are rounded for the products, their
+    gradients come back in their own dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        down = x.flatten(0, -2) @ a.to(x.dtype).T
+        ctx.save_for_backward(x, a, b, down)
+        ctx.scaling = scaling
+        ctx.mark_dirty(y)
+        y.view(-1, y.shape[-1]).addmm_(down, b.to(y.dtype).T, alpha=scaling)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, a, b, down = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        back = rows @ (ctx.scaling * b).to(rows.dtype)
+        of_x = (back @ a.to(back.dtype)).view_as(x) if ctx.needs_input_grad[1] else None
+        of_a, of_b = back.T @ x.flatten(0, -2), rows.T @ down
+        return gradient, of_x, of_a.to(a.dtype), of_b.to(b.dtype).mul_(ctx.scaling), None
+
+
+class LoraLinear(lora.Linear):
+    """PEFT's layer with one adapter on, without dropout; its sum is `LowRankSum`'s."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return LowRankSum.apply(self.base_layer(x), x, a, b, self.scaling[name])
+
+
+# Training that can be killed at any step and goes on, bit for bit, from its last checkpoint -----
+def wear_lora(
+    base: nn.Module,
+    rank: int,
+    alpha: int,
+    targets: Sequence[str],
+    seed: int,
+    *,
+    cast: bool = True,
+    light: bool = False,
+):
+    """A PeftModel around a frozen base with a new adapter: A drawn from the seed, B = 0.
+
+    cast: the factors are float32, as they are trained; else in the base's own dtype.
+    light: products with the factors are in the base's dtype all the same (`lora_linear`).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # PEFT draws A from the global generator
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM"
+    )
+    if light:
+        config._register_custom_module({nn.Linear: LoraLinear})
+    return get_peft_model(base, config, autocast_adapter_dtype=cast)
+
+
+def named_factors(peft: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the active adapter, by PEFT's names."""
+    return {n: p for n, p in peft.named_parameters() if p.requires_grad}
+
+
+def by_module(factors: dict[str, Tensor], scaling: float) -> dict[str, tm.LoraFactors]:
+    """PEFT's names of A and B as pairs, by the base model's names of modules."""
+    names = {n.split(".lora_A.")[0]: n for n in factors if ".lora_A." in n}
+    return {
+        name.removeprefix("base_model.model."): tm.LoraFactors(
+            factors[a], factors[a.replace(".lora_A.", ".lora_B.")], scaling
+        )
+        for name, a in names.items()
+    }
+
+
+class Resumable(ABC):
+    """Steps of AdamW over factors; the whole state is factors, moments, and what `kept` names.
+
+    A subclass sets these fields, says what one step is, and what a checkpoint belongs to.
+    """
+
+    saved: Path  # the checkpoint's file
+    model: nn.Module
+    factors: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    log: dict  # with "loss" and "seconds"
+    tokens: int  # padded tokens of one forward pass; a step accumulates several
+    temperature: float = 1.0
+    every: int = 20  # steps between checkpoints
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Hash of all that a run depends on: a checkpoint of anything else is not continued."""
+
+    @abstractmethod
+    def step(self, number: int) -> float:
+        """One optimiser step; the loss."""
+
+    def score(self, number: int) -> None:  # noqa: B027  none by default
+        """What is looked at after `number` steps, where that is marked."""
+
+    def kept(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors and facts (JSON) of the state besides factors, moments and log."""
+        return {}, {}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:  # noqa: B027  as kept
+        """Take up what `kept` gave."""
+
+    def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
+        """Add up the gradients of a share of the mean loss, in passes of at most `tokens`."""
+        total = 0.0
+        for part in batches([len(e.row) for e in group], self.tokens):
+            rows = [group[i] for i in part]
+            loss = objective.losses(self.model, rows, self.temperature).sum() * share / len(group)
+            if loss.requires_grad:
+                loss.backward()
+            total += loss.item()
+        return total
+
+    def advance(self, done: int, last: int, what: str, marks: Collection[int] = ()) -> None:
+        """The steps from `done` to `last`, with a progress bar, checkpoints and marked scores."""
+        from tqdm import tqdm
+
+        for number in tqdm(range(done, last), initial=done, total=last, desc=what):
+            start = time.perf_counter()
+            self.log["loss"].append(round(self.step(number), 4))
+            if number + 1 in marks:
+                self.score(number + 1)
+            self.log["seconds"] += time.perf_counter() - start
+            if (number + 1) % self.every == 0 or number + 1 in marks:
+                self.checkpoint(number + 1)
+
+    def checkpoint(self, number: int) -> None:
+        """What a continuation needs after `number` steps, written whole or not at all."""
+        more, facts = self.kept()
+        tensors = {f"factor/{n}": p.detach() for n, p in self.factors.items()} | more
+        for name, parameter in self.factors.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
+        state = {"step": number, "log": self.log, **facts, "identity": self.identity()}
+        state["dtype"] = self._dtype()
+        self._write(tensors, json.dumps(state))
+
+    def _dtype(self) -> str:
+        """The number format of the frozen base: another one computes other steps."""
+        return str(next(self.model.parameters()).dtype)
+
+    def _write(self, tensors: dict[str, Tensor], state: str) -> None:
+        from safetensors.torch import save_file
+
+        self.saved.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.saved.with_suffix(".partial")
+        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"state": state})
+        os.replace(partial, self.saved)
+
+    def resume(self) -> int:
+        """Load the last checkpoint of this very run; the number of steps done."""
+        from safetensors import safe_open
+
+        if not self.saved.exists():
+            return 0
+        with safe_open(self.saved, "pt") as saved:
+            state = json.loads(saved.metadata()["state"])
+            if (state["identity"], state.get("dtype")) != (self.identity(), self._dtype()):
+                return 0
+            tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
+        self._load(tensors, state)
+        return state["step"]
+
+    @torch.no_grad()
+    def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
+        for name, parameter in self.factors.items():
+            parameter.copy_(tensors[f"factor/{name}"])
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors]
+            if keys:
+                self.optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in keys}
+        self.log = state["log"]
+        self.restore(tensors, state)
+
+
+# Training of the seven adapters: LoRA with float32 factors, on a base in the machine's form -----
+BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-quantised
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training run does. Rows are the first of `tasks.rows`' order."""
+
+    rows: int
+    epochs: int = 1
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    learning_rate: float = 1e-3
+    batch: int = 16
+    tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
+    warmup: float = 0.05
+    held_out: int = 400  # the train rows after those; they only choose between checkpoints
+    checks: int = 4  # how often they are scored
+    seed: int = 0
+
+
+RECIPES = {
+    "arc_challenge": Recipe(rows=959, epochs=3, held_out=160),
+    "boolq": Recipe(rows=1200, held_out=240, batch=32),
+    "coqa": Recipe(rows=206, held_out=60, batch=4, learning_rate=5e-4),
+    "hellaswag": Recipe(rows=2000, held_out=320, batch=32, checks=3),
+    "openbookqa": Recipe(rows=4557, epochs=2, batch=32),
+    "piqa": Recipe(rows=6000, batch=32, learning_rate=5e-4),
+    "rte": Recipe(rows=106, epochs=5, held_out=32, batch=8, learning_rate=5e-4),
+}
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Linear warm-up, then linear to zero."""
+    ramp = max(1, round(recipe.warmup * steps))
+    return recipe.learning_rate * min((step + 1) / ramp, (steps - step) / max(1, steps - ramp))
+
+
+def schedule(recipe: Recipe) -> list[list[int]]:
+    """Example numbers of every step, all epochs; a pure function of the seed."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    steps = []
+    for _ in range(recipe.epochs):
+        order = torch.randperm(recipe.rows, generator=generator).tolist()
+        steps += [order[i : i + recipe.batch] for i in range(0, recipe.rows, recipe.batch)]
+    return steps
+
+
+class Run(Resumable):
+    """One training run that can be killed at any step and goes on from its last checkpoint."""
+
+    def __init__(self, task: str, recipe: Recipe, out: Path):
+        keep_memory()
+        self.task, self.recipe, self.out = task, recipe, out
+        self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
+        self.tokens = recipe.tokens
+        model_path = assets.embedded() / "model"
+        tokenizer = load_tokenizer(model_path)
+        every = objective.examples(task, tokenizer, recipe.rows + recipe.held_out)
+        self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
+        base = load_base(model_path, attention="eager")
+        self.dtype = str(base.dtype).removeprefix("torch.")
+        self.peft = wear_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
+        self.model = self.peft.get_base_model()
+        self.factors = named_factors(self.peft)
+        self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
+        self.steps = schedule(recipe)
+        self.log: dict = {"loss": [], "held_out": [], "seconds": 0.0}
+        self.best: tuple[float, dict] | None = None
+
+    def step(self, number: int) -> float:
+        """One optimiser step over one batch, in passes of at most `recipe.tokens`."""
+        total = self.backward([self.train[i] for i in self.steps[number]])
+        nn.utils.clip_grad_norm_(self.factors.values(), 1.0)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate(self.recipe, number, len(self.steps))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+    def kept(self) -> tuple[dict[str, Tensor], dict]:
+        """The factors of the lowest held-out loss, and that loss."""
+        best = {f"best/{n}": p for n, p in self.best[1].items()} if self.best else {}
+        return best, {"best": self.best and self.best[0]}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+        if facts["best"] is not None:
+            self.best = (facts["best"], {n: tensors[f"best/{n}"] for n in self.factors})
+
+    def identity(self) -> str:
+        """Hash of the recipe and of the rows: a checkpoint of anything else is not continued."""
+        rows = [[list(e.content), e.row.targets, e.gold] for e in self.train + self.held_out]
+        content = json.dumps([self.task, asdict(self.recipe), rows]).encode()
+        return hashlib.sha256(content).hexdigest()
+
+    @property
+    def temperature(self) -> float:
+        return self.log.get("temperature", 1.0)
+
+    @torch.no_grad()
+    def score(self, number: int) -> None:
+        """Note loss and accuracy on the held-out rows; remember the factors of the lowest loss."""
+        loss, accuracy = self.texts() if self.task == "coqa" else self.choices(number)
+        self.log["held_out"].append({"step": number, "loss": loss, "accuracy": accuracy})
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, {n: p.detach().clone() for n, p in self.factors.items()})
+
+    def texts(self) -> tuple[float, None]:
+        """Mean held-out loss of conversations; which of their answers are right is not known."""
+        parts = batches([len(e.row) for e in self.held_out], self.recipe.tokens)
+        groups = [[self.held_out[i] for i in part] for part in parts]
+        total = sum(objective.losses(self.model, group).sum().item() for group in groups)
+        return total / len(self.held_out), None
+
+    def choices(self, number: int) -> tuple[float, float]:
+        """Mean held-out loss and accuracy; before the first step they set the temperature."""
+        scores = objective.all_scores(self.model, self.held_out, self.recipe.tokens)
+        right = objective.gold(self.held_out)
+        if number == 0:
+            # A choice of one token has the confidence that training and scoring use.
+            summed = METRIC[self.task] == "acc_norm"
+            self.log["temperature"] = objective.fit_temperature(scores, right) if summed else 1.0
+        loss = objective.choice_losses(scores, right, self.temperature).mean().item()
+        return loss, (scores.argmax(1) == right).float().mean().item()
+
+    def run(self) -> Path:
+        """Train to the end; PEFT folder and `training.json` in `out`."""
+        done, last = self.resume(), len(self.steps)
+        checks = self.recipe.checks
+        if not done:
+            self.score(0)
+        marks = {last * (k + 1) // checks for k in range(checks)}
+        self.advance(done, last, self.task, marks)
+        return self.finish()
+
+    @torch.no_grad()
+    def finish(self) -> Path:
+        """Save the best factors, and beside them how they were made.
+
+        Raises TipminiError where training never bettered the base on the held-out rows.
+        """
+        if self.best[0] == self.log["held_out"][0]["loss"]:
+            raise TipminiError(f"adapter {self.task}: no checkpoint is better than the base model")
+        (self.out / "training.json").unlink(missing_ok=True)
+        self.adapter().save(self.out, torch.float16)
+        store.write(self.out / "training.json", json.dumps(self.story()) + "\n")
+        self.saved.unlink()
+        return self.out
+
+    def adapter(self) -> tm.LoraAdapter:
+        """The best factors, by module."""
+        scaling = self.recipe.alpha / self.recipe.rank
+        return tm.LoraAdapter(by_module(self.best[1], scaling), base_model=BASE_MODEL)
+
+    def story(self) -> dict:
+        """What `training.json` tells."""
+        return {
+            "command": f"tipmini adapters --task {self.task}",
+            "recipe": asdict(self.recipe),
+            "seed": self.recipe.seed,
+            "data": self.identity(),
+            "steps": len(self.steps),
+            "train_tokens": sum(len(e.row) for e in self.train) * self.recipe.epochs,
+            "held_out_rows": len(self.held_out),
+            "date": store.today(),
+            "machine": store.machine(),
+            "dtype": self.dtype,
+            "threads": torch.get_num_threads(),
+            "versions": store.versions(),
+            **self.log,
+        }
+
+
+def train(task: str, out: Path | None = None, recipe: Recipe | None = None) -> Path:
+    """Train one task's adapter into `out` (default `adapters/TASK`)."""
+    return Run(task, recipe or RECIPES[task], out or paths.ADAPTERS / task).run()

@@ -1,0 +1,208 @@
+r"""Weights of a merge learnt on train rows: one for each adapter and module.
+
+The merge is the exact sum with weights, $\Delta^* = \sum_t w_{t,m} \Delta_{t,m}$ in module m. The
+weights alone are learnt, by the mean over tasks of the loss that an adapter is trained on
+(`objective`), each divided by the base model's, so that no task counts for its unit. Evaluation
+rows are never looked at. Learning coefficients of a merge by gradient descent is that of AdaMerging
+(Yang et al., ICLR 2024), which has no labels and minimises entropy instead.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import tipmini as tm
+from tipmini.methods import weighting
+from tipmini.methods.weighting import ByModule as Weights
+from tipmini.models.adapter import LoraFactors
+from tipmini_lab.evaluation import objective
+from tipmini_lab.evaluation.tasks import METRIC
+from tipmini_lab.experiments.training import Resumable
+from tipmini_lab.results import digests, store
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How they are learnt; settled on held-out train rows, with the adapters of this project."""
+
+    rows: int = 64  # train rows a task, the first of `tasks.rows`' order
+    stories: int = 8  # of CoQA, each of which asks many questions
+    epochs: int = 4
+    parts: int = 4  # steps an epoch: each takes a part of every task's rows
+    learning_rate: float = 0.08
+    start: float = 0.3  # between the mean and the sum of seven
+    tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.parts
+
+    def rate(self, step: int) -> float:
+        """Warm-up over an epoch, and a cosine to zero."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * min((step + 1) / self.parts, 1) * cosine
+
+
+class Weighed(nn.Module):
+    """A frozen linear layer with all adapters' factors and a weight for each adapter."""
+
+    def __init__(self, base: nn.Linear, factors: list[LoraFactors], start: float):
+        super().__init__()
+        self.base, self.ranks = base, [pair.rank for pair in factors]
+        self.a = torch.cat([pair.scaling * pair.a.float() for pair in factors]).to(base.weight)
+        self.b = torch.cat([pair.b.float() for pair in factors], dim=1).to(base.weight)
+        self.weights = nn.Parameter(torch.full((len(factors),), start, device=base.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k) -> (..., d)"""
+        each = self.weights.repeat_interleave(torch.tensor(self.ranks, device=x.device))
+        return self.base(x) + (x @ self.a.T * each.to(x.dtype)) @ self.b.T
+
+
+class Weighing(Resumable):
+    """One run over the adapters of several tasks; it goes on where it was killed.
+
+    model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
+    files: where weights may stand that were learnt before; new ones are written to the last.
+    """
+
+    every = 2
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        adapters: Mapping[str, tm.LoraAdapter],
+        recipe: Recipe,
+        files: Sequence[Path],
+    ):
+        self.model, self.recipe, self.files = model, recipe, files
+        self.saved = files[-1].with_suffix(".checkpoint.safetensors")
+        self.tokens, self.tasks = recipe.tokens, list(adapters)
+        counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
+        self.rows = {t: objective.examples(t, tokenizer, n) for t, n in counts.items()}
+        self.layers = {m: _wrap(model, m, adapters, recipe.start) for m in _modules(adapters)}
+        self.factors = {module: layer.weights for module, layer in self.layers.items()}
+        chosen = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+        self.optimizer = torch.optim.AdamW(self.factors.values(), **chosen)
+        self.adapters = {
+            task: weighting.adapter_digest(adapter) for task, adapter in adapters.items()
+        }
+        self.log: dict = {"loss": [], "seconds": 0.0}
+
+    def identity(self) -> str:
+        """Hash of recipe, adapters and rows: what was learnt of anything else is another's."""
+        return digests.digest([asdict(self.recipe), self.adapters, rows_digest(self.rows)])
+
+    @torch.no_grad()
+    def measure_base(self) -> None:
+        """Note each task's temperature and loss without an adapter."""
+        started = {module: weight.clone() for module, weight in self.factors.items()}
+        for weight in self.factors.values():
+            weight.zero_()
+        self.log["temperature"] = {task: self._fitted(task) for task in self.tasks}
+        self.log["base"] = {task: self._loss(task) for task in self.tasks}
+        for module, weight in self.factors.items():
+            weight.copy_(started[module])
+
+    def _fitted(self, task: str) -> float:
+        if METRIC[task] != "acc_norm":
+            return 1.0
+        scores = objective.all_scores(self.model, self.rows[task], self.tokens)
+        return objective.fit_temperature(scores, objective.gold(self.rows[task]))
+
+    def _loss(self, task: str) -> float:
+        self.temperature = self.log["temperature"][task]
+        return self.backward(self.rows[task])
+
+    def step(self, number: int) -> float:
+        """One part of every task's rows; the mean of the tasks' losses over the base model's."""
+        total = 0.0
+        for task in self.tasks:
+            self.temperature = self.log["temperature"][task]
+            share = 1 / (len(self.tasks) * self.log["base"][task])
+            total += self.backward(self._part(task, number), share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(number)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+    def _part(self, task: str, number: int) -> list[objective.Example]:
+        """Every row once an epoch, in an order of the epoch's own."""
+        epoch, part = divmod(number, self.recipe.parts)
+        rows, parts = self.rows[task], self.recipe.parts
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1000 + epoch)
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        return [rows[i] for i in order[part * len(rows) // parts : (part + 1) * len(rows) // parts]]
+
+    def weights(self) -> Weights:
+        """Those learnt before of the very same things; else they are learnt now and written."""
+        for file in self.files:
+            found = weighting.read(file) if file.is_file() else None
+            if found and found.made.identity == self.identity():
+                return found.weights
+        return self.run()
+
+    def run(self) -> Weights:
+        """Learn them, from the last checkpoint on where there is one, and write them."""
+        done = self.resume()
+        if not done:
+            self.measure_base()
+        self.advance(done, self.recipe.steps, "weigh")
+        found = {"weights": self._found(), "made": self.story()}
+        store.write(self.files[-1], json.dumps(found) + "\n")
+        self.saved.unlink(missing_ok=True)
+        return found["weights"]
+
+    def _found(self) -> Weights:
+        found = {module: weight.tolist() for module, weight in self.factors.items()}
+        return {
+            task: {module: round(each[i], 6) for module, each in found.items()}
+            for i, task in enumerate(self.tasks)
+        }
+
+    def story(self) -> dict:
+        """How they were made, for the file that holds them."""
+        return {
+            "identity": self.identity(),
+            "recipe": asdict(self.recipe),
+            "rows": {task: len(rows) for task, rows in self.rows.items()},
+            "tokens": sum(len(e.row) for rows in self.rows.values() for e in rows),
+            "adapters": self.adapters,
+            "date": store.today(),
+            "machine": store.machine(),
+            "threads": torch.get_num_threads(),
+            "versions": store.versions(),
+            **self.log,
+        }
+
+
+def _modules(adapters: Mapping[str, tm.LoraAdapter]) -> list[str]:
+    """Those of all adapters; TipminiError where they don't change the same ones."""
+    first = next(iter(adapters.values()))
+    for task, adapter in adapters.items():
+        if adapter.modules != first.modules:
+            raise tm.TipminiError(f"weigh needs adapters of the same modules; {task}'s are others")
+    return first.modules
+
+
+def _wrap(model: nn.Module, module: str, adapters: Mapping, start: float) -> Weighed:
+    """Put a `Weighed` in the place of a linear layer."""
+    parent, _, name = module.rpartition(".")
+    place = model.get_submodule(parent)
+    pairs = [adapter.factors[module] for adapter in adapters.values()]
+    setattr(place, name, Weighed(getattr(place, name), pairs, start))
+    return getattr(place, name)
+
+
+def rows_digest(rows: Mapping[str, list[objective.Example]]) -> str:
+    return digests.digest(
+        {t: [[list(e.content), e.row.targets, e.gold] for e in each] for t, each in rows.items()}
+    )

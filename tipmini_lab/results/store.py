@@ -1,0 +1,254 @@
+"""What was measured: cells, keyed by what went into them, and what measured them.
+
+A cell of the paper's methods has a file of its own; a variant's or a pruned model's stand together
+in a bundle. Everything is written whole or not at all.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tipmini.errors import TipminiError
+from tipmini_lab.locks import alone
+from tipmini_lab.results.digests import Codes, digest
+
+Place = tuple[str, str]  # (method or variant, task)
+
+LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
+
+
+class Cell(BaseModel):
+    """One method on one task: a value for every evaluation row, and what made it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str
+    inputs: dict  # what the key is the hash of
+    code: dict[str, str]  # that measured it: see `digests`
+    profile: str
+    method: str
+    task: str
+    metric: str
+    dtype: str  # that the model was computed in
+    values: list[float]  # in the fixed order of the task's rows
+    margins: list[float] = []  # how far each is from another: `evaluation.margins`
+    seconds: float
+    date: str  # of the measurement, UTC
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    @property
+    def correct(self) -> float:
+        """The number of right rows (CoQA's exact match can count a row in part)."""
+        return math.fsum(self.values)
+
+    @property
+    def mean(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def stderr(self) -> float:
+        """Sample standard deviation over the square root of the count, as lm-eval prints it."""
+        spread = math.fsum((value - self.mean) ** 2 for value in self.values)
+        return math.sqrt(spread / max(1, self.count - 1) / self.count)
+
+
+def side_by_side(first: Cell, second: Cell) -> list[tuple[float, float]]:
+    """The values of both, row by row; TipminiError where their number formats differ.
+
+    Which format it is moves rows by itself, and a comparison would count them as the methods'.
+    """
+    if first.dtype != second.dtype:
+        told = f"{first.method} in {first.dtype}, {second.method} in {second.dtype}"
+        raise TipminiError(f"{first.task}: {told}: measure both with one --dtype")
+    return list(zip(first.values, second.values, strict=True))
+
+
+def in_one_format(cells: Mapping[Place, Cell]) -> Mapping[Place, Cell]:
+    """The cells, to be compared with one another; TipminiError where their formats differ."""
+    formats = {cell.dtype: place for place, cell in cells.items()}
+    if len(formats) > 1:
+        told = ", ".join(f"{'/'.join(place)} in {dtype}" for dtype, place in formats.items())
+        raise TipminiError(f"cells of several number formats: {told}; measure with one --dtype")
+    return cells
+
+
+def paired_p(first: Cell, second: Cell) -> float:
+    """Two-sided exact sign test on the rows where the cells differ (McNemar's, where 0 or 1)."""
+    from scipy.stats import binomtest
+
+    pairs = side_by_side(first, second)
+    wins, losses = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def text(cell: Cell) -> str:
+    """One line of JSON; whole values without a decimal point."""
+    content = cell.model_dump()
+    content["values"] = [int(v) if v == int(v) else v for v in cell.values]
+    return json.dumps(content, separators=(",", ":"))
+
+
+def save(path: Path, cell: Cell) -> None:
+    write(path, text(cell) + "\n")
+
+
+def load(path: Path) -> Cell | None:
+    """The stored cell; None where there is none, or one of another format."""
+    try:
+        return Cell.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def measured(start: float, inputs: dict, code: Codes, **facts: object) -> Cell:
+    """The cell of a measurement that began at `start` (`time.perf_counter`) and ends now."""
+    return Cell(
+        key=digest(inputs),
+        inputs=inputs,
+        code=dict(code),
+        seconds=round(time.perf_counter() - start, 1),
+        date=today(),
+        machine=machine(),
+        versions=versions(),
+        **facts,
+    )
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def machine() -> dict[str, str | int]:
+    """What was measured on; instructions: the widest that PyTorch uses there."""
+    import torch
+
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count() or 0,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+# The store of variants: one JSON a variant, with what was merged and the cells of its tasks -----
+class Bundle(BaseModel):
+    """What is known of one variant.
+
+    settings: `Lab.settings`, of which the merge was made. facts: of the merge itself, e.g. its
+    size beside that of the exact sum (`controls.sizes`); of a pruning the loss of every step.
+    cells: one a task.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    title: str
+    settings: dict
+    facts: dict[str, float | list[float]]
+    cells: list[Cell]
+
+
+def file_of(store: Path, name: str) -> Path:
+    return store / f"{name}.json"
+
+
+def read(store: Path, name: str) -> Bundle | None:
+    """None where there is none, or one of another format."""
+    try:
+        return Bundle.model_validate_json(file_of(store, name).read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def cell_of(store: Path, name: str, task: str) -> Cell | None:
+    bundle = read(store, name)
+    return next((cell for cell in bundle.cells if cell.task == task), None) if bundle else None
+
+
+def names(store: Path) -> list[str]:
+    return sorted(file.stem for file in store.glob("*.json"))
+
+
+def cells(store: Path, wanted: Iterable[str] | None = None) -> dict[tuple[str, str], Cell]:
+    """{(variant, task): cell} of all stored variants, or of those wanted that are stored."""
+    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
+    return {(b.name, cell.task): cell for b in found if b for cell in b.cells}
+
+
+def titles(store: Path, wanted: Iterable[str] | None = None) -> dict[str, str]:
+    """{variant: title}, as `cells`; of a choice it tells what was chosen."""
+    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
+    return {b.name: b.title for b in found if b}
+
+
+def facts(store: Path, wanted: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
+    """{variant: facts of its merge}, as `cells`."""
+    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
+    return {b.name: b.facts for b in found if b}
+
+
+def keep(store: Path, made: Bundle) -> None:
+    """Add cells to a variant's; those of other settings, and of the same tasks, are replaced."""
+    store.mkdir(parents=True, exist_ok=True)
+    with alone(store):  # another process may add a cell of another task
+        old = read(store, made.name)
+        kept = {c.task: c for c in old.cells} if old and old.settings == made.settings else {}
+        kept |= {cell.task: cell for cell in made.cells}
+        write(file_of(store, made.name), _text(made, [kept[task] for task in sorted(kept)]))
+
+
+def _text(bundle: Bundle, every: list[Cell]) -> str:
+    """A line for what holds of all cells, and one a cell."""
+    head = json.dumps(bundle.model_dump(exclude={"cells"}))[:-1]
+    lines = ",\n".join(text(cell) for cell in every)
+    return f'{head}, "cells": [\n{lines}\n]}}\n'
+
+
+def find(stores: Iterable[Path], key: str) -> Cell | None:
+    """A cell that was measured of the very same things, under whatever name."""
+    for store in stores:
+        for file in sorted(store.glob("*.json")):
+            text = file.read_text()
+            if key not in text:
+                continue
+            bundle, single = read(store, file.stem), load(file)
+            every = bundle.cells if bundle else [single] if single else []
+            found = [cell for cell in every if cell.key == key]
+            if found:
+                return found[0]
+    return None
