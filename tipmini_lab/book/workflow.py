@@ -15,25 +15,21 @@ from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
 
 SNAKEFILE = paths.REPOSITORY / "workflow" / "Snakefile"
-# Modules that don't touch a measured number: a change there executes no notebook again ...
-OUTSIDE = (
-    *("cli.py", "commands/", "lab/again.py", "lab/bench", "lab/book.py", "lab/claims/"),
-    *("lab/formats.py", "lab/front_page.py", "lab/measuring.py", "lab/objective.py"),
-    *("lab/parity/", "lab/peers.py"),
-    *("lab/pruning/measuring.py", "lab/training.py", "lab/workflow.py"),
-)
-# ... and those that show the numbers only: a change there measures nothing again.
-SHOWN_NAMES = """
-accuracy_tables choice_tables comparison_tables contributions effect_figures figures guessing
-ledger method_tables plain_answers resampling retention seeds serving_figures show statistics
-sweep_tables sweeps tables weight_figures
-"""
-SHOWN = tuple(f"lab/{name}.py" for name in SHOWN_NAMES.split())
-# LoRAPrune's: no merge depends on them, and what does is measured by no step of the workflow.
-PRUNING = (
-    *("criteria.py", "groups.py", "int8.py", "lab/pruning/"),
-    *("loraprune.py", "masking.py", "removal.py", "schedules.py"),
-)
+COMPUTING = (
+    "tipmini/papers",
+    "tipmini/models",
+    "tipmini/methods",
+)  # rooms that numbers follow from
+COMPUTING += ("tipmini_lab/evaluation", "tipmini_lab/results", "tipmini_lab/experiments")
+SHOWING = "tipmini_lab/book"
+PUBLISHING = (
+    "again",
+    "claims",
+    "front_page",
+    "performance",
+    "staging",
+    "workflow",
+)  # not in notebooks
 MEMORY = 6000  # MB that measurements side by side may take
 
 
@@ -51,19 +47,15 @@ def measurement_digest(profile: str) -> str:
     """Of everything that a stored number can depend on."""
     adapters = list(paths.ADAPTERS.rglob("*.safetensors"))
     chosen = load_profile(profile).model_dump_json()
-    return digests.digest(
-        [chosen, _contents(_modules(OUTSIDE + SHOWN + PRUNING)), _contents(adapters)]
-    )
+    return digests.digest([chosen, _contents(_modules(*COMPUTING)), _contents(adapters)])
 
 
 def again_digest() -> str:
     """Of everything that computing again depends on: the code, and what it is compared with."""
     stores = (load_profile("mini").store, paths.REPOSITORY / formats.STORE)
     files = [file for store in stores for file in store.rglob("*.*") if file.is_file()]
-    own = [
-        paths.REPOSITORY / f"tipmini/lab/{name}.py" for name in ("again", "formats", "measuring")
-    ]
-    return digests.digest([measurement_digest("mini"), _contents([*own, *files])])
+    own = paths.REPOSITORY / SHOWING / "again.py"
+    return digests.digest([measurement_digest("mini"), _contents([own, *files])])
 
 
 def reads_again(name: str) -> bool:
@@ -77,25 +69,18 @@ def inputs_digest(profile: str) -> str:
     stores = (load_profile("full").store, mini.variant_store, mini.selection_store)
     stores += (mini.pruning_store,)
     data = [paths.PRINTED, *(file for store in stores for file in store.rglob("*.json"))]
-    data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, paths.BENCH]
-    data += [serving.STORED, *(paths.REPOSITORY / "tipmini/lab/bench").glob("serving*.py")]
-    return digests.digest([measurement_digest(profile), _contents(_modules(OUTSIDE) + data)])
+    data += [*catalogue.FOLDER.glob("*.yaml"), declared.FILE, paths.BENCH, serving.STORED]
+    shown = [file for file in _modules(SHOWING) if not {*file.parts, file.stem} & {*PUBLISHING}]
+    return digests.digest([measurement_digest(profile), _contents([*data, *shown])])
 
 
-def _modules(without: tuple[str, ...]) -> list[Path]:
-    package = paths.REPOSITORY / "tipmini"
-    every = {file: str(file.relative_to(package)) for file in package.rglob("*.py")}
-    return [file for file, name in every.items() if not name.startswith(without)]
+def _modules(*rooms: str) -> list[Path]:
+    return [file for room in rooms for file in (paths.REPOSITORY / room).rglob("*.py")]
 
 
 def builder_digest() -> str:
     """Of what stages and builds the book."""
-    package = paths.REPOSITORY / "tipmini" / "lab"
-    names = ("again.py", "book.py", "formats.py", "front_page.py", "tables.py", "figures.py")
-    names += ("bench/stored.py",)
-    names += ("parity/stored.py", "pruning/benched.py", "pruning/efficiency.py")
-    claims = (package / "claims").glob("*.py")
-    return _contents([*(package / name for name in names), *claims])
+    return _contents(_modules(SHOWING))
 
 
 def assets_digest() -> str:
