@@ -17,7 +17,7 @@ from bench.timing import (
     several,
     side_by_side,
 )
-from tipmini.papers.wanda import row_mask
+from tipmini.masks import row_mask
 
 ADAPTERS, MOST = 7, 32  # adapters of the comparisons, and of the plot
 SPARSITY = 0.7

@@ -10,8 +10,9 @@ import tipmini as tm
 from bench import pruning_cost, pruning_profile
 from bench.pruning_cost import side
 from tipmini.methods import pruner
+from tipmini.methods.criteria import REDUCTIONS
 from tipmini.methods.groups import CHANNELS, Family, find_families
-from tipmini.papers.loraprune import REDUCTIONS, share_mask
+from tipmini.papers.loraprune import share_mask
 from tipmini_lab.book import pruning_costs
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import keep_memory, load_base

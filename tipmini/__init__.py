@@ -21,7 +21,8 @@ _NAMES = {
     "methods.table": ["METHODS", "PRESETS", "method_options"],
     "papers.tip": ["layer_importance", "layer_sparsity", "normalize_importance", "sparsity_shift"],
     "methods.tip": ["tip_importance", "tip_layers", "tip_prune", "tip_scores", "tip_sparsities"],
-    "papers.wanda": ["prune_rows", "row_mask", "wanda_score"],
+    "masks": ["prune_rows", "row_mask"],
+    "papers.wanda": ["wanda_score"],
     "models.weights": ["save_merged"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -12,8 +12,13 @@ import standins
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tipmini.errors import TipminiError
+from tipmini.methods import merge
+from tipmini.methods.pruner import Pruner
+from tipmini.models import calibration
 from tipmini_lab import paths
 from tipmini_lab.book import staging
+from tipmini_lab.experiments.pruning import Run
+from tipmini_lab.results import digests
 
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.MULTILINE)
 # A function that implements an equation opens its docstring with it: "TIP Eq. 1: $A_{ij} = ...$"
@@ -152,6 +157,31 @@ def test_every_equation_has_one_label_and_one_function():
     functions = Counter(f"{match[1].lower()}-eq-{match[2]}" for match in found)
     papers = {label.split("-")[0] for label in labels}
     assert labels == Counter({f: n for f, n in functions.items() if f.split("-")[0] in papers})
+
+
+# What a chapter derives, but nothing measured computes: another equation stands for it there.
+DERIVATIONS = {
+    "loraprune-eq-1": "PEFT's layer computes it",
+    "loraprune-eq-2": "d k losses; Eq. 3 stands for it",
+    "loraprune-eq-5": "d k losses; Eq. 6 stands for it",
+    "loraprune-eq-6": "Eq. 10 with the gradient of BA itself, which needs dL/dW",
+    "loraprune-eq-7": "Eq. 9 is what follows",
+    "loraprune-eq-8": "Eq. 9 is what follows",
+}
+
+
+def test_every_equation_is_the_one_that_results_are_measured_by():
+    work = (merge.merge, Run, Pruner, calibration.calibrate)
+    reached, found = digests.reached(*work), {}
+    for module in ("tip", "wanda", "loraprune"):
+        file = paths.REPOSITORY / "tipmini" / "papers" / f"{module}.py"
+        for node in ast.parse(file.read_text()).body:
+            doc = isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
+            if doc and (match := EQUATION.match(doc)):
+                label = f"{match[1].lower()}-eq-{match[2]}"
+                found[label] = (f"tipmini.papers.{module}", node.name) in reached
+    assert len(found) == 5 + 13
+    assert {label for label, used in found.items() if not used} == set(DERIVATIONS)
 
 
 def _markdown() -> list[str]:

@@ -8,9 +8,9 @@ import pytest
 
 import tipmini as tm
 from tipmini import checkout, source
+from tipmini.methods import criteria
 from tipmini.models import calibration
 from tipmini.options import CHECKS, check_options
-from tipmini.papers import loraprune
 from tipmini_lab.commands import one
 from tipmini_lab.evaluation import documents
 from tipmini_lab.experiments import catalogue, profiles
@@ -45,8 +45,8 @@ def test_names_for_the_command_line_are_those_of_the_laboratory():
     assert checkout.task_names() == documents.TASKS
     assert checkout.profile_names() == profiles.names()
     assert checkout.group_names() == sorted(catalogue.group_names())
-    assert (*loraprune.METHODS, *one.SEMI) == one.ALL
-    assert one.REDUCTIONS == loraprune.REDUCTIONS
+    assert (*criteria.METHODS, *one.SEMI) == one.ALL
+    assert one.REDUCTIONS == criteria.REDUCTIONS
     assert source.names("tipmini.models.calibration", "STATISTICS") == calibration.STATISTICS
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tiny import ADAPTERS, MODULES, WEIGHTS, peft_factors, peft_llama, saved, whole_adapter
 
 import tipmini as tm
+from tipmini import masks
 from tipmini.errors import TipminiError
 from tipmini.methods import sums
-from tipmini.papers import wanda
 from tipmini.papers.dare import named_generator
 from tipmini.papers.ties import electing, majority, trim, trim_threshold
 
@@ -130,7 +130,7 @@ def test_rows_at_a_time_change_no_bit(monkeypatch, rows, variant):
 
     reference = merged()
     monkeypatch.setattr(sums, "ROWS", rows)
-    monkeypatch.setattr(wanda, "CHUNK", 8 * rows)
+    monkeypatch.setattr(masks, "CHUNK", 8 * rows)
     assert all(map(torch.equal, merged(), reference))
 
 

@@ -8,10 +8,10 @@ from slow_tip import slow_layers, slow_merge
 from tiny import ADAPTERS, HIDDEN, MODULES, NORMS, random_adapter, random_norms, whole_adapter
 
 import tipmini as tm
+from tipmini import masks
 from tipmini.errors import TipminiError
 from tipmini.methods.tip import sparsities_of
 from tipmini.models.adapter import LoraFactors
-from tipmini.papers import wanda
 from tipmini.papers.tip import Reading
 
 READINGS = st.fixed_dictionaries(
@@ -78,7 +78,7 @@ def test_elements_at_a_time_change_no_bit(monkeypatch, chunk, on):
         return [update[m] if on == "delta" else update[m].delta() for m in update]
 
     reference = merged()
-    monkeypatch.setattr(wanda, "CHUNK", chunk)
+    monkeypatch.setattr(masks, "CHUNK", chunk)
     assert all(map(torch.equal, merged(), reference))
 
 

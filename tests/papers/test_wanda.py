@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tipmini import masks
 from tipmini.errors import TipminiError
+from tipmini.masks import prune_rows, row_mask
 from tipmini.papers import wanda
-from tipmini.papers.wanda import prune_rows, row_mask, wanda_score
+from tipmini.papers.wanda import wanda_score
 
 # Few distinct values, so that ties are common.
 SCORES = st.integers(1, 9).flatmap(
@@ -69,7 +71,7 @@ def test_mask_is_the_slow_one(score, sparsity):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_mask_is_that_of_a_stable_sort_of_whole_rows(monkeypatch, chunk, distinct, dtype):
     """With one, three or all rows at a time, from all scores equal to hardly any."""
-    monkeypatch.setattr(wanda, "CHUNK", chunk)
+    monkeypatch.setattr(masks, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(distinct)
     score = torch.randint(distinct, (7, 400), generator=generator).to(dtype)
     score[0, ::3] = torch.inf
@@ -111,14 +113,14 @@ def test_what_goes_is_plus_zero_and_what_stays_keeps_its_bits(dtype):
     weight = torch.tensor([[-1.0, -0.0, 5.0, torch.inf, -torch.inf, torch.nan]]).to(dtype)
     pruned = prune_rows(weight, torch.tensor([[0.0, 9, 0, 0, 9, 9]]), 0.5)
     kept = torch.tensor([[0.0, -0.0, 0, 0, -torch.inf, torch.nan]]).to(dtype)
-    bits = wanda.BITS[dtype.itemsize]
+    bits = masks.BITS[dtype.itemsize]
     assert torch.equal(pruned.view(bits), kept.view(bits))
 
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("norm", [torch.float32, torch.float64])
 def test_pruning_in_place_and_by_whole_scores_are_one(weight, norm, monkeypatch):
-    monkeypatch.setattr(wanda, "CHUNK", 100)
+    monkeypatch.setattr(masks, "CHUNK", 100)
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randn(50, 31, generator=generator).to(weight)
     norms = torch.rand(31, generator=generator).to(norm)
@@ -130,14 +132,14 @@ def test_pruning_in_place_and_by_whole_scores_are_one(weight, norm, monkeypatch)
 
 @pytest.mark.parametrize("distinct", [3, 10_000])
 def test_the_number_of_threads_changes_no_mask(monkeypatch, distinct):
-    monkeypatch.setattr(wanda, "CHUNK", 1000)
+    monkeypatch.setattr(masks, "CHUNK", 1000)
     score = torch.randint(distinct, (60, 300)).float()
-    before, masks = torch.get_num_threads(), []
+    before, found = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        masks.append(row_mask(score, 0.7))
+        found.append(row_mask(score, 0.7))
     torch.set_num_threads(before)
-    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_pruning_leaves_its_argument_and_the_dtype():

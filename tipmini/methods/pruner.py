@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tipmini.errors import TipminiError
+from tipmini.methods.criteria import NEEDS_WEIGHT_GRADIENT, Signals, group_scores
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families
 from tipmini.methods.int8 import Int8Linear
 from tipmini.models.files import TensorFile
 from tipmini.papers.dare import named_generator
 from tipmini.papers.loraprune import (
-    NEEDS_WEIGHT_GRADIENT,
-    Signals,
-    group_scores,
+    mask_outputs,
     moving_average,
     offsets,
     share_mask,
@@ -133,8 +132,7 @@ def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
 
 
 def _mask_output(masks: Masks, name: str, module: nn.Module, inputs: object, z: Tensor) -> Tensor:
-    mask = masks[name].to(z.device)
-    return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
+    return mask_outputs(z, masks[name].to(z.device))
 
 
 def _check(family: Family, mask: Tensor) -> None:

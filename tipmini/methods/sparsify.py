@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tipmini.masks import prune_rows
 from tipmini.methods.sums import Change, Combine, Part, Parts, Update, merge_tensors
 from tipmini.methods.tip import tip_change, tip_tensor
 from tipmini.options import TARGETS
 from tipmini.papers.dare import dare, named_generator
 from tipmini.papers.ties import elect, electing, majority, trim, trim_threshold
 from tipmini.papers.tip import Reading
-from tipmini.papers.wanda import prune_rows
 
 
 def merge_dare(

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError, require
+from tipmini.masks import prune_rows
 from tipmini.methods.sums import Change, Part
 from tipmini.methods.table import input_norm
 from tipmini.models.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.options import TARGETS
 from tipmini.papers.dare import named_generator
 from tipmini.papers.tip import Reading, layer_importance, layer_sparsity, whole_pieces
-from tipmini.papers.wanda import prune_rows, prune_scored, wanda_score
+from tipmini.papers.wanda import prune_scored, wanda_score
 
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tipmini.papers.wanda import count_mask
+from tipmini.masks import count_mask
 
 
 def trim(tensor: Tensor, density: float) -> Tensor:

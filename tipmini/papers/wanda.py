@@ -5,17 +5,12 @@ the norms of A x. Sources: TIP, Eq. 1; Sun et al., "A simple and effective pruni
 large language models" (Wanda), arXiv 2306.11695.
 """
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError
+from tipmini.masks import in_row_chunks, prune_rows, row_mask, zeroed
 from tipmini.threads import in_threads
-
-CHUNK = 1 << 17  # elements at a time, which a core's cache holds; the result does not depend on it
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
 
 
 def wanda_score(weight: Tensor, input_norm: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -34,74 +29,6 @@ def wanda_score(weight: Tensor, input_norm: Tensor, *, out: Tensor | None = None
     return torch.mul(torch.abs(weight, out=room), input_norm, out=out)
 
 
-def row_mask(score: Tensor, sparsity: float) -> Tensor:
-    r"""Which elements survive: False at the lowest $\lfloor k S \rfloor$ scores of each row.
-
-    score is (d, k); the mask is a (d, k) bool tensor. Among equal scores the lower index goes
-    first. Rows are the comparison group, as in Wanda's release. Give the sparsity in double
-    precision: the 0.7 of float32 lies below 0.7 and takes 6 of 10. Raises TipminiError for a
-    sparsity outside [0, 1], another shape, and NaN scores, which have no order.
-    """
-    if not 0 <= sparsity <= 1:
-        raise TipminiError(f"sparsity must lie in [0, 1], got {float(sparsity)}")
-    return count_mask(score, math.floor(score.shape[-1] * float(sparsity)))
-
-
-def count_mask(score: Tensor, count: int) -> Tensor:
-    """`row_mask` of a number instead of a share: False at the `count` lowest of each row."""
-    if score.ndim != 2:
-        raise TipminiError(f"scores must be (d, k), got {tuple(score.shape)}")
-    mask = torch.empty(score.shape, dtype=torch.bool)
-    in_threads(lambda pair: pair[1].copy_(_above(pair[0], count)), _chunks(score, mask))
-    return mask.to(score.device)
-
-
-def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The same rows of all (d, k) tensors, about CHUNK elements of each at a time."""
-    rows = max(1, CHUNK // max(1, tensors[0].shape[1]))
-    return list(zip(*(tensor.split(rows) for tensor in tensors), strict=True))
-
-
-def _above(score: Tensor, count: int) -> Tensor:
-    """False at the `count` lowest of each row, as a stable ascending sort would order them.
-
-    A partition finds the last that goes and the first that stays without sorting either side;
-    only where the two are equal does the order of the ties matter. In numpy, whose partition is
-    vectorised: one pivot and a maximum, as two pivots would leave that way (12 x slower).
-    """
-    wide = torch.promote_types(score.dtype, torch.float32)
-    exact = score.detach().to("cpu", wide).numpy()
-    if np.isnan(exact.max(initial=0)):
-        raise TipminiError("scores contain NaN; check the weight and the input norms")
-    if count in (0, score.shape[1]):
-        return torch.full(score.shape, count == 0)
-    parted = np.partition(exact, count, axis=1)
-    last, first = parted[:, :count].max(axis=1, keepdims=True), parted[:, count : count + 1]
-    keep = exact > last
-    for row in (last == first)[:, 0].nonzero()[0]:
-        ties = (exact[row] == last[row]).nonzero()[0]
-        gone = count - np.count_nonzero(exact[row] < last[row])
-        keep[row, ties[gone:]] = True
-    return torch.from_numpy(keep)
-
-
-def prune_rows(weight: Tensor, score: Tensor, sparsity: float) -> Tensor:
-    r"""The weight with the lowest $\lfloor k S \rfloor$ scores of each row set to 0.
-
-    weight and score are (d, k); the result is a new (d, k) tensor of the weight's dtype. Nothing
-    is rescaled. Ties and errors as in `row_mask`.
-    """
-    if weight.shape != score.shape:
-        raise TipminiError(
-            f"prune_rows: weight and score need one shape, "
-            f"got {tuple(weight.shape)} and {tuple(score.shape)}"
-        )
-    keep = row_mask(score, sparsity)
-    if weight.requires_grad:
-        return torch.where(keep, weight, 0)
-    return _zeroed(weight, keep, torch.empty_like(weight))
-
-
 def prune_scored(
     weight: Tensor, input_norm: Tensor, sparsity: float, *, out: Tensor | None = None
 ) -> Tensor:
@@ -116,16 +43,7 @@ def prune_scored(
 
     def fill(pair: tuple[Tensor, Tensor]) -> None:
         rows, part = pair
-        _zeroed(rows, row_mask(wanda_score(rows, input_norm), sparsity), part)
+        zeroed(rows, row_mask(wanda_score(rows, input_norm), sparsity), part)
 
-    in_threads(fill, _chunks(weight, pruned))
+    in_threads(fill, in_row_chunks(weight, pruned))
     return pruned
-
-
-def _zeroed(weight: Tensor, keep: Tensor, out: Tensor) -> Tensor:
-    """`torch.where(keep, weight, 0)` into out, bit for bit, without its branch on a random mask."""
-    bits = BITS.get(weight.element_size())
-    if bits is None:
-        return out.copy_(torch.where(keep, weight, 0))
-    torch.mul(weight.view(bits), keep, out=out.view(bits))
-    return out

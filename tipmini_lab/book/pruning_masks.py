@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tipmini.methods import pruner
+from tipmini.methods.criteria import Signals, semi_structured_mask
 from tipmini.methods.groups import CHANNELS, HEADS, Family
 from tipmini.methods.pruner import Masks, load_masks
 from tipmini.models.base_folder import open_base
-from tipmini.papers.loraprune import Signals, semi_structured_mask
 from tipmini_lab.book.pruning_tables import UNPRUNED, Outcomes, perplexity, seeds, windows
 from tipmini_lab.book.pruning_tables import measured_cell as cell
 from tipmini_lab.evaluation import objective

@@ -178,9 +178,9 @@ EPILOG = examples(
     "tipmini prune --share 0.5 --dry-run --out half",
 )
 SEMI = ("magnitude-2:4", "wanda-2:4")
-ALL = (*source.names("tipmini.papers.loraprune", "CRITERIA"), "random", *SEMI)
+ALL = (*source.names("tipmini.methods.criteria", "CRITERIA"), "random", *SEMI)
 SCHEDULES = source.names("tipmini.papers.loraprune", "SCHEDULES")
-REDUCTIONS = source.names("tipmini.papers.loraprune", "REDUCTIONS")
+REDUCTIONS = source.names("tipmini.methods.criteria", "REDUCTIONS")
 
 
 def complete_criterion(incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods import pruner
+from tipmini.methods.criteria import needs_gradient, semi_structured_mask
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
@@ -21,7 +22,6 @@ from tipmini.methods.removal import Change, changed, is_exportable, save_pruned
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import one_line
 from tipmini.models.weights import refuse_taken, save_merged
-from tipmini.papers.loraprune import needs_gradient, semi_structured_mask
 from tipmini.papers.wanda import wanda_score
 from tipmini_lab.evaluation import assets, objective
 from tipmini_lab.evaluation.model import (

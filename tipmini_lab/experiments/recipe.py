@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tipmini.errors import TipminiError, require, require_share
+from tipmini.methods.criteria import METHODS, NEEDS_WEIGHT_GRADIENT, REDUCTIONS
 from tipmini.methods.groups import Family, exempt_layers, quotas
-from tipmini.papers.loraprune import METHODS, NEEDS_WEIGHT_GRADIENT, REDUCTIONS, SCHEDULES
+from tipmini.papers.loraprune import SCHEDULES
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments.training import schedule
 
