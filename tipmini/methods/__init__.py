@@ -1,0 +1,1 @@
+"""Merging adapters, and pruning models."""

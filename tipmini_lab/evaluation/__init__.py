@@ -1,0 +1,1 @@
+"""Data, tasks and models, and how they are scored."""
