@@ -236,8 +236,9 @@ def test_whatever_is_stored_was_made_as_it_would_be_now():
     assert stored and set(stored) <= set(prunings.runs)
     for name in stored:
         planned = prunings.runs[name]
-        found = {cell.task: cell.key for cell in storage.read(prunings.store, name).cells}
+        cells = storage.read(prunings.store, name).cells
         keys = {m: digests.digest(prunings.inputs(planned, m)) for m in prunings.measures(planned)}
-        assert found.items() <= keys.items(), name
+        assert {cell.task: cell.key for cell in cells}.items() <= keys.items(), name
+        assert all(digests.is_same_code(cell.code, code(cell.task)) for cell in cells), name
         pruned = planned.recipe is not None and not planned.score
         assert prunings.masks_file(planned).is_file() == pruned, name
