@@ -18,7 +18,8 @@ from transformers import (
 from tipmini.methods.groups import Family
 from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.recipe import TARGETS, Recipe
+from tipmini_lab.experiments.recipe import TARGETS
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 
 SIZES = {
     "vocab_size": 64,

@@ -11,7 +11,8 @@ from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again
 from tipmini_lab.experiments import experiment, formats, input_norms
-from tipmini_lab.experiments.experiment import METHODS, Lab, cell_file
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import Lab, cell_file
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
 

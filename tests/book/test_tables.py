@@ -13,7 +13,7 @@ from tipmini_lab import paths
 from tipmini_lab.book import again, front_page, method_tables, staging, tables
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.tasks import METRIC, TASKS
-from tipmini_lab.experiments.experiment import METHODS
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell

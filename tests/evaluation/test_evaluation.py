@@ -160,7 +160,7 @@ def test_evaluate_gives_a_value_for_every_row(ours, theirs, task):
 # The name in lm-eval's registry ---------------------------------------------------------------
 
 NAME = """
-import sys, tipmini.lab
+import sys, tipmini_lab
 from lm_eval.api.registry import MODEL_REGISTRY
 assert "tipmini" in MODEL_REGISTRY, "not registered"
 assert "transformers" not in sys.modules, "importing the lab takes seconds"

@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import assets, model, tasks
-from tipmini_lab.experiments.experiment import METHODS, Lab
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.profiles import load_profile
 
 A40 = load_profile("a40")

@@ -6,7 +6,7 @@ from prunable import SMALL
 
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.recipe import Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

@@ -11,7 +11,8 @@ from peft import PeftModel
 import tipmini as tm
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.experiments import experiment, formats, merging
-from tipmini_lab.experiments.experiment import MERGES, METHODS, Lab, cell_file, stored
+from tipmini_lab.experiments.experiment import MERGES, Lab, cell_file, stored
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.experiments.variants import Inputs
 from tipmini_lab.results import digests

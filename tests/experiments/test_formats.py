@@ -10,7 +10,7 @@ from tipmini.errors import TipminiError
 from tipmini_lab.book.tables import TITLES
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import formats
-from tipmini_lab.experiments.experiment import METHODS
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
 
 TASKS = ("piqa", "rte")
 

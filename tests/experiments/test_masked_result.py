@@ -13,7 +13,7 @@ from tipmini.methods.groups import find_families
 from tipmini.methods.pruner import load_masks, masked
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.recipe import Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 

@@ -21,7 +21,8 @@ from tipmini.papers import loraprune
 from tipmini_lab.evaluation import objective
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.pruning import Run, prune_semi_structured
-from tipmini_lab.experiments.recipe import Recipe, cosine_rate, fraction, removes
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import cosine_rate, fraction, removes
 from tipmini_lab.results import store
 
 pytestmark = pytest.mark.usefixtures("small_runs")

@@ -15,7 +15,7 @@ from tipmini_lab.commands import main
 from tipmini_lab.evaluation import assets, model, perplexity
 from tipmini_lab.experiments import declared, profiles, pruning, prunings
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.prunings import Prunings
+from tipmini_lab.experiments.prunings import Prunings, code
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
 from tipmini_lab.results import store as storage

@@ -15,7 +15,8 @@ import tipmini as tm
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, objective, tasks
 from tipmini_lab.experiments import training
-from tipmini_lab.experiments.training import Recipe, Run
+from tipmini_lab.experiments.training import Run
+from tipmini_lab.experiments.training import TrainingRecipe as Recipe
 
 RECIPES = {
     "rte": Recipe(rows=12, epochs=2, batch=4, tokens=600, rank=2, held_out=4, checks=2),

@@ -10,7 +10,8 @@ from peft import PeftModel
 
 import tipmini as tm
 from tipmini.errors import TipminiError
-from tipmini_lab.experiments.weighing import Recipe, Weighed, Weighing
+from tipmini_lab.experiments.weighing import Weighed, Weighing
+from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
 
 RECIPE = Recipe(rows=6, stories=2, epochs=2, parts=2, tokens=600)
 

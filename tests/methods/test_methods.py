@@ -45,7 +45,7 @@ def test_names_for_the_command_line_are_those_of_the_laboratory():
     assert checkout.task_names() == documents.TASKS
     assert checkout.profile_names() == profiles.names()
     assert checkout.group_names() == sorted(catalogue.group_names())
-    assert (*criteria.METHODS, *one.SEMI) == one.ALL
+    assert (*criteria.CHOICES, *one.SEMI) == one.ALL
     assert one.REDUCTIONS == criteria.REDUCTIONS
     assert source.names("tipmini.models.calibration", "STATISTICS") == calibration.STATISTICS
 

@@ -6,7 +6,8 @@ import torch
 from memory import Allocated
 
 from tipmini.methods import pruner
-from tipmini.methods.criteria import METHODS, Signals, group_scores
+from tipmini.methods.criteria import CHOICES as METHODS
+from tipmini.methods.criteria import Signals, group_scores
 from tipmini.methods.groups import find_families
 from tipmini.methods.int8 import to_int8
 from tipmini.papers.loraprune import lora_gradient, taylor_importance

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tipmini.cli.merge_request import Request
 from tipmini.errors import TipminiError
-from tipmini.methods.table import (
-    METHODS,
-    check_ranks,
-    check_shapes,
-    input_gram,
-    input_norm,
-    preset,
-)
+from tipmini.methods.table import METHODS, check_ranks, check_shapes, input_gram, input_norm, preset
 from tipmini.methods.weighting import equal_weight, refuse_negative, refuse_unlearnt
 from tipmini.models import base_folder
 from tipmini.models.base_folder import BaseFolder, open_base

@@ -97,7 +97,7 @@ CRITERIA: dict[str, Callable[[Signals, slice, int], Tensor]] = {
     "magnitude": magnitude,
     "wanda": wanda,
 }
-METHODS = (*CRITERIA, "random")
+CHOICES = (*CRITERIA, "random")
 NEEDS_WEIGHT_GRADIENT = ("vanilla", "taylor", "taylor-vector")
 
 

@@ -23,7 +23,7 @@ from tipmini.models.weights import save_merged
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorEdit:
     """What is done to one tensor of a file when it is read, and its shape afterwards."""
 
     apply: Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ class Change:
 class ChangedFile(Mapping[str, Tensor]):
     """A safetensors file some of whose tensors are read changed; as `TensorFile`, entries too."""
 
-    def __init__(self, file: Mapping[str, Tensor], changes: Mapping[str, Change]) -> None:
+    def __init__(self, file: Mapping[str, Tensor], changes: Mapping[str, TensorEdit]) -> None:
         self.file, self.changes = file, changes
         self.entries = {name: self._entry(name, entry) for name, entry in file.entries.items()}
 
@@ -59,7 +59,9 @@ class ChangedFile(Mapping[str, Tensor]):
 
 
 def changed(
-    base: BaseFolder, changes: Mapping[str, Change], settings: Mapping[str, object] | None = None
+    base: BaseFolder,
+    changes: Mapping[str, TensorEdit],
+    settings: Mapping[str, object] | None = None,
 ) -> BaseFolder:
     """The base as it would be with tensors changed and settings of its configuration replaced."""
     files = {name: ChangedFile(file, changes) for name, file in base.files.items()}
@@ -149,15 +151,15 @@ def _changes(
     base: BaseFolder,
     lines: Mapping[str, tuple[int, Tensor]],
     read: Callable[[Tensor], Tensor] | None,
-) -> Iterator[tuple[str, Change]]:
+) -> Iterator[tuple[str, TensorEdit]]:
     for module, (dim, mask) in lines.items():
         shape = list(base.locate(module).shape)
         shape[dim] = shape[dim] // len(mask) * int(mask.sum())
         cut = lambda t, d=dim, m=mask: _keep(read(t) if read else t, d, m)  # noqa: E731
-        yield f"{module}.weight", Change(cut, tuple(shape))
+        yield f"{module}.weight", TensorEdit(cut, tuple(shape))
         if dim == 0 and f"{module}.bias" in base.files:
             cut_bias = lambda t, m=mask: _keep(t, 0, m)  # noqa: E731
-            yield f"{module}.bias", Change(cut_bias, (shape[0],))
+            yield f"{module}.bias", TensorEdit(cut_bias, (shape[0],))
 
 
 def _keep(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:

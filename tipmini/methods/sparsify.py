@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tipmini.masks import prune_rows
-from tipmini.methods.sums import Change, Combine, Part, Parts, Update, merge_tensors
+from tipmini.methods.sums import Combine, Part, Parts, Update, merge_tensors
+from tipmini.methods.sums import Transform as Change
 from tipmini.methods.tip import tip_change, tip_tensor
 from tipmini.options import TARGETS
 from tipmini.papers.dare import dare, named_generator
@@ -143,7 +144,7 @@ def merge_dare_ties(
 
 
 def _dropping(drop_rate: float, rescale: str | None) -> Change:
-    """A `Change` that drops by the seed, the adapter's name and the tensor's."""
+    """A `Transform` that drops by the seed, the adapter's name and the tensor's."""
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
         generator = named_generator(part.seed, part.name, name)
@@ -157,7 +158,7 @@ def _trimming_each(density: float) -> Change:
 
 
 def _trimming(parts: Parts, density: float, on: str) -> Change:
-    """The authors' `Change`: one threshold over all tensors of an adapter, held all at once."""
+    """The authors' `Transform`: one threshold over all tensors of an adapter, held all at once."""
     bars = {}
     for part in parts:
         pairs = part.adapter.factors.values()

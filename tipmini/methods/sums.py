@@ -35,7 +35,7 @@ class Part:
 
 Parts = Sequence[Part]
 Update = Mapping[str, LoraFactors | Tensor]
-Change = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tensor) -> tensor
+Transform = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tensor) -> tensor
 Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
 
 ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
@@ -97,7 +97,7 @@ def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
 
 def merge_tensors(
     parts: Parts,
-    change: Change,
+    change: Transform,
     *,
     on: str = "factors",
     summation: str = "linear",
@@ -125,7 +125,7 @@ def top(module: str, parts: Parts) -> int:
     return max(part.adapter.factors[module].rank for part in parts)
 
 
-def _changed(parts: Parts, change: Change) -> list[Part]:
+def _changed(parts: Parts, change: Transform) -> list[Part]:
     """All factors of all parts, shared out among the threads: one draws or sorts by itself."""
 
     def both(place: tuple[Part, str]) -> LoraFactors:
@@ -143,7 +143,7 @@ def _changed(parts: Parts, change: Change) -> list[Part]:
     ]
 
 
-def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> Tensor:
+def _sum_deltas(module: str, parts: Parts, change: Transform, combine: Combine) -> Tensor:
     weights = [part.weight for part in parts]
     if combine is weighted_sum:  # one at a time: all at once would not fit beside a large model's
         return _running_sum(_in_one_room(module, parts, change), weights)
@@ -152,7 +152,7 @@ def _sum_deltas(module: str, parts: Parts, change: Change, combine: Combine) -> 
     return torch.cat([combine(tensors, weights) for tensors in rows])
 
 
-def _in_one_room(module: str, parts: Parts, change: Change) -> Iterator[Tensor]:
+def _in_one_room(module: str, parts: Parts, change: Transform) -> Iterator[Tensor]:
     """The changed deltas, each in the memory of the one before."""
     room = None
     for part in parts:

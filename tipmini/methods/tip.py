@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tipmini.errors import TipminiError, require
 from tipmini.masks import prune_rows
-from tipmini.methods.sums import Change, Part
+from tipmini.methods.sums import Part
+from tipmini.methods.sums import Transform as Change
 from tipmini.methods.table import input_norm
 from tipmini.models.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.options import TARGETS
@@ -27,8 +28,8 @@ from tipmini.papers.wanda import prune_scored, wanda_score
 Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
 
-Place = tuple[str, str]  # (module, "a", "b" or "delta")
-Shares = dict[Place, float]  # place -> sparsity
+FactorName = tuple[str, str]  # (module, "a", "b" or "delta")
+Shares = dict[FactorName, float]  # place -> sparsity
 
 ROWS = 512  # about so many at a time; the last bits of an importance depend on it
 
@@ -102,7 +103,7 @@ class _Rows:
         return self.delta
 
 
-def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[Place]]:
+def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[FactorName]]:
     """The places of every layer; those of one module follow each other."""
     names = TARGETS[reading.on]
     if reading.layer == "factor":
@@ -134,8 +135,8 @@ def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Ten
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _importance(layer: list[Place], rows: _Rows, reading: Reading) -> float:
-    def mean(places: Iterable[Place]) -> float:
+def _importance(layer: list[FactorName], rows: _Rows, reading: Reading) -> float:
+    def mean(places: Iterable[FactorName]) -> float:
         return layer_importance(chunk for place in places for chunk in rows(*place))
 
     if reading.mean == "elements":
@@ -242,7 +243,7 @@ def tip_prune(
 
 def _pruned(
     norms: Norms,
-    place: Place,
+    place: FactorName,
     tensor: Tensor,
     shares: Shares,
     reading: Reading,
@@ -254,7 +255,7 @@ def _pruned(
 
 
 def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
-    """What TIP does to each tensor of a merge: a `Change` for `merge_tensors`."""
+    """What TIP does to each tensor of a merge: a `Transform` for `merge_tensors`."""
     adapters = [(part.adapter, _norms(part)) for part in parts]
     shares = {
         part.name: tensor_sparsities(part.adapter, _assigned(part, layers, reading), reading)

@@ -24,8 +24,8 @@ COPIED = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
 LEFT = (INDEX, "pytorch_model.bin.index.json", "adapter_config.json")
 
 Update = Mapping[str, LoraFactors | Tensor]
-Place = tuple[int, str]  # number of the written file, name of a tensor
-Progress = Callable[[Sequence[Place]], Iterable[Place]]
+ShardTensor = tuple[int, str]  # number of the written file, name of a tensor
+Progress = Callable[[Sequence[ShardTensor]], Iterable[ShardTensor]]
 
 
 def save_merged(
@@ -87,7 +87,7 @@ def _write_tensors(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def plan(base: BaseFolder, shard_bytes: int) -> list[Place]:
+def plan(base: BaseFolder, shard_bytes: int) -> list[ShardTensor]:
     """Which tensor goes into which file, in the order of writing."""
     number, used, places = 0, 0, []
     for name in base.files:
@@ -104,7 +104,7 @@ def _width(entry: Entry) -> int:
     return entry.size // max(1, math.prod(entry.shape))
 
 
-def _file_names(places: Sequence[Place]) -> list[str]:
+def _file_names(places: Sequence[ShardTensor]) -> list[str]:
     count = 1 + max(number for number, _ in places)
     if count == 1:
         return [SINGLE]

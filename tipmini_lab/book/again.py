@@ -26,7 +26,8 @@ from tipmini_lab.book.tables import TITLES, every_method, markdown_table
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.experiments import experiment, formats, merging
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.experiment import METHODS, Lab
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.input_norms import DEFAULT, FIRST
 from tipmini_lab.experiments.measuring import Bundled, one_bar
 from tipmini_lab.experiments.merging import PAPER, ROUNDING, adapter_hash

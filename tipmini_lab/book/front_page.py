@@ -21,7 +21,7 @@ from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.evaluation.tasks import TASKS
 from tipmini_lab.experiments import formats
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.experiment import METHODS
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.statistics import MISSING, Pair, mean_of

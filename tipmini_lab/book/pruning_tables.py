@@ -324,7 +324,7 @@ def _place(
 
 # Stored prunings against one another, window by window or row by row, and which gaps are cl -----
 Model = Sequence  # [method, share, tuned], as experiments/pruning/grid.yaml has them
-Place = tuple[tuple, tuple, str]  # two models and a measure
+ModelPair = tuple[tuple, tuple, str]  # two models and a measure
 ACCURACY = "accuracy"  # a measure beside the corpora: the rows of all averaged tasks
 
 
@@ -371,7 +371,7 @@ def gap(
     return Gap(first.mean(0) - second.mean(0), np.array(pairs), (len(first), len(second)))
 
 
-def clear(gaps: Mapping[Place, Gap]) -> dict[Place, Gap]:
+def clear(gaps: Mapping[ModelPair, Gap]) -> dict[ModelPair, Gap]:
     """Those with p < 0.05 after Holm's correction whose seeds, every pair, agree on the sign."""
     corrected = holm_of({place: found.p for place, found in gaps.items()})
     return {place: g for place, g in gaps.items() if corrected[place] < LEVEL and g.alike}

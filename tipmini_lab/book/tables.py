@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 import tipmini as tm
 from tipmini_lab import paths
 from tipmini_lab.evaluation.tasks import METRIC
-from tipmini_lab.experiments.experiment import METHODS, stored
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import stored
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, retention, store
 from tipmini_lab.results.statistics import (

@@ -33,7 +33,8 @@ def measure(
     With a group, its variants: several such commands share the work, and a killed one goes on.
     The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
     """
-    from tipmini_lab.experiments.experiment import METHODS, Lab
+    from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+    from tipmini_lab.experiments.experiment import Lab
 
     chosen = _profile(profile, dtype)
     show = lambda cell: show_cell(cell, as_json)  # noqa: E731

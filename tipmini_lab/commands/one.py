@@ -76,7 +76,8 @@ def weigh(
         raise TipminiError(f"--adapter must be one a task, {len(task)}, got {len(folders)}")
     own = {name: tm.load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
     _refuse_unwritable(out)
-    from tipmini_lab.experiments.weighing import Recipe, Weighing
+    from tipmini_lab.experiments.weighing import Weighing
+    from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
 
     lab = _lab(base, dtype=dtype)
     recipe = Recipe(rows=rows, stories=min(rows, Recipe.stories), epochs=epochs, seed=seed)
@@ -271,7 +272,7 @@ def _prune(
     as_json: bool,
 ) -> None:
     from tipmini_lab.experiments import pruning
-    from tipmini_lab.experiments.recipe import Recipe
+    from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 
     semi = method in SEMI
     recipe = Recipe(**options, method=method.removesuffix("-2:4"))

@@ -21,7 +21,7 @@ from tipmini_lab.results import store as storage
 from tipmini_lab.results.store import Cell, in_one_format
 
 
-class Reading(Declared):
+class Alternative(Declared):
     """One way to settle an open point, compared with what stands printed."""
 
     option: str = Field(description="what is done otherwise, for the reader")
@@ -40,7 +40,7 @@ class Point(Declared):
     point: int = Field(ge=1)
     question: str
     printed: str = Field(description="how the printed reading settles it")
-    readings: tuple[Reading, ...] = Field(min_length=1)
+    readings: tuple[Alternative, ...] = Field(min_length=1)
     note: str = ""
 
 
@@ -70,7 +70,7 @@ class Sweep(Declared):
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
 
-class Change(Declared):
+class AxisValue(Declared):
     """What one place of a grid's axis changes."""
 
     title: str = Field("", description="for the reader; empty where it is the variant's own")
@@ -83,7 +83,9 @@ class Grid(Declared):
 
     name: str = Field(pattern=NAME)
     of: str = Field(description="the variant that is changed")
-    axes: tuple[dict[str, Change], ...] = Field(min_length=1, description="name of a place -> it")
+    axes: tuple[dict[str, AxisValue], ...] = Field(
+        min_length=1, description="name of a place -> it"
+    )
 
     def places(self, variant: Variant) -> Iterator[Variant]:
         for chosen in product(*(axis.items() for axis in self.axes)):

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.evaluation.tasks import OFFICIAL
-from tipmini_lab.experiments.recipe import Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 from tipmini_lab.experiments.variants import NAME, Declared
 
 FILE = paths.REPOSITORY / "experiments" / "pruning" / "grid.yaml"
@@ -23,8 +23,8 @@ class Size(Declared):
 
     windows: int = Field(ge=1, description="of each corpus")
     length: int = Field(ge=2, description="tokens of a window")
-    tuned: dict[str, object] = Field(description="of a `Recipe`, pruning while fine-tuning")
-    one_shot: dict[str, object] = Field(description="of a `Recipe`, pruning at once")
+    tuned: dict[str, object] = Field(description="of a `PruningRecipe`, pruning while fine-tuning")
+    one_shot: dict[str, object] = Field(description="of a `PruningRecipe`, pruning at once")
     longer: dict[str, object] = Field({}, description="what longer tuning has else than `tuned`")
 
     @field_validator("tuned", "one_shot", "longer")
@@ -58,7 +58,7 @@ class SemiStructured(Declared):
 
 
 class Method(Declared):
-    """A criterion, as a `Recipe` names it."""
+    """A criterion, as a `PruningRecipe` names it."""
 
     name: str = Field(pattern=NAME)
     title: str

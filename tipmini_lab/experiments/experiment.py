@@ -16,7 +16,8 @@ from tipmini_lab.experiments.input_norms import DEFAULT, InputNorms
 from tipmini_lab.experiments.merging import PAPER, Merges, adapter_hash, without_measured
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.variants import UNMERGED, Inputs, Variant
-from tipmini_lab.experiments.weighing import Recipe, Weighing
+from tipmini_lab.experiments.weighing import Weighing
+from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Cell
 
@@ -129,7 +130,7 @@ def _rows_and_task(definition: ConfigurableTask) -> dict[str, str]:
 
 
 # Calibrate, merge, evaluate, store: every measured number of the book passes through here -------
-METHODS = (*UNMERGED, *PAPER)
+TABLE_1 = (*UNMERGED, *PAPER)
 MERGES = PAPER
 
 
@@ -140,7 +141,7 @@ class Lab(Materials):
     (`catalogue`), whose cells are in bundles.
     """
 
-    apart: tuple[str, ...] = METHODS
+    apart: tuple[str, ...] = TABLE_1
     kept: Path | None = None  # folder of norms and learnt weights that were made before
 
     def __init__(self, profile: Profile):
@@ -162,7 +163,7 @@ class Lab(Materials):
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; raises TipminiError for an unknown one."""
-        if name in METHODS:
+        if name in TABLE_1:
             return Variant(name=name, title=name, method=name)
         known = catalogue.catalogue()
         if name in known.choices:

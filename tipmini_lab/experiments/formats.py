@@ -20,7 +20,8 @@ import pandas as pd
 from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments.experiment import METHODS, Lab, stored
+from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import Lab, stored
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell

@@ -18,7 +18,8 @@ from tipmini.methods.criteria import needs_gradient, semi_structured_mask
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
-from tipmini.methods.removal import Change, changed, is_exportable, save_pruned
+from tipmini.methods.removal import TensorEdit as Change
+from tipmini.methods.removal import changed, is_exportable, save_pruned
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import one_line
 from tipmini.models.weights import refuse_taken, save_merged
@@ -32,7 +33,8 @@ from tipmini_lab.evaluation.model import (
     number_format,
     recompute,
 )
-from tipmini_lab.experiments.recipe import TARGETS, Recipe, cosine_rate, fraction, removes
+from tipmini_lab.experiments.recipe import TARGETS, cosine_rate, fraction, removes
+from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
 from tipmini_lab.experiments.training import Resumable, by_module, named_factors, wear_lora
 from tipmini_lab.results import digests, store
 

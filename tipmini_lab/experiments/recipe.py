@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tipmini.errors import TipminiError, require, require_share
-from tipmini.methods.criteria import METHODS, NEEDS_WEIGHT_GRADIENT, REDUCTIONS
+from tipmini.methods.criteria import CHOICES as METHODS
+from tipmini.methods.criteria import NEEDS_WEIGHT_GRADIENT, REDUCTIONS
 from tipmini.methods.groups import Family, exempt_layers, quotas
 from tipmini.papers.loraprune import SCHEDULES
 from tipmini_lab.evaluation.documents import TASKS
@@ -15,7 +16,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PruningRecipe:
     """A pruning run. The paper: learning rate 1e-4, batch 128, 2 epochs, AdamW, cosine decay.
 
     share: of the weights of all attention and MLP matrices in layers that are not exempt; see
@@ -109,18 +110,18 @@ class _Order:
     seed: int
 
 
-def fraction(recipe: Recipe, step: int, steps: int) -> float:
+def fraction(recipe: PruningRecipe, step: int, steps: int) -> float:
     """How much of all that is to go is gone after `step` of `steps` steps, in [0, 1]."""
     return SCHEDULES[recipe.schedule](step, steps, 1.0) if recipe.tune else 1.0
 
 
-def removes(recipe: Recipe, step: int, steps: int) -> bool:
+def removes(recipe: PruningRecipe, step: int, steps: int) -> bool:
     """Whether groups are removed after this step: every few, and when the schedule ends."""
     now, before = (fraction(recipe, number, steps) for number in (step, step - 1))
     return now > 0 and (step % recipe.every == 0 or now == 1 > before or step == steps)
 
 
-def cosine_rate(recipe: Recipe, step: int, steps: int) -> float:
+def cosine_rate(recipe: PruningRecipe, step: int, steps: int) -> float:
     """The learning rate of a step: a linear warm-up, then half a cosine towards zero."""
     ramp = max(1, round(recipe.warmup * steps))
     if step < ramp:

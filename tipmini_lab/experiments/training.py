@@ -218,7 +218,7 @@ BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-q
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What a training run does. Rows are the first of `tasks.rows`' order."""
 
     rows: int
@@ -236,23 +236,23 @@ class Recipe:
 
 
 RECIPES = {
-    "arc_challenge": Recipe(rows=959, epochs=3, held_out=160),
-    "boolq": Recipe(rows=1200, held_out=240, batch=32),
-    "coqa": Recipe(rows=206, held_out=60, batch=4, learning_rate=5e-4),
-    "hellaswag": Recipe(rows=2000, held_out=320, batch=32, checks=3),
-    "openbookqa": Recipe(rows=4557, epochs=2, batch=32),
-    "piqa": Recipe(rows=6000, batch=32, learning_rate=5e-4),
-    "rte": Recipe(rows=106, epochs=5, held_out=32, batch=8, learning_rate=5e-4),
+    "arc_challenge": TrainingRecipe(rows=959, epochs=3, held_out=160),
+    "boolq": TrainingRecipe(rows=1200, held_out=240, batch=32),
+    "coqa": TrainingRecipe(rows=206, held_out=60, batch=4, learning_rate=5e-4),
+    "hellaswag": TrainingRecipe(rows=2000, held_out=320, batch=32, checks=3),
+    "openbookqa": TrainingRecipe(rows=4557, epochs=2, batch=32),
+    "piqa": TrainingRecipe(rows=6000, batch=32, learning_rate=5e-4),
+    "rte": TrainingRecipe(rows=106, epochs=5, held_out=32, batch=8, learning_rate=5e-4),
 }
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+def learning_rate(recipe: TrainingRecipe, step: int, steps: int) -> float:
     """Linear warm-up, then linear to zero."""
     ramp = max(1, round(recipe.warmup * steps))
     return recipe.learning_rate * min((step + 1) / ramp, (steps - step) / max(1, steps - ramp))
 
 
-def schedule(recipe: Recipe) -> list[list[int]]:
+def schedule(recipe: TrainingRecipe) -> list[list[int]]:
     """Example numbers of every step, all epochs; a pure function of the seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = []
@@ -265,7 +265,7 @@ def schedule(recipe: Recipe) -> list[list[int]]:
 class Run(Resumable):
     """One training run that can be killed at any step and goes on from its last checkpoint."""
 
-    def __init__(self, task: str, recipe: Recipe, out: Path):
+    def __init__(self, task: str, recipe: TrainingRecipe, out: Path):
         keep_memory()
         self.task, self.recipe, self.out = task, recipe, out
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
@@ -387,6 +387,6 @@ class Run(Resumable):
         }
 
 
-def train(task: str, out: Path | None = None, recipe: Recipe | None = None) -> Path:
+def train(task: str, out: Path | None = None, recipe: TrainingRecipe | None = None) -> Path:
     """Train one task's adapter into `out` (default `adapters/TASK`)."""
     return Run(task, recipe or RECIPES[task], out or paths.ADAPTERS / task).run()

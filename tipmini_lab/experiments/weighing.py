@@ -27,7 +27,7 @@ from tipmini_lab.results import digests, store
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WeighingRecipe:
     """How they are learnt; settled on held-out train rows, with the adapters of this project."""
 
     rows: int = 64  # train rows a task, the first of `tasks.rows`' order
@@ -79,7 +79,7 @@ class Weighing(Resumable):
         model: nn.Module,
         tokenizer,
         adapters: Mapping[str, tm.LoraAdapter],
-        recipe: Recipe,
+        recipe: WeighingRecipe,
         files: Sequence[Path],
     ):
         self.model, self.recipe, self.files = model, recipe, files

@@ -25,7 +25,7 @@ APART += ("tipmini_lab.results.store",)
 APART += tuple(f"tipmini_lab.evaluation.{name}" for name in ("assets", "documents", "tasks"))
 
 Codes = Mapping[str, str]  # {kind of work, e.g. "evaluation": digest of the code that did it}
-Place = tuple[str, str]  # (module, name of a definition at its top level)
+Definition = tuple[str, str]  # (module, name of a definition at its top level)
 
 
 def digest(content: object) -> str:
@@ -63,9 +63,9 @@ def code_digest(*entries: Callable) -> str:
     return digest(sorted(reached(*entries).values()))
 
 
-def reached(*entries: Callable) -> dict[Place, str]:
+def reached(*entries: Callable) -> dict[Definition, str]:
     """{where a definition stands: what it does} of the entries and of what they reach."""
-    found: dict[Place, str] = {}
+    found: dict[Definition, str] = {}
     open_ends = [(entry.__module__, entry.__qualname__.split(".")[0]) for entry in entries]
     while open_ends:
         place = open_ends.pop()
@@ -93,7 +93,7 @@ class _Module:
                 for alias in node.names:
                     self.imported[alias.asname or alias.name] = (node.module, alias.name)
 
-    def meant(self, name: str) -> Place | str | None:
+    def meant(self, name: str) -> Definition | str | None:
         """Where a name used here is defined; a str for a module of ours; None for another's."""
         if name in self.defined:
             return self.name, name
@@ -104,7 +104,7 @@ class _Module:
             return module if inner is None else f"{module}.{inner}"
         return _place(module, inner)
 
-    def reaches(self, name: str) -> Iterator[Place]:
+    def reaches(self, name: str) -> Iterator[Definition]:
         for node in ast.walk(self.defined[name]):
             if isinstance(node, ast.Name) and isinstance(place := self.meant(node.id), tuple):
                 yield place
@@ -180,7 +180,7 @@ def _names(node: ast.stmt) -> list[str]:
     return [n.id for t in targets if t for n in ast.walk(t) if isinstance(n, ast.Name)]
 
 
-def _place(module: str, name: str) -> Place:
+def _place(module: str, name: str) -> Definition:
     """Where what a module calls `name` is defined: there, or where it was imported from."""
     known = _module(module)
     if name in known.defined:
@@ -192,7 +192,7 @@ def _place(module: str, name: str) -> Place:
 
 
 @cache
-def _told(value: object) -> Place | None:
+def _told(value: object) -> Definition | None:
     """What a string such as "sums:sum_linear" refers to."""
     if not (isinstance(value, str) and re.fullmatch(r"[a-z_.]+:\w+", value)):
         return None

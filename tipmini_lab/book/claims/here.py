@@ -18,7 +18,7 @@ from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.results.statistics import holm_of
 from tipmini_lab.results.store import Cell, paired_p
 
-Place = tuple[str, str, str]  # (higher, lower, task)
+Compared = tuple[str, str, str]  # (higher, lower, task)
 
 
 # Accuracies ---------------------------------------------------------------------------------
@@ -61,12 +61,12 @@ def title(name: str) -> str:
     return known[name].title if name in known else TITLES.get(name, name)
 
 
-def _pair(evidence: Evidence, place: Place) -> tuple[Cell, Cell]:
+def _pair(evidence: Evidence, place: Compared) -> tuple[Cell, Cell]:
     higher, lower, task = place
     return evidence.cells[higher, task], evidence.cells[lower, task]
 
 
-def _gap(evidence: Evidence, place: Place) -> float:
+def _gap(evidence: Evidence, place: Compared) -> float:
     """In points."""
     one, two = _pair(evidence, place)
     return 100 * (one.mean - two.mean)
@@ -80,7 +80,7 @@ def verdict_of(better: int, worse: int, asked: int, some: bool) -> Verdict:
     return Verdict.IN_PART if better > worse else Verdict.NOT_SUPPORTED
 
 
-def _told(gaps: dict[Place, float], clear: dict[Place, float]) -> Iterator[str]:
+def _told(gaps: dict[Compared, float], clear: dict[Compared, float]) -> Iterator[str]:
     """A part of a sentence for every pair of methods: its mean difference, and what is clear."""
     for h, low in dict.fromkeys(place[:2] for place in gaps):
         own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]

@@ -99,7 +99,7 @@ def refuse_changed(audited: Sequence[Audited]) -> None:
 
 
 # The papers' printed tables, recomputed: frames for the page of the claims ----------------------
-METHODS = ("single", "linear", "dare", "tip")
+COLUMNS = ("single", "linear", "dare", "tip")
 
 
 # TIP's Table 1 --------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ METHODS = ("single", "linear", "dare", "tip")
 def means(printed: Printed) -> pd.DataFrame:
     """The columns' means, and what TIP's is above them in points and relative."""
     rows = {}
-    for method in METHODS:
+    for method in COLUMNS:
         gap = printed.mean("tip") - printed.mean(method)
         relative = f"{100 * gap / printed.mean(method):+.1f}%"
         differs = (f"{100 * gap:+.2f}", relative) if method != "tip" else ("-", "-")
@@ -136,7 +136,7 @@ def counts(printed: Printed) -> pd.DataFrame:
     """The right rows behind every printed accuracy, and its binomial standard error in points."""
     rows = {
         f"{TITLES[task]}<br>{printed.rows(task):,} rows": {
-            TITLES[m]: _count(printed, m, task) for m in METHODS
+            TITLES[m]: _count(printed, m, task) for m in COLUMNS
         }
         for task in printed.tasks
     }

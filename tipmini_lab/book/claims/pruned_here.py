@@ -11,7 +11,8 @@ from tipmini_lab.book.claims.evidence import Evidence, Finding
 from tipmini_lab.book.claims.here import verdict_of
 from tipmini_lab.book.claims.in_print import not_run
 from tipmini_lab.book.claims.pruned import gap, name, seeds_told, setting
-from tipmini_lab.book.pruning_tables import ACCURACY, Gap, Model, Place, clear, three_digits
+from tipmini_lab.book.pruning_tables import ACCURACY, Gap, Model, clear, three_digits
+from tipmini_lab.book.pruning_tables import ModelPair as Place
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.results.statistics import COVERED
 
