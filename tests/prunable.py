@@ -18,8 +18,7 @@ from transformers import (
 from tipmini.methods.groups import Family
 from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.recipe import TARGETS
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe
 
 SIZES = {
     "vocab_size": 64,
@@ -102,7 +101,7 @@ def small_runs(patch: pytest.MonkeyPatch, tiny: Path, tokenizer) -> None:
 
 
 def prune(base: Path, out: Path, dtype: str = "float32", **settings) -> Path:
-    return pruning.Run(base, Recipe(**SMALL | settings), out, dtype).run()
+    return pruning.Run(base, PruningRecipe(**SMALL | settings), out, dtype).run()
 
 
 def outcome(folder: Path) -> tuple[dict[str, bytes], dict]:

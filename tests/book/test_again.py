@@ -11,8 +11,7 @@ from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again
 from tipmini_lab.experiments import experiment, formats, input_norms
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-from tipmini_lab.experiments.experiment import Lab, cell_file
+from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
 
@@ -31,7 +30,7 @@ def stored(profile, monkeypatch):
     lab = Lab(profile)
     for task in TASKS:
         lab.norms.of(task, lab.norms.first)
-        for method in METHODS:
+        for method in TABLE_1:
             lab.cell(method, task)
     return profile
 
@@ -47,7 +46,7 @@ def change(profile, row: int, margin: float) -> None:
 def test_the_same_comes_out(stored, whole, capsys):
     report = again.Run(stored, whole, minutes=10).run()
     assert report.rows == dict.fromkeys(TASKS, ROWS) and report.dtype == "float32"
-    assert report.same == dict.fromkeys(TASKS, ROWS * len(METHODS))
+    assert report.same == dict.fromkeys(TASKS, ROWS * len(TABLE_1))
     assert report.answers == sum(report.same.values()) and not any(report.ties.values())
     assert set(report.merges.values()) == {0.0} and len(report.merges) == 3
     assert report.norms == pytest.approx(dict.fromkeys(TASKS, 0.0), abs=1e-6)
@@ -60,7 +59,7 @@ def test_the_same_comes_out(stored, whole, capsys):
 def test_no_time_leaves_the_rows_that_tell_the_speed(stored):
     report = again.Run(stored, whole=False, minutes=0).run()
     assert report.rows == dict.fromkeys(TASKS, 2)
-    assert report.same == dict.fromkeys(TASKS, 2 * len(METHODS))
+    assert report.same == dict.fromkeys(TASKS, 2 * len(TABLE_1))
 
 
 def test_another_answer_is_named(stored, monkeypatch):
@@ -68,7 +67,7 @@ def test_another_answer_is_named(stored, monkeypatch):
     with pytest.raises(TipminiError, match=r"count otherwise: tip on rte, row 1 \(\d stored, \d "):
         again.Run(stored, whole=False, minutes=10).run()
     told = again.read("tiny")  # what came out is told
-    assert told.same["rte"] == ROWS * len(METHODS) - 1
+    assert told.same["rte"] == ROWS * len(TABLE_1) - 1
     assert "39 of 40 answers the same, 1 otherwise (" in again.line(told)
     monkeypatch.setattr(again, "read", lambda *_, **__: told)
     with pytest.raises(TipminiError, match="answers count otherwise"):
@@ -122,7 +121,7 @@ def test_a_kill_loses_no_finished_cell(stored, monkeypatch):
     measure = Lab.measure
     monkeypatch.setattr(Lab, "measure", lambda lab, *a: (measured.append(a), measure(lab, *a))[1])
     report = again.Run(stored, whole=False, minutes=10).run()  # the first one's plan holds
-    assert len(measured) == len(METHODS) * len(TASKS) - 7
+    assert len(measured) == len(TABLE_1) * len(TASKS) - 7
     assert report.rows == dict.fromkeys(TASKS, ROWS) and report.resumed
     assert "s after a stop)." in again.line(report)
 

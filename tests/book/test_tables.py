@@ -13,7 +13,7 @@ from tipmini_lab import paths
 from tipmini_lab.book import again, front_page, method_tables, staging, tables
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.tasks import METRIC, TASKS
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
@@ -54,7 +54,7 @@ def cell(method: str, task: str) -> Cell:
     )
 
 
-CELLS = {(method, task): cell(method, task) for task in SMOKE.tasks for method in METHODS}
+CELLS = {(method, task): cell(method, task) for task in SMOKE.tasks for method in TABLE_1}
 
 ENTRIES = [  # method -> accuracy and standard error by the textbook, right rows
     ("base", 2 / 8, "2/8"),
@@ -165,7 +165,7 @@ def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
     named = {n for page in paths.BOOK.glob("*.md") for n in staging.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()
-    assert {values[f"{p}_{m}"] for p in ("mini", "full") for m in METHODS} == {tables.MISSING}
+    assert {values[f"{p}_{m}"] for p in ("mini", "full") for m in TABLE_1} == {tables.MISSING}
     assert all(tables.MISSING in line for line in values["answers"].splitlines())
     assert values["printed_tip"] == "0.6479"
     assert values["full_coqa"] == "100" and values["train_piqa"] == "1,000"

@@ -14,8 +14,7 @@ from tokenizers.processors import TemplateProcessing
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import assets, model, tasks
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.experiment import TABLE_1, Lab
 from tipmini_lab.experiments.profiles import load_profile
 
 A40 = load_profile("a40")
@@ -161,7 +160,7 @@ def hub_rows(embedded) -> dict[str, list[dict]]:
 def test_the_whole_path_in_small(hub_rows, small, monkeypatch):
     """Seven adapters of the hub calibrated, merged and evaluated on the hub's data."""
     asked = stand_in(monkeypatch, lambda task: hub_rows[task])
-    for method, task in [*((method, "boolq") for method in METHODS), ("tip", "coqa")]:
+    for method, task in [*((method, "boolq") for method in TABLE_1), ("tip", "coqa")]:
         cell = small.cell(method, task)
         assert cell.count == 3 and cell.metric == tasks.METRIC[task]
         assert cell.inputs["model"] == small.profile.model

@@ -6,7 +6,7 @@ from prunable import SMALL
 
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -17,7 +17,7 @@ WHOLE, ONE_BY_ONE = 10**6, LENGTH  # padded tokens of a pass
 def stepped(base, tmp_path, tokens: int, steps: int, **settings) -> tuple[Run, list[float]]:
     one = Run(
         base,
-        Recipe(**SMALL | {"length": LENGTH, "tokens": tokens} | settings),
+        PruningRecipe(**SMALL | {"length": LENGTH, "tokens": tokens} | settings),
         tmp_path / "out",
         "float32",
     )

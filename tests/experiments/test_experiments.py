@@ -11,8 +11,7 @@ from peft import PeftModel
 import tipmini as tm
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.experiments import experiment, formats, merging
-from tipmini_lab.experiments.experiment import MERGES, Lab, cell_file, stored
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import MERGES, TABLE_1, Lab, cell_file, stored
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.experiments.variants import Inputs
 from tipmini_lab.results import digests
@@ -27,16 +26,16 @@ def other(profile, **changes) -> Lab:
 
 def test_every_method_is_measured_once_and_then_read(profile, measured):
     lab = Lab(profile)
-    cells = {method: lab.cell(method, "rte") for method in METHODS}
-    assert measured == ["rte"] * len(METHODS)
+    cells = {method: lab.cell(method, "rte") for method in TABLE_1}
+    assert measured == ["rte"] * len(TABLE_1)
     again = Lab(profile)
     for method, cell in cells.items():
         assert again.cell(method, "rte") == cell == stored(profile, method, "rte")
         assert (cell.profile, cell.method, cell.task, cell.metric) == ("tiny", method, "rte", "acc")
         assert cell.count == 4 and set(cell.values) <= {0.0, 1.0}
         assert cell.key == digests.digest(cell.inputs)
-    assert len(measured) == len(METHODS)
-    assert len({cell.key for cell in cells.values()}) == len(METHODS)
+    assert len(measured) == len(TABLE_1)
+    assert len({cell.key for cell in cells.values()}) == len(TABLE_1)
 
 
 def test_a_cell_is_what_lm_eval_measures(profile, place, tokenizer, tiny):
@@ -121,12 +120,12 @@ def test_measured_again_with_other_data(profile, measured, monkeypatch):
 
 def test_what_has_no_part_in_it_changes_nothing(profile, measured):
     """Merging's settings do not touch base and single, nor the other merges."""
-    before = {method: Lab(profile).cell(method, "rte") for method in METHODS}
+    before = {method: Lab(profile).cell(method, "rte") for method in TABLE_1}
     changed = other(profile, drop_rate=0.2, description="said otherwise", base_sparsity=0.4)
-    after = {method: changed.cell(method, "rte") for method in METHODS}
-    same = {method for method in METHODS if before[method].key == after[method].key}
+    after = {method: changed.cell(method, "rte") for method in TABLE_1}
+    same = {method for method in TABLE_1 if before[method].key == after[method].key}
     assert same == {"base", "single", "linear"}
-    assert len(measured) == len(METHODS) + 2
+    assert len(measured) == len(TABLE_1) + 2
 
 
 def test_a_kill_while_measuring_leaves_what_was_stored(profile, monkeypatch):

@@ -10,7 +10,7 @@ from tipmini.errors import TipminiError
 from tipmini_lab.book.tables import TITLES
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import formats
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import TABLE_1
 
 TASKS = ("piqa", "rte")
 
@@ -72,7 +72,7 @@ def test_a_bfloat16_checkpoint_is_widened_bit_for_bit(tmp_path):
 @pytest.fixture
 def stored(monkeypatch):
     """Four rows a cell; in bfloat16 TIP has one row of PIQA wrong that was right."""
-    made = {(m, t): cell(m, t, [1, 0, 1, 1]) for m in METHODS for t in TASKS}
+    made = {(m, t): cell(m, t, [1, 0, 1, 1]) for m in TABLE_1 for t in TASKS}
     fixed = {p: c.model_copy(update={"margins": [0.5, 0.25, 1e-5, 2.0]}) for p, c in made.items()}
     moved = {p: c.model_copy(update={"margins": [0.5, 0.25, 3e-5, 2.0]}) for p, c in made.items()}
     rounded = dict(made) | {("tip", "piqa"): cell("tip", "piqa", [1, 0, 0, 1])}
@@ -84,7 +84,7 @@ def stored(monkeypatch):
 
 def test_the_table_counts_rows_and_points(stored):
     found = formats.table(TITLES)
-    rows = 4 * len(METHODS) * len(TASKS)
+    rows = 4 * len(TABLE_1) * len(TASKS)
     counts = dict(found["rows<br>otherwise"])
     assert counts["float32, AVX2"] == f"0 of {rows}"
     assert counts["bfloat16, emulated by AVX2"] == f"1 of {rows}"
@@ -108,7 +108,7 @@ def test_a_tie_is_what_processors_may_decide(stored):
     assert formats.largest_difference() == pytest.approx(2e-5)
     assert formats.tie() == pytest.approx(formats.SLACK * 2e-5)
     assert formats.allowed("float32") == 0
-    assert formats.allowed("bfloat16") == pytest.approx(1 / (4 * len(METHODS) * len(TASKS)))
+    assert formats.allowed("bfloat16") == pytest.approx(1 / (4 * len(TABLE_1) * len(TASKS)))
 
 
 def test_what_is_committed_is_whole_and_on_the_same_rows():

@@ -13,7 +13,7 @@ from tipmini.methods.groups import find_families
 from tipmini.methods.pruner import load_masks, masked
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
@@ -23,7 +23,7 @@ WAYS = LAYERS_DIFFER | {"in 8 bits": {"threshold": "global", "int8": True}}
 
 def made(base, tmp_path, **settings):
     """A folder, and what the model computed before it was written."""
-    one = Run(base, Recipe(**SMALL | settings), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL | settings), tmp_path / "out", "float32")
     out = one.run()
     assert not (out / "config.json").exists()
     with masked(one.model, one.pruner.masks):

@@ -21,8 +21,7 @@ from tipmini.papers import loraprune
 from tipmini_lab.evaluation import objective
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.pruning import Run, prune_semi_structured
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
-from tipmini_lab.experiments.recipe import cosine_rate, fraction, removes
+from tipmini_lab.experiments.recipe import PruningRecipe, cosine_rate, fraction, removes
 from tipmini_lab.results import store
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -81,10 +80,10 @@ def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
 
 @pytest.mark.parametrize("change", [{"share": 0.4}, {"seed": 1}, {"rows": 11}, {"decay": 0.5}])
 def test_another_recipe_is_not_continued(base, tmp_path, change):
-    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
     one.step(0)
     one.checkpoint(1)
-    other = Recipe(**SMALL | change)
+    other = PruningRecipe(**SMALL | change)
     assert Run(base, other, tmp_path / "out", "float32").resume() == 0
 
 
@@ -105,23 +104,23 @@ def _other_code(tmp_path, patch, base):
 def test_a_checkpoint_of_other_weights_or_code_is_not_continued(
     base, tmp_path, monkeypatch, changed
 ):
-    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
     one.checkpoint(1)
-    assert Run(base, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 1
+    assert Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32").resume() == 1
     other = changed(tmp_path, monkeypatch, base)
-    assert Run(other, Recipe(**SMALL), tmp_path / "out", "float32").resume() == 0
+    assert Run(other, PruningRecipe(**SMALL), tmp_path / "out", "float32").resume() == 0
 
 
 def test_a_result_that_is_there_is_not_replaced(base, unbroken):
     with pytest.raises(tm.TipminiError, match="is there already"):
-        Run(base, Recipe(**SMALL), unbroken["paper"])
+        Run(base, PruningRecipe(**SMALL), unbroken["paper"])
 
 
 # What comes out -----------------------------------------------------------------------------------
 
 
 def test_the_checkpoint_computes_what_the_masked_model_did(base, tmp_path):
-    one = Run(base, Recipe(**SMALL), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
     out = one.run()
     assert any(p.any() for n, p in one.factors.items() if "lora_B" in n)  # it was trained
     with masked(one.model, one.pruner.masks):
@@ -172,7 +171,7 @@ def _of_line(method: str, weight, grad, norm, dim: int):
 @pytest.mark.parametrize("method", [m for m in OTHERS if m != "random"])
 def test_a_runs_importances_are_its_methods(base, tmp_path, monkeypatch, method):
     """Of the first step, from the gradients and norms that it had: no other criterion's."""
-    one = Run(base, Recipe(**SMALL, method=method), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL, method=method), tmp_path / "out", "float32")
     family = next(f for f in one.families if f.kind == "channels" and f.layer == 1)
     expected, observe = [], Run._observe
 
@@ -203,7 +202,7 @@ def test_random_choice_hangs_on_the_seed_alone(base, tmp_path):
 
 
 def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
-    one = Run(base, Recipe(**SMALL, int8=True), tmp_path / "out", "float32")
+    one = Run(base, PruningRecipe(**SMALL, int8=True), tmp_path / "out", "float32")
     out = one.run()
     with masked(one.model, one.pruner.masks):
         expected = prunable.logits(one.model)
@@ -212,7 +211,7 @@ def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
 
 
 def test_an_int8_weight_is_written_as_it_was_trained_with(base, tmp_path):
-    one = Run(base, Recipe(**SMALL, int8=True), tmp_path / "out", "bfloat16")
+    one = Run(base, PruningRecipe(**SMALL, int8=True), tmp_path / "out", "bfloat16")
     read = pruning.as_trained("bfloat16")
     for module in (m.module for family in one.families for m in family.members):
         layer = one.model.get_submodule(module).base_layer
@@ -227,7 +226,7 @@ def test_released_takes_gradients_after_clipping(base, tmp_path):
     found = {}
     for reduction in ("paper", "released"):
         for clip in (1e-3, 1e9):
-            recipe = Recipe(**SMALL, reduction=reduction, clip=clip)
+            recipe = PruningRecipe(**SMALL, reduction=reduction, clip=clip)
             one = Run(base, recipe, tmp_path / "out", "float32")
             one.step(0)
             found[reduction, clip] = one.pruner.averages["model.layers.0.mlp"]
@@ -236,7 +235,7 @@ def test_released_takes_gradients_after_clipping(base, tmp_path):
 
 
 def test_2_4_leaves_two_of_every_four(base, tmp_path):
-    recipe = Recipe(**SMALL)
+    recipe = PruningRecipe(**SMALL)
     for score in ("magnitude", "wanda"):
         out = prune_semi_structured(base, recipe, tmp_path / score, score, "float32")
         loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -270,12 +269,12 @@ def test_2_4_leaves_two_of_every_four(base, tmp_path):
 )
 def test_a_recipe_that_cannot_be_is_refused(settings, line):
     with pytest.raises(tm.TipminiError, match=line):
-        Recipe(**settings)
+        PruningRecipe(**settings)
 
 
 @pytest.mark.parametrize(("steps", "count"), [(None, 8), (3, 3), (4, 4), (11, 11)])
 def test_steps_take_the_place_of_epochs(steps, count):
-    recipe = Recipe(rows=12, batch=3, epochs=2, steps=steps)
+    recipe = PruningRecipe(rows=12, batch=3, epochs=2, steps=steps)
     batches = recipe.batches(12)
     assert len(batches) == count and all(len(batch) == 3 for batch in batches)
     first = [row for batch in batches[:4] for row in batch]
@@ -285,14 +284,14 @@ def test_steps_take_the_place_of_epochs(steps, count):
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 40])
 @pytest.mark.parametrize("schedule", loraprune.SCHEDULES)
 def test_all_is_gone_at_the_last_removal(schedule, steps):
-    recipe = Recipe(schedule=schedule)
+    recipe = PruningRecipe(schedule=schedule)
     removals = [step for step in range(1, steps + 1) if removes(recipe, step, steps)]
     assert fraction(recipe, removals[-1], steps) == 1
-    assert removes(Recipe(tune=False), 1, 1)
+    assert removes(PruningRecipe(tune=False), 1, 1)
 
 
 def test_the_learning_rate_rises_and_falls_as_a_cosine():
-    recipe = Recipe(learning_rate=0.5, warmup=0.2)
+    recipe = PruningRecipe(learning_rate=0.5, warmup=0.2)
     rates = [cosine_rate(recipe, step, 10) for step in range(10)]
     assert rates[:2] == [0.25, 0.5]
     assert rates[6] == pytest.approx(0.25) and rates == sorted(rates[:3]) + rates[3:]

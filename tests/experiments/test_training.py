@@ -15,15 +15,14 @@ import tipmini as tm
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, objective, tasks
 from tipmini_lab.experiments import training
-from tipmini_lab.experiments.training import Run
-from tipmini_lab.experiments.training import TrainingRecipe as Recipe
+from tipmini_lab.experiments.training import Run, TrainingRecipe
 
 RECIPES = {
-    "rte": Recipe(rows=12, epochs=2, batch=4, tokens=600, rank=2, held_out=4, checks=2),
-    "openbookqa": Recipe(
+    "rte": TrainingRecipe(rows=12, epochs=2, batch=4, tokens=600, rank=2, held_out=4, checks=2),
+    "openbookqa": TrainingRecipe(
         rows=24, batch=6, tokens=300, rank=2, held_out=4, checks=2, targets=("v_proj",)
     ),
-    "coqa": Recipe(rows=4, batch=2, rank=2, held_out=4, checks=2),
+    "coqa": TrainingRecipe(rows=4, batch=2, rank=2, held_out=4, checks=2),
 }
 
 
@@ -49,7 +48,7 @@ def small(tiny, tokenizer, monkeypatch):
 
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 9), st.integers(0, 5))
 def test_schedule_is_a_pure_function_and_takes_every_row_each_epoch(rows, epochs, batch, seed):
-    recipe = Recipe(rows=rows, epochs=epochs, batch=batch, seed=seed)
+    recipe = TrainingRecipe(rows=rows, epochs=epochs, batch=batch, seed=seed)
     state = torch.random.get_rng_state()
     steps = training.schedule(recipe)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -62,14 +61,14 @@ def test_schedule_is_a_pure_function_and_takes_every_row_each_epoch(rows, epochs
 
 
 def test_schedule_follows_the_seed():
-    schedules = [training.schedule(Recipe(rows=50, epochs=2, seed=seed)) for seed in (0, 1)]
+    schedules = [training.schedule(TrainingRecipe(rows=50, epochs=2, seed=seed)) for seed in (0, 1)]
     assert schedules[0] != schedules[1] and schedules[0][:4] != schedules[0][4:]
 
 
 @settings(max_examples=30)
 @given(st.integers(2, 300), st.sampled_from([0.0, 0.05, 0.3]))
 def test_learning_rate_rises_and_falls_to_zero(steps, warmup):
-    recipe = Recipe(rows=1, learning_rate=0.5, warmup=warmup)
+    recipe = TrainingRecipe(rows=1, learning_rate=0.5, warmup=warmup)
     rates = [training.learning_rate(recipe, step, steps) for step in range(steps)]
     top = rates.index(max(rates))
     assert all(0 < rate <= 0.5 for rate in rates)
@@ -81,7 +80,7 @@ def test_learning_rate_rises_and_falls_to_zero(steps, warmup):
 @pytest.mark.parametrize(("step", "rate"), [(0, 0.25), (1, 0.5), (3, 0.4375), (9, 0.0625)])
 def test_learning_rate_by_hand(step, rate):
     """Ten steps, two of them rising: 1/4 + 1/4, then eight equal falls of 1/16."""
-    recipe = Recipe(rows=1, learning_rate=0.5, warmup=0.2)
+    recipe = TrainingRecipe(rows=1, learning_rate=0.5, warmup=0.2)
     assert training.learning_rate(recipe, step, 10) == pytest.approx(rate)
 
 
@@ -153,7 +152,7 @@ def test_another_recipe_is_not_continued(small, tmp_path, change):
     run = Run("rte", RECIPES["rte"], tmp_path / "rte")
     run.step(0)
     run.checkpoint(1)
-    other = Recipe(**{**RECIPES["rte"].__dict__, **change})
+    other = TrainingRecipe(**{**RECIPES["rte"].__dict__, **change})
     assert Run("rte", other, tmp_path / "rte").resume() == 0
 
 
@@ -236,7 +235,7 @@ def test_committed_adapters_were_trained_on_these_rows(embedded, tokenizer):
     """The hash is made again from recipe and rows, for the task that is read quickest."""
     for folder in [folder for folder in committed() if folder.name == "rte"]:
         story = json.loads((folder / "training.json").read_text())
-        recipe = Recipe(**story["recipe"] | {"targets": tuple(story["recipe"]["targets"])})
+        recipe = TrainingRecipe(**story["recipe"] | {"targets": tuple(story["recipe"]["targets"])})
         run = Run.__new__(Run)
         run.task, run.recipe = folder.name, recipe
         every = objective.examples(folder.name, tokenizer, recipe.rows + recipe.held_out)

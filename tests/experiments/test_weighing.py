@@ -10,10 +10,9 @@ from peft import PeftModel
 
 import tipmini as tm
 from tipmini.errors import TipminiError
-from tipmini_lab.experiments.weighing import Weighed, Weighing
-from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
+from tipmini_lab.experiments.weighing import Weighed, Weighing, WeighingRecipe
 
-RECIPE = Recipe(rows=6, stories=2, epochs=2, parts=2, tokens=600)
+RECIPE = WeighingRecipe(rows=6, stories=2, epochs=2, parts=2, tokens=600)
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import torch
 from memory import Allocated
 
 from tipmini.methods import pruner
-from tipmini.methods.criteria import CHOICES as METHODS
-from tipmini.methods.criteria import Signals, group_scores
+from tipmini.methods.criteria import CHOICES, Signals, group_scores
 from tipmini.methods.groups import find_families
 from tipmini.methods.int8 import to_int8
 from tipmini.papers.loraprune import lora_gradient, taylor_importance
@@ -66,7 +65,7 @@ def test_a_familys_importance_is_that_of_all_its_weights():
         torch.testing.assert_close(found[family.name], expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES)
 @pytest.mark.parametrize("reduction", ["paper", "released"])
 def test_every_method_scores_every_group(method, reduction):
     causal, families = worn(method)

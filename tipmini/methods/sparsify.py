@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from tipmini.masks import prune_rows
-from tipmini.methods.sums import Combine, Part, Parts, Update, merge_tensors
-from tipmini.methods.sums import Transform as Change
+from tipmini.methods.sums import Combine, Part, Parts, Transform, Update, merge_tensors
 from tipmini.methods.tip import tip_change, tip_tensor
 from tipmini.options import TARGETS
 from tipmini.papers.dare import dare, named_generator
@@ -143,7 +142,7 @@ def merge_dare_ties(
     return merge_tensors(parts, change, on=on, rank=rank, combine=combine)
 
 
-def _dropping(drop_rate: float, rescale: str | None) -> Change:
+def _dropping(drop_rate: float, rescale: str | None) -> Transform:
     """A `Transform` that drops by the seed, the adapter's name and the tensor's."""
 
     def change(part: Part, name: str, tensor: Tensor) -> Tensor:
@@ -153,11 +152,11 @@ def _dropping(drop_rate: float, rescale: str | None) -> Change:
     return change
 
 
-def _trimming_each(density: float) -> Change:
+def _trimming_each(density: float) -> Transform:
     return lambda part, name, tensor: trim(tensor, density)
 
 
-def _trimming(parts: Parts, density: float, on: str) -> Change:
+def _trimming(parts: Parts, density: float, on: str) -> Transform:
     """The authors' `Transform`: one threshold over all tensors of an adapter, held all at once."""
     bars = {}
     for part in parts:
@@ -167,11 +166,11 @@ def _trimming(parts: Parts, density: float, on: str) -> Change:
     return lambda part, name, tensor: tensor.masked_fill(tensor.abs() < bars[part.name], 0)
 
 
-def _electing(variant: str, parts: Parts, change: Change, on: str) -> Combine:
+def _electing(variant: str, parts: Parts, change: Transform, on: str) -> Combine:
     return electing(variant, _majority(parts, change, on) if variant == "authors" else 1.0)
 
 
-def _majority(parts: Parts, change: Change, on: str) -> float:
+def _majority(parts: Parts, change: Transform, on: str) -> float:
     """The sign that most places of all tensors elect (the authors', for sums of 0)."""
     signs: list[Tensor] = []
 

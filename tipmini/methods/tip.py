@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tipmini.errors import TipminiError, require
 from tipmini.masks import prune_rows
-from tipmini.methods.sums import Part
-from tipmini.methods.sums import Transform as Change
+from tipmini.methods.sums import Part, Transform
 from tipmini.methods.table import input_norm
 from tipmini.models.adapter import LoraAdapter, LoraFactors, at_least_float32
 from tipmini.options import TARGETS
@@ -254,7 +253,7 @@ def _pruned(
     return prune(tensor, norm, shares[place], reading, draw, out)
 
 
-def tip_change(parts: Sequence[Part], reading: Reading) -> Change:
+def tip_change(parts: Sequence[Part], reading: Reading) -> Transform:
     """What TIP does to each tensor of a merge: a `Transform` for `merge_tensors`."""
     adapters = [(part.adapter, _norms(part)) for part in parts]
     shares = {

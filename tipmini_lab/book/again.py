@@ -26,8 +26,7 @@ from tipmini_lab.book.tables import TITLES, every_method, markdown_table
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.experiments import experiment, formats, merging
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.experiment import TABLE_1, Lab
 from tipmini_lab.experiments.input_norms import DEFAULT, FIRST
 from tipmini_lab.experiments.measuring import Bundled, one_bar
 from tipmini_lab.experiments.merging import PAPER, ROUNDING, adapter_hash
@@ -68,7 +67,7 @@ class Report(BaseModel):
 
     @property
     def answers(self) -> int:
-        return len(METHODS) * sum(self.rows.values())
+        return len(TABLE_1) * sum(self.rows.values())
 
 
 class Again(Lab):
@@ -79,7 +78,7 @@ class Again(Lab):
 
     def __init__(self, profile: Profile, folder: Path, whole: bool):
         self.kept = None if whole else profile.store
-        places = [(method, task) for method in METHODS for task in profile.tasks]
+        places = [(method, task) for method in TABLE_1 for task in profile.tasks]
         stored = {place: experiment.stored(profile, *place) for place in places}
         if None in stored.values():
             raise TipminiError(
@@ -200,7 +199,7 @@ class Run:
             self._probe(task)
             taken = time.perf_counter() - start
             total += taken * sum(letters) / sum(letters[: _probed(task)])
-        return len(METHODS) * total
+        return len(TABLE_1) * total
 
     def _probe(self, task: str) -> None:
         few = tasks.load(task, _probed(task), data=self.profile.data)
@@ -219,7 +218,7 @@ class Run:
 
     def cells(self) -> list[Cell]:
         """Measured here; what a killed run has stored is read."""
-        places = [(method, task) for task in self.profile.tasks for method in METHODS]
+        places = [(method, task) for task in self.profile.tasks for method in TABLE_1]
         return [self.lab.cell(*place) for place in tqdm(places, unit="cell", smoothing=0)]
 
 
@@ -307,7 +306,7 @@ def _apart(now: Tensor, then: Tensor) -> float:
 
 def _said(plan: dict) -> str:
     rows, seconds = plan["rows"], plan["estimate"]
-    said = f"{sum(rows.values()):,} rows of {len(rows)} tasks by {len(METHODS)} methods"
+    said = f"{sum(rows.values()):,} rows of {len(rows)} tasks by {len(TABLE_1)} methods"
     return f"{said}, about {seconds / 60:.1f} minutes"
 
 
@@ -364,7 +363,7 @@ def page_values() -> dict[str, str]:
     answers = {
         TITLES[task]: {
             "rows": str(rows),
-            "answers": str(len(METHODS) * rows),
+            "answers": str(len(TABLE_1) * rows),
             "same": str(report.same[task]),
             "ties": str(report.ties[task]),
         }

@@ -21,7 +21,7 @@ from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.evaluation.tasks import TASKS
 from tipmini_lab.experiments import formats
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
+from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.statistics import MISSING, Pair, mean_of
@@ -63,13 +63,13 @@ def _answers(profile: Profile) -> str:
 
 def _printed_means() -> dict[str, str]:
     means = printed().loc["mean"]
-    return {method: means[TITLES[method]] for method in METHODS if TITLES[method] in means}
+    return {method: means[TITLES[method]] for method in TABLE_1 if TITLES[method] in means}
 
 
 def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str, str]:
     cells = stored_cells(profile)
     counts = {task: min(profile.rows(task) or available[task], available[task]) for task in TASKS}
-    values = {method: estimate(mean_of(cells, method, profile.tasks)) for method in METHODS}
+    values = {method: estimate(mean_of(cells, method, profile.tasks)) for method in TABLE_1}
     values |= {task: f"{count:,}" for task, count in counts.items()}
     values["rows"] = f"{sum(counts.values()):,}"
     return {f"{profile.name}_{name}": value for name, value in values.items()}

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 import tipmini as tm
 from tipmini_lab import paths
 from tipmini_lab.evaluation.tasks import METRIC
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-from tipmini_lab.experiments.experiment import stored
+from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, retention, store
 from tipmini_lab.results.statistics import (
@@ -131,7 +130,7 @@ HALVED = ("coqa", "rte")
 
 def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
     """Whatever a profile has in its store; nothing is measured."""
-    found = {(m, t): stored(profile, m, t) for t in profile.tasks for m in METHODS}
+    found = {(m, t): stored(profile, m, t) for t in profile.tasks for m in TABLE_1}
     return in_one_format({place: cell for place, cell in found.items() if cell is not None})
 
 
@@ -164,11 +163,11 @@ def measured(cells: Cells, profile: Profile) -> pd.DataFrame:
     tasks = tasks_of(cells)
     rows = {
         f"{_title(task, profile)}<br>{METRIC[task]}": {
-            TITLES[m]: _tables_cell(cells.get((m, task))) for m in METHODS
+            TITLES[m]: _tables_cell(cells.get((m, task))) for m in TABLE_1
         }
         for task in tasks
     }
-    rows[f"mean of {len(tasks)}"] = {TITLES[m]: estimate(mean_of(cells, m, tasks)) for m in METHODS}
+    rows[f"mean of {len(tasks)}"] = {TITLES[m]: estimate(mean_of(cells, m, tasks)) for m in TABLE_1}
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 
@@ -255,10 +254,10 @@ def summary(cells: Cells, profile: Profile, level: float = 0.05) -> str:
     """A paragraph on what was measured, every number computed from the cells."""
     tasks = tasks_of(cells)
     rows = sum(cells["base", task].count for task in tasks)
-    means = {m: estimate(mean_of(cells, m, tasks)) for m in METHODS}
+    means = {m: estimate(mean_of(cells, m, tasks)) for m in TABLE_1}
     parts = [
         f"At profile `{profile.name}` ({rows} rows in {len(tasks)} tasks) the mean accuracies are "
-        + ", ".join(f"{TITLES[m]} {means[m]}" for m in METHODS)
+        + ", ".join(f"{TITLES[m]} {means[m]}" for m in TABLE_1)
         + "."
     ]
     places = [(*pair, task) for pair in SUMMARISED for task in tasks]

@@ -33,8 +33,7 @@ def measure(
     With a group, its variants: several such commands share the work, and a killed one goes on.
     The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
     """
-    from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-    from tipmini_lab.experiments.experiment import Lab
+    from tipmini_lab.experiments.experiment import TABLE_1, Lab
 
     chosen = _profile(profile, dtype)
     show = lambda cell: show_cell(cell, as_json)  # noqa: E731
@@ -52,7 +51,7 @@ def measure(
         return
     lab = Lab(chosen)
     for name in task or lab.profile.tasks:
-        for way in method or METHODS:
+        for way in method or TABLE_1:
             show_cell(lab.cell(way, name), as_json)
 
 

@@ -76,11 +76,12 @@ def weigh(
         raise TipminiError(f"--adapter must be one a task, {len(task)}, got {len(folders)}")
     own = {name: tm.load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
     _refuse_unwritable(out)
-    from tipmini_lab.experiments.weighing import Weighing
-    from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
+    from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
     lab = _lab(base, dtype=dtype)
-    recipe = Recipe(rows=rows, stories=min(rows, Recipe.stories), epochs=epochs, seed=seed)
+    recipe = WeighingRecipe(
+        rows=rows, stories=min(rows, WeighingRecipe.stories), epochs=epochs, seed=seed
+    )
     Weighing(lab.trainable, lab.tokenizer, own, recipe, [out]).weights()
     print(f"{out}: weights of {', '.join(task)}, learnt on {rows} rows a task")
 
@@ -272,10 +273,10 @@ def _prune(
     as_json: bool,
 ) -> None:
     from tipmini_lab.experiments import pruning
-    from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+    from tipmini_lab.experiments.recipe import PruningRecipe as WeighingRecipe
 
     semi = method in SEMI
-    recipe = Recipe(**options, method=method.removesuffix("-2:4"))
+    recipe = WeighingRecipe(**options, method=method.removesuffix("-2:4"))
     folder = pruning.local_folder(base)
     if dry_run:
         facts = pruning.plan(folder, recipe, out, semi)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.evaluation.tasks import OFFICIAL
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import PruningRecipe
 from tipmini_lab.experiments.variants import NAME, Declared
 
 FILE = paths.REPOSITORY / "experiments" / "pruning" / "grid.yaml"
@@ -35,10 +35,10 @@ class Size(Declared):
                 raise ValueError(f"{name} is the plans'; leave it out")
         return options
 
-    def recipe(self, tuned: bool, longer: bool = False, **options: object) -> Recipe:
+    def recipe(self, tuned: bool, longer: bool = False, **options: object) -> PruningRecipe:
         given = self.tuned if tuned else self.one_shot
         given = given | (self.longer if longer else {}) | options
-        return Recipe(**given | {"tasks": tuple(given["tasks"])})
+        return PruningRecipe(**given | {"tasks": tuple(given["tasks"])})
 
 
 class Whole(Declared):
@@ -87,7 +87,7 @@ class Planned:
     share: float = 0.0
     tuned: bool = False
     longer: bool = False
-    recipe: Recipe | None = None
+    recipe: PruningRecipe | None = None
     score: str | None = None
     int8: bool = False
     zero_shot: bool = True

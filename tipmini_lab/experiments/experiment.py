@@ -16,8 +16,7 @@ from tipmini_lab.experiments.input_norms import DEFAULT, InputNorms
 from tipmini_lab.experiments.merging import PAPER, Merges, adapter_hash, without_measured
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.variants import UNMERGED, Inputs, Variant
-from tipmini_lab.experiments.weighing import Weighing
-from tipmini_lab.experiments.weighing import WeighingRecipe as Recipe
+from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Cell
 
@@ -159,7 +158,7 @@ class Lab(Materials):
     def weighing(self) -> Weighing:
         """Weights learnt of the seven adapters."""
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
-        return Weighing(self.trainable, self.tokenizer, self.adapters, Recipe(), files)
+        return Weighing(self.trainable, self.tokenizer, self.adapters, WeighingRecipe(), files)
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; raises TipminiError for an unknown one."""

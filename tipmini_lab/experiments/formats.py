@@ -20,8 +20,7 @@ import pandas as pd
 from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments.experiment import TABLE_1 as METHODS
-from tipmini_lab.experiments.experiment import Lab, stored
+from tipmini_lab.experiments.experiment import TABLE_1, Lab, stored
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
@@ -78,7 +77,7 @@ def measure(way: str) -> None:
     """Whatever is missing of a way, in this process: it must have the way's environment."""
     from tipmini_lab.experiments import measuring
 
-    measuring.run(InOneWay(way), METHODS)
+    measuring.run(InOneWay(way), TABLE_1)
 
 
 def main() -> None:
@@ -103,14 +102,14 @@ def cells_of(way: str) -> dict[tuple[str, str], Cell]:
 def reference() -> dict[tuple[str, str], Cell]:
     """What is stored at `mini`, in float32."""
     mini = load_profile("mini")
-    found = {(m, t): stored(mini, m, t) for m in METHODS for t in mini.tasks}
+    found = {(m, t): stored(mini, m, t) for m in TABLE_1 for t in mini.tasks}
     return {place: cell for place, cell in found.items() if cell}
 
 
 def others() -> dict[str, dict[tuple[str, str], Cell]]:
     """Every way's cells by its title; in the last, input norms and merges are of its own too."""
     found = {way.title: cells_of(name) for name, way in WAYS.items()}
-    stored = store.cells(load_profile("mini").variant_store, METHODS)
+    stored = store.cells(load_profile("mini").variant_store, TABLE_1)
     return found | {"bfloat16, norms included (AMD EPYC)": stored}
 
 
@@ -127,8 +126,8 @@ def _told(found: dict, fixed: dict, titles: dict[str, str]) -> dict[str, str]:
     rows = [gain for place in places for gain in _gains(found[place], fixed[place])]
     row = {"rows<br>otherwise": f"{sum(map(bool, rows)):,} of {len(rows):,}"}
     shifts = _shifts(found, fixed) if _whole(found, fixed) else {}  # few rows move a mean far
-    told = {m: f"{shifts[m]:+z.2f}" if m in shifts else "–" for m in METHODS}
-    return row | {f"{titles[m]}, points": told[m] for m in METHODS}
+    told = {m: f"{shifts[m]:+z.2f}" if m in shifts else "–" for m in TABLE_1}
+    return row | {f"{titles[m]}, points": told[m] for m in TABLE_1}
 
 
 def _shifts(found: dict, fixed: dict) -> dict[str, float]:

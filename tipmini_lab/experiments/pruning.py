@@ -18,8 +18,7 @@ from tipmini.methods.criteria import needs_gradient, semi_structured_mask
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families, removed_share
 from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
-from tipmini.methods.removal import TensorEdit as Change
-from tipmini.methods.removal import changed, is_exportable, save_pruned
+from tipmini.methods.removal import TensorEdit, changed, is_exportable, save_pruned
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import one_line
 from tipmini.models.weights import refuse_taken, save_merged
@@ -33,8 +32,7 @@ from tipmini_lab.evaluation.model import (
     number_format,
     recompute,
 )
-from tipmini_lab.experiments.recipe import TARGETS, cosine_rate, fraction, removes
-from tipmini_lab.experiments.recipe import PruningRecipe as Recipe
+from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe, cosine_rate, fraction, removes
 from tipmini_lab.experiments.training import Resumable, by_module, named_factors, wear_lora
 from tipmini_lab.results import digests, store
 
@@ -116,7 +114,7 @@ class Run(Resumable):
 
     every = 5  # steps between checkpoints
 
-    def __init__(self, base: Path, recipe: Recipe, out: Path, dtype: str = "auto"):
+    def __init__(self, base: Path, recipe: PruningRecipe, out: Path, dtype: str = "auto"):
         keep_memory()
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
@@ -249,7 +247,7 @@ def as_trained(dtype: str) -> Callable[[Tensor], Tensor]:
     return lambda weight: rounded(weight.to(getattr(torch, dtype))).to(weight.dtype)
 
 
-def start(families: Sequence[Family], recipe: Recipe, base: BaseFolder) -> Pruner:
+def start(families: Sequence[Family], recipe: PruningRecipe, base: BaseFolder) -> Pruner:
     """The masks of a run before its first step, all ones."""
     final = recipe.final(families, base.config["hidden_size"])
     return Pruner(families, final, decay=recipe.decay, threshold=recipe.threshold)
@@ -277,7 +275,7 @@ SEMI_STRUCTURED = {"magnitude-2:4": "magnitude", "wanda-2:4": "wanda"}
 
 
 def prune_semi_structured(
-    base: Path, recipe: Recipe, out: Path, score: str, dtype: str = "auto"
+    base: Path, recipe: PruningRecipe, out: Path, score: str, dtype: str = "auto"
 ) -> Path:
     """Write the base with 2:4 zeros in all attention and MLP matrices; nothing is trained.
 
@@ -296,7 +294,7 @@ def prune_semi_structured(
         )
         norms = tm.calibrate(model, objective.padded(rows, recipe.tokens), modules)
     changes = {
-        f"{module}.weight": Change(
+        f"{module}.weight": TensorEdit(
             partial(_pruned, norm=norms.get(module)), folder.locate(module).shape
         )
         for module in modules
@@ -326,7 +324,7 @@ def local_folder(base: str) -> Path:
     return Path(base) if Path(base).is_dir() else download_model(base)
 
 
-def plan(base: Path, recipe: Recipe, out: Path, semi_structured: bool = False) -> dict:
+def plan(base: Path, recipe: PruningRecipe, out: Path, semi_structured: bool = False) -> dict:
     """What would go and be written, from the configuration alone; raises what pruning would."""
     folder = open_base(base)
     refuse_taken(out, folder.size)
@@ -337,7 +335,9 @@ def plan(base: Path, recipe: Recipe, out: Path, semi_structured: bool = False) -
     )
 
 
-def prune(base: Path, recipe: Recipe, out: Path, dtype: str, semi_structured: bool = False) -> dict:
+def prune(
+    base: Path, recipe: PruningRecipe, out: Path, dtype: str, semi_structured: bool = False
+) -> dict:
     """Prune into `out`; what there is to tell of it."""
     families = families_of(open_base(base))
     if semi_structured:
@@ -364,11 +364,11 @@ def families_of(folder: BaseFolder) -> list[Family]:
         raise TipminiError(f"{folder.folder}: no causal model ({one_line(error)})") from None
 
 
-def _steps(recipe: Recipe) -> int:
+def _steps(recipe: PruningRecipe) -> int:
     return len(recipe.batches(recipe.rows))
 
 
-def _whole(folder: BaseFolder, families: list[Family], recipe: Recipe) -> dict:
+def _whole(folder: BaseFolder, families: list[Family], recipe: PruningRecipe) -> dict:
     pruner = start(families, recipe, folder)
     final = pruner.final
     masks = {f.name: torch.arange(f.count) >= final[f.name] for f in families}
@@ -376,7 +376,7 @@ def _whole(folder: BaseFolder, families: list[Family], recipe: Recipe) -> dict:
     return sizes(folder, families, final) | {"form": CHECKPOINT if checkpoint else _masked(recipe)}
 
 
-def _masked(recipe: Recipe) -> str:
+def _masked(recipe: PruningRecipe) -> str:
     """What is written where layers differ; in 8 bits the adapter was trained on a rounded base."""
     return f"{MASKED}, and the base as 8 bits hold it" if recipe.int8 else MASKED
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tipmini.errors import TipminiError, require, require_share
-from tipmini.methods.criteria import CHOICES as METHODS
-from tipmini.methods.criteria import NEEDS_WEIGHT_GRADIENT, REDUCTIONS
+from tipmini.methods.criteria import CHOICES, NEEDS_WEIGHT_GRADIENT, REDUCTIONS
 from tipmini.methods.groups import Family, exempt_layers, quotas
 from tipmini.papers.loraprune import SCHEDULES
 from tipmini_lab.evaluation.documents import TASKS
@@ -53,7 +52,7 @@ class PruningRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require("method", self.method, METHODS)
+        require("method", self.method, CHOICES)
         require("reduction", self.reduction, REDUCTIONS)
         require("schedule", self.schedule, SCHEDULES)
         require("threshold", self.threshold, ("layer", "global"))

@@ -11,12 +11,11 @@ from tipmini_lab.book.claims.evidence import Evidence, Finding
 from tipmini_lab.book.claims.here import verdict_of
 from tipmini_lab.book.claims.in_print import not_run
 from tipmini_lab.book.claims.pruned import gap, name, seeds_told, setting
-from tipmini_lab.book.pruning_tables import ACCURACY, Gap, Model, clear, three_digits
-from tipmini_lab.book.pruning_tables import ModelPair as Place
+from tipmini_lab.book.pruning_tables import ACCURACY, Gap, Model, ModelPair, clear, three_digits
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.results.statistics import COVERED
 
-Gaps = Mapping[Place, Gap | None]
+Gaps = Mapping[ModelPair, Gap | None]
 SMALL = "Of a small model, as all that is measured here."
 MISSING = "Not all of the models that it takes are measured."
 
@@ -78,7 +77,7 @@ def _minus(one: Gap | None, whole: Gap | None) -> Gap | None:
 
 def _gaps(
     evidence: Evidence, pairs: Sequence[tuple[tuple, tuple]], measures: Sequence[str]
-) -> dict[Place, Gap | None]:
+) -> dict[ModelPair, Gap | None]:
     return {(*pair, m): gap(evidence, *pair, m) for pair in pairs for m in measures}
 
 
