@@ -1,4 +1,4 @@
-"""What this machine can do at best, and how near a packed forward pass comes to it."""
+"""What this machine can do at best, and evaluation and calibration beside their peers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ def block_parameters(model: nn.Module) -> int:
     return sum(p.numel() for n, p in model.named_parameters() if ".layers." in n)
 
 
-# The mini suite beside lm-eval's own Hugging Face backend, in one run and with one model --------
+# The mini suite beside lm-eval's own Hugging Face backend -----------------------------------------
 TRIAL = 8  # rows of every task that choose the backend's batch size
 SIZES = (1, 4, 16)
 STEP = 0.125  # of a bfloat16 number between 16 and 32, as logits are
@@ -193,7 +193,7 @@ def _apart(mine: dict, other: dict) -> float:
     return max(abs(a - b) / abs(b) for (a, _), (b, _) in pairs)
 
 
-# Calibration beside Wanda's procedure: block after block, each sequence twice -------------------
+# Calibration beside Wanda's procedure -------------------------------------------------------------
 TASK = "hellaswag"
 
 

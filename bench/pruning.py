@@ -1,4 +1,4 @@
-"""Whether the LoRA-guided criterion removes the groups that the vanilla one does (Fig. 4)."""
+"""What pruning costs and takes, measured: criteria, masks, pruned models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def find_loudest(
     return entries
 
 
-# LoRAPrune's efficiency claims, measured: the criterion's cost and its masks, the pruned mo -----
+# LoRAPrune's efficiency claims, measured ----------------------------------------------------------
 TASK = "boolq"
 
 

@@ -1,4 +1,4 @@
-"""What a criterion's step costs: memory and throughput, each side a fresh model with an adapter."""
+"""What a criterion's step costs, and how fast a pruned model is."""
 
 import statistics
 import tempfile
@@ -24,7 +24,7 @@ from tipmini_lab.evaluation.model import load_base, recompute
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.experiments.pruning import families_of
 from tipmini_lab.experiments.recipe import TARGETS
-from tipmini_lab.experiments.training import wear_lora
+from tipmini_lab.experiments.training import add_lora
 
 WARM = 16  # rows of a step that is not timed
 KEPT = {  # criterion of each side, and whether its base is in 8 bits
@@ -78,7 +78,7 @@ def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
         to_int8(model)
     if again:
         recompute(model)
-    causal = wear_lora(model, rank, 2 * rank, TARGETS, seed, light=True).get_base_model()
+    causal = add_lora(model, rank, 2 * rank, TARGETS, seed, light=True).get_base_model()
     pruner.require_gradients(method, pruner.linear_weights(causal, families))
     return Side(causal, families, method)
 
@@ -127,7 +127,7 @@ def memory_of(
     return one.bytes, timing.peak_memory(partial(one.step, rows))
 
 
-# How fast a pruned model is, the adapter merged into it or beside it (Table 3) ------------------
+# How fast a pruned model is -----------------------------------------------------------------------
 Key = tuple[float, bool]  # the share that is gone, and whether the adapter is merged
 Checkpoints = Mapping[float, tuple[Path, float]]  # asked share -> folder, share really gone
 
@@ -158,7 +158,7 @@ def inference(
     """
     models = {}
     for share, (folder, _) in checkpoints.items():
-        models |= {(share, merged): model for merged, model in _worn(folder, dtype, rank)}
+        models |= {(share, merged): model for merged, model in _adapted(folder, dtype, rank)}
     taken = passes(models, batches, prompt, rounds)
     return [
         {"share": share, "removed": checkpoints[share][1], "merged": merged, "batch": batch}
@@ -184,12 +184,12 @@ def random_masks(families: Sequence[Family], share: float, hidden: int) -> tuple
     return one.masks, removed_share(families, one.counts)
 
 
-def _worn(folder: Path, dtype: str, rank: int) -> Iterator[tuple[bool, nn.Module]]:
+def _adapted(folder: Path, dtype: str, rank: int) -> Iterator[tuple[bool, nn.Module]]:
     """The checkpoint as stock transformers runs it, alone and under an adapter of its own."""
     load = partial(load_base, folder, dtype, attention="sdpa")
     yield True, load()
     # in the model's dtype: float32 factors would be converted at every product
-    yield False, wear_lora(load(), rank, 2 * rank, TARGETS, seed=0, cast=False).eval()
+    yield False, add_lora(load(), rank, 2 * rank, TARGETS, seed=0, cast=False).eval()
 
 
 @torch.inference_mode()

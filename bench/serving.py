@@ -57,11 +57,11 @@ def setting(lab: Lab) -> Setting:
     return Setting(load, {t: lab.adapter_path(t) for t in profile.tasks}, lab.merged(MERGE))
 
 
-# How a batch is served ----------------------------------------------------------------------
+# How a batch is served ----------------------------------------------------------------------------
 
 
 def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
-    """A pass in which the rows of a batch wear the named adapters in turn, unmerged."""
+    """A pass in which the rows of a batch have the named adapters in turn, unmerged."""
 
     def forward(tokens: Tensor, **options: object):
         rows = [names[i % len(names)] for i in range(len(tokens))]
@@ -106,7 +106,7 @@ def fits(way: str, batch: int) -> bool:
     return adapters_of(way) <= batch
 
 
-# Time ---------------------------------------------------------------------------------------
+# Time ---------------------------------------------------------------------------------------------
 
 
 def prompts(vocabulary: int, rows: int, length: int) -> Tensor:
@@ -144,7 +144,7 @@ def latencies(
     return taken
 
 
-# Memory -------------------------------------------------------------------------------------
+# Memory -------------------------------------------------------------------------------------------
 
 
 def memories(what: Setting, batches: Sequence[int], length: int) -> dict[tuple[str, int], float]:
@@ -173,7 +173,7 @@ def peaks(what: Setting, batches: Sequence[int], length: int, way: str) -> dict[
     return found
 
 
-# All of it ----------------------------------------------------------------------------------
+# All of it ----------------------------------------------------------------------------------------
 
 
 def measure(
@@ -214,7 +214,7 @@ def point(
         "batch": batch,
         "step": step,
         "seconds": [round(s, 6) for s in seconds],
-        "operations": serving.operations(size, batch, *span, worn=count > 0),
+        "operations": serving.operations(size, batch, *span, adapted=count > 0),
         "bytes": serving.moved(size, batch, *span, adapters=count),
     }
 

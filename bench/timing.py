@@ -1,4 +1,4 @@
-"""How things are timed, and what this machine can do at best.
+"""How things are timed, at which shapes, and what this machine can do at best.
 
 A ratio compares medians of the same run, the two sides taken in turn.
 """
@@ -94,7 +94,7 @@ def bandwidth(size: int = 1 << 28) -> float:
     return 2 * size / median_seconds(lambda: b.copy_(a))
 
 
-# Adapters at the shapes of LLaMA-2-7B, and the same ones inside a PeftModel without its bas -----
+# Adapters at the shapes of LLaMA-2-7B -------------------------------------------------------------
 SIZE, BLOCKS, RANK = 4096, 32, 8
 TARGETS = ("q_proj", "v_proj")
 

@@ -8,7 +8,7 @@ import lm_eval.tasks
 import pytest
 from lm_eval.tasks import TaskManager
 
-from tipmini_lab.evaluation import documents, tasks
+from tipmini_lab.evaluation import documents
 
 # Where each official definition reads, and which of its splits is scored.
 HUB = {
@@ -127,7 +127,7 @@ def stand_in(patch: pytest.MonkeyPatch, rows: Callable[[str], list[dict]]) -> li
 
 def official_task(task: str, rows: list[dict]):
     """lm-eval's own loading of its own definition; only the hub's answer is ours."""
-    folder = Path(lm_eval.tasks.__file__).parent / Path(tasks.OFFICIAL[task]).parent
+    folder = Path(lm_eval.tasks.__file__).parent / Path(documents.KNOWN[task].official).parent
     with pytest.MonkeyPatch.context() as patch:
         asked = stand_in(patch, lambda _: rows)
         manager = TaskManager(include_defaults=False, include_path=str(folder))

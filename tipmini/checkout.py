@@ -33,11 +33,11 @@ def require(what: str) -> None:
         )
 
 
-# What the shell completes, without importing what these are names of -----------------------------
+# What the shell completes, without importing what these are names of ------------------------------
 
 
 def task_names() -> tuple[str, ...]:
-    return source.names("tipmini_lab.evaluation.documents", "EVALUATION")
+    return source.names("tipmini_lab.evaluation.documents", "ADAPTED")
 
 
 def profile_names() -> list[str]:

@@ -80,7 +80,7 @@ SENTENCES = [
         "*Base* minus *TIP* is -12.5 points in the mean of 2 tasks",
         "**worse** than *TIP*",
     ),
-    ("tip", "tip", "+0.0 points", "[+0.0, +0.0], p = 1.000): the two are **not told apart**."),
+    ("tip", "tip", "+0.0 points", "[+0.0, +0.0], p = 1.000): the two are **not significant**."),
     ("ties", "tip", "*TIES* against *TIP*", MISSING),
 ]
 
@@ -98,14 +98,14 @@ def test_sentences_are_corrected_together():
     pairs = [Pair("good", "tip", ("rte",)), Pair("good", "base", ("rte",))]
     assert "**better**" in comparisons.sentences(cells, pairs[:1])[0]
     for text in comparisons.sentences(cells, pairs):
-        assert "not told apart" in text and "corrected p = 0.06" in text
+        assert "not significant" in text and "corrected p = 0.06" in text
 
 
 def test_better_is_what_beats_all():
     frame = comparisons.verdicts(CELLS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
     assert list(frame.columns) == ["minus TIP", "minus Good", "it is"]
     assert frame.loc["Good", "minus TIP"].startswith("+25.0<br>[+")
-    assert list(frame["it is"]) == ["not told apart", "worse"]
+    assert list(frame["it is"]) == ["not significant", "worse"]
     frame = comparisons.verdicts(CELLS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
     assert list(frame["it is"]) == ["better", MISSING]
 
@@ -217,7 +217,7 @@ def test_effects_are_in_points_by_point():
 
 def test_the_ledgers_summary_counts():
     text = method_tables.summary(CELLS, ENTRIES)
-    assert "2 of 3 readings are measured: 1 better, 0 worse, 1 not told apart" in text
+    assert "2 of 3 readings are measured: 1 better, 0 worse, 1 not significant" in text
     assert "largest gain is +25.0 points, of point 8 read as “-” (better)" in text
     assert "largest loss" not in text
     assert MISSING in method_tables.summary({}, ENTRIES)

@@ -20,7 +20,7 @@ def asked(one: str, others: list[str]) -> str:
         ("tip", ["tip", "good"], "**No, by OpenBookQA alone.**"),
         ("good", ["tip", "good"], "**In part, by OpenBookQA alone.**"),
         ("base", ["tip"], "**No, the contrary, by OpenBookQA alone.**"),
-        ("tip", ["tip"], "**Not told apart.**"),
+        ("tip", ["tip"], "**Not significant.**"),
     ],
 )
 def test_an_answer_is_a_word_and_its_numbers(one, others, word):

@@ -75,9 +75,9 @@ def test_rules_of_weights_stand_at_their_place_under_the_readers_name():
 
 def test_what_is_told_apart_is_counted_and_named():
     said = sweeps.told(FOUND, "2")
-    assert said == "1 of 2 are told apart from 2: TIP at 3 (better)."
+    assert said == "1 of 2 differ significantly from 2: TIP at 3 (better)."
     none = sweeps.told(against(sweep("sparsity", 1), "base"), "Base")
-    assert none == "0 of 1 are told apart from Base."
+    assert none == "0 of 1 differ significantly from Base."
 
 
 def test_the_ends_of_a_line():

@@ -101,7 +101,7 @@ def test_rte_and_coqa_are_marked_where_their_rows_were_split():
 
 def test_the_summary_counts_what_the_cells_say():
     """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
-    told = "Single lies above Base on 2 of 2 tasks; told apart, it is better on {} and worse on 0."
+    told = "Single lies above Base on 2 of 2 tasks; significantly so, it is better on {} and worse on 0."
     for level, better in ((0.1, 0), (0.6, 2)):
         text = tables.summary(CELLS, SMOKE, level=level)
         assert "16 rows in 2 tasks" in text and "the 8 tests" in text

@@ -42,7 +42,7 @@ def test_hidden_states_are_those_of_each_sequence_alone(rows, adapted, tmp_path)
     model = tiny(vocabulary=64)
     folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
     bare = llama.hidden_states(model, everywhere(rows))[:-1]
-    with Resident(model).wearing(folder):
+    with Resident(model).active(folder):
         *found, again = llama.hidden_states(model, everywhere(rows))
         found = torch.stack(found)
         torch.testing.assert_close(again, found[-1])
@@ -77,7 +77,7 @@ def likeliest(model, prompt: list[int], count: int) -> tuple[list[int], float]:
 def test_generation_says_what_each_prompt_alone_does(adapted, tmp_path):
     model = tiny(vocabulary=64)
     folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
-    with Resident(model).wearing(folder):
+    with Resident(model).active(folder):
         found, leads = models.greedy(model, PROMPTS, 9, lambda said: False)
         expected = [likeliest(model, prompt, 9) for prompt in PROMPTS]
     assert found == [said for said, _ in expected]

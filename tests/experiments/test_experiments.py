@@ -150,7 +150,7 @@ def test_the_base_computes_as_before(profile, place, fails):
     lab, tokens = Lab(profile), torch.arange(20)[None]
     bare = lab.base(tokens).logits
     try:
-        with lab.lm.resident.wearing(place / "adapters" / "rte") as peft:
+        with lab.lm.resident.active(place / "adapters" / "rte") as peft:
             assert not torch.allclose(peft(tokens).logits, bare, atol=1e-2)
             if fails:
                 raise KeyError("inside")
@@ -161,11 +161,11 @@ def test_the_base_computes_as_before(profile, place, fails):
 
 def test_one_adapter_does_not_remain_under_the_next(profile, place):
     lab, tokens = Lab(profile), torch.arange(20)[None]
-    with lab.lm.resident.wearing(place / "adapters" / "openbookqa"):
+    with lab.lm.resident.active(place / "adapters" / "openbookqa"):
         pass
-    with lab.lm.resident.wearing(place / "adapters" / "rte") as peft:
+    with lab.lm.resident.active(place / "adapters" / "rte") as peft:
         found = peft(tokens).logits
-    with Lab(profile).lm.resident.wearing(place / "adapters" / "rte") as peft:
+    with Lab(profile).lm.resident.active(place / "adapters" / "rte") as peft:
         assert torch.equal(found, peft(tokens).logits)
 
 
@@ -173,7 +173,7 @@ def test_an_adapter_is_read_once_and_again_when_its_factors_change(profile, plac
     resident, folder = Lab(profile).lm.resident, tmp_path / "adapter"
     for source, known in (("rte", 1), ("rte", 1), ("openbookqa", 2), ("rte", 2)):
         shutil.copytree(place / "adapters" / source, folder, dirs_exist_ok=True)
-        with resident.wearing(folder) as peft:
+        with resident.active(folder) as peft:
             assert len(resident.known) == len(peft.peft_config) == known
 
 

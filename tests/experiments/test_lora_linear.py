@@ -10,7 +10,7 @@ from tipmini.methods.int8 import to_int8
 from tipmini.methods.pruner import masked
 from tipmini_lab.evaluation.model import recompute
 from tipmini_lab.experiments.recipe import TARGETS
-from tipmini_lab.experiments.training import LoraLinear, wear_lora
+from tipmini_lab.experiments.training import LoraLinear, add_lora
 
 
 def worn(light: bool, shape: str = "grouped", dtype=torch.float64, int8: bool = False, again=False):
@@ -20,7 +20,7 @@ def worn(light: bool, shape: str = "grouped", dtype=torch.float64, int8: bool = 
         to_int8(base)
     if again:
         recompute(base)
-    peft = wear_lora(base, 4, 8, TARGETS, seed=0, light=light)
+    peft = add_lora(base, 4, 8, TARGETS, seed=0, light=light)
     drawn = torch.Generator().manual_seed(1)
     for name, parameter in peft.named_parameters():
         if "lora_" in name:

@@ -11,7 +11,7 @@ from tipmini.methods.groups import find_families
 from tipmini.methods.int8 import to_int8
 from tipmini.papers.loraprune import lora_gradient, taylor_importance
 from tipmini_lab.experiments.recipe import TARGETS
-from tipmini_lab.experiments.training import wear_lora
+from tipmini_lab.experiments.training import add_lora
 
 
 def backward(peft):
@@ -20,7 +20,7 @@ def backward(peft):
 
 def worn(method="vanilla", rank=4, **other):
     """A model under fresh LoRA whose base weights have gradients too, and its families."""
-    causal = wear_lora(prunable.model(**other), rank, rank, TARGETS, 0).get_base_model()
+    causal = add_lora(prunable.model(**other), rank, rank, TARGETS, 0).get_base_model()
     families = find_families(causal)
     pruner.require_gradients(method, pruner.linear_weights(causal, families))
     return causal, families
@@ -99,7 +99,7 @@ def test_the_criterion_takes_less_than_5_percent_of_the_pruned_weights(reduction
     """What is kept between steps (importances, averages, masks) is included."""
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
     base = prunable.model(**sizes).bfloat16()
-    causal = wear_lora(to_int8(base) if int8 else base, 4, 8, TARGETS, 0).get_base_model()
+    causal = add_lora(to_int8(base) if int8 else base, 4, 8, TARGETS, 0).get_base_model()
     families = find_families(causal)
     pruned = sum(weight.nbytes for weight in pruner.linear_weights(causal, families))
     backward(causal)

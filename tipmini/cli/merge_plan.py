@@ -1,4 +1,4 @@
-"""What a request names, opened: whole for a merge, by the headers alone for a dry run."""
+"""What a merge's request names, opened; and what a dry run tells of it, by the headers alone."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -94,7 +94,7 @@ def describe(request: Request, inputs: Inputs) -> dict[str, object]:
     }
 
 
-# `tipmini merge --dry-run`: what a merge would do and cost, told by the inputs' headers alo -----
+# `tipmini merge --dry-run` ------------------------------------------------------------------------
 # Speeds of two ordinary cores, so that a larger machine is done earlier.
 DISK = 800e6  # bytes a second, read or written; between a SATA and an NVMe disk
 FLOPS = 15e9  # of products and decompositions, most of them in float64

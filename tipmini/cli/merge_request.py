@@ -1,4 +1,4 @@
-"""Options of merge methods, in the types that the methods declare."""
+"""What one `tipmini merge` is asked to do: flags and a YAML file, checked and typed."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def _typed(method: str, name: str, value: object) -> object:
         raise TipminiError(f"option {name} of {method} must be {what}, got {value!r}") from None
 
 
-# Values of `tipmini merge`, from the command line or YAML, checked and typed --------------------
+# Values of `tipmini merge` ------------------------------------------------------------------------
 def paths(name: str, value: object) -> list[Path] | None:
     if value is None:
         return None
@@ -119,7 +119,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-# What one `tipmini merge` is asked to do: flags and a YAML file, checked and typed --------------
+# What one `tipmini merge` is asked to do ----------------------------------------------------------
 ARGUMENTS = ("adapters", "out", "into", "method", "weights", "norms", "grams", "seed", "base_model")
 
 

@@ -54,7 +54,7 @@ class Signals:
         return adapted(self.base(part), self.a.float(), self.b[part].float(), self.scaling)
 
 
-# The terms that are summed over a group, (rows, k); power as in `taylor_importance` ---------------
+# The terms that are summed over a group, (rows, k) ------------------------------------------------
 
 
 def lora_guided(signals: Signals, part: slice, power: int) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Merging: several LoRA adapters become one, by a method of `tipmini.methods.table`.
+r"""Merging: several LoRA adapters become one; how far it is from their sum.
 
 How to add one stands in `tipmini.methods.table`.
 """
@@ -182,7 +182,7 @@ def _if_common(values: Iterable[str | None]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-# How far a merge is from the exact sum of its adapters: $\lVert M - E \rVert / \lVert E \rV -----
+# How far a merge is from the exact sum of its adapters --------------------------------------------
 class Fidelity(Mapping[str, LoraFactors | Tensor]):
     """An update that is measured against the exact one as it is read, module by module.
 

@@ -1,4 +1,4 @@
-"""Masks of groups: put on a model's forward pass, updated as pruning goes on, saved and read."""
+"""Masks of groups: on a model's forward pass, updated as pruning goes on, and in files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,7 +159,7 @@ def load_masks(file: Path) -> Masks:
     return found.read_all()
 
 
-# Group importances of a whole model, read off its modules and their gradients -------------------
+# Group importances of a whole model ---------------------------------------------------------------
 Norms = Mapping[str, Tensor]
 
 

@@ -1,4 +1,4 @@
-"""The table of merge methods and their presets, which is read without torch.
+"""The table of merge methods and presets, and what fits together; all read without torch.
 
 To add a method, write its function, from parts (the adapters with their weights) to an update, and
 give it a row. Its keyword-only arguments are its options, and the first line of its docstring says
@@ -95,7 +95,7 @@ def method_options(method: str) -> dict[str, object]:
     return METHODS[chosen.method].options | chosen.options
 
 
-# Whether what is merged fits together, told by shapes alone: of tensors, or of their header -----
+# Whether what is merged fits together, told by shapes alone ---------------------------------------
 class Shaped(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...

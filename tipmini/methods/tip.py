@@ -1,4 +1,4 @@
-r"""TIP on adapters, Eqs. 1 to 5: scores, the importance of layers, and their sparsities.
+r"""TIP on adapters, Eqs. 1 to 5: scores, layers' importances and sparsities, pruning by them.
 
 Everything that the paper leaves open is a field of `Reading`, whose defaults are the paper's own
 words. Norms are keyed as `calibrate_adapter` returns them: x under the module's name, A x under
@@ -185,7 +185,7 @@ def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) ->
     return {place: share for layer, share in pairs for place in layer}
 
 
-# TIP's pruning: the tensors of an adapter at their layers' sparsities, and in a merge -----------
+# TIP's pruning ------------------------------------------------------------------------------------
 Draw = Callable[[], torch.Generator]  # what a random score is drawn from
 
 
@@ -211,7 +211,7 @@ def prune(
 
 
 def _deciding(tensor: Tensor, norm: Tensor, score: str, draw: Draw) -> Tensor:
-    """(d, k): by what the elements of a tensor are told apart; the lowest go."""
+    """(d, k): by what the elements of a tensor are ranked; the lowest go."""
     if score == "random":
         return torch.rand(tensor.shape, generator=draw()).to(tensor.device)
     return tensor.abs() if score == "magnitude" else wanda_score(tensor, norm)

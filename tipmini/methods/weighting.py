@@ -1,4 +1,4 @@
-"""Weights of the adapters in a merge: rules by name, numbers, or one number a module."""
+"""Weights of the adapters in a merge: rules by name, numbers, or learnt ones, from a file."""
 
 import hashlib
 import json
@@ -68,7 +68,7 @@ def weighed(name: str, adapter: "LoraAdapter", weight: Weight) -> tuple["LoraAda
     return adapter.map(scaled), 1.0
 
 
-# Files of learnt weights, one for each adapter and module: what `tipmini weigh` writes ----------
+# Files of learnt weights, one for each adapter and module -----------------------------------------
 if TYPE_CHECKING:  # a dry run compares modules, without torch
     from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Reading what others wrote: strict JSON, and errors of one line with nothing a terminal obeys."""
+"""What others wrote: strict JSON and safetensors files, checked before a number of them is used."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no JSON number")
 
 
-# The header of a safetensors file: read and checked before any of the numbers are ---------------
+# The header of a safetensors file -----------------------------------------------------------------
 FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a number
 MAX_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
 
@@ -159,7 +159,7 @@ def unreadable(why: str) -> TipminiError:
     return TipminiError(f"not a readable safetensors file ({why})")
 
 
-# A safetensors file, read tensor by tensor: no more of it in memory than what is asked for ------
+# A safetensors file, read tensor by tensor --------------------------------------------------------
 if TYPE_CHECKING:  # a header is read without torch
     from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter without its numbers: shapes, ranks and scalings, from the settings and the header.
+"""An adapter without its numbers: shapes, scalings, its base model, and what bars a merge.
 
 All that `load_adapter` refuses but NaN, Inf and overflow is refused here; torch is not needed.
 """
@@ -105,7 +105,7 @@ def refuse_overflow(
         )
 
 
-# Whether adapters belong to one base model: a merge across models is noise that looks fine ------
+# Whether adapters belong to one base model --------------------------------------------------------
 def common_base(bases: Mapping[str, str | None]) -> str | None:
     """The base model of all adapters, given each one's by the adapter's name; None if none is told.
 
@@ -136,7 +136,7 @@ def _is_hub_name(base: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) is not None
 
 
-# What an adapter folder holds and what stands in the way of merging it, without refusing an -----
+# What an adapter folder holds and what stands in the way of merging it ----------------------------
 QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf4", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors an adapter_model.safetensors may hold, judged by its header alone."""
+"""A PEFT adapter folder: which tensors it may hold, and writing one whole or not at all."""
 
 import hashlib
 import json
@@ -98,7 +98,7 @@ def _module_problems(header: Header, module: str) -> list[str]:
     return []
 
 
-# The files of a PEFT adapter folder: adapter_config.json beside adapter_model.safetensors -------
+# The files of a PEFT adapter folder ---------------------------------------------------------------
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
@@ -165,7 +165,7 @@ def weights_sha256(folder: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Writing a PEFT adapter folder, all at once or not at all ---------------------------------------
+# Writing a PEFT adapter folder, all at once or not at all -----------------------------------------
 if TYPE_CHECKING:  # a dry run asks for `refuse_taken` alone
     from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Which settings of PEFT an adapter_config.json may have: those of plain LoRA."""
+"""adapter_config.json: which of PEFT's settings are plain LoRA's, and what they say of a module."""
 
 import math
 import re
@@ -43,7 +43,7 @@ INERT = {
 UNSET = (None, False, "none", [], {})
 
 
-# What a setting may be -------------------------------------------------------------------------
+# What a setting may be ----------------------------------------------------------------------------
 
 Check = Callable[[object], bool]
 
@@ -154,7 +154,7 @@ def _base_changing(config: dict) -> list[str]:
     ]
 
 
-# What PEFT's settings say of one module: its rank, its scaling, whether it is a target at a -----
+# What PEFT's settings say of one module -----------------------------------------------------------
 MATCH_SECONDS = 2.0
 
 
@@ -219,7 +219,7 @@ def _is_among(names: list[str], module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-# Written -------------------------------------------------------------------------------------
+# Written ------------------------------------------------------------------------------------------
 
 
 def lora_config(

@@ -14,7 +14,7 @@ from tipmini.errors import TipminiError
 
 Loss = Callable[[Tensor], Tensor]  # weight (d, k) -> the loss, a scalar
 
-# What removing one weight costs ------------------------------------------------------------------
+# What removing one weight costs -------------------------------------------------------------------
 
 
 def lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0) -> Tensor:
@@ -65,7 +65,7 @@ def product_importance(
     return taylor_importance(weight + scaling * product, grad)
 
 
-# The gradient of BA, from those of A and B -------------------------------------------------------
+# The gradient of BA, from those of A and B --------------------------------------------------------
 
 
 def change_gradient(before: Tensor, after: Tensor, learning_rate: float = 1.0) -> Tensor:
@@ -133,7 +133,7 @@ def _check_same_shape(weight: Tensor, grad: Tensor) -> None:
         )
 
 
-# From weights to groups, and from groups to masks ------------------------------------------------
+# From weights to groups, and from groups to masks -------------------------------------------------
 
 
 def group_importance(importance: Tensor, count: int, dim: int = 0) -> Tensor:
@@ -187,7 +187,7 @@ def mask_outputs(z: Tensor, mask: Tensor) -> Tensor:
     return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
 
 
-# How much is removed when: the authors' schedule, others, and how layers take turns -----------
+# How much is removed when -------------------------------------------------------------------------
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) more evenly than any other's
 

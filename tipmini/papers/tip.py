@@ -1,4 +1,4 @@
-r"""From the scores of every layer to the layer's own sparsity: TIP Eqs. 2-5.
+r"""TIP Eqs. 2-5, from the scores of every layer to its sparsity, and what TIP leaves open.
 
 L is the number of layers; a layer is a transformer block in TIP. The functions keep the dtype of
 the importances they are given; use float64 where `floor(k * sparsity)` follows.
@@ -111,7 +111,7 @@ def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:
     return high
 
 
-# How TIP is read where the paper leaves it open; by default as this project does ----------------
+# How TIP is read where the paper leaves it open ---------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How TIP is read where the paper leaves it open.

@@ -222,7 +222,7 @@ class Run:
         return [self.lab.cell(*place) for place in tqdm(places, unit="cell", smoothing=0)]
 
 
-# What is compared -----------------------------------------------------------------------------
+# What is compared ---------------------------------------------------------------------------------
 
 
 def compared(profile: Profile, cells: list[Cell]) -> dict:
@@ -253,7 +253,7 @@ def refuse_others(report: Report) -> None:
 
 
 def merges(profile: Profile, lab: Lab, norms: dict[str, float]) -> dict[str, float]:
-    """Every method's merge of the stored norms beside the one that its stored cells wore.
+    """Every method's merge of the stored norms beside the one of its stored cells.
 
     norms: how far this machine's are from the stored ones, where it merges by its own. RegMean is
     left out: it takes Gram matrices, which are not stored.
@@ -268,11 +268,11 @@ def merges(profile: Profile, lab: Lab, norms: dict[str, float]) -> dict[str, flo
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
             found[name] = 0.0 if bits else max(facts)
     for name in PAPER:
-        worn = experiment.stored(profile, name, profile.tasks[0]).inputs["adapter"]
+        stored_hash = experiment.stored(profile, name, profile.tasks[0]).inputs["adapter"]
         folder = lab.merged(name)
         stored = tm.load_adapter(profile.store / "merged" / name)
         sizes = merging.sizes(tm.load_adapter(folder), stored)
-        bits = adapter_hash(folder) == worn
+        bits = adapter_hash(folder) == stored_hash
         found[f"{name}, {lab.dtype} norms"] = 0.0 if bits else sizes["distance"] / sizes["sum"]
     own = {name: apart for name, apart in found.items() if name.endswith(" norms")}
     _refuse_apart("merges", found.items() - own.items(), ROUNDING)
@@ -324,7 +324,7 @@ def _letters(definition) -> list[int]:
     ]
 
 
-# What the book tells --------------------------------------------------------------------------
+# What the book tells ------------------------------------------------------------------------------
 
 
 def _file(profile: str, whole: bool) -> Path:

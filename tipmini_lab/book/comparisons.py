@@ -1,4 +1,4 @@
-"""How a merge was chosen: its candidates' accuracies on held-out train rows."""
+"""Variants beside one another: choices, seeds, differences in points, what each task adds."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,7 +100,7 @@ def _told(cells: dict, name: str, profile: Profile) -> str:
     return f"{found[0]:.3f} ± {found[1]:.3f}" if found else "–"
 
 
-# One method under several seeds: what the seed does apart from what the rows do -----------------
+# One method under several seeds -------------------------------------------------------------------
 @dataclass(frozen=True)
 class Seeds:
     """The accuracies of one method under several seeds, on the same rows."""
@@ -190,10 +190,10 @@ def _spread(cells: Cells, names: Sequence[str], tasks: Sequence[str]) -> dict[st
     return dict(zip(heads, [str(found.count), *map("{:.3f}".format, values)], strict=True))
 
 
-# Tables and sentences of what variants are apart, in points: hundredths of a share of rows ------
+# Tables and sentences of what variants are apart, in points ---------------------------------------
 WIDE = 22  # letters of a title in a line
 
-# Each method against one --------------------------------------------------------------------
+# Each method against one --------------------------------------------------------------------------
 
 
 def against(
@@ -268,7 +268,7 @@ def _smallness(difference: float) -> str:
 _WORDS = {
     Verdict.BETTER: "{one} is **better** than {two} here",
     Verdict.WORSE: "{one} is **worse** than {two} here",
-    Verdict.OPEN: "the two are **not told apart**",
+    Verdict.OPEN: "the two are **not significant**",
 }
 
 
@@ -296,7 +296,7 @@ def verdicts(
     return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
 
 
-# What each task adds to a difference of means: a single task may carry all of it ----------------
+# What each task adds to a difference of means -----------------------------------------------------
 def table(
     cells: Cells, profile: Profile, pairs: Sequence[Pair], titles: Titles = TITLES
 ) -> pd.DataFrame:

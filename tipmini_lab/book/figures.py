@@ -208,7 +208,7 @@ def growth(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
     return figure
 
 
-# Learnt weights as pictures ---------------------------------------------------------------------
+# Learnt weights as pictures -----------------------------------------------------------------------
 @styled
 def weight_maps(weights: Mapping[str, Mapping[str, float]]) -> Figure:
     """{task: {module: weight}}: a panel a kind of module, tasks by transformer blocks."""
@@ -235,7 +235,7 @@ def _kinds(weights: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
     return kinds
 
 
-# The figure of the chapter on serving; style and colours are those of `figures` -----------------
+# The figure of the chapter on serving -------------------------------------------------------------
 Ratio = tuple[float, float, float]  # median, least, most
 
 

@@ -101,8 +101,8 @@ def row_counts() -> dict[str, tuple[int, int]]:
     key = [assets.embedded().name, digests.file_digest(Path(documents.__file__))]
     file = paths.BUILD / f"rows-{digests.digest(key)[:12]}.json"
     if not file.is_file():
-        evaluation, train = documents.EVALUATION, documents.TRAIN
-        counted = {task: (len(evaluation[task]()), len(train[task]())) for task in TASKS}
+        known = documents.ADAPTED.items()
+        counted = {name: (len(task.evaluation()), len(task.train())) for name, task in known}
         store.write(file, json.dumps(counted) + "\n")
     return {task: tuple(pair) for task, pair in json.loads(file.read_text()).items()}
 

@@ -1,4 +1,4 @@
-"""What a model gets that knows nothing: the lines below which an accuracy says little."""
+"""Tables of the chapters on TIP: guessing, Eq. 5 on layers, open points, its parts."""
 
 import math
 from collections import Counter
@@ -72,7 +72,7 @@ def guessing_table(definitions: Iterable[ConfigurableTask]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("knowing nothing")
 
 
-# Tables of the chapters on the method: what Eq. 5 does to layers, DARE's error, merged norm -----
+# Tables of the chapters on the method -------------------------------------------------------------
 def unbounded_sparsity(importance: Tensor, base_sparsity: float) -> Tensor:
     """S_l as Eq. 5 prints it, before anything is done about values outside [0, 1]. (L,) to (L,)."""
     return base_sparsity + tm.sparsity_shift(tm.normalize_importance(importance))
@@ -162,7 +162,7 @@ def _zeros(matrices: Iterable[Tensor]) -> float:
     return sum(int((m == 0).sum()) for m in matrices) / sum(m.numel() for m in matrices)
 
 
-# The ambiguity ledger: each open point settled otherwise, alone, and what that does -------------
+# The ambiguity ledger -----------------------------------------------------------------------------
 class Entry(NamedTuple):
     """One way to settle an open point, all other points as in the variant it is held against."""
 
@@ -209,7 +209,7 @@ def settled(points: Iterable) -> pd.DataFrame:
 def table(cells: Cells, listed: Sequence[Entry], facts: Facts | None = None) -> pd.DataFrame:
     """Every reading minus the one it is held against; p is corrected over all entries.
 
-    facts: {variant: `controls.sizes` of its merge}, for a column of the merges' sizes.
+    facts: {variant: `merging.sizes` of its merge}, for a column of the merges' sizes.
     """
     rows = [
         {"open point": narrow(e.question, 17), "reading": narrow(e.option, 17)}
@@ -277,12 +277,12 @@ def _compare(cells: Cells, listed: Sequence[Entry]) -> list[Comparison | None]:
     return compare(cells, [entry.pair for entry in listed])
 
 
-# Questions about TIP's parts, answered in a word and with the numbers that it stands on ---------
+# Questions about TIP's parts ----------------------------------------------------------------------
 def answer(cells: Cells, question: str, pairs: Sequence[Pair], titles: Titles = TITLES) -> str:
     """A word and its numbers; tests are corrected together.
 
     Yes where the first of every pair is better than the second, in part where some are; no where
-    none is and some are worse, the contrary where all are; else not told apart. While a pair is
+    none is and some are worse, the contrary where all are; else not significant. While a pair is
     missing, the word is of those that are there, and says so.
     """
     found = compare(cells, pairs)
@@ -319,12 +319,12 @@ def _word(found: Sequence[Comparison]) -> str:
     if better:
         return "In part"
     if not worse:
-        return "Not told apart"
+        return "Not significant"
     return "No, the contrary" if worse == len(words) else "No"
 
 
 def _carried(cells: Cells, there: Sequence[tuple[Pair, Comparison]]) -> str:
-    """The one task that makes all that is told apart: without it every interval holds 0."""
+    """The one task that makes all that is significant: without it every interval holds 0."""
     clear = [pair for pair, one in there if one.verdict() is not Verdict.OPEN]
     if not clear or any(len(pair.tasks) < 2 for pair in clear):
         return ""

@@ -1,4 +1,4 @@
-"""What `make bench` stored of pruning: {part: what it found}, a part that is not measured missing.
+"""What pruning costs: memory counted from shapes, and what the bench stored of time and masks.
 
 Every part has its own sizes, and `made`: the day, the machine and the versions.
 """
@@ -72,7 +72,7 @@ def _rounds(entry: Mapping) -> int:
     return len(entry["seconds"])
 
 
-# What a criterion keeps beside the weights, counted from a model's shapes (LoRAPrune, Table -----
+# What a criterion keeps beside the weights --------------------------------------------------------
 WIDTH = 2  # bytes of a weight, a gradient, an adapter's element: 16 bits
 SCORE, MASK = 4, 1  # bytes of a float32 importance or norm, and of a mask's boolean
 
@@ -178,7 +178,7 @@ def size(count: int) -> str:
     return f"{count / 1000:.3g} kB"
 
 
-# What the bench measured of pruning, as tables and figure lines ---------------------------------
+# What the bench measured of pruning, as tables and figure lines -----------------------------------
 SIDES = {
     "vanilla": "vanilla (Eq. 3)",
     "lora-guided": "LoRA-guided",
@@ -330,7 +330,7 @@ def _time_told(found: Found) -> str:
     return f"**Time** of a pass without {share:.0%} of the weights, batch {batch}: {change}."
 
 
-# How far two criteria mark the same groups at one moment (LoRAPrune, Fig. 4), from the benc -----
+# How far two criteria mark the same groups at one moment (LoRAPrune -------------------------------
 REDUCTIONS = {"paper": "squares, as printed", "released": "as released"}
 Line = tuple[list[float], list[float], list[float], list[float]]
 
@@ -424,7 +424,7 @@ def _gone(place: Sequence[Mapping]) -> float:
     return place[0]["removed"] / place[0]["groups"]
 
 
-# Where a criterion's step and a pruned model's pass spend their time: why the gain is no la -----
+# Where a criterion's step and a pruned model's pass spend their time ------------------------------
 PRODUCTS = "products with the base's weights"
 WEIGHTS = "gradients of these weights"
 ADDING = "adding these up over the rows"

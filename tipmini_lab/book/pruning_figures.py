@@ -1,4 +1,4 @@
-"""The figures of the chapters on LoRAPrune; style and colours are those of `lab.figures`."""
+"""The figures of the chapters on LoRAPrune; style and colours are those of `figures`."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Real tensors for the chapter on the equations: gradients of one module, weights in blocks."""
+"""What is removed: real tensors for the equations, masks of whole runs, Figure 3's lines."""
 
 import math
 import statistics
@@ -115,7 +115,7 @@ def middle(modules: Sequence[str]) -> str:
     return modules[len(modules) // 2]
 
 
-# How far whole runs remove the same groups: beside the vanilla criterion's, and between see -----
+# How far whole runs remove the same groups --------------------------------------------------------
 VANILLA = "vanilla"
 OF_KIND = {HEADS: ".self_attn", CHANNELS: ".mlp"}  # how the families of a kind are named
 ONE_SEED = "-"
@@ -205,7 +205,7 @@ def _mean(found: Iterable[float | None]) -> str:
     return f"{statistics.mean(known):.1%}" if known else MISSING
 
 
-# The lines of Figure 3: perplexities of stored prunings against the share that is gone ----------
+# The lines of Figure 3 ----------------------------------------------------------------------------
 def lines(
     outcomes: Outcomes,
     declared: Grid,

@@ -1,4 +1,4 @@
-"""Tables of the pruned models, from stored cells alone; where there is none, they say so."""
+"""Tables of the pruned models, from stored cells alone: Table 2, ablations, gaps, in words."""
 
 import math
 import statistics
@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from tipmini_lab import paths
+from tipmini_lab.evaluation.documents import KNOWN
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.experiments.declared import Grid, Planned, grid, run_name
 from tipmini_lab.results import store as storage
@@ -20,11 +21,7 @@ from tipmini_lab.results.statistics import COVERED, LEVEL, MISSING, holm_of
 from tipmini_lab.results.store import Bundle, Cell, in_one_format
 
 CORPUS_TITLES = {"wikipedia": "Wikipedia passages (of BoolQ)", "books": "books (LAMBADA)"}
-TASK_TITLES = {
-    **{"arc_challenge": "ARC-C", "arc_easy": "ARC-E", "boolq": "BoolQ"},
-    **{"hellaswag": "Hella-<br>Swag", "openbookqa": "OBQA", "piqa": "PIQA"},
-    "winogrande": "Wino-<br>Grande",
-}
+TASK_TITLES = {name: task.short or task.title for name, task in KNOWN.items()}
 PRINTED = {"llm_pruner": "LLM-Pruner", "loraprune": "LoRAPrune"}
 PRINTED |= {"loraprune_8bit": "LoRAPrune, 8 bits"}
 
@@ -199,7 +196,7 @@ def provenance(outcomes: Outcomes, runs: Mapping[str, Planned]) -> str:
     )
 
 
-# Tables of LoRAPrune without a part, otherwise than it is taken here, and tuned for longer ------
+# Tables of LoRAPrune without a part ---------------------------------------------------------------
 def ablations(outcomes: Outcomes, declared: Grid, runs: Mapping[str, Planned]) -> pd.DataFrame:
     """LoRAPrune with fine-tuning at one half, whole and without one of its parts: perplexities."""
     names = ("lora-guided", *(method.name for method in declared.ablations))
@@ -245,7 +242,7 @@ def _few_and_many(pair: Sequence[Bundle | None], tasks: Sequence[str]) -> dict[s
     return row | {f"accuracy, {how}": mean for how, mean in means.items()}
 
 
-# Stored prunings against one another: window by window, and in order ----------------------------
+# Stored prunings against one another --------------------------------------------------------------
 SETTINGS = {  # (share, tuned) by the words for it
     f"{share:.0%}{', tuned' if tuned else ''}": (share, tuned)
     for tuned in (False, True)
@@ -322,7 +319,7 @@ def _place(
     return told if order[0] == title else told + lowest
 
 
-# Stored prunings against one another, window by window or row by row, and which gaps are cl -----
+# Stored prunings against one another --------------------------------------------------------------
 Model = Sequence  # [method, share, tuned], as experiments/pruning/grid.yaml has them
 ModelPair = tuple[tuple, tuple, str]  # two models and a measure
 ACCURACY = "accuracy"  # a measure beside the corpora: the rows of all averaged tasks
@@ -401,7 +398,7 @@ def _of_one(bundle: Bundle, wanted: Sequence[str]) -> list[float]:
     return [v for cell in cells for v in cell.values] if all(cells) else []
 
 
-# What the stored prunings come to, in sentences that follow from them alone ---------------------
+# What the stored prunings come to -----------------------------------------------------------------
 OURS, RELEASED = "lora-guided", "lora-guided-released"
 WHOLE = 0.5, True  # where its parts are taken away one by one
 LOWER, HIGHER, NEITHER = "lower", "higher", "not surely either"

@@ -1,4 +1,4 @@
-"""What a pass needs at least: operations and bytes, counted from the sizes of model and adapter."""
+"""The chapter on serving: operations and bytes counted, stored times, its figure and its words."""
 
 import json
 import statistics
@@ -56,13 +56,13 @@ def sizes(model: nn.Module, adapter: tm.LoraAdapter) -> Sizes:
     )
 
 
-def operations(s: Sizes, rows: int, tokens: int, past: int, worn: bool) -> int:
+def operations(s: Sizes, rows: int, tokens: int, past: int, adapted: bool) -> int:
     """Of a pass over `tokens` new tokens a row that follow `past` ones; logits of the last only.
 
-    worn: whether every row wears an adapter. How many different ones a batch mixes is no matter.
+    adapted: whether every row has an adapter. How many different ones a batch mixes is no matter.
     """
     pairs = tokens * past + tokens * (tokens + 1) // 2  # (query, key), causal
-    weights = s.linear + s.adapter * worn
+    weights = s.linear + s.adapter * adapted
     return 2 * rows * (tokens * weights + s.head + 2 * s.attention * pairs)
 
 
@@ -82,7 +82,7 @@ def floor_seconds(point: dict, found: dict) -> float:
     return max(point[needed] / found[speed] for needed, speed in speeds)
 
 
-# results/serving.json, and what the chapter on serving and the terminal show of it --------------
+# results/serving.json -----------------------------------------------------------------------------
 STORED = paths.REPOSITORY / "results" / "serving.json"
 STEPS = {"prompt": "prompt", "token": "next token"}
 TITLES = {
@@ -161,7 +161,7 @@ def slope(found: dict, step: str, batch: int) -> tuple[float, float, float]:
     return statistics.median(each), min(each), max(each)
 
 
-# Figure -------------------------------------------------------------------------------------
+# Figure -------------------------------------------------------------------------------------------
 
 
 def figure(found: dict) -> Figure:
@@ -193,7 +193,7 @@ def memory_lines(found: dict) -> dict[str, tuple[list[int], list[float]]]:
     return lines
 
 
-# Tables -------------------------------------------------------------------------------------
+# Tables -------------------------------------------------------------------------------------------
 
 
 def table(found: dict, shown: tuple[int, ...]) -> pd.DataFrame:
@@ -271,7 +271,7 @@ def above_floor(found: dict, way: str, step: str, batch: int) -> str:
     return f"{statistics.median(point['seconds']) / least:.1f} × {least * 1e3:.1f} ms"
 
 
-# What was measured of serving, in words: every number is computed from the stored ones ----------
+# What was measured of serving, in words -----------------------------------------------------------
 def provenance(found: dict) -> str:
     """What the numbers were measured on, with and how often."""
     machine, speeds = found["machine"], (found["matrix_product"] / 1e9, found["bandwidth"] / 1e9)
@@ -325,7 +325,7 @@ def _step(found: dict, step: str, batch: int) -> str:
 def _way(found: dict, step: str, batch: int, way: str) -> str:
     told = "slower than both in every round"
     if not slower(found, step, batch, way):
-        told = "not told apart from measuring one program twice"
+        told = "not significantly apart from measuring one program twice"
     return f"{relative(found, step, batch)[way][0]:.2f} with {title(way)}, {told}"
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: the cells of one setting moved over its values, as lines with bands for the figures."""
+"""Sweeps: one setting moved over its values, as lines with bands, as tables and in words."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -102,14 +102,14 @@ def _line(
     return [x for x, _ in points], [y for _, y in points]
 
 
-# What a sweep shows in numbers: every value against one, and retention by the adapters merg -----
+# What a sweep shows in numbers --------------------------------------------------------------------
 Value = float | str
 Found = Mapping[tuple[str, Value], Comparison | None]
 Kept = Mapping[str, Mapping[Value, Retention | None]]
 
 ABSENT = f"The sweep is {MISSING}."
 
-# Every value against one ----------------------------------------------------------------------
+# Every value against one --------------------------------------------------------------------------
 
 
 def compared(
@@ -141,7 +141,7 @@ def _values(sweep, profile: Profile) -> Iterator[tuple[Value, tuple[str, ...]]]:
 
 
 def table(found: Found, moved: str) -> pd.DataFrame:
-    """A row a value, a column a line: the difference in points, bold where it is told apart."""
+    """A row a value, a column a line: the difference in points, bold where it is significant."""
     rows: dict[str, dict[str, str]] = {}
     for (title, value), one in found.items():
         rows.setdefault(_name(value), {})[title] = _difference(one)
@@ -163,17 +163,17 @@ def _apart(one: Comparison) -> bool:
     return one.verdict() is not Verdict.OPEN
 
 
-# The same in words ----------------------------------------------------------------------------
+# The same in words --------------------------------------------------------------------------------
 
 
 def told(found: Found, reference: str) -> str:
-    """How many of the differences are told apart, and which."""
+    """How many of the differences are significant, and which."""
     there = {place: one for place, one in found.items() if one}
     if not there:
         return ABSENT
     apart = [f"{t} at {_name(v)} ({one.verdict()})" for (t, v), one in there.items() if _apart(one)]
     listed = f": {', '.join(apart)}" if apart else ""
-    return f"{len(apart)} of {len(there)} are told apart from {reference}{listed}."
+    return f"{len(apart)} of {len(there)} differ significantly from {reference}{listed}."
 
 
 def ends(found: Found, reference: str) -> str:
@@ -208,7 +208,7 @@ def at_value(found: Found, value: Value, reference: str) -> str:
     return "\n".join(listed) or ABSENT
 
 
-# Retention by the number of adapters ----------------------------------------------------------
+# Retention by the number of adapters --------------------------------------------------------------
 
 
 def retentions(cells: Cells, sweep, profile: Profile, titles: Mapping[str, str]) -> Kept:

@@ -1,4 +1,4 @@
-"""How a notebook shows its figures, tables and functions, in Jupyter and in the book alike."""
+"""How a notebook shows what it has, and the tables of accuracies that several chapters share."""
 
 import hashlib
 import inspect
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 import tipmini as tm
 from tipmini_lab import paths
+from tipmini_lab.evaluation.documents import ADAPTED, KNOWN
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
@@ -116,16 +117,14 @@ def source(*functions: Callable) -> None:
     text(f"```python\n{listing}\n```")
 
 
-# Tables and numbers of the pages: printed ones from one file, measured ones from stored cel -----
+# Tables and numbers of the pages ------------------------------------------------------------------
 TITLES = {
-    **{"arc_challenge": "ARC-Challenge", "boolq": "BoolQ", "coqa": "CoQA"},
-    **{"hellaswag": "HellaSwag", "openbookqa": "OpenBookQA", "piqa": "PIQA", "rte": "RTE"},
+    **{name: task.title for name, task in ADAPTED.items()},
     **{"base": "Base", "single": "Single", "linear": "Linear", "dare": "DARE", "tip": "TIP"},
 }
-HALVED = ("coqa", "rte")
 
 
-# Cells and their means ----------------------------------------------------------------------
+# Cells and their means ----------------------------------------------------------------------------
 
 
 def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
@@ -143,7 +142,7 @@ def estimate(pair: tuple[float, float] | None) -> str:
     return f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else MISSING
 
 
-# Table 1 ------------------------------------------------------------------------------------
+# Table 1 ------------------------------------------------------------------------------------------
 
 
 def printed() -> pd.DataFrame:
@@ -188,7 +187,7 @@ def _title(task: str, profile: Profile) -> str:
 
 def mark(task: str, profile: Profile) -> str:
     """The sign of `split_note` at a task whose evaluation rows were split."""
-    return "†" if task in HALVED and profile.data == "embedded" else ""
+    return "†" if KNOWN[task].halved and profile.data == "embedded" else ""
 
 
 def split_note(profile: Profile) -> str:
@@ -201,7 +200,7 @@ def split_note(profile: Profile) -> str:
     )
 
 
-# Comparisons --------------------------------------------------------------------------------
+# Comparisons --------------------------------------------------------------------------------------
 
 
 def comparison(cells: Cells, profile: Profile, first: str, second: str) -> pd.DataFrame:
@@ -276,8 +275,8 @@ def _verdict(
     better = sum((first, second, task) in clear for task in above)
     worse = sum((first, second, task) in clear for task in tasks if task not in above)
     return (
-        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} tasks; told "
-        f"apart, it is better on {better} and worse on {worse}."
+        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} "
+        f"tasks; significantly so, it is better on {better} and worse on {worse}."
     )
 
 
@@ -307,7 +306,7 @@ def provenance(cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename(columns=lambda n: f"run {n + 1}")
 
 
-# Tables of many variants: accuracies of all tasks, retention, and the points of their figur -----
+# Tables of many variants --------------------------------------------------------------------------
 Titles = Mapping[str, str]
 Facts = Mapping[str, Mapping[str, float]]
 SIZE = "size"  # of a merge, over that of the exact sum
@@ -327,7 +326,7 @@ def narrow(text: str, letters: int = 20) -> str:
     return "<br>".join(wrap(text, letters, break_long_words=False))
 
 
-# All methods --------------------------------------------------------------------------------
+# All methods --------------------------------------------------------------------------------------
 
 
 def every_method() -> list[str]:
@@ -344,7 +343,7 @@ def complete(
 ) -> pd.DataFrame:
     """Accuracy and standard error of every variant, a row each, with mean and retention.
 
-    facts: {name: `controls.sizes` of its merge}, for a column of the merges' sizes.
+    facts: {name: `merging.sizes` of its merge}, for a column of the merges' sizes.
     """
     names = list(names)
     rows = {_side(name, titles): _accuracies(cells, profile, name) for name in names}
@@ -419,7 +418,7 @@ def dots(
     )
 
 
-# Retention ----------------------------------------------------------------------------------
+# Retention ----------------------------------------------------------------------------------------
 
 
 def retention_table(

@@ -1,4 +1,4 @@
-"""The commands on a whole profile: they measure its cells and build the book of them."""
+"""The commands on a whole profile: they measure its cells, check claims and build the book."""
 
 import json
 from pathlib import Path
@@ -139,7 +139,7 @@ def show_cell(cell, as_json: bool) -> None:
     print(json.dumps(facts) if as_json else f"{line} ({cell.count} rows)", flush=True)
 
 
-# `tipmini claims`: what papers say, and whether it holds ----------------------------------------
+# `tipmini claims`: what papers say, and whether it holds ------------------------------------------
 @in_checkout
 def claims(as_json: AsJson = False) -> None:
     """List every audited claim with its verdict in print and at this book's scale.

@@ -1,4 +1,4 @@
-"""The commands on one model, adapter or task at a time; they import what they need."""
+"""The commands on one model, adapter or task at a time, and `tipmini prune`."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def lm_eval(context: typer.Context) -> None:
     cli_evaluate()
 
 
-# `tipmini prune`: its flags, its help and what it prints ----------------------------------------
+# `tipmini prune`: its flags, its help and what it prints ------------------------------------------
 EPILOG = examples(
     "tipmini prune --share 0.5 --out half",
     "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",

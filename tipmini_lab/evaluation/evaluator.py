@@ -1,4 +1,4 @@
-"""One base model in memory and any number of adapters on it, each read once."""
+"""The lm-eval model `tipmini`: one base in memory, any adapter active on it, packed requests."""
 
 import hashlib
 import logging
@@ -31,10 +31,10 @@ from tipmini_lab.evaluation.packing import (
 
 
 class Resident:
-    """A base model that wears one of several PEFT adapters at a time, or none.
+    """A base model with one of several PEFT adapters active at a time, or none.
 
     base: a transformers model; its linear layers are wrapped where an adapter needs it, and
-    outside of `wearing` it computes what it computed before.
+    outside of `active` it computes what it computed before.
     """
 
     def __init__(self, base: nn.Module):
@@ -43,7 +43,7 @@ class Resident:
         self.known: set[str] = set()
 
     @contextmanager
-    def wearing(self, folder: Path | str | None) -> Iterator[nn.Module]:
+    def active(self, folder: Path | str | None) -> Iterator[nn.Module]:
         """The PeftModel with the folder's adapter alone active; for None the base as it is.
 
         A folder is read the first time and when its factors have changed. Raises what PEFT raises
@@ -77,14 +77,14 @@ class Resident:
 
 
 def forget(resident: Resident) -> None:
-    """Take all adapters from the model, which would hold each that it ever wore."""
+    """Take all adapters from the model, which would hold each that ever was active."""
     with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
         for name in list(resident.known):
             resident.peft.delete_adapter(name)
             resident.known.discard(name)
 
 
-# The lm-eval model `tipmini`: packed choices, one context, logits only where they are score -----
+# The lm-eval model `tipmini` ----------------------------------------------------------------------
 MAX_GENERATED = 256  # lm-eval's own default
 ENCODED = 8192  # texts whose tokens are remembered: adapter after adapter is asked the same
 DIGITS = 5  # of a margin
@@ -193,7 +193,7 @@ class PackedLM(TemplateLM):
         answers: list = [None] * len(requests)
         group = runs if self.flat else batches
         parts = group([len(row) for row in rows], self.tokens)
-        with self.resident.wearing(self.adapter):
+        with self.resident.active(self.adapter):
             for part in _progress(parts, rows, disable_tqdm):
                 for row, owner, logp, greedy in self._score([rows[i] for i in part]):
                     answers[members[part[row]][owner]] = (logp, greedy)
@@ -236,7 +236,7 @@ class PackedLM(TemplateLM):
         answers, self.leads = [""] * len(requests), [math.inf] * len(requests)
         parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
         groups = [g for part in parts for g in _same_settings(part, requests)]
-        with self.resident.wearing(self.adapter):
+        with self.resident.active(self.adapter):
             for group in _progress(groups, prompts, disable_tqdm):
                 found = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
                 for i, text, lead in zip(group, *found, strict=True):

@@ -1,4 +1,4 @@
-r"""Attention by plain matrix products, which a CPU does faster than its fused kernel.
+r"""A LLaMA's decoder over rows of different lengths, and attention by plain matrix products.
 
 softmax(s Q K^T + M) V, a block of queries at a time: no token attends to a later one, so a block
 needs the keys up to its own end alone. Registered with transformers under NAME.
@@ -84,7 +84,7 @@ AttentionInterface.register(NAME, _forward)
 AttentionMaskInterface.register(NAME, eager_mask)
 
 
-# A LLaMA's decoder over rows of different lengths, one after the other and without padding ------
+# A LLaMA's decoder over rows of different lengths -------------------------------------------------
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # block, query, key, value -> found
 
 

@@ -1,4 +1,4 @@
-"""The base model, adapters on it, and log-probabilities read off a packed batch."""
+"""The base model: loaded, asked for log-probabilities of packed batches, and for greedy answers."""
 
 import ctypes
 import math
@@ -212,7 +212,7 @@ class HeadLogprobs(torch.autograd.Function):
         return (gradient[:, None] * slopes).to(slopes.dtype), None, None
 
 
-# Greedy generation for a LLaMA: prompts of any lengths without padding, each ends by itself -----
+# Greedy generation for a LLaMA --------------------------------------------------------------------
 Ends = Callable[[list[int]], bool]  # whether nothing more need be said after these tokens
 
 

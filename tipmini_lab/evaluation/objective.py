@@ -1,4 +1,4 @@
-r"""What an adapter is trained on: packed train rows and their losses.
+r"""What is trained on: packed train rows and their losses, and plain text for pruning.
 
 Multiple choice is trained on the listed choices, as it is scored: with log-likelihood l_i of
 choice i and, where the task's metric is length-normalised, its length b_i,
@@ -131,7 +131,7 @@ def fit_temperature(scores: Tensor, right: Tensor) -> float:
     return 10 ** minimize_scalar(mean, bounds=(-2, 2), method="bounded").x
 
 
-# What a model is pruned and fine-tuned on: train rows as plain text, every token predicted ------
+# What a model is pruned and fine-tuned on ---------------------------------------------------------
 def plain_examples(names: Sequence[str], rows: int, length: int, tokenizer) -> list[Example]:
     """`rows` rows in all, the first of each task's fixed order, one task after the other in turn.
 

@@ -11,35 +11,9 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
-from tipmini_lab.evaluation import documents
+from tipmini_lab.evaluation.documents import KNOWN
 
-TASKS = documents.TASKS
-
-# lm-eval's own files; naming them saves indexing its 14,000 (12 s a process).
-OFFICIAL = {
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "boolq": "super_glue/boolq/default.yaml",
-    "coqa": "coqa/default.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "rte": "glue/rte/default.yaml",
-    "winogrande": "winogrande/default.yaml",
-}
-
-# The metric that the paper's numbers correspond to.
-METRIC = {
-    "arc_challenge": "acc_norm",
-    "arc_easy": "acc_norm",
-    "boolq": "acc",
-    "coqa": "em",
-    "hellaswag": "acc_norm",
-    "openbookqa": "acc_norm",
-    "piqa": "acc_norm",
-    "rte": "acc",
-    "winogrande": "acc",
-}
+METRIC = {name: task.metric for name, task in KNOWN.items()}
 
 NUMBERS = ("id", "idx", "ind")  # of rows, by which the same question differs
 
@@ -56,17 +30,16 @@ def order(count: int, seed: int = 0) -> list[int]:
 
 def rows(task: str, split: str, count: int | None = None) -> list[dict]:
     """Raw rows of the `evaluation` or `train` split: all, or the first `count` of the order."""
-    scored = documents.EVALUATION | documents.MORE
-    source = scored if split == "evaluation" else documents.TRAIN
-    every = source[task]()
+    known = KNOWN[task]
+    every = known.evaluation() if split == "evaluation" else known.train()
     return [every[i] for i in order(len(every))[:count]]
 
 
 def official(task: str) -> Path:
-    """lm-eval's own definition of a task; TipminiError for one that is not in `OFFICIAL`."""
-    if task not in OFFICIAL:
-        raise TipminiError(f"task {task!r}: not one of {', '.join(OFFICIAL)}")
-    return Path(lm_eval.tasks.__file__).parent / OFFICIAL[task]
+    """lm-eval's own definition of a task; TipminiError for one that is not known."""
+    if task not in KNOWN:
+        raise TipminiError(f"task {task!r}: not one of {', '.join(KNOWN)}")
+    return Path(lm_eval.tasks.__file__).parent / KNOWN[task].official
 
 
 def fingerprint(task: str) -> list:
@@ -82,7 +55,7 @@ def load(
     """lm-eval's task over the first `evaluation` and `train` embedded rows of the fixed order.
 
     With data="hub" lm-eval reads the hub itself, and all train rows are there. Raises TipminiError
-    for a task that is not in `OFFICIAL` and for data that the hub does not give.
+    for a task that is not known and for data that the hub does not give.
     """
     definition = load_yaml(official(task))
     definition.pop("tag", None)

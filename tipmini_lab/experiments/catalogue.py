@@ -1,4 +1,4 @@
-"""What files of experiments declare: points with readings, sweeps, grids, controls and choices."""
+"""What experiments/*.yaml declares, read into variants by name, and the choices among them."""
 
 import math
 from collections import ChainMap
@@ -160,7 +160,7 @@ class Group(Declared):
     choices: tuple[Choice, ...] = ()
 
 
-# The declared experiments: experiments/*.yaml, one file a group, read into variants by name -----
+# The declared experiments -------------------------------------------------------------------------
 FOLDER = paths.REPOSITORY / "experiments"
 ORDER = (
     "methods",
@@ -300,7 +300,7 @@ def _called(choice: Choice, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# Choosing among variants by their cells on held-out train rows, never by evaluation rows --------
+# Choosing among variants by their cells on held-out train rows ------------------------------------
 Cells = Mapping[tuple[str, str], Cell]
 
 

@@ -1,6 +1,6 @@
 """The declared pruning experiments: experiments/pruning/grid.yaml, read into runs by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.evaluation.tasks import OFFICIAL
+from tipmini_lab.evaluation.documents import KNOWN
 from tipmini_lab.experiments.recipe import PruningRecipe
 from tipmini_lab.experiments.variants import NAME, Declared
 
@@ -193,7 +193,7 @@ def grid(file: Path = FILE) -> Grid:
     return found
 
 
-def _check_tasks(names: tuple[str, ...], known: Mapping[str, str] = OFFICIAL) -> None:
+def _check_tasks(names: tuple[str, ...], known: Collection[str] = KNOWN) -> None:
     for name in names:
         if name not in known:
             raise TipminiError(f"tasks: {name!r} is not one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What experiments are made of: a profile's model, adapters and tasks, each loaded once."""
+"""A profile's experiments: model, adapters and tasks; what a cell follows from; its measurement."""
 
 import logging
 import time
@@ -97,7 +97,7 @@ class Materials:
         return self._definitions[task]
 
 
-# What a cell's values follow from: the model, the adapter, the rows, the settings, the code -----
+# What a cell's values follow from -----------------------------------------------------------------
 def evaluation_code() -> dict[str, str]:
     """What a cell's values are computed by."""
     return {"evaluation": digests.code_digest(evaluator.answers, evaluator.PackedLM)}
@@ -128,7 +128,7 @@ def _rows_and_task(definition: ConfigurableTask) -> dict[str, str]:
     return {"data": digests.digest(rows), "task": digests.digest(tasks.fingerprint(task))}
 
 
-# Calibrate, merge, evaluate, store: every measured number of the book passes through here -------
+# Calibrate, merge, evaluate, store ----------------------------------------------------------------
 TABLE_1 = (*UNMERGED, *PAPER)
 MERGES = PAPER
 

@@ -92,7 +92,7 @@ def main() -> None:
         subprocess.run(command, env=os.environ | WAYS[way].environment, check=True)
 
 
-# What came out --------------------------------------------------------------------------------
+# What came out ------------------------------------------------------------------------------------
 
 
 def cells_of(way: str) -> dict[tuple[str, str], Cell]:

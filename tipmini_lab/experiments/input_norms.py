@@ -126,7 +126,7 @@ class InputNorms:
         texts = texts or self.texts(task)
         batches = self.padded(self.lab.tokenizer(texts)["input_ids"])
         bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
-        with self._source(task, source) as folder, self.lab.lm.resident.wearing(folder) as peft:
+        with self._source(task, source) as folder, self.lab.lm.resident.active(folder) as peft:
             return tm.calibrate_adapter(
                 peft, batches, peft.active_adapter, statistic=statistic, progress=bar
             )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import tasks
+from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.evaluation.evaluator import forget
 from tipmini_lab.experiments import catalogue
 from tipmini_lab.experiments.catalogue import Catalogue, Choice
@@ -21,8 +22,6 @@ from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.locks import claimed
 from tipmini_lab.results.store import Cell
 
-HELD_OUT = 48  # rows a task to choose by
-HELD_OUT_OF = {"coqa": 16, "rte": 32}  # of stories and of rows that take long, or that are few
 FINAL = 192  # rows a task to choose among finalists by, where there are so many
 
 Show = Callable[[Cell], None]
@@ -59,7 +58,7 @@ class HeldOut(Bundled):
     def rows(self, task: str) -> tuple[int, int]:
         """How many train rows are passed over, and how many of the next are scored."""
         recipe = RECIPES[task]
-        asked = HELD_OUT_OF.get(task, HELD_OUT)
+        asked = ADAPTED[task].choosing
         if self.final:
             asked = FINAL
         elif self.profile.rows(task):

@@ -1,4 +1,4 @@
-"""What tells pruning from scale: the sizes of merges, and a plain sum scaled to another's size."""
+"""A profile's merges, what each follows from, and the sizes that tell pruning from scale."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def sizes(merged: tm.LoraAdapter, exact: tm.LoraAdapter) -> dict[str, float]:
     }
 
 
-# A profile's merges: what each follows from, and its PEFT folder --------------------------------
+# A profile's merges -------------------------------------------------------------------------------
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
 ROUNDING = 1e-6  # of float32, relative
 
@@ -202,7 +202,7 @@ class Merges:
         return own
 
     def facts(self, variant: Variant) -> dict[str, float]:
-        """`controls.sizes` of a variant's merge; nothing of what isn't merged."""
+        """`merging.sizes` of a variant's merge; nothing of what isn't merged."""
         if variant.method in UNMERGED:
             return {}
         folder = self.folder(variant)

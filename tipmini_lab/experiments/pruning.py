@@ -1,4 +1,4 @@
-"""A result that no plain checkpoint can hold, since layers differ: masks beside an adapter."""
+"""Pruning a model: LoRAPrune's Algorithm 1, its results in files, 2:4 sparsity, `tipmini prune`."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tipmini_lab.evaluation.model import (
     recompute,
 )
 from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe, cosine_rate, fraction, removes
-from tipmini_lab.experiments.training import Resumable, by_module, named_factors, wear_lora
+from tipmini_lab.experiments.training import Resumable, by_module, named_factors, add_lora
 from tipmini_lab.results import digests, store
 
 MASKS, STORY, ADAPTER, BASE = "masks.safetensors", "pruning.json", "adapter", "base"
@@ -102,7 +102,7 @@ def _without(tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor * rows.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype)
 
 
-# LoRAPrune's Algorithm 1: fine-tune an adapter, average importances, remove groups, and aga -----
+# LoRAPrune's Algorithm 1 --------------------------------------------------------------------------
 class Run(Resumable):
     """One pruning run of a local model folder, which can be killed and started again.
 
@@ -129,7 +129,7 @@ class Run(Resumable):
             to_int8(model)
         if recipe.recompute:
             recompute(model)
-        self.peft = wear_lora(model, recipe.rank, recipe.alpha, TARGETS, recipe.seed, light=True)
+        self.peft = add_lora(model, recipe.rank, recipe.alpha, TARGETS, recipe.seed, light=True)
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
         weights = pruner.linear_weights(self.model, self.families)
@@ -270,7 +270,7 @@ def sizes(base: BaseFolder, families: Sequence[Family], counts: dict[str, int]) 
     }
 
 
-# 2:4 sparsity, for comparison (LoRAPrune, Fig. 3): zeros in a checkpoint of unchanged shape -----
+# 2 ------------------------------------------------------------------------------------------------
 SEMI_STRUCTURED = {"magnitude-2:4": "magnitude", "wanda-2:4": "wanda"}
 
 
@@ -311,7 +311,7 @@ def _pruned(weight: Tensor, norm: Tensor | None) -> Tensor:
     return torch.where(semi_structured_mask(scores), weight, 0)
 
 
-# What `tipmini prune` does: find the base, tell what would go, prune, and tell what went --------
+# What `tipmini prune` does ------------------------------------------------------------------------
 CHECKPOINT = "a checkpoint for AutoModelForCausalLM"
 SPARSE = f"{CHECKPOINT}, of its old shapes with zeros"
 MASKED = "masks.safetensors and a PEFT adapter (layers keep different numbers of groups)"

@@ -1,4 +1,4 @@
-"""LoRA on a linear layer at the cost it should have: products in the base's dtype.
+"""Training LoRA factors so that a kill loses nothing, and the seven adapters that are trained so.
 
 PEFT multiplies by A and B in float32. On a CPU that takes as long as the base's own products in
 bfloat16, and it keeps a float32 copy of every layer's input until the backward pass.
@@ -21,6 +21,7 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, objective
+from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.evaluation.model import keep_memory, load_base, load_tokenizer
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import batches
@@ -65,8 +66,8 @@ class LoraLinear(lora.Linear):
         return LowRankSum.apply(self.base_layer(x), x, a, b, self.scaling[name])
 
 
-# Training that can be killed at any step and goes on, bit for bit, from its last checkpoint -----
-def wear_lora(
+# Training that can be killed at any step and goes on ----------------------------------------------
+def add_lora(
     base: nn.Module,
     rank: int,
     alpha: int,
@@ -213,7 +214,7 @@ class Resumable(ABC):
         self.restore(tensors, state)
 
 
-# Training of the seven adapters: LoRA with float32 factors, on a base in the machine's form -----
+# Training of the seven adapters -------------------------------------------------------------------
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # embedded: 4-bit GGUF, de-quantised
 
 
@@ -235,15 +236,7 @@ class TrainingRecipe:
     seed: int = 0
 
 
-RECIPES = {
-    "arc_challenge": TrainingRecipe(rows=959, epochs=3, held_out=160),
-    "boolq": TrainingRecipe(rows=1200, held_out=240, batch=32),
-    "coqa": TrainingRecipe(rows=206, held_out=60, batch=4, learning_rate=5e-4),
-    "hellaswag": TrainingRecipe(rows=2000, held_out=320, batch=32, checks=3),
-    "openbookqa": TrainingRecipe(rows=4557, epochs=2, batch=32),
-    "piqa": TrainingRecipe(rows=6000, batch=32, learning_rate=5e-4),
-    "rte": TrainingRecipe(rows=106, epochs=5, held_out=32, batch=8, learning_rate=5e-4),
-}
+RECIPES = {name: TrainingRecipe(**task.training) for name, task in ADAPTED.items()}
 
 
 def learning_rate(recipe: TrainingRecipe, step: int, steps: int) -> float:
@@ -276,7 +269,7 @@ class Run(Resumable):
         self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
         base = load_base(model_path, attention="eager")
         self.dtype = str(base.dtype).removeprefix("torch.")
-        self.peft = wear_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
+        self.peft = add_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)

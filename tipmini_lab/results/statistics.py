@@ -1,4 +1,4 @@
-"""Rows of cells drawn again: what a number would be, had other rows of the same kind been asked.
+"""Statistics of cells: paired rows drawn again, differences with intervals, corrected tests.
 
 Draws are the same at every run: they depend on the seed and the task's name, and on neither the
 order of rows nor that of tasks.
@@ -89,7 +89,7 @@ def interval(value: float, drawn: np.ndarray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-# What cells say together: differences of variants with intervals, corrected tests ---------------
+# What cells say together --------------------------------------------------------------------------
 Key = TypeVar("Key")
 
 MISSING = "not measured yet"
@@ -102,7 +102,7 @@ class Verdict(StrEnum):
 
     BETTER = "better"
     WORSE = "worse"
-    OPEN = "not told apart"
+    OPEN = "not significant"
     MISSING = MISSING
 
 
@@ -122,7 +122,7 @@ class Comparison(Interval):
         return _judged(self.value, self.corrected, level)
 
 
-# Means --------------------------------------------------------------------------------------
+# Means --------------------------------------------------------------------------------------------
 
 
 def tasks_of(cells: Cells) -> list[str]:
@@ -150,7 +150,7 @@ def mean_interval(cells: Cells, name: str, tasks: Iterable[str]) -> Interval | N
     return Interval(mean, mean - COVERED * error, mean + COVERED * error)
 
 
-# Two variants on the same rows --------------------------------------------------------------
+# Two variants on the same rows --------------------------------------------------------------------
 
 
 def difference(

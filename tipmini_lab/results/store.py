@@ -165,12 +165,12 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-# The store of variants: one JSON a variant, with what was merged and the cells of its tasks -----
+# The store of variants ----------------------------------------------------------------------------
 class Bundle(BaseModel):
     """What is known of one variant.
 
     settings: `Lab.settings`, of which the merge was made. facts: of the merge itself, e.g. its
-    size beside that of the exact sum (`controls.sizes`); of a pruning the loss of every step.
+    size beside that of the exact sum (`merging.sizes`); of a pruning the loss of every step.
     cells: one a task.
     """
 

@@ -1,4 +1,4 @@
-"""Accuracies of which only the share and the number of rows are known: errors, tests, counts."""
+"""The claims of book/claims.yaml, their verdicts, and accuracies known by counts alone."""
 
 import math
 from collections import Counter
@@ -46,7 +46,7 @@ def by_accident(rows: int, digits: int = 4) -> float:
     return len(reached) / (10**digits + 1)
 
 
-# book/claims.yaml: the sentences of papers that stand on numbers, and their declared verdic -----
+# book/claims.yaml ---------------------------------------------------------------------------------
 class Verdict(StrEnum):
     """What a check finds, and a sentence on what that means."""
 

@@ -1,4 +1,4 @@
-"""Checks of a claim from what was measured for this book: cells, layers, serving."""
+"""Checks of a claim from what was measured for this book, one or several at once."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from tipmini_lab.results.store import Cell, paired_p
 Compared = tuple[str, str, str]  # (higher, lower, task)
 
 
-# Accuracies ---------------------------------------------------------------------------------
+# Accuracies ---------------------------------------------------------------------------------------
 
 
 def paired(
@@ -93,7 +93,7 @@ def _told(gaps: dict[Compared, float], clear: dict[Compared, float]) -> Iterator
         yield ", ".join(told)
 
 
-# Layers -------------------------------------------------------------------------------------
+# Layers -------------------------------------------------------------------------------------------
 
 
 def layers_differ(evidence: Evidence, *, first: str, second: str, alike_above: float) -> Finding:
@@ -158,7 +158,7 @@ def layers_stay_shares(evidence: Evidence, *, base_sparsity: float) -> Finding:
     )
 
 
-# Serving ------------------------------------------------------------------------------------
+# Serving ------------------------------------------------------------------------------------------
 
 
 def serving_costs(evidence: Evidence, *, step: str, batch: int) -> Finding:
@@ -201,7 +201,7 @@ CHECKS = (
 )
 
 
-# A check of a sentence that claims several things at once: each has a check of its own ----------
+# A check of a sentence that claims several things at once -----------------------------------------
 Check = Callable[..., Finding]
 
 

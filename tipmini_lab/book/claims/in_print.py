@@ -1,4 +1,4 @@
-"""Checks of a claim from the printed cells alone, one small function a kind of claim."""
+"""Checks of a claim from printed cells alone, and of the settings that this book shares."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def names(keys: Sequence[str]) -> str:
     return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
 
 
-# Numbers in the text ------------------------------------------------------------------------
+# Numbers in the text ------------------------------------------------------------------------------
 
 
 def gain(
@@ -70,7 +70,7 @@ def tasks_of_the_table(evidence: Evidence, *, printed: float) -> Finding:
     return Finding(verdict, f"{count} rows of Table 1", "Counted in the table.")
 
 
-# Comparisons in the text --------------------------------------------------------------------
+# Comparisons in the text --------------------------------------------------------------------------
 
 
 def above(
@@ -143,7 +143,7 @@ def largest_gains(evidence: Evidence, *, of: str, against: str, tasks: Sequence[
     return Finding(verdict, f"{WORDS[of]} − {WORDS[against]} in points", f"In order: {told}.")
 
 
-# Table 1 against what is known of the data and of the base ------------------------------------
+# Table 1 against what is known of the data and of the base ----------------------------------------
 
 
 def equals_records(evidence: Evidence, *, method: str, digits: int = 4) -> Finding:
@@ -182,7 +182,7 @@ def whole_counts(evidence: Evidence) -> Finding:
     )
 
 
-# The method ---------------------------------------------------------------------------------
+# The method ---------------------------------------------------------------------------------------
 
 
 def shift_has_mean_zero(evidence: Evidence, *, tolerance: float) -> Finding:
@@ -210,7 +210,7 @@ def sparsity_is_a_share(evidence: Evidence, *, base_sparsity: float) -> Finding:
     )
 
 
-# What no cell can tell ----------------------------------------------------------------------
+# What no cell can tell ----------------------------------------------------------------------------
 
 
 def setting(evidence: Evidence, *, note: str) -> Finding:
@@ -227,7 +227,7 @@ CHECKS = (
 )
 
 
-# Checks of a claim on a setting: whether the measurements of this book are set as the paper -----
+# Checks of a claim on a setting -------------------------------------------------------------------
 def profile_has(evidence: Evidence, *, setting: str, value: object) -> Finding:
     """Whether a setting of the profile is the paper's."""
     own = getattr(evidence.profile, setting)

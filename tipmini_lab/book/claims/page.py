@@ -1,4 +1,4 @@
-"""Every claim's checks run, and refused where a verdict is not the declared one."""
+"""Every claim's checks run, refused where a verdict is another, and shown on the claims' page."""
 
 import html
 import inspect
@@ -98,11 +98,11 @@ def refuse_changed(audited: Sequence[Audited]) -> None:
         )
 
 
-# The papers' printed tables, recomputed: frames for the page of the claims ----------------------
+# The papers' printed tables, recomputed -----------------------------------------------------------
 COLUMNS = ("single", "linear", "dare", "tip")
 
 
-# TIP's Table 1 --------------------------------------------------------------------------------
+# TIP's Table 1 ------------------------------------------------------------------------------------
 
 
 def means(printed: Printed) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def _marked(text: str, clear: bool) -> str:
     return f"**{text}**" if clear else text
 
 
-# LoRAPrune ------------------------------------------------------------------------------------
+# LoRAPrune ----------------------------------------------------------------------------------------
 
 
 def perplexities(evidence: Evidence) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def margins(evidence: Evidence) -> dict[str, float]:
     return {what: round(share / 2, 1) for what, share in found.items()}
 
 
-# Markdown for every {{ claims_... }} of book/claims.md, computed when the book is built ---------
+# Markdown for every {{ claims_... }} of book/claims.md --------------------------------------------
 def page_values(file: Path = paths.CLAIMS, evidence: Evidence | None = None) -> dict[str, str]:
     """What the page shows; raises TipminiError where a verdict is not the declared one."""
     evidence = evidence or gathered()
@@ -244,7 +244,7 @@ def _printed_tables(evidence: Evidence) -> dict[str, str]:
     }
 
 
-# Claims -------------------------------------------------------------------------------------
+# Claims -------------------------------------------------------------------------------------------
 
 
 def _summary(audited: Iterable[Audited]) -> pd.DataFrame:

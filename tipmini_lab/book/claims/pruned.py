@@ -1,4 +1,4 @@
-"""Checks of LoRAPrune's sentences from the numbers it prints, and from shapes."""
+"""Checks of LoRAPrune's sentences: printed numbers, shapes, settings and the bench."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ DECIMALS = {"perplexity": 2, "memory": 1}
 A100 = 80  # gigabytes of the GPU that the introduction names
 
 
-# Printed cells ------------------------------------------------------------------------------
+# Printed cells ------------------------------------------------------------------------------------
 
 
 def shown(evidence: Evidence, table: str, row: str, column: str) -> str:
@@ -111,7 +111,7 @@ def _pairs(
         yield f"{NAMES[column]}: {NAMES[of]} {new}, {NAMES[row]} {old}"
 
 
-# Numbers of the text that can be set beside each other ------------------------------------------
+# Numbers of the text that can be set beside each other --------------------------------------------
 
 
 def unmerged_slower(evidence: Evidence, *, saved: float, added: float) -> Finding:
@@ -140,7 +140,7 @@ def as_speed(evidence: Evidence, *, printed: float, of: str, note: str) -> Findi
     return Finding(Verdict.NOT_AT_HAND, told[of], note)
 
 
-# Counts from shapes -------------------------------------------------------------------------
+# Counts from shapes -------------------------------------------------------------------------------
 
 
 def linear_weights(shape: dict) -> int:
@@ -187,7 +187,7 @@ def intermediates(evidence: Evidence, *, printed: float, model: str) -> Finding:
     )
 
 
-# Elsewhere ----------------------------------------------------------------------------------
+# Elsewhere ----------------------------------------------------------------------------------------
 
 
 def as_cited(evidence: Evidence, *, printed: float, work: str) -> Finding:
@@ -207,7 +207,7 @@ PRUNED = (
 )
 
 
-# Pruned models in the words of the claims' page: which are compared, where, of how many see -----
+# Pruned models in the words of the claims' page ---------------------------------------------------
 PROFILE = "mini"
 
 
@@ -251,7 +251,7 @@ def _counted(counts: Iterable[int]) -> str:
     return f"{high} seeds" if low == high else f"{low} to {high} seeds"
 
 
-# Checks of LoRAPrune's settings: whether this book prunes, times and counts as the paper do -----
+# Checks of LoRAPrune's settings -------------------------------------------------------------------
 NOTHING = "No pruned model is stored yet."
 
 
@@ -316,7 +316,7 @@ def mask_is_binary(evidence: Evidence) -> Finding:
     return Finding(verdict, "one boolean a group", "The function of Eq. 12, on drawn importances.")
 
 
-# Counted from shapes ------------------------------------------------------------------------
+# Counted from shapes ------------------------------------------------------------------------------
 
 
 def keeps_beside(evidence: Evidence, *, method: str, least: float, rank: int = 8) -> Finding:
@@ -362,10 +362,10 @@ PRUNING_SETTINGS = (
 )
 
 
-# Checks of LoRAPrune's sentences from the bench: time, memory, throughput, masks ----------------
+# Checks of LoRAPrune's sentences from the bench ---------------------------------------------------
 KEPT = {"activations kept": "", "made again": RECOMPUTED}  # ends of the sides' names
 
-# Inference ----------------------------------------------------------------------------------
+# Inference ----------------------------------------------------------------------------------------
 
 
 def time_saved(evidence: Evidence, *, share: float, least: float) -> Finding:
@@ -427,7 +427,7 @@ def _asked(least: float, turn: str) -> str:
     return f"Asked for: at least {least:g}%." if least else f"Asked for: {turn}."
 
 
-# A step of a criterion ----------------------------------------------------------------------
+# A step of a criterion ----------------------------------------------------------------------------
 
 
 def memory_saved(
@@ -474,7 +474,7 @@ def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
     return Finding(_share_of(enough, len(gained)), told, words)
 
 
-# Masks --------------------------------------------------------------------------------------
+# Masks --------------------------------------------------------------------------------------------
 
 
 def masks_agree(evidence: Evidence, *, share: float) -> Finding:
