@@ -195,7 +195,7 @@ def test_entries_follow_the_points_and_keep_to_common_tasks():
 def test_the_ledger_has_a_line_a_reading():
     frame = method_tables.table(CELLS, ENTRIES)
     assert list(frame.index) == [1, 8, 8]
-    assert list(frame["it is"]) == ["not told<br>apart", "better", NARROW]
+    assert list(frame["it is"]) == ["not<br>significant", "better", NARROW]
     assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", "–"]
     assert frame.iloc[0, 2] == "+0.0<br>[+0.0, +0.0]"
 

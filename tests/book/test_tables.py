@@ -12,7 +12,8 @@ from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again, front_page, method_tables, staging, tables
 from tipmini_lab.book.claims import page as claims_page
-from tipmini_lab.evaluation.tasks import METRIC, TASKS
+from tipmini_lab.evaluation.documents import TASKS
+from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
@@ -101,7 +102,8 @@ def test_rte_and_coqa_are_marked_where_their_rows_were_split():
 
 def test_the_summary_counts_what_the_cells_say():
     """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
-    told = "Single lies above Base on 2 of 2 tasks; significantly so, it is better on {} and worse on 0."
+    told = "Single lies above Base on 2 of 2 tasks; "
+    told += "significantly so, it is better on {} and worse on 0."
     for level, better in ((0.1, 0), (0.6, 2)):
         text = tables.summary(CELLS, SMOKE, level=level)
         assert "16 rows in 2 tasks" in text and "the 8 tests" in text

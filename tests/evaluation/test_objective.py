@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labs import llama
 
-from tipmini_lab.evaluation import evaluator, objective, tasks
+from tipmini_lab.evaluation import documents, evaluator, objective, tasks
 from tipmini_lab.evaluation import model as model_module
 from tipmini_lab.evaluation.model import HeadLogprobs, target_logprobs
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import collate, pack
 
-CHOICE_TASKS = [task for task in tasks.TASKS if task != "coqa"]
+CHOICE_TASKS = [task for task in documents.TASKS if task != "coqa"]
 
 
 @pytest.fixture(scope="module")

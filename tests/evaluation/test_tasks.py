@@ -59,7 +59,7 @@ def identity(row: dict, key: str) -> str:
 
 
 def test_the_seven_tasks():
-    assert set(tasks.TASKS) == set(COUNTS)
+    assert set(documents.TASKS) == set(COUNTS)
 
 
 @pytest.mark.parametrize("task", COUNTS)
@@ -189,8 +189,8 @@ def plain(config: dict) -> dict:
 
 
 def test_metrics_are_the_papers():
-    assert {m: {t for t in tasks.TASKS if tasks.METRIC[t] == m} for m in METRIC} == METRIC
-    for task in tasks.TASKS:
+    assert {m: {t for t in documents.TASKS if tasks.METRIC[t] == m} for m in METRIC} == METRIC
+    for task in documents.TASKS:
         metrics = {entry["metric"] for entry in tasks.load(task, 1).config.metric_list}
         assert tasks.METRIC[task] in metrics | ({"acc_norm"} if "acc" in metrics else set())
 
@@ -286,7 +286,7 @@ def test_unknown_task():
 
 @pytest.mark.parametrize(("task", "count"), [("arc_easy", 2376), ("winogrande", 1267)])
 def test_more_tasks_have_lm_evals_own_split(task, count):
-    assert task not in tasks.TASKS and len(tasks.rows(task, "evaluation")) == count
+    assert task not in documents.TASKS and len(tasks.rows(task, "evaluation")) == count
     definition = tasks.load(task, 5)
     assert definition.config.output_type == "multiple_choice"
     for doc in definition.eval_docs:

@@ -142,7 +142,10 @@ ONE = {"name": "one", "title": "One"}
 POINT = {"point": 1, "question": "what?", "printed": "this"}
 SWEEP = {"name": "s", "label": "{value}", "moves": "sparsity", "values": [0.1, 0.2]}
 WRONG = {
-    "unknown key": ({"variant": [ONE]}, "variant: Extra inputs are not permitted"),
+    "unknown key": (
+        {"variant": [ONE]},
+        "unknown key 'variant'; the nearest valid one is 'variants'",
+    ),
     "unknown field": ({"variants": [ONE | {"wieghts": 1}]}, "variants.0.wieghts: Extra inputs"),
     "unknown method": ({"variants": [ONE | {"method": "tips"}]}, "no merge method 'tips'"),
     "unknown option": (

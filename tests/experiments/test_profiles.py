@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.evaluation import tasks
+from tipmini_lab.evaluation import documents, tasks
 from tipmini_lab.experiments.profiles import FOLDER, Profile, load_profile, names
 
 GOOD = {"name": "mine", "description": "a try", "results": "_build/results/mine"}
@@ -36,7 +36,7 @@ def test_the_settings_of_the_paper_are_the_same_everywhere():
     for name in set(names()) - {"smoke"}:
         profile = load_profile(name)
         assert (profile.calibration_rows, profile.base_sparsity, profile.seed) == (128, 0.7, 0)
-        assert profile.tasks == tasks.TASKS
+        assert profile.tasks == documents.TASKS
 
 
 @pytest.mark.parametrize(

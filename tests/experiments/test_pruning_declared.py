@@ -139,7 +139,7 @@ def _set(*path_and_value):
         (_set("methods", 0, "options", {"method": "lora"}), "method must be one of"),
         (_set("tasks", ["hellswag"]), "tasks: 'hellswag' is not one of"),
         (_set("apart", ["boolqq"]), "tasks: 'boolqq' is not one of"),
-        (_set("more", 1), "more: Extra inputs are not permitted"),
+        (_set("more", 1), "unknown key 'more'; the nearest valid one is"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_file(tmp_path, change, line):

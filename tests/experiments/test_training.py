@@ -13,7 +13,7 @@ from labs import llama
 
 import tipmini as tm
 from tipmini_lab import paths
-from tipmini_lab.evaluation import assets, objective, tasks
+from tipmini_lab.evaluation import assets, documents, objective
 from tipmini_lab.experiments import training
 from tipmini_lab.experiments.training import Run, TrainingRecipe
 
@@ -204,7 +204,7 @@ def test_an_adapter_that_never_bettered_the_base_is_not_saved(small, tmp_path, m
 
 
 def test_a_recipe_for_each_task_of_the_papers_kind():
-    assert set(training.RECIPES) == set(tasks.TASKS)
+    assert set(training.RECIPES) == set(documents.TASKS)
     for recipe in training.RECIPES.values():
         assert (recipe.rank, recipe.alpha) == (8, 16)
 

@@ -18,7 +18,7 @@ from tipmini_lab.book.tables import (
     variant_cells,
 )
 from tipmini_lab.evaluation import assets, documents
-from tipmini_lab.evaluation.tasks import TASKS
+from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments import formats
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.experiment import TABLE_1

@@ -10,13 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.declared_files import Declared, read, what_is_wrong
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.variants import NAME, Declared, Option, Variant, Weights
+from tipmini_lab.experiments.variants import NAME, Option, Variant, Weights
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.store import Cell, in_one_format
 
@@ -220,7 +220,7 @@ def catalogue(folder: Path = FOLDER) -> Catalogue:
         A file that is no valid YAML, an unknown key, a wrong value, or a name that is unknown or
         stands there twice; one line that names the file.
     """
-    groups = {name: _read(folder / f"{name}.yaml") for name in group_names(folder)}
+    groups = {name: read(Group, folder / f"{name}.yaml") for name in group_names(folder)}
     variants: dict[str, Variant] = {}
     members, important = {}, set()
     for name, group in groups.items():
@@ -242,19 +242,9 @@ def _rank(group: str) -> tuple[int, str]:
     return (ORDER.index(group) if group in ORDER else len(ORDER), group)
 
 
-def _read(file: Path) -> Group:
-    try:
-        return Group.model_validate(yaml.safe_load(file.read_text()))
-    except yaml.YAMLError as error:
-        raise TipminiError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise TipminiError(f"{file}: {_one_line(error)}") from error
-
-
 def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        return what_is_wrong(error)
     return f"no variant {error}" if isinstance(error, KeyError) else str(error)
 
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation.documents import KNOWN
 from tipmini_lab.experiments.recipe import PruningRecipe
-from tipmini_lab.experiments.variants import NAME, Declared
+from tipmini_lab.experiments.variants import NAME
 
 FILE = paths.REPOSITORY / "experiments" / "pruning" / "grid.yaml"
 GROUP = "pruning"  # its name on the command line
@@ -177,17 +177,11 @@ def run_name(method: str, share: float, tuned: bool, seed: int, longer: bool = F
 @cache
 def grid(file: Path = FILE) -> Grid:
     """Raises TipminiError, one line that names the file, for what is no valid declaration."""
+    found = read(Grid, file)
     try:
-        found = Grid.model_validate(yaml.safe_load(file.read_text()))
         for profile in found.sizes:
             found.runs(profile)
         _check_tasks((*found.tasks, *found.apart))
-    except yaml.YAMLError as error:
-        raise TipminiError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise TipminiError(f"{file}: {where}: {first['msg']}") from error
     except (TipminiError, TypeError) as error:
         raise TipminiError(f"{file}: {error}") from error
     return found

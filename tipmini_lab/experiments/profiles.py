@@ -1,23 +1,20 @@
 """Profiles: at which scale the same experiments run. One documented YAML file each."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import documents
 
 FOLDER = paths.REPOSITORY / "profiles"
 
 
-class Profile(BaseModel):
+class Profile(Declared):
     """Everything a run depends on besides code, model, adapters and data themselves."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str = Field(description="one sentence for the reader of a table")
@@ -107,18 +104,4 @@ def load_profile(name: str | Path) -> Profile:
     file = Path(name) if str(name).endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not file.is_file():
         raise TipminiError(f"profile {str(name)!r}: not one of {', '.join(names())}")
-    try:
-        return Profile.model_validate(yaml.safe_load(file.read_text()))
-    except yaml.YAMLError as error:
-        raise TipminiError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        raise TipminiError(f"{file}: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"])) or "the file"
-    if first["type"] != "extra_forbidden":
-        return f"{key}: {first['msg']}"
-    near = get_close_matches(key, Profile.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {key!r}; the nearest valid one is {near[0]!r}"
+    return read(Profile, file)

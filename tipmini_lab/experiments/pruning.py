@@ -33,7 +33,7 @@ from tipmini_lab.evaluation.model import (
     recompute,
 )
 from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe, cosine_rate, fraction, removes
-from tipmini_lab.experiments.training import Resumable, by_module, named_factors, add_lora
+from tipmini_lab.experiments.training import Resumable, add_lora, by_module, named_factors
 from tipmini_lab.results import digests, store
 
 MASKS, STORY, ADAPTER, BASE = "masks.safetensors", "pruning.json", "adapter", "base"

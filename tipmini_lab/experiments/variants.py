@@ -8,24 +8,19 @@ this project's default where they leave something open.
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.table import METHODS, preset
 from tipmini.methods.weighting import RULES, is_rule
+from tipmini_lab.declared_files import Declared
 from tipmini_lab.evaluation import documents
 
 UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
 NAME = r"^[a-z0-9][a-z0-9._-]*$"  # also a file's name
 Weights = float | dict[str, float] | str
 Option = bool | int | float | str | None
-
-
-class Declared(BaseModel):
-    """Read from a file, checked, and then not changed any more."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Inputs(Declared):

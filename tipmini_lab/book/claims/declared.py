@@ -5,12 +5,10 @@ from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tipmini.errors import TipminiError
-from tipmini.models.files import one_line
 from tipmini_lab import paths
+from tipmini_lab.declared_files import read
 
 
 def standard_error(share: float, rows: int) -> float:
@@ -155,11 +153,4 @@ class Declared(Strict):
 
 def declared(file: Path = paths.CLAIMS) -> Declared:
     """What the file declares; raises TipminiError, one line, for a file that is not valid."""
-    try:
-        return Declared.model_validate(yaml.safe_load(file.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise TipminiError(f"{file}: not readable as YAML: {one_line(error)}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise TipminiError(f"{file}: {where}: {one_line(first['msg'])}") from error
+    return read(Declared, file)
