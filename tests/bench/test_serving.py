@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from labs import llama, save_adapter
+from made_up import SIZES
 from torch.utils.flop_counter import FlopCounterMode
 
 import tipmini as tm
@@ -70,21 +71,6 @@ def test_a_generation_goes_on_from_the_prompt():
     first, after = measured.generation(forward, TOKENS, steps=2)
     assert first > 0 < after
     assert seen == [((5, 4), None), ((5, 1), 4), ((5, 1), 5)]
-
-
-# Counts of the tiny LLaMA and its adapter of rank 4, by hand: a block has 16 x 16 (q, o), 8 x 16
-# (k, v) and three of 16 x 24; A and B have 4 (16 + 16) elements on q and 4 (16 + 8) on v.
-BLOCK = 2 * 256 + 2 * 128 + 3 * 384
-SIZES = serving.Sizes(
-    linear=2 * BLOCK,
-    modules=2 * 7,
-    head=64 * 16,
-    adapter=2 * (128 + 96),
-    adapted=2 * 2,
-    attention=2 * 2 * 8,
-    cache=2 * 2 * 8,
-    width=4,
-)
 
 
 def test_sizes_are_read_off_model_and_adapter(what):

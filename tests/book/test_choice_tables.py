@@ -1,7 +1,7 @@
 """What the chapter on a better merge shows: the rounds of a choice, and learnt weights."""
 
 import pytest
-from test_selection import TASKS, scored, store
+from made_up import CHOOSING, keep_scored, scored
 
 from tipmini_lab.book import comparisons, figures, tables
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Group
@@ -23,7 +23,7 @@ def known():
 
 @pytest.fixture
 def profile(tmp_path):
-    return Profile(name="tiny", description="d", tasks=TASKS, results=str(tmp_path))
+    return Profile(name="tiny", description="d", tasks=CHOOSING, results=str(tmp_path))
 
 
 def test_a_choice_is_named_by_its_own_title_and_its_winners(known, tmp_path):
@@ -35,8 +35,8 @@ def test_a_choice_is_named_by_its_own_title_and_its_winners(known, tmp_path):
 
 def test_rounds_are_ordered_by_the_first_and_tell_the_second(known, profile):
     first = {"linear": ([1, 0, 1, 0], [1, 0]), "cat": ([1, 1, 1, 1], [1, 1])}
-    store(profile, scored(**first, svd=([0, 0, 0, 0], [0, 0])))
-    store(profile, scored(linear=([1, 1], [1, 1]), cat=([0, 0], [1, 1])), final=True)
+    keep_scored(profile, scored(**first, svd=([0, 0, 0, 0], [0, 0])))
+    keep_scored(profile, scored(linear=([1, 1], [1, 1]), cat=([0, 0], [1, 1])), final=True)
     frame = comparisons.rounds("best", known, profile, count=2)
     assert list(frame.index) == ["CAT", "LINEAR"]
     assert list(frame["finalists"]) == ["0.500 ± 0.000", "1.000 ± 0.000"]
@@ -44,7 +44,7 @@ def test_rounds_are_ordered_by_the_first_and_tell_the_second(known, profile):
 
 
 def test_a_round_with_a_hole_is_not_measured(known, profile):
-    store(profile, scored(linear=([1], [1])))
+    keep_scored(profile, scored(linear=([1], [1])))
     frame = comparisons.rounds("best", known, profile)
     assert frame.iloc[0, 0] == MISSING
 
@@ -60,12 +60,14 @@ def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
         for of in ("linear", "cat")
     )
     known = Catalogue({"tuned": Group(description="d", choices=choices)}, {}, variants)
-    store(profile, scored(**{"linear-w-mean": ([1, 0], [1, 0]), "linear-w-0.1": ([1, 1], [1, 0])}))
+    keep_scored(
+        profile, scored(**{"linear-w-mean": ([1, 0], [1, 0]), "linear-w-0.1": ([1, 1], [1, 0])})
+    )
     frame = comparisons.weights(["linear-tuned", "cat-tuned"], known, profile)
     assert dict(frame["linear"]) == {"1/T": "0.500", "0.1": "0.750"}  # no second round yet
     assert dict(frame["cat"]) == {"1/T": "–", "0.1": MISSING}
     last = {"linear-w-mean": ([1, 1], [1, 1]), "linear-w-0.1": ([1, 1], [0, 0])}
-    store(profile, scored(**last), final=True)
+    keep_scored(profile, scored(**last), final=True)
     frame = comparisons.weights(["linear-tuned"], known, profile)
     assert dict(frame["linear"]) == {"1/T": "**0.500<br>1.000**", "0.1": "0.750<br>0.500"}
 

@@ -4,28 +4,12 @@ from types import SimpleNamespace
 
 import made_up
 import pytest
+from made_up import CELLS, SMOKE, TITLES, right
 
 from tipmini_lab.book import comparisons, method_tables, sweeps, tables
-from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import MISSING, Pair
 
 NARROW = tables.NARROW
-SMOKE = load_profile("smoke")
-TITLES = {"base": "Base", "single": "Single", "tip": "TIP", "ties": "TIES", "good": "Good"}
-
-
-def right(count: int) -> list[int]:
-    return [1] * count + [0] * (40 - count)
-
-
-ROWS = {
-    "base": {"openbookqa": right(10), "rte": right(20)},
-    "single": {"openbookqa": right(30), "rte": right(21)},
-    "tip": {"openbookqa": right(20), "rte": right(20)},
-    "good": {"openbookqa": right(40), "rte": right(20)},
-    "ties": {"rte": right(20)},
-}
-CELLS = made_up.cells(ROWS)
 
 
 def test_a_method_is_a_row_with_mean_and_retention():
@@ -118,7 +102,7 @@ def test_every_method_of_the_library_has_a_row():
 
 
 def test_dots_of_what_is_measured():
-    accuracies, retentions, levels = tables.dots(CELLS, SMOKE, ROWS, TITLES)
+    accuracies, retentions, levels = tables.dots(CELLS, SMOKE, TITLES, TITLES)
     assert accuracies["TIP"][0] == 0.5 and accuracies["TIES"] is None
     assert retentions["TIP"][0] == 0.5 and retentions["TIES"] is None
     assert levels == {"Base": 0.375, "Single": pytest.approx(0.6375)}
@@ -179,7 +163,7 @@ class Merged(SimpleNamespace):
         return every[-self.count :]
 
 
-VARIANTS = {name: Merged(count=1 if name == "ties" else 2) for name in (*ROWS, "none")}
+VARIANTS = {name: Merged(count=1 if name == "ties" else 2) for name in (*TITLES, "none")}
 ENTRIES = method_tables.entries(POINTS, VARIANTS, SMOKE)
 
 

@@ -2,7 +2,7 @@
 
 import made_up
 import pytest
-from test_comparison_tables import CELLS, SMOKE, TITLES, right
+from made_up import CELLS, SMOKE, TITLES, right
 
 from tipmini_lab.book import method_tables
 from tipmini_lab.results.statistics import MISSING, Pair

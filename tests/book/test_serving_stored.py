@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_serving import SIZES
+from made_up import SIZES
 
 from bench import serving as measured
 from tipmini.errors import TipminiError

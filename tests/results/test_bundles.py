@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_selection import cell
+from made_up import cell
 
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Bundle

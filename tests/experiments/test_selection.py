@@ -1,6 +1,7 @@
 """Choosing by held-out cells: the highest mean over tasks, of equal ones the first."""
 
 import pytest
+from made_up import CHOOSING, keep_scored, scored
 
 import tipmini as tm
 from tipmini.errors import TipminiError
@@ -11,34 +12,7 @@ from tipmini_lab.experiments.catalogue import Catalogue, Choice
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.experiments.variants import Variant
-from tipmini_lab.results import store as storage
-from tipmini_lab.results.store import Cell, digest
-
-TASKS = ("boolq", "rte")
-
-
-def cell(name: str, task: str, values: list[float]) -> Cell:
-    facts = {"machine": {}, "versions": {}, "date": "", "seconds": 1, "profile": "tiny"}
-    return Cell(
-        key="k",
-        inputs={},
-        code={},
-        method=name,
-        task=task,
-        metric="acc",
-        dtype="float32",
-        values=values,
-        **facts,
-    )
-
-
-def scored(**rows: tuple[list, list]) -> dict:
-    return {
-        (name, task): cell(name, task, values)
-        for name, pair in rows.items()
-        for task, values in zip(TASKS, pair, strict=True)
-    }
-
+from tipmini_lab.results.store import digest
 
 HALF = ([1, 0, 1, 0], [1, 0])
 CASES = {
@@ -50,24 +24,17 @@ CASES = {
 
 @pytest.mark.parametrize(("rows", "expected"), CASES.values(), ids=CASES)
 def test_the_best(rows, expected):
-    assert catalogue.best(scored(**rows), ["a", "b"], TASKS) == [expected]
+    assert catalogue.best(scored(**rows), ["a", "b"], CHOOSING) == [expected]
 
 
 @pytest.fixture
 def place(tmp_path):
     """A profile that stores below tmp_path, and a choice between two merges."""
-    made = {"name": "tiny", "description": "d", "tasks": TASKS}
+    made = {"name": "tiny", "description": "d", "tasks": CHOOSING}
     profile = Profile(**made, results=str(tmp_path))
     variants = {n: Variant(name=n, title=n.upper(), method=n) for n in ("linear", "cat")}
     choice = Choice(name="best", title="the best", among=("linear", "c*"))
     return profile, Catalogue({}, {}, variants), choice
-
-
-def store(profile: Profile, cells: dict, final: bool = False) -> None:
-    place = profile.finals_store if final else profile.selection_store
-    for (name, _), one in cells.items():
-        made = {"name": name, "title": name, "settings": {}, "facts": {}, "cells": [one]}
-        storage.keep(place, storage.Bundle(**made))
 
 
 def test_finalists_are_chosen_from_by_their_own_rows(place):
@@ -75,31 +42,33 @@ def test_finalists_are_chosen_from_by_their_own_rows(place):
     profile, known, _ = place
     known.variants["svd"] = Variant(name="svd", title="SVD", method="svd")
     choice = Choice(name="best", title="the best", among=("linear", "cat", "svd"), finalists=2)
-    store(profile, scored(linear=HALF, cat=([0, 0, 0, 0], [0, 0]), svd=([1, 1, 1, 1], [1, 1])))
+    keep_scored(
+        profile, scored(linear=HALF, cat=([0, 0, 0, 0], [0, 0]), svd=([1, 1, 1, 1], [1, 1]))
+    )
     assert catalogue.finalists(choice, known, profile) == ["linear", "svd"]
     with pytest.raises(TipminiError, match="linear and 1 more are not measured"):
         catalogue.resolved(choice, known, profile)
-    store(profile, scored(linear=([1, 1], [1]), svd=([1, 1], [0])), final=True)
+    keep_scored(profile, scored(linear=([1, 1], [1]), svd=([1, 1], [0])), final=True)
     assert catalogue.resolved(choice, known, profile).method == "linear"
 
 
 def test_a_choice_is_the_winner_under_its_own_name(place):
     profile, known, choice = place
-    store(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
+    keep_scored(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
     found = catalogue.resolved(choice, known, profile)
     assert (found.name, found.title, found.method) == ("best", "the best: CAT", "cat")
 
 
 def test_the_lowest_is_chosen_where_it_is_asked_for(place):
     profile, known, choice = place
-    store(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
+    keep_scored(profile, scored(linear=HALF, cat=([1, 1, 1, 0], [1, 0])))
     lowest = choice.model_copy(update={"lowest": True})
     assert catalogue.resolved(lowest, known, profile).method == "linear"
 
 
 def test_nothing_is_chosen_while_a_candidate_is_not_measured(place):
     profile, known, choice = place
-    store(profile, scored(linear=HALF))
+    keep_scored(profile, scored(linear=HALF))
     with pytest.raises(TipminiError, match="choice best: cat and 0 more are not measured"):
         catalogue.resolved(choice, known, profile)
 
