@@ -2,8 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,13 +22,11 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(held)
 
 
-@contextmanager
-def claimed(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether a folder, and what it stands for, is this process's alone for the while."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder, wait=wait))
-            ours = True
-        except BlockingIOError:
-            ours = False
-        yield ours
+def in_turn(names: Iterable[str], folder: Path) -> Iterator[str]:
+    """Each name while it is this process's alone, twice: at first those that another process is at
+    are passed over, and then they are waited for, so that in the end whoever did it all is done."""
+    every = list(names)
+    for wait in (False, True):
+        for name in every:
+            with suppress(BlockingIOError), alone(folder / name, wait=wait):
+                yield name

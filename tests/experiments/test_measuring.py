@@ -139,16 +139,16 @@ def test_the_model_does_not_hold_every_adapter_it_wore(profile):
 # Several at once ----------------------------------------------------------------------------------
 
 
-def test_a_variant_is_one_processs_at_a_time(profile):
-    lab = Bundled(profile)
-    with measuring._claimed(lab, "half", wait=False) as mine:
-        assert mine
-        with measuring._claimed(lab, "half", wait=False) as also:
-            assert not also
-        with measuring._claimed(lab, "one", wait=False) as another:
-            assert another
-    with measuring._claimed(lab, "half", wait=False) as free:
-        assert free
+def test_each_is_one_processs_at_a_time(tmp_path):
+    """Another's are passed over, and yielded once they are let go."""
+    names = locks.in_turn(["one", "half"], tmp_path)
+    assert next(names) == "one"
+    with pytest.raises(BlockingIOError), alone(tmp_path / "one", wait=False):
+        pass
+    other = locks.in_turn(["one", "half"], tmp_path)
+    assert next(other) == "half"  # of both, the first is not free
+    other.close()
+    assert list(names) == ["half", "one", "half"]
 
 
 def test_what_another_process_is_at_comes_last(profile, monkeypatch):

@@ -5,7 +5,7 @@ A cell is stored as soon as it is measured, so that a killed run goes on where i
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from tipmini_lab.experiments.catalogue import Catalogue, Choice
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
-from tipmini_lab.locks import claimed
+from tipmini_lab.locks import in_turn
 from tipmini_lab.results.store import Cell
 
 FINAL = 192  # rows a task to choose among finalists by, where there are so many
@@ -76,12 +76,11 @@ def run(
     """
     missing = len(list(_missing(lab, names, only)))
     with one_bar(), tqdm(total=missing, unit="cell", smoothing=0) as bar:
-        for wait in (False, True):
-            for name in names:
-                with _claimed(lab, name, wait) as ours:
-                    for cell in _cells(lab, name, only) if ours else ():
-                        show(cell)
-                        bar.update()
+        folder = lab.profile.scratch / "claims" / lab.profile.variant_store.name
+        for name in in_turn(names, folder):
+            for cell in _cells(lab, name, only):
+                show(cell)
+                bar.update()
 
 
 @contextmanager
@@ -124,11 +123,6 @@ def _cells(lab: Lab, name: str, only: Sequence[str]) -> Iterator[Cell]:
         if _is_missing(lab, name, task):  # another process may have measured it meanwhile
             yield lab.cell(name, task)
     forget(lab.lm.resident)
-
-
-def _claimed(lab: Lab, name: str, wait: bool) -> AbstractContextManager[bool]:
-    """Whether the variant is this process's alone for the while."""
-    return claimed(lab.profile.scratch / "claims" / lab.profile.variant_store.name / name, wait)
 
 
 def measure(

@@ -24,7 +24,7 @@ from tipmini_lab.experiments.declared import Grid, Planned, grid
 from tipmini_lab.experiments.experiment import Lab, evaluation_code
 from tipmini_lab.experiments.measuring import Show, one_bar
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.locks import claimed
+from tipmini_lab.locks import in_turn
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Bundle, Cell
 
@@ -212,13 +212,9 @@ def measure(
     for name in names:
         if name not in prunings.runs:
             raise TipminiError(f"group pruning: no run {name!r} at profile {profile.name}")
-    wanted = [one for name, one in prunings.runs.items() if not names or name in names]
+    wanted = [name for name in prunings.runs if not names or name in names]
     model.keep_memory()
     with one_bar(), tqdm(total=len(wanted), unit="run", smoothing=0) as bar:
-        for wait in (False, True):
-            for planned in wanted:
-                place = profile.scratch / "claims" / "pruning" / planned.name
-                with claimed(place, wait) as ours:
-                    if ours:
-                        prunings.measure(planned, show)
-                bar.update(not wait)
+        for turn, name in enumerate(in_turn(wanted, profile.scratch / "claims" / "pruning")):
+            prunings.measure(prunings.runs[name], show)
+            bar.update(turn < len(wanted))
