@@ -5,7 +5,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tipmini.checkout import ROOT
+from tipmini_lab.checkout import ROOT
 
 REPOSITORY = ROOT
 ADAPTERS = REPOSITORY / "adapters"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import tipmini as tm
-from tipmini import checkout, source
+from tipmini import source
 from tipmini.methods import criteria
 from tipmini.models import calibration
 from tipmini.options import CHECKS, check_options
+from tipmini_lab import checkout
 from tipmini_lab.commands import one
 from tipmini_lab.evaluation import documents
 from tipmini_lab.experiments import catalogue, profiles

@@ -7,31 +7,9 @@ from typing import Annotated
 import typer
 
 import tipmini as tm
-from tipmini import checkout
-from tipmini.errors import require
-
-PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
 
 Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
-Base = Annotated[str, typer.Option(help="model folder, hub id, or `embedded`")]
-
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-
-
-def _known_dtype(dtype: str) -> str:
-    require("dtype", dtype, DTYPES)
-    return dtype
-
-
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="of the model; auto: bfloat16 where this machine is faster in it, else float32",
-        callback=_known_dtype,
-        autocompletion=lambda incomplete: [d for d in DTYPES if d.startswith(incomplete)],
-    ),
-]
 
 
 def examples(*lines: str) -> str:
@@ -67,26 +45,3 @@ def complete_option(context: typer.Context, incomplete: str) -> list[tuple[str, 
         return []
     options = tm.method_options(method).items()
     return [(f"{n}=", f"default {v}") for n, v in options if f"{n}=".startswith(incomplete)]
-
-
-def complete_task(incomplete: str) -> list[str]:
-    return [task for task in checkout.task_names() if task.startswith(incomplete)]
-
-
-def complete_profile(incomplete: str) -> list[str]:
-    return [name for name in checkout.profile_names() if name.startswith(incomplete)]
-
-
-def complete_group(incomplete: str) -> list[str]:
-    known = [*checkout.group_names(), PRUNING]
-    return [name for name in known if name.startswith(incomplete)]
-
-
-Profile = Annotated[
-    str,
-    typer.Option(help="smoke, mini, full, a40, or a YAML file", autocompletion=complete_profile),
-]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", help="again for several; all by default", autocompletion=complete_task),
-]

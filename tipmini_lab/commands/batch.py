@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tipmini.checkout import in_checkout
-from tipmini.cli.arguments import PRUNING, AsJson, Dtype, Profile, Tasks, complete_group
+from tipmini.cli.arguments import AsJson
 from tipmini.errors import TipminiError
+from tipmini_lab.checkout import in_checkout
+from tipmini_lab.commands.arguments import PRUNING, Dtype, Profile, Tasks, complete_group
 
 
 @in_checkout

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 import tipmini as tm
-from tipmini import checkout, source
-from tipmini.cli.arguments import AsJson, Base, Dtype, Tasks, complete_task, examples, nearest
+from tipmini import source
+from tipmini.cli.arguments import AsJson, examples, nearest
 from tipmini.errors import TipminiError, require
 from tipmini.models.files import one_line
 from tipmini.models.peft_folder import read_settings, weights_file
+from tipmini_lab import checkout
+from tipmini_lab.commands.arguments import Base, Dtype, Tasks, complete_task
 from tipmini_lab.commands.batch import show_cell
 
 
