@@ -310,5 +310,5 @@ def _bare(text: str) -> str:
 
 
 def test_more_tasks_are_no_default_of_what_trains():
-    with pytest.raises(KeyError):
+    with pytest.raises(TipminiError, match="task winogrande: no train rows"):
         tasks.rows("winogrande", "train")

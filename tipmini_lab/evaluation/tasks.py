@@ -31,7 +31,10 @@ def order(count: int, seed: int = 0) -> list[int]:
 def rows(task: str, split: str, count: int | None = None) -> list[dict]:
     """Raw rows of the `evaluation` or `train` split: all, or the first `count` of the order."""
     known = KNOWN[task]
-    every = known.evaluation() if split == "evaluation" else known.train()
+    read = known.evaluation if split == "evaluation" else known.train
+    if read is None:
+        raise TipminiError(f"task {task}: no train rows")
+    every = read()
     return [every[i] for i in order(len(every))[:count]]
 
 
