@@ -23,6 +23,7 @@ from tipmini_lab.results import digests
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.MULTILINE)
 # A function that implements an equation opens its docstring with it: "TIP Eq. 1: $A_{ij} = ...$"
 EQUATION = re.compile(r"(\w+) Eq\. (\d+)[^:\n]*: \$")
+EQUATIONS = {"tip": 5, "loraprune": 13}  # how many each paper has
 
 
 def _source(folder: Path) -> Path:
@@ -151,12 +152,10 @@ def test_a_warning_publishes_nothing(tmp_path):
 
 def test_every_equation_has_one_label_and_one_function():
     labels = Counter(label for text in _markdown() for label in LABEL.findall(text))
-    expected = [f"tip-eq-{n}" for n in range(1, 6)] + [f"loraprune-eq-{n}" for n in range(1, 14)]
-    assert labels == Counter(expected)
+    assert labels == Counter(f"{p}-eq-{n}" for p in EQUATIONS for n in range(1, EQUATIONS[p] + 1))
     found = [match for doc in _docstrings() if (match := EQUATION.match(doc))]
     functions = Counter(f"{match[1].lower()}-eq-{match[2]}" for match in found)
-    papers = {label.split("-")[0] for label in labels}
-    assert labels == Counter({f: n for f, n in functions.items() if f.split("-")[0] in papers})
+    assert labels == Counter({f: n for f, n in functions.items() if f.split("-")[0] in EQUATIONS})
 
 
 # What a chapter derives, but nothing measured computes: another equation stands for it there.
@@ -173,14 +172,13 @@ DERIVATIONS = {
 def test_every_equation_is_the_one_that_results_are_measured_by():
     work = (merge.merge, Run, Pruner, calibration.calibrate)
     reached, found = digests.reached(*work), {}
-    for module in ("tip", "wanda", "loraprune"):
-        file = paths.REPOSITORY / "tipmini" / "papers" / f"{module}.py"
+    for file in (paths.REPOSITORY / "tipmini" / "papers").glob("*.py"):
         for node in ast.parse(file.read_text()).body:
             doc = isinstance(node, ast.FunctionDef) and ast.get_docstring(node)
             if doc and (match := EQUATION.match(doc)):
                 label = f"{match[1].lower()}-eq-{match[2]}"
-                found[label] = (f"tipmini.papers.{module}", node.name) in reached
-    assert len(found) == 5 + 13
+                found[label] = (f"tipmini.papers.{file.stem}", node.name) in reached
+    assert len(found) == sum(EQUATIONS.values())
     assert {label for label, used in found.items() if not used} == set(DERIVATIONS)
 
 
