@@ -1,7 +1,7 @@
 """What stands in a module of this project, read as text: importing it may take seconds (torch)."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +10,18 @@ ROOT = Path(__file__).parents[1]
 
 def names(module: str, constant: str) -> tuple[str, ...]:
     """The keys of a module's dict, or the items of its tuple, that are plain words there."""
-    value = _defined(module)[constant]
-    items = value.keys if isinstance(value, ast.Dict) else value.elts
-    return tuple(item.value for item in items if isinstance(item, ast.Constant))
+    return tuple(_words(_defined(module)[constant]))
+
+
+def _words(value: ast.expr) -> Iterator[str]:
+    if isinstance(value, ast.Constant):
+        yield value.value
+    elif isinstance(value, ast.Tuple):
+        for item in value.elts:
+            yield from _words(item)
+    elif isinstance(value, ast.Dict):
+        for key, inner in zip(value.keys, value.values, strict=True):
+            yield from _words(inner if key is None else key)  # **{...} has no key of its own
 
 
 def summary(module: str, function: str) -> str:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini.cli import merge as merging
+from tipmini.methods.table import METHODS, Method
 from tipmini_lab.commands import main
 
 pytestmark = pytest.mark.usefixtures("on_disk")
@@ -300,3 +301,12 @@ def test_the_card_tells_an_adapter_as_often_as_it_is_merged(count, names):
     assert f"# A merge of {count} LoRA adapters" in card
     for name in names.format(ADAPTERS[0]).split(","):
         assert f"| `{name}` | 1 | `{ADAPTERS[0]}` |" in card
+
+
+def test_a_method_is_a_function_and_a_row(on_disk, monkeypatch):
+    """Everything else reads the row: the list, the run, the dry run."""
+    row = Method("tipmini.methods.sums:sum_linear", "mangrulkar2022peft")
+    monkeypatch.setitem(METHODS, "toy", row)
+    assert "toy" in CliRunner().invoke(main.app, ["methods"]).stdout
+    plan, done = (merge("--method", "toy", *dry) for dry in (["--dry-run"], []))
+    assert plan["method"] == done["method"] == "toy" and plan["estimate"]["seconds"] > 0

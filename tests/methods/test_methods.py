@@ -11,6 +11,7 @@ from tipmini import source
 from tipmini.methods import criteria
 from tipmini.models import calibration
 from tipmini.options import CHECKS, check_options
+from tipmini.papers import loraprune
 from tipmini_lab import checkout
 from tipmini_lab.commands import one
 from tipmini_lab.evaluation import documents
@@ -48,6 +49,7 @@ def test_names_for_the_command_line_are_those_of_the_laboratory():
     assert checkout.group_names() == sorted(catalogue.group_names())
     assert (*criteria.CHOICES, *one.SEMI) == one.ALL
     assert one.REDUCTIONS == criteria.REDUCTIONS
+    assert tuple(loraprune.SCHEDULES) == one.SCHEDULES and len(one.SCHEDULES) == 4
     assert source.names("tipmini.models.calibration", "STATISTICS") == calibration.STATISTICS
 
 

@@ -100,11 +100,6 @@ DISK = 800e6  # bytes a second, read or written; between a SATA and an NVMe disk
 FLOPS = 15e9  # of products and decompositions, most of them in float64
 MODULE = 1e-3  # seconds of a module: some thirty calls of torch on small tensors
 NORM = 2e-3  # seconds of an adapter's module whose norms are looked up in their file
-# Nanoseconds that a method takes for each number that it changes and adds up.
-NUMBER = {
-    **{"linear": 2, "cat": 1, "svd": 1, "regmean": 1, "knots": 40, "magnitude": 20},
-    **{"dare": 10, "ties": 35, "dare_ties": 25, "wanda": 25, "tip": 30},
-}
 LANCZOS = 150  # products of a matrix with a vector until the singular vectors are found
 PROCESS = 260e6  # bytes of Python with torch, before an adapter is read
 SCIPY = 60e6  # bytes more where a delta is cut
@@ -235,7 +230,7 @@ class _Module:
         if self.method == "regmean":
             added += 10 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
         rounds = 3 if self.by_adapter else 1  # for the threshold, the majority, the merge
-        numbers = (rounds * self.changed * NUMBER[self.method] + added) / 1e9
+        numbers = (rounds * self.changed * METHODS[self.method].cost + added) / 1e9
         return MODULE + read + numbers + flops / FLOPS
 
     def work(self) -> int:
