@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import tipmini as tm
 from bench import timing
 from tipmini_lab.book import serving
+from tipmini_lab.book.serving import Forward
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.results import store as storage
@@ -31,8 +32,6 @@ MERGE = "linear"  # any merge to the same rank costs the same
 # As a tensor: for the number 1, transformers hands the head a view, and on a CPU torch then copies
 # the head's whole weight for every row.
 LAST = {"use_cache": True, "logits_to_keep": torch.tensor([-1])}
-
-Forward = Callable[..., object]  # a pass over (B, T) token numbers, options as transformers' own
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,6 @@ def setting(lab: Lab) -> Setting:
 # How a batch is served ----------------------------------------------------------------------------
 
 
-def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
-    """A pass in which the rows of a batch have the named adapters in turn, unmerged."""
-
-    def forward(tokens: Tensor, **options: object):
-        rows = [names[i % len(names)] for i in range(len(tokens))]
-        return peft(tokens, adapter_names=rows, **options)
-
-    return forward
-
-
 def in_peft(base: nn.Module, folders: Mapping[str, Path]) -> nn.Module:
     """A PeftModel that holds these adapters in the base model's own dtype."""
     from peft import PeftModel
@@ -92,7 +81,7 @@ def served(way: str, what: Setting, base: nn.Module) -> Forward:
     if way == "one adapter":
         return in_peft(shared, {"merged": what.merged})
     names = list(what.adapters)[: adapters_of(way)]
-    return mixed(in_peft(shared, {n: what.adapters[n] for n in names}), names)
+    return serving.mixed(in_peft(shared, {n: what.adapters[n] for n in names}), names)
 
 
 def adapters_of(way: str) -> int:

@@ -2,17 +2,20 @@
 
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import figures
+
+Forward = Callable[..., object]  # a pass over (B, T) token numbers, options as transformers' own
 
 
 def module_operations(d: int, k: int) -> int:
@@ -80,6 +83,16 @@ def floor_seconds(point: dict, found: dict) -> float:
     """The time below which a point can't come at the speeds measured in the same run."""
     speeds = (("operations", "matrix_product"), ("bytes", "bandwidth"))
     return max(point[needed] / found[speed] for needed, speed in speeds)
+
+
+def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
+    """A pass in which the rows of a batch have the named adapters in turn, unmerged."""
+
+    def forward(tokens: Tensor, **options: object):
+        rows = [names[i % len(names)] for i in range(len(tokens))]
+        return peft(tokens, adapter_names=rows, **options)
+
+    return forward
 
 
 # results/serving.json -----------------------------------------------------------------------------
