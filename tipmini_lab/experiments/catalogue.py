@@ -76,6 +76,7 @@ class AxisValue(Declared):
     title: str = Field("", description="for the reader; empty where it is the variant's own")
     options: dict[str, Option] = Field({})
     weights: Weights | None = None
+    adapters: int | None = Field(None, description="how many of the profile's")
 
 
 class Grid(Declared):
@@ -97,6 +98,8 @@ class Grid(Declared):
             named |= {"title": f"{variant.title} ({told or 'as it is'})"}
             if weights:
                 named["weights"] = weights[-1]
+            if counts := [change.adapters for _, change in chosen if change.adapters]:
+                named["adapters"] = counts[-1]
             yield variant.changed(options=variant.options | options, **named)
 
 
@@ -311,8 +314,16 @@ def finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
     Raises TipminiError when a candidate has not been measured on held-out rows.
     """
     names = known.candidates(choice)
-    cells = _measured(choice, profile.selection_store, names, profile)
-    return best(cells, names, profile.tasks, choice.finalists)
+    tasks = scored_on(choice, known, profile)
+    return best(
+        _measured(choice, profile.selection_store, names, tasks), names, tasks, choice.finalists
+    )
+
+
+def scored_on(choice: Choice, known: Catalogue, profile: Profile) -> tuple[str, ...]:
+    """The tasks that all candidates are evaluated on."""
+    own = [set(known.variant(name).tasks(profile.tasks)) for name in known.candidates(choice)]
+    return tuple(task for task in profile.tasks if all(task in tasks for tasks in own))
 
 
 def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
@@ -329,15 +340,16 @@ def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
     names, store = known.candidates(choice), profile.selection_store
     if choice.finalists:
         names, store = finalists(choice, known, profile), profile.finals_store
-    cells = _measured(choice, store, names, profile)
+    tasks = scored_on(choice, known, profile)
+    cells = _measured(choice, store, names, tasks)
     if choice.lowest:
-        return min(names, key=lambda name: score(cells, name, profile.tasks))
-    return best(cells, names, profile.tasks)[0]
+        return min(names, key=lambda name: score(cells, name, tasks))
+    return best(cells, names, tasks)[0]
 
 
-def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:
+def _measured(choice: Choice, store: Path, names: Sequence[str], tasks: Sequence[str]) -> Cells:
     cells = in_one_format(storage.cells(store, names))
-    missing = [name for name in names for task in profile.tasks if (name, task) not in cells]
+    missing = [name for name in names for task in tasks if (name, task) not in cells]
     if missing:
         first = f"{missing[0]} and {len(set(missing)) - 1} more are not measured on held-out rows"
         raise TipminiError(f"choice {choice.name}: {first}; run `tipmini measure` of its group")
