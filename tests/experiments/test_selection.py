@@ -5,7 +5,7 @@ from made_up import CHOOSING, keep_scored, scored
 
 import tipmini as tm
 from tipmini.errors import TipminiError
-from tipmini.methods.weighting import equal_weight
+from tipmini.methods.merge import equal_weight
 from tipmini_lab.evaluation import documents, tasks
 from tipmini_lab.experiments import catalogue, measuring
 from tipmini_lab.experiments.catalogue import Catalogue, Choice

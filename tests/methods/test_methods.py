@@ -1,6 +1,7 @@
 """The table of methods and the words of options: what is read from source is what is imported."""
 
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 
 import tipmini as tm
 from tipmini import source
+from tipmini.errors import CHECKS, check_options
 from tipmini.methods import criteria
 from tipmini.models import calibration
-from tipmini.options import CHECKS, check_options
 from tipmini.papers import loraprune
 from tipmini_lab import checkout
 from tipmini_lab.commands import one
@@ -23,12 +24,13 @@ each_method = pytest.mark.parametrize("name", tm.METHODS)
 
 @each_method
 def test_what_is_read_of_a_function_is_what_it_declares(name):
-    method, declared = tm.METHODS[name], inspect.signature(tm.METHODS[name].function).parameters
+    method, function = tm.METHODS[name], pkgutil.resolve_name(tm.METHODS[name].place)
+    declared = inspect.signature(function).parameters
     named = {p.name: p for p in declared.values() if p.kind is p.KEYWORD_ONLY}
     assert method.options == {option: p.default for option, p in named.items()}
     types = {option: inspect.formatannotation(p.annotation) for option, p in named.items()}
     assert {option: " | ".join(kinds) for option, kinds in method.types.items()} == types
-    assert method.summary == method.function.__doc__.splitlines()[0]
+    assert method.summary == function.__doc__.splitlines()[0]
 
 
 @each_method

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from tipmini.errors import TipminiError
-from tipmini.models.inspection import common_base
+from tipmini.errors import TipminiError, common_base
 
 HUB = "meta-llama/Llama-2-7b-hf"
 SAME = {

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tipmini.cli.merge_request import Request
-from tipmini.errors import TipminiError
-from tipmini.methods.table import METHODS, check_ranks, check_shapes, input_gram, input_norm, preset
-from tipmini.methods.weighting import equal_weight, refuse_negative, refuse_unlearnt
+from tipmini.errors import (
+    TipminiError,
+    check_ranks,
+    check_shapes,
+    common_base,
+    input_gram,
+    input_norm,
+    refuse_negative,
+)
+from tipmini.methods.table import METHODS, TARGETS, preset
+from tipmini.methods.weighting import refuse_unlearnt
 from tipmini.models import base_folder
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import FLOATING, TensorFile
-from tipmini.models.inspection import FactorsHeader, common_base, read_adapter_header
+from tipmini.models.inspection import FactorsHeader, read_adapter_header
 from tipmini.models.peft_folder import refuse_taken
 from tipmini.models.peft_settings import FLOAT32_MAX
-from tipmini.options import TARGETS
 
 if TYPE_CHECKING:
     from tipmini.models.adapter import LoraAdapter
@@ -136,7 +143,7 @@ def _refuse_weights(request: Request, inputs: Inputs) -> None:
     """What a weight alone tells."""
     weights = inputs.weights
     if isinstance(weights, str):
-        weights = [equal_weight(weights, len(inputs.adapters))]
+        return  # a rule's are above 0, and no larger than 1e18
     if preset(request.method).method == "regmean":
         refuse_negative({str(place): weight for place, weight in enumerate(weights)})
     method = preset(request.method).method

@@ -9,11 +9,9 @@ import yaml
 
 import tipmini as tm
 from tipmini.cli.arguments import nearest
-from tipmini.errors import TipminiError, is_finite
+from tipmini.errors import RULES, TipminiError, check_options, is_finite, is_rule
 from tipmini.methods.table import METHODS, PRESETS, method_options, preset
-from tipmini.methods.weighting import RULES, is_rule
 from tipmini.models.files import one_line, shown
-from tipmini.options import check_options
 
 READERS = {
     "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),

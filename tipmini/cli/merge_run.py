@@ -10,9 +10,8 @@ from pathlib import Path
 import tipmini as tm
 from tipmini.cli.merge_plan import Inputs, describe, open_inputs, refuse_out
 from tipmini.cli.merge_request import Request
-from tipmini.methods.merge import Fidelity
+from tipmini.methods.merge import Fidelity, Part
 from tipmini.methods.model_card import CardInput, model_card
-from tipmini.methods.sums import Part
 from tipmini.methods.tip import layer_names, sparsities_of
 from tipmini.methods.weighting import told, weights_of
 from tipmini.models import weights

@@ -17,7 +17,7 @@ from tipmini.papers.loraprune import (
     lora_guided_importance,
     taylor_importance,
 )
-from tipmini.papers.wanda import wanda_score
+from tipmini.papers.tip import wanda_score
 
 CHUNK, PART = 1 << 15, 1 / 32  # elements of a chunk at most, and as a share of the weight's
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 
-from tipmini.methods.tip import block_of
+from tipmini.methods.merge import block_of
 
 GREY = "#757575"
 BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from tipmini.methods.weighting import equal_weight
+from tipmini.methods.merge import equal_weight
 from tipmini_lab.book.comparisons import points
 from tipmini_lab.book.tables import EMPTY
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD

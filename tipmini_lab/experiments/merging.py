@@ -12,8 +12,7 @@ from torch import Tensor
 import tipmini as tm
 from tipmini.errors import require
 from tipmini.methods import merge
-from tipmini.methods.merge import Fidelity
-from tipmini.methods.tip import block_of
+from tipmini.methods.merge import Fidelity, block_of
 from tipmini.models.adapter import LoraFactors
 from tipmini.models.lowrank import product_norm
 from tipmini_lab.experiments.profiles import Profile

@@ -22,7 +22,7 @@ from tipmini.methods.removal import TensorEdit, changed, is_exportable, save_pru
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import one_line
 from tipmini.models.weights import refuse_taken, save_merged
-from tipmini.papers.wanda import wanda_score
+from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import assets, objective
 from tipmini_lab.evaluation.model import (
     download_model,

@@ -11,9 +11,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 import tipmini as tm
-from tipmini.errors import TipminiError
+from tipmini.errors import RULES, TipminiError, is_rule
 from tipmini.methods.table import METHODS, preset
-from tipmini.methods.weighting import RULES, is_rule
 from tipmini_lab.declared_files import Declared
 from tipmini_lab.evaluation import documents
 
