@@ -56,7 +56,7 @@ def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
 )
 def test_data_are_inputs_of_the_notebooks_that_read_them(tmp_path, monkeypatch, place, notebooks):
     seen = []
-    monkeypatch.setattr(workflow, "_contents", lambda places: seen.append({*places}) or "")
+    monkeypatch.setattr(workflow, "digest", lambda _, __, *places: seen.append(places))
     for name in workflow.notebooks():
         workflow.notebook_digest(name, "mini")
         read = notebooks is True or name in notebooks
@@ -64,9 +64,9 @@ def test_data_are_inputs_of_the_notebooks_that_read_them(tmp_path, monkeypatch, 
 
 
 def test_a_folder_counts_with_all_that_it_holds(tmp_path):
-    before = workflow._contents([tmp_path])
+    before = workflow.digest("mini", "", tmp_path)
     (tmp_path / "one.json").write_text("{}")
-    assert workflow._contents([tmp_path]) != before
+    assert workflow.digest("mini", "", tmp_path) != before
 
 
 def test_an_unknown_profile_is_refused_before_anything_runs():

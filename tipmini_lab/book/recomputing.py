@@ -10,7 +10,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,13 +77,13 @@ def run(profile: Profile, whole: bool = False, minutes: float = MINUTES) -> Repo
             report = _run(lab, folder, None if whole else minutes)
             store.write(again.file(profile.name, whole), report.model_dump_json(indent=1) + "\n")
             report.refuse_others()
+            shutil.rmtree(folder)
+            return report
     except BlockingIOError:
         raise TipminiError(f"{folder}: another process is at it; wait") from None
     except TipminiError:
         shutil.rmtree(folder)  # the next one computes; a kill's is taken up
         raise
-    shutil.rmtree(folder)
-    return report
 
 
 def _run(lab: Again, folder: Path, minutes: float | None) -> Report:
@@ -135,16 +136,17 @@ def _planned(lab: Again, folder: Path, minutes: float | None) -> dict | None:
 
 def _plan(lab: Again, minutes: float | None, started: float) -> dict:
     """How many rows of every task, and seconds in all, by the speed on the first of them."""
-    rows, names = lab.rows, lab.profile.tasks
-    _probe(lab, names[0])  # loads the model, and warms up
-    seconds = len(TABLE_1) * math.fsum(
-        _seconds(lambda t=t: _probe(lab, t), _letters(lab.definition(t)), _probed(t)) for t in names
-    )
+    rows, taken = lab.rows, []
+    for task in (lab.profile.tasks[0], *lab.profile.tasks):
+        few = tasks.load(task, _probed(task), data=lab.profile.data)
+        first = partial(lab.measure, "single", lab.adapter_path(task), few)
+        taken += [_seconds(first, lab.definition(task).eval_docs, _probed(task))]
+    seconds = len(TABLE_1) * sum(taken[1:])  # before them the model was loaded
     spent = time.perf_counter() - started
     if minutes is None:
-        for task, texts in ((task, lab.norms.texts(task)) for task in names):
-            first = lambda t=task, few=texts[:FIRST]: lab.norms.measure(t, few)  # noqa: E731
-            seconds += _seconds(first, [len(text) for text in texts], FIRST)
+        for task in lab.profile.tasks:
+            texts = lab.norms.texts(task)
+            seconds += _seconds(partial(lab.norms.measure, task, texts[:FIRST]), texts, FIRST)
     else:
         part = min(1.0, max(0.0, 60 * minutes - spent) / seconds)
         rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
@@ -152,30 +154,16 @@ def _plan(lab: Again, minutes: float | None, started: float) -> dict:
     return {"rows": rows, "estimate": round(spent + seconds), "minutes": minutes}
 
 
-def _seconds(first: Callable[[], object], letters: Sequence[int], done: int) -> float:
+def _seconds(first: Callable[[], object], every: Iterable[object], done: int) -> float:
     """Of all, by the time that the first ones take; what one takes goes by its letters."""
+    letters = [len(str(one)) for one in every]
     start = time.perf_counter()
     first()
     return (time.perf_counter() - start) * sum(letters) / sum(letters[:done])
 
 
-def _probe(lab: Again, task: str) -> None:
-    few = tasks.load(task, _probed(task), data=lab.profile.data)
-    lab.measure("single", lab.adapter_path(task), few)
-
-
 def _probed(task: str) -> int:
     return PROBED_OF.get(task, PROBED)
-
-
-def _letters(definition) -> list[int]:
-    """Of what is read of every row."""
-    listed = definition.config.doc_to_choice is not None
-    return [
-        len(definition.doc_to_text(doc))
-        + sum(map(len, definition.doc_to_choice(doc) if listed else ()))
-        for doc in definition.eval_docs
-    ]
 
 
 # What is compared ---------------------------------------------------------------------------------
@@ -232,7 +220,7 @@ def merges(lab: Again, own_norms: dict[str, float]) -> dict[str, float]:
         if name not in UNMERGED and variant.needs != "grams" and bundle:
             merged = bundled.merges.merge(variant)
             sizes = merging.sizes(merged, bundled.merges.exact(variant))
-            facts = [abs(sizes[name] - then) / sizes["sum"] for name, then in bundle.facts.items()]
+            facts = [abs(sizes[fact] - then) / sizes["sum"] for fact, then in bundle.facts.items()]
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
             found[name] = 0.0 if bits else max(facts)
     for name in PAPER:

@@ -142,7 +142,8 @@ class Stored(BaseModel):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """(step, batch, way) x counts, median seconds, the least needed, ratios to the base model.
+        """(step, batch, way) x counts, MB of adapters kept, the least seconds needed, the median
+        of those taken, and ratios to the base model's.
 
         slower: whether it took longer in every round than the base model and than the merge in
         the weights. These two are one program. Of three alike, one and the same is the slowest in
@@ -150,6 +151,7 @@ class Stored(BaseModel):
         """
         frame = pd.DataFrame(self.points).set_index([*PLACE, "way"]).sort_index()
         speeds = self.matrix_product, self.bandwidth
+        frame["kept"] = frame["adapters"] * self.sizes.adapter * self.sizes.width / 1e6
         frame["floor"] = floor_seconds(frame["operations"], frame["bytes"], *speeds)
         slower = self.seconds.gt(self.seconds[["base", "weights"]].max(axis=1), axis=0)
         wide = {
@@ -229,18 +231,12 @@ def rises(found: Stored) -> pd.DataFrame:
     return wide.filter(found.ways, axis="index").dropna(how="all")
 
 
-def adapters(found: Stored) -> pd.Series:
-    """MB of the adapters that a way keeps."""
-    counts = found.frame["adapters"].groupby("way").first()
-    return (counts * found.sizes.adapter * found.sizes.width / 1e6).map("{:.2f}".format)
-
-
 def table(found: Stored, batches: Sequence[int]) -> pd.DataFrame:
     """Every way: what it adds in counts, and its median times at some batch sizes."""
     whole = found.frame.loc["token", found.batches[-1]]
     added = whole["operations"] / whole["operations"]["base"] - 1
     columns = {
-        "adapter weights, MB": adapters(found),
+        "adapter weights, MB": whole["kept"].map("{:.2f}".format),
         "operations, token": added.map("{:+.2%}".format),
         "matrix products": whole["adapters"].map(lambda count: str(products(found.sizes, count))),
     }
@@ -255,7 +251,8 @@ def table(found: Stored, batches: Sequence[int]) -> pd.DataFrame:
 def memory_table(found: Stored) -> pd.DataFrame:
     """MB of the adapters that a way keeps, and by how much a pass over prompts rises above that."""
     frame = rises(found).map("{:.0f}".format, na_action="ignore").rename(columns="batch {}".format)
-    frame.insert(0, "adapter weights, MB", adapters(found))
+    kept = found.frame.loc["token", found.batches[-1]]["kept"]
+    frame.insert(0, "adapter weights, MB", kept.map("{:.2f}".format))
     return frame.fillna("-").rename(title).rename_axis(index="served", columns=None)
 
 

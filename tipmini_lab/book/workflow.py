@@ -8,18 +8,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
 
-BOOK, EXPERIMENTS = (paths.REPOSITORY / "tipmini_lab" / room for room in ("book", "experiments"))
 RESULTS = paths.REPOSITORY / "results"
 
 
@@ -41,10 +38,8 @@ def reached(text: str) -> set[Path]:
     found, ends = set(), imported(text)
     while ends:
         found |= ends
-        packages = {file: file.relative_to(paths.REPOSITORY).parent.parts for file in ends}
-        ends = {
-            m for f, p in packages.items() for m in imported(f.read_text(), ".".join(p))
-        } - found
+        places = [(f.read_text(), f.relative_to(paths.REPOSITORY).parent.parts) for f in ends]
+        ends = set().union(*(imported(text, ".".join(p)) for text, p in places)) - found
     return found
 
 
@@ -68,21 +63,26 @@ def imported(text: str, package: str = "") -> set[Path]:
 
 def reads_again(name: str) -> bool:
     """Whether a notebook tells what was computed again on this machine."""
-    return BOOK / "again.py" in reached(code(name))
+    return paths.REPOSITORY / "tipmini_lab/book/again.py" in reached(code(name))
 
 
 # Digests ------------------------------------------------------------------------------------------
 
 
-def measurement_digest(profile: str) -> str:
-    """Of everything that a stored number can depend on."""
-    return _digest(profile, "import tipmini_lab.experiments.experiment", paths.ADAPTERS)
+def digest(profile: str, program: str, *places: Path) -> str:
+    """Of a profile, a program, what it imports, and the contents of files and folders."""
+    chosen = load_profile(profile).model_dump_json()
+    found = sorted({*reached(program), *files(*places)})
+    return digests.digest([chosen, program, [[f.name, _content(f)] for f in found]])
 
 
-def again_digest() -> str:
-    """Of everything that computing again depends on: the code, and what it is compared with."""
-    data = paths.ADAPTERS, load_profile("mini").store, RESULTS / "formats"
-    return _digest("mini", "import tipmini_lab.book.recomputing", *data)
+_content = cache(digests.file_digest)
+
+
+def files(*places: Path) -> list[Path]:
+    """The files, and those in folders; nothing of what isn't there."""
+    inside = [f for place in places for f in ([place] if place.is_file() else place.rglob("*"))]
+    return [f for f in inside if f.is_file() and f.suffix != ".pyc"]
 
 
 def notebook_digest(name: str, profile: str) -> str:
@@ -91,41 +91,7 @@ def notebook_digest(name: str, profile: str) -> str:
     named = "".join(module.read_text() for module in reached(text))
     stored = [place for place in RESULTS.iterdir() if place.is_dir() or place.name in named]
     declared = paths.REPOSITORY / "experiments", paths.REPOSITORY / "profiles", paths.PRINTED
-    return _digest(profile, text, paths.ADAPTERS, *stored, *declared)
-
-
-def builder_digest() -> str:
-    """Of what stages and builds the book, and of what its pages show."""
-    return _contents([BOOK, RESULTS])
-
-
-def _digest(profile: str, program: str, *places: Path) -> str:
-    """Of a program, of what it imports, a profile, and files and folders."""
-    chosen = load_profile(profile).model_dump_json()
-    return digests.digest([chosen, program, _contents([*reached(program), *places])])
-
-
-def _contents(places: Iterable[Path]) -> str:
-    return digests.digest([[f.name, _file(f)] for f in sorted(set(files(places)))])
-
-
-_file = cache(digests.file_digest)
-
-
-def files(places: Iterable[Path]) -> list[Path]:
-    """The files, and those in folders."""
-    inside = [f for p in places for f in ([p] if p.is_file() else p.rglob("*"))]
-    return [f for f in inside if f.is_file() and f.suffix != ".pyc"]
-
-
-def assets_digest() -> str:
-    return digests.digest([assets.folder().name, str(paths.cache())])
-
-
-def pages() -> list[str]:
-    """Every file of the book but its notebooks."""
-    found = files([paths.BOOK, *paths.REPOSITORY.glob("_*.yml")])
-    return sorted(str(file.relative_to(paths.REPOSITORY)) for file in found)
+    return digest(profile, text, paths.ADAPTERS, *stored, *declared)
 
 
 # Running ------------------------------------------------------------------------------------------
@@ -149,7 +115,7 @@ def run(profile: str) -> None:
         with alone(paths.BUILD, wait=False):
             if not (paths.BUILD / "html" / "index.html").is_file():
                 (paths.BUILD / "published").unlink(missing_ok=True)
-            if files([paths.REPOSITORY / ".snakemake" / "locks"]):
+            if files(paths.REPOSITORY / ".snakemake" / "locks"):
                 # A killed run leaves Snakemake's own; that nobody else runs is known by ours.
                 subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
             done = subprocess.run([*command, *RUNNING])
