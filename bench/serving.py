@@ -224,4 +224,4 @@ def store(lab: Lab, **options: object) -> str:
         **measure(setting(lab), **options),
     }
     storage.write(serving.STORED, json.dumps(found, indent=1) + "\n")
-    return serving.report(found)
+    return serving.report(serving.Stored(**found))

@@ -101,9 +101,8 @@ def test_module_and_adapter_operations_by_hand():
 
 
 def test_the_floor_is_the_slower_of_operations_and_bytes():
-    found = {"matrix_product": 100.0, "bandwidth": 10.0}
-    assert serving.floor_seconds({"operations": 300, "bytes": 20}, found) == 3
-    assert serving.floor_seconds({"operations": 300, "bytes": 50}, found) == 5
+    assert serving.floor_seconds(300, 20, product=100.0, bandwidth=10.0) == 3
+    assert serving.floor_seconds(300, 50, product=100.0, bandwidth=10.0) == 5
 
 
 def counted(what: measured.Setting, way: str) -> int:

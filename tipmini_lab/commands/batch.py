@@ -90,11 +90,12 @@ def again(
     How much is chosen by this machine's speed. An answer that differs, and is no tie, is an error
     that names its cell: one line, exit code 2.
     """
-    from tipmini_lab.book.again import MINUTES, Run, line
+    from tipmini_lab.book.again import line
+    from tipmini_lab.book.recomputing import MINUTES, run
     from tipmini_lab.experiments.profiles import load_profile
 
     asked = MINUTES if minutes is None else minutes
-    print(line(Run(load_profile(profile), whole=False, minutes=asked).run()))
+    print(line(run(load_profile(profile), minutes=asked)))
 
 
 @in_checkout
@@ -104,10 +105,11 @@ def reproduce(profile: Profile = "mini") -> None:
     The estimate is told before; a killed run goes on where it stopped. Answers that differ as in
     `again`.
     """
-    from tipmini_lab.book.again import Run, line
+    from tipmini_lab.book.again import line
+    from tipmini_lab.book.recomputing import run
     from tipmini_lab.experiments.profiles import load_profile
 
-    print(line(Run(load_profile(profile), whole=True).run()))
+    print(line(run(load_profile(profile), whole=True)))
 
 
 @in_checkout

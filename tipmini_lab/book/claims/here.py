@@ -177,7 +177,7 @@ def serving_costs(evidence: Evidence, *, step: str, batch: int) -> Finding:
         Verdict.HOLDS if slower else Verdict.NOT_SUPPORTED,
         f"{few[0]:.2f} times with one adapter, {many[0]:.2f} with {len(mixed)}",
         f"Time of a batch of {batch}, {serving.STEPS[step]}, over that of the base model: "
-        f"{', '.join(told)} (medians of {found['rounds']} rounds; on a CPU, PEFT).",
+        f"{', '.join(told)} (medians of {found.rounds} rounds; on a CPU, PEFT).",
     )
 
 
@@ -190,7 +190,7 @@ def merged_serves_cheaper(evidence: Evidence, *, step: str, batch: int) -> Findi
         Verdict.HOLDS if merged[2] < mixed[1] else Verdict.NOT_SUPPORTED,
         f"{merged[0]:.2f} times merged, {mixed[0]:.2f} mixed",
         f"Time of a batch of {batch}, {serving.STEPS[step]}, over that of the base model. "
-        f"In the {found['rounds']} rounds: merged {merged[1]:.2f} to {merged[2]:.2f}, mixed "
+        f"In the {found.rounds} rounds: merged {merged[1]:.2f} to {merged[2]:.2f}, mixed "
         f"{mixed[1]:.2f} to {mixed[2]:.2f} (on a CPU, PEFT).",
     )
 
