@@ -6,7 +6,6 @@ from labs import llama as tiny
 from labs import save_adapter
 
 from tipmini_lab.evaluation import llama
-from tipmini_lab.evaluation import model as models
 from tipmini_lab.evaluation.evaluator import Resident
 from tipmini_lab.evaluation.packing import flatten, pack
 
@@ -29,7 +28,7 @@ def alone(model, row) -> torch.Tensor:
 
 
 def everywhere(rows):
-    """The rows as one Flat of which every token is read, the last one twice."""
+    """The rows as one flat batch of which every token is read, the last one twice."""
     flat = flatten(rows)
     flat.reads = torch.tensor([*range(len(flat.tokens)), len(flat.tokens) - 1])
     return flat
@@ -78,7 +77,7 @@ def test_generation_says_what_each_prompt_alone_does(adapted, tmp_path):
     model = tiny(vocabulary=64)
     folder = save_adapter(tmp_path / "adapter", seed=1) if adapted else None
     with Resident(model).active(folder):
-        found, leads = models.greedy(model, PROMPTS, 9, lambda said: False)
+        found, leads = llama.greedy(model, PROMPTS, 9, lambda said: False)
         expected = [likeliest(model, prompt, 9) for prompt in PROMPTS]
     assert found == [said for said, _ in expected]
     assert leads == pytest.approx([lead for _, lead in expected], rel=1e-3)
@@ -91,7 +90,7 @@ def test_each_prompt_ends_by_itself_and_the_others_go_on(ending):
     model = tiny(vocabulary=64)
     alone = [likeliest(model, prompt, 9)[0] for prompt in PROMPTS]
     stops = {tuple(said[:count]) for said, count in zip(alone, ending, strict=True)}
-    found, _ = models.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
+    found, _ = llama.greedy(model, PROMPTS, 9, lambda said: tuple(said) in stops)
     assert found == [said[:count] for said, count in zip(alone, ending, strict=True)]
 
 
@@ -100,5 +99,5 @@ def test_of_equal_tokens_the_first_is_said(monkeypatch):
     """As transformers says it. Logits in bfloat16 are often equal, and topk takes any of them."""
     model = tiny(vocabulary=64)
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: torch.ones(len(hidden), 64))
-    found, leads = models.greedy(model, PROMPTS, 3, lambda said: False)
+    found, leads = llama.greedy(model, PROMPTS, 3, lambda said: False)
     assert found == [[0] * 3] * len(PROMPTS) and leads == [0.0] * len(PROMPTS)

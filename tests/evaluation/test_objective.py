@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from labs import llama
+from torch.nn import functional
 
 from tipmini_lab.evaluation import documents, evaluator, objective, tasks
 from tipmini_lab.evaluation import model as model_module
-from tipmini_lab.evaluation.model import HeadLogprobs, target_logprobs
+from tipmini_lab.evaluation.model import HeadLogprobs
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import collate, pack
 
@@ -169,13 +170,13 @@ def test_a_temperature_divides_the_scores():
 
 
 def test_head_logprobs_and_their_gradient_against_autograd(monkeypatch):
-    monkeypatch.setattr(model_module, "CHUNK", 3)  # five rows: a whole chunk and a part
+    monkeypatch.setattr(model_module, "TRAINED", 3)  # five rows: a whole chunk and a part
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(11, 4, generator=generator, dtype=torch.float64).float()
     hidden = torch.randn(5, 4, generator=generator).requires_grad_()
     targets, weights = torch.tensor([0, 10, 3, 3, 7]), torch.randn(5, generator=generator)
     found = HeadLogprobs.apply(hidden, head, targets)
-    expected = target_logprobs(hidden @ head.T, targets)
+    expected = -functional.cross_entropy(hidden @ head.T, targets, reduction="none")
     torch.testing.assert_close(found, expected)
     for values in (found, expected):
         values.mul(weights).sum().backward()

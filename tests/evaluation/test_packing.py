@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labs import llama
 
-from tipmini_lab.evaluation.model import scored_targets, target_logprobs
+from tipmini_lab.evaluation.model import scored_targets
 from tipmini_lab.evaluation.packing import (
     batches,
     collate,
     flatten,
     pack,
     pack_requests,
-    runs,
     together,
 )
 
@@ -223,7 +222,7 @@ def test_groups_hold_rows_of_similar_length_in_order(group):
         assert real == list(range(token, found.span.stop)) and found.span.start == token
         assert found.real.sum(1).tolist() == list(map(len, members))
         if found.mask is None:
-            assert not any(member.branches for member in members)
+            assert all(m.parents == list(range(-1, len(m) - 1)) for m in members)
         else:
             expected = [slow_mask(member, longest) for member in members]
             assert found.mask[:, 0].tolist() == expected
@@ -238,7 +237,7 @@ def test_a_group_of_many_rows_is_cut():
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
 def test_runs_hold_every_row_once_and_fit(lengths, limit):
-    parts = runs(lengths, limit)
+    parts = batches(lengths, limit, padded=False)
     flat = [lengths[i] for part in parts for i in part]
     assert flat == sorted(lengths, reverse=True)
     assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
@@ -246,10 +245,3 @@ def test_runs_hold_every_row_once_and_fit(lengths, limit):
         assert len(part) == 1 or sum(lengths[i] for i in part) <= limit
     for part, after in itertools.pairwise(parts):
         assert sum(lengths[i] for i in part) + lengths[after[0]] > limit
-
-
-def test_target_logprobs_against_log_softmax():
-    logits = torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
-    targets = torch.tensor([0, 10, 3, 3, 7])
-    slow = torch.stack([logits[i].log_softmax(0)[t] for i, t in enumerate(targets)])
-    torch.testing.assert_close(target_logprobs(logits, targets), slow)

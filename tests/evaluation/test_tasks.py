@@ -207,7 +207,7 @@ def test_evaluated_is_lm_evals_own_split(task):
 
 def test_openbookqa_rebuilt_equals_the_raw_rows():
     """The validation split is there both ways: rebuilt from requests, and raw, as on the hub."""
-    rebuilt = documents._openbookqa("val")
+    rebuilt = documents._choices("openbookqa-val", "question_stem")
     assert rebuilt == documents.arrow("openbookqa-main")
 
 

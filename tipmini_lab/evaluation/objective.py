@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import tasks
@@ -101,13 +102,11 @@ def gold(group: Sequence[Example]) -> Tensor:
 
 def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:
     """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
-    width = max(len(example.lengths) for example in group)
-    flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
-    scale = torch.full((len(group), width), torch.inf)
-    for i, example in enumerate(group):
-        lengths = torch.tensor(example.lengths, dtype=torch.float32)
-        scale[i, : len(lengths)] = lengths.mean() / lengths
-    return torch.where(scale.isinf(), -torch.inf, flat.view(len(group), width) * scale)
+    lengths = [torch.tensor(example.lengths, dtype=torch.float32) for example in group]
+    scales = [own.mean() / own for own in lengths]
+    scale = pad_sequence(scales, batch_first=True, padding_value=torch.inf)
+    flat = torch.zeros(scale.numel()).index_add(0, batch.rows * scale.shape[1] + batch.owners, logp)
+    return torch.where(scale.isinf(), -torch.inf, flat.view(scale.shape) * scale)
 
 
 @torch.no_grad()
@@ -164,16 +163,13 @@ def plain(tokens: Sequence[int]) -> Example:
 
 def padded(every: Sequence[Example], tokens: int) -> list[dict[str, Tensor]]:
     """The same rows as `tm.calibrate` takes them."""
-    parts = batches([len(example.row) for example in every], tokens, 0.9)
-    groups = [[every[i].row for i in part] for part in parts]
+    rows = [torch.tensor(example.row.tokens) for example in every]
+    parts = batches([len(row) for row in rows], tokens, 0.9)
+    pad = lambda tensors: pad_sequence(tensors, batch_first=True)  # noqa: E731
     return [
-        {"input_ids": (batch := collate(rows)).tokens, "attention_mask": _mask(rows, batch.tokens)}
-        for rows in groups
+        {
+            "input_ids": pad([rows[i] for i in part]),
+            "attention_mask": pad([torch.ones_like(rows[i]) for i in part]),
+        }
+        for part in parts
     ]
-
-
-def _mask(rows: Sequence, tokens: Tensor) -> Tensor:
-    mask = tokens.new_zeros(tokens.shape)
-    for line, row in zip(mask, rows, strict=True):
-        line[: len(row)] = 1
-    return mask
