@@ -10,7 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
-from tipmini_lab.evaluation.documents import KNOWN
+from tipmini_lab.evaluation.documents import KNOWN, Task
 
 METRIC = {name: task.metric for name, task in KNOWN.items()}
 
@@ -29,7 +29,7 @@ def order(count: int, seed: int = 0) -> list[int]:
 
 def rows(task: str, split: str, count: int | None = None) -> list[dict]:
     """Raw rows of the `evaluation` or `train` split: all, or the first `count` of the order."""
-    known = KNOWN[task]
+    known = _known(task)
     read = known.evaluation if split == "evaluation" else known.train
     if read is None:
         raise TipminiError(f"task {task}: no train rows")
@@ -39,9 +39,13 @@ def rows(task: str, split: str, count: int | None = None) -> list[dict]:
 
 def official(task: str) -> Path:
     """lm-eval's own definition of a task; TipminiError for one that is not known."""
+    return Path(lm_eval.tasks.__file__).parent / _known(task).official
+
+
+def _known(task: str) -> Task:
     if task not in KNOWN:
         raise TipminiError(f"task {task!r}: not one of {', '.join(KNOWN)}")
-    return Path(lm_eval.tasks.__file__).parent / KNOWN[task].official
+    return KNOWN[task]
 
 
 def fingerprint(task: str) -> list:
