@@ -16,7 +16,6 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 
 from tipmini.errors import TipminiError
-from tipmini.models.files import one_line
 from tipmini_lab import paths
 from tipmini_lab.locks import alone
 
@@ -100,7 +99,7 @@ def fetch() -> Path:
             if not folder().is_dir():
                 _assemble(paths.cache() / ".fetch")
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise TipminiError(f"fetch: {paths.cache()}: {reason}; the cache is unchanged") from error
     return folder()
 
