@@ -13,7 +13,7 @@ from bench import serving as measured
 from tipmini_lab.book import serving
 
 NAMES = ("boolq", "coqa", "piqa")
-TOKENS = measured.prompts(64, 5, 4)
+TOKENS = measured.prompts(llama(vocabulary=64), 5, 4)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from tipmini.errors import CHECKS, check_options
 from tipmini.methods import criteria
 from tipmini.models import calibration
 from tipmini.papers import loraprune
-from tipmini_lab import checkout
-from tipmini_lab.commands import one
+from tipmini_lab import paths
+from tipmini_lab.commands import arguments, one
 from tipmini_lab.evaluation import documents
 from tipmini_lab.experiments import catalogue, profiles
 
@@ -46,9 +46,9 @@ def test_every_option_has_a_check_that_its_default_passes(name):
 
 
 def test_names_for_the_command_line_are_those_of_the_laboratory():
-    assert checkout.task_names() == documents.TASKS
-    assert checkout.profile_names() == profiles.names()
-    assert checkout.group_names() == sorted(catalogue.group_names())
+    assert arguments.task_names() == documents.TASKS
+    assert paths.declared("profiles") == profiles.names()
+    assert arguments.group_names() == [*sorted(catalogue.group_names()), arguments.PRUNING]
     assert (*criteria.CHOICES, *one.SEMI) == one.ALL
     assert one.REDUCTIONS == criteria.REDUCTIONS
     assert tuple(loraprune.SCHEDULES) == one.SCHEDULES and len(one.SCHEDULES) == 4

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.evaluation.documents import ADAPTED
-from tipmini_lab.evaluation.evaluator import forget
 from tipmini_lab.experiments import catalogue
 from tipmini_lab.experiments.catalogue import Catalogue, Choice
 from tipmini_lab.experiments.experiment import Lab
@@ -122,7 +121,7 @@ def _cells(lab: Lab, name: str, only: Sequence[str]) -> Iterator[Cell]:
     for task in asked(lab, name, only):
         if _is_missing(lab, name, task):  # another process may have measured it meanwhile
             yield lab.cell(name, task)
-    forget(lab.lm.resident)
+    lab.lm.resident.forget()
 
 
 def measure(

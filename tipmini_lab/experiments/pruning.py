@@ -25,7 +25,8 @@ from tipmini.models.weights import refuse_taken, save_merged
 from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import assets, objective
 from tipmini_lab.evaluation.model import (
-    download_model,
+    MODEL,
+    download,
     keep_memory,
     load_base,
     load_tokenizer,
@@ -321,7 +322,7 @@ def local_folder(base: str) -> Path:
     """The folder of a base model: `embedded`, a folder, or a hub id, which is fetched."""
     if base == "embedded":
         return assets.embedded() / "model"
-    return Path(base) if Path(base).is_dir() else download_model(base)
+    return Path(base) if Path(base).is_dir() else download(base, MODEL)
 
 
 def plan(base: Path, recipe: PruningRecipe, out: Path, semi_structured: bool = False) -> dict:
