@@ -63,11 +63,11 @@ PARTS = {
 
 
 def report(found: pruning_costs.Found) -> str:
-    """The tables of the parts that are measured, as the book has them, and what they come to."""
+    """The tables of the parts that are measured, as the book has them."""
     shown = {
         pruning_costs.CRITERIA: [pruning_costs.cost_table],
+        pruning_costs.MASKS: [pruning_costs.overlap_table],
         pruning_costs.INFERENCE: [pruning_costs.inference_table],
         pruning_costs.PROFILE: [pruning_costs.step_table, pruning_costs.pass_table],
     }
-    tables = [table(found).to_string() for name in found for table in shown.get(name, [])]
-    return "\n\n".join([*tables, pruning_costs.summary(found)])
+    return "\n\n".join(table(found).to_string() for name in found for table in shown[name])

@@ -115,7 +115,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert all(e["parts"][pruning_costs.ATTENTION] > 0 for e in passes)
     assert [entry["layer"] for entry in found["masks"]["loudest"]] == [0, 1]
     told = pruning.report(found)
-    assert "part of a step" in told and "50%, merged" in told and "**Masks** at" in told
+    assert "part of a step" in told and "50%, merged" in told and "removed by both" in told
 
 
 OPERANDS = pruning_profile.Operands(frozenset({(20, 12)}), vocabulary=99, head=4, rank=2)
