@@ -156,7 +156,7 @@ def load_masks(file: Path) -> Masks:
     for name, entry in found.entries.items():
         if entry.dtype != "BOOL" or len(entry.shape) != 1:
             raise TipminiError(f"{file}: {name} is no mask; a mask is one row of booleans")
-    return found.read_all()
+    return {name: found[name].clone() for name in found}
 
 
 # Group importances of a whole model ---------------------------------------------------------------

@@ -17,9 +17,8 @@ from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, HEADS, Family
 from tipmini.methods.pruner import Masks
 from tipmini.models.adapter import LoraFactors
-from tipmini.models.base_folder import BaseFolder
+from tipmini.models.base_folder import BaseFolder, save_merged
 from tipmini.models.files import Entry
-from tipmini.models.weights import save_merged
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a dry run compares modules, without torch
     from torch import Tensor
 
     from tipmini.models.adapter import LoraAdapter
-    from tipmini.models.inspection import AdapterHeader
+    from tipmini.models.peft_folder import AdapterHeader
 
 ByModule = dict[str, dict[str, float]]  # adapter's name -> module -> weight
 
