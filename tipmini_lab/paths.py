@@ -18,7 +18,7 @@ BOOK = REPOSITORY / "book"
 BUILD = REPOSITORY / "_build"
 PRINTED = BOOK / "printed.yaml"
 RECORDS = BOOK / "records.yaml"
-CLAIMS = BOOK / "claims.yaml"
+CLAIMS = BOOK / "claims"  # a file a paper
 BENCH = REPOSITORY / "results" / "bench.json"
 
 

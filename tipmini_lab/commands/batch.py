@@ -136,12 +136,11 @@ def claims(as_json: AsJson = False) -> None:
 
     Nothing is measured. A verdict that is not the declared one is an error: one line, exit code 2.
     """
-    from tipmini_lab.book.claims import page
-    from tipmini_lab.book.claims.declared import declared
+    from tipmini_lab.book.claims import declared, page
 
     audited = page.audit()
     wide = max(len(each.claim.id) for each in audited)
-    for name, paper in declared().papers.items() if not as_json else ():
+    for name, paper in declared().items() if not as_json else ():
         own = [each for each in audited if each.claim.paper == name]
         print(f"{paper.title}: {len(own)} claims\n\n{'claim':{wide}}  {'in print':46}  here")
         for each in own:
@@ -155,6 +154,7 @@ def claims(as_json: AsJson = False) -> None:
 def _facts(each) -> dict[str, object]:
     facts = each.claim.model_dump(mode="json")
     for level in ("in_print", "here"):
-        declared = facts[level].pop("verdict")
-        facts[level] |= getattr(each, level)._asdict() | {"declared": declared}
+        asked = getattr(each.claim, level).model_dump(mode="json", exclude_defaults=True)
+        told = {"declared": asked.pop("verdict")}
+        facts[level] = asked | told | getattr(each, level)._asdict()
     return facts
