@@ -25,8 +25,7 @@ from tipmini_lab.book.pruning_costs import RECOMPUTED
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import load_base, recompute
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.experiments.pruning import families_of
-from tipmini_lab.experiments.recipe import TARGETS
+from tipmini_lab.experiments.pruning import TARGETS, families_of
 from tipmini_lab.experiments.training import add_lora
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # for which masks are compared

@@ -12,6 +12,7 @@ from pathlib import Path
 from tipmini.errors import TipminiError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+EXPERIMENTS = REPOSITORY / "experiments"
 ADAPTERS = REPOSITORY / "adapters"
 NOTEBOOKS = REPOSITORY / "notebooks"
 BOOK = REPOSITORY / "book"
@@ -31,7 +32,16 @@ def cache() -> Path:
 
 def declared(folder: str) -> list[str]:
     """The names of YAML files in a folder of the checkout: profiles, groups of experiments."""
-    return sorted(file.stem for file in (REPOSITORY / folder).glob("*.yaml"))
+    return sorted(file.stem for file in (REPOSITORY / folder).rglob("*.yaml"))
+
+
+def experiment_files(prunings: bool, folder: Path = EXPERIMENTS) -> dict[str, Path]:
+    """The declared experiments, a folder a paper, by the file's name: of prunings or of merges.
+
+    A file that has `plans` declares prunings.
+    """
+    files = sorted(folder.glob("*/*.yaml"))
+    return {f.stem: f for f in files if ("\nplans:" in f.read_text()) == prunings}
 
 
 def in_checkout(command: Callable) -> Callable:

@@ -10,7 +10,7 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again, recomputing
-from tipmini_lab.experiments import experiment, formats, input_norms
+from tipmini_lab.experiments import experiment, formats, merging
 from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
@@ -24,7 +24,7 @@ def stored(profile, monkeypatch):
     """A profile whose cells and norms are stored, those of the first rows as well."""
     monkeypatch.setattr(formats, "tie", lambda: 1e-4)
     monkeypatch.setattr(formats, "allowed", lambda dtype: 0.0)
-    monkeypatch.setattr(input_norms, "FIRST", 2)
+    monkeypatch.setattr(merging, "FIRST", 2)
     monkeypatch.setattr(recomputing, "FIRST", 2)
     monkeypatch.setattr(recomputing, "PROBED", 2)
     lab = Lab(profile)
@@ -88,10 +88,10 @@ def test_other_norms_are_refused(stored):
     lab = Lab(stored)
     norms = lab.norms.of("rte", lab.norms.first)
     key = digests.digest(lab.norms.inputs("rte", lab.norms.first))
-    told = {"key": key, "dtype": "float32", "code": input_norms.calibration_code()}
+    told = {"key": key, "dtype": "float32", "code": merging.calibration_code()}
     for factor, far in {1.01: r"\d", torch.nan: "nan"}.items():
         other = {name: factor * norm for name, norm in norms.items()}
-        input_norms.save_tensors(other, stored.store / "norms" / "first" / "rte.safetensors", told)
+        merging.save_tensors(other, stored.store / "norms" / "first" / "rte.safetensors", told)
         with pytest.raises(TipminiError, match=f"norms are others than stored: rte by {far}"):
             recomputing.run(stored, minutes=10)
 

@@ -8,9 +8,8 @@ from made_up import CHOOSING, ROWS, SMOKE, TITLES, keep_scored, scored
 
 from tipmini_lab.book import comparisons, method_tables
 from tipmini_lab.book.tables import EMPTY
-from tipmini_lab.experiments.catalogue import Catalogue, Choice, Group
+from tipmini_lab.experiments.catalogue import Catalogue, Choice, Group, Variant
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.variants import Variant
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.statistics import MISSING, Pair
 from tipmini_lab.results.store import Bundle

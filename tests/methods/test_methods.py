@@ -16,7 +16,7 @@ from tipmini.papers import loraprune
 from tipmini_lab import paths
 from tipmini_lab.commands import arguments, one
 from tipmini_lab.evaluation import documents
-from tipmini_lab.experiments import catalogue, profiles
+from tipmini_lab.experiments import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 each_method = pytest.mark.parametrize("name", tm.METHODS)
@@ -47,8 +47,8 @@ def test_every_option_has_a_check_that_its_default_passes(name):
 
 def test_names_for_the_command_line_are_those_of_the_laboratory():
     assert arguments.task_names() == documents.TASKS
-    assert paths.declared("profiles") == profiles.names()
-    assert arguments.group_names() == [*sorted(catalogue.group_names()), arguments.PRUNING]
+    assert paths.declared("profiles") == ["a40", "full", "mini", "smoke"]
+    assert arguments.group_names() == sorted([*catalogue.catalogue().groups, "pruning"])
     assert (*criteria.CHOICES, *one.SEMI) == one.ALL
     assert one.REDUCTIONS == criteria.REDUCTIONS
     assert tuple(loraprune.SCHEDULES) == one.SCHEDULES and len(one.SCHEDULES) == 4

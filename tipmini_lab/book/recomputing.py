@@ -25,12 +25,10 @@ from tipmini_lab.book.again import Report
 from tipmini_lab.book.tables import every_method
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.experiments import experiment, formats, merging
-from tipmini_lab.experiments.experiment import TABLE_1, Lab
-from tipmini_lab.experiments.input_norms import DEFAULT, FIRST
-from tipmini_lab.experiments.measuring import Bundled, one_bar
-from tipmini_lab.experiments.merging import PAPER, ROUNDING, adapter_hash
+from tipmini_lab.experiments.catalogue import UNMERGED, Inputs
+from tipmini_lab.experiments.experiment import PAPER, TABLE_1, Bundled, Lab, one_bar
+from tipmini_lab.experiments.merging import DEFAULT, FIRST, ROUNDING, adapter_hash
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.variants import UNMERGED, Inputs
 from tipmini_lab.locks import alone
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
@@ -218,8 +216,8 @@ def merges(lab: Again, own_norms: dict[str, float]) -> dict[str, float]:
     for name in every_method():
         variant, bundle = bundled.variant(name), store.read(lab.before.variant_store, name)
         if name not in UNMERGED and variant.needs != "grams" and bundle:
-            merged = bundled.merges.merge(variant)
-            sizes = merging.sizes(merged, bundled.merges.exact(variant))
+            merged = bundled.experiment(name).merge()
+            sizes = merging.sizes(merged, bundled.experiment(name).exact())
             facts = [abs(sizes[fact] - then) / sizes["sum"] for fact, then in bundle.facts.items()]
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
             found[name] = 0.0 if bits else max(facts)

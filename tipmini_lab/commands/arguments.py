@@ -9,7 +9,6 @@ from tipmini import source
 from tipmini.errors import require
 from tipmini_lab import paths
 
-PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -30,7 +29,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def group_names() -> list[str]:
-    return [*paths.declared("experiments"), PRUNING]
+    return paths.declared("experiments")
 
 
 def _known_dtype(dtype: str) -> str:

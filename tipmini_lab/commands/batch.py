@@ -9,8 +9,8 @@ import typer
 
 from tipmini.cli.arguments import AsJson
 from tipmini.errors import TipminiError
-from tipmini_lab.commands.arguments import PRUNING, Dtype, Profile, Tasks, group_names, option
-from tipmini_lab.paths import in_checkout
+from tipmini_lab.commands.arguments import Dtype, Profile, Tasks, group_names, option
+from tipmini_lab.paths import experiment_files, in_checkout
 
 
 @in_checkout
@@ -18,9 +18,7 @@ def measure(
     method: option(
         list[str] | None, "again for several; all by default", "--method", "--variant"
     ) = None,
-    group: option(
-        str | None, "variants of experiments/GROUP.yaml, or pruning", known=group_names
-    ) = None,
+    group: option(str | None, "what experiments/*/GROUP.yaml declares", known=group_names) = None,
     task: Tasks = None,
     profile: Profile = "mini",
     dtype: Dtype = "auto",
@@ -29,22 +27,21 @@ def measure(
     """Measure cells of a profile and store them; what is stored is read, in whatever format.
 
     With a group, its variants: several such commands share the work, and a killed one goes on.
-    The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
+    The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml.
     """
-    from tipmini_lab.experiments import measuring, prunings
-    from tipmini_lab.experiments.experiment import TABLE_1, Lab
+    from tipmini_lab.experiments import experiment, prunings
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
-    if group == PRUNING:
+    if group in experiment_files(prunings=True):
         if task:
-            raise TipminiError(f"group {PRUNING}: a run is scored on all it declares; omit --task")
-        prunings.measure(chosen, method or (), show)
+            raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
+        prunings.measure(chosen, group, method or (), show)
     elif group:
-        measuring.measure(chosen, group, method or (), task or (), show)
+        experiment.measure(chosen, group, method or (), task or (), show)
     else:
-        lab = Lab(chosen)
+        lab = experiment.Lab(chosen)
         for name in task or chosen.tasks:
-            for way in method or TABLE_1:
+            for way in method or experiment.TABLE_1:
                 show(lab.cell(way, name))
 
 

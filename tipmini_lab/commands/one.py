@@ -36,7 +36,7 @@ def calibrate(
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
-    from tipmini_lab.experiments.input_norms import save_tensors
+    from tipmini_lab.experiments.merging import save_tensors
 
     require("statistic", statistic, source.names("tipmini.models.calibration", "STATISTICS"))
     own = os.path.realpath(adapter or Path("adapters") / task)
@@ -220,7 +220,7 @@ def prune(
     if method not in ALL:
         raise TipminiError(f"method {method!r}: not one of {', '.join(ALL)}{nearest(method, ALL)}")
     from tipmini_lab.experiments import pruning
-    from tipmini_lab.experiments.recipe import PruningRecipe
+    from tipmini_lab.experiments.pruning import PruningRecipe
 
     given |= {"method": method.removesuffix("-2:4")} | ({"tasks": tuple(task)} if task else {})
     chosen = PruningRecipe.__dataclass_fields__.keys() & given.keys()

@@ -1,62 +1,52 @@
 """Measuring prunings of a tiny model: everything once, by whomever, and what a kill leaves."""
 
+import re
 import shutil
 from pathlib import Path
 
 import prunable
 import pytest
 import torch
+import yaml
+from kills import Killed
 from typer.testing import CliRunner
 
 from tipmini.errors import TipminiError
 from tipmini.methods.pruner import load_masks, masked
 from tipmini_lab import paths
 from tipmini_lab.commands import main
-from tipmini_lab.evaluation import assets, model, perplexity
+from tipmini_lab.evaluation import assets, documents, model, perplexity, tasks
 from tipmini_lab.experiments import declared, profiles, pruning, prunings
-from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.prunings import Prunings, code
+from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.experiments.prunings import Pruned, experiments
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
 from tipmini_lab.results import store as storage
 
-SMALL = {"tasks": ["rte"], "rows": 4, "length": 12, "rank": 2}
-GRID = declared.Grid.model_validate(
-    {
-        "description": "a try",
-        "version": 1,
-        "sizes": {
-            "tiny": {
-                "windows": 2,
-                "length": 12,
-                "tuned": {**SMALL, "batch": 2, "epochs": 1, "every": 1, "learning_rate": 0.01},
-                "one_shot": {**SMALL, "tune": False},
-            }
-        },
-        "tasks": ["openbookqa", "winogrande"],
-        "whole": [
-            {"name": "base", "title": "unpruned"},
-            {"name": "base-int8", "title": "8 bits", "int8": True},
-        ],
-        "semi_structured": [{"name": "wanda-2to4", "title": "2:4", "score": "wanda"}],
-        "methods": [
-            {"name": "magnitude", "title": "magnitude", "options": {"method": "magnitude"}},
-            {"name": "lora", "title": "LoRAPrune", "options": {"method": "lora-guided"}},
-        ],
-        "variants": [
-            {"name": "apart", "title": "layers differ"}
-            | {"options": {"method": "lora-guided", "exempt_last": 1}},
-        ],
-        "plans": [
-            {"what": "a", "methods": ["magnitude", "lora"], "shares": [0.5], "tuned": True}
-            | {"seeds": [0]},
-            {"what": "b", "methods": ["magnitude"], "shares": [0.5], "tuned": False}
-            | {"seeds": [0], "zero_shot": False},
-            {"what": "c", "methods": ["apart"], "shares": [0.5], "tuned": True}
-            | {"seeds": [0], "zero_shot": False},
-        ],
-    }
-)
+TINY = """
+description: a try
+version: 1
+sizes:
+  tiny:
+    windows: 2
+    length: 12
+    tuned: {tasks: [rte], rows: 4, length: 12, rank: 2, batch: 2, epochs: 1, every: 1,
+            learning_rate: 0.01}
+    one_shot: {tasks: [rte], rows: 4, length: 12, rank: 2, tune: false}
+tasks: [openbookqa, winogrande]
+whole: [{name: base, title: unpruned}, {name: base-int8, title: 8 bits, int8: true}]
+semi_structured: [{name: wanda-2to4, title: "2:4", score: wanda}]
+methods:
+  - {name: magnitude, title: magnitude, options: {method: magnitude}}
+  - {name: lora, title: LoRAPrune, options: {method: lora-guided}}
+variants:
+  - {name: apart, title: layers differ, options: {method: lora-guided, exempt_last: 1}}
+plans:
+  - {what: a, methods: [magnitude, lora], shares: [0.5], tuned: true, seeds: [0]}
+  - {what: b, methods: [magnitude], shares: [0.5], tuned: false, seeds: [0], zero_shot: false}
+  - {what: c, methods: [apart], shares: [0.5], tuned: true, seeds: [0], zero_shot: false}
+"""
+GRID = declared.Grid.model_validate(yaml.safe_load(TINY))
 APART = "apart-50-tuned-s0"
 ONCE, TUNED, LORA = "magnitude-50-once-s0", "magnitude-50-tuned-s0", "lora-50-tuned-s0"
 
@@ -80,7 +70,7 @@ def measure(profile, *names, grid=GRID) -> list[tuple[str, str]]:
     """What was measured, in order."""
     shown: list[tuple[str, str]] = []
     show = lambda cell: shown.append((cell.method, cell.task))  # noqa: E731
-    prunings.measure(profile, names, show, lambda p: Prunings(p, grid))
+    prunings.measure(profile, names=names, show=show, declared=grid)
     return shown
 
 
@@ -115,7 +105,7 @@ def test_a_run_of_masks_is_scored_as_the_masked_model(profile, monkeypatch):
     assert measure(profile, APART) == [(APART, corpus) for corpus in perplexity.CORPORA]
     masks = load_masks(profile.pruning_store / "masks" / f"{APART}.safetensors")
     assert masks["model.layers.1.mlp"].all() and not masks["model.layers.0.mlp"].all()
-    windows = Prunings(profile, GRID).windows("books")
+    windows = experiments(profile, GRID)[APART].windows("books")
     with masked(kept["model"], kept["masks"]), torch.no_grad():
         expected = [_loss(kept["model"](torch.tensor([w])).logits[0], w) for w in windows]
     found = storage.cell_of(profile.pruning_store, APART, "books").values
@@ -127,25 +117,24 @@ def _loss(logits, window):
     return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(window[1:])).item()
 
 
+def changed(**size) -> declared.Grid:
+    """The grid with another size."""
+    tiny = GRID.sizes["tiny"].model_copy(update=size)
+    return GRID.model_copy(update={"sizes": {"tiny": tiny}})
+
+
 def test_another_recipe_is_another_measurement(profile):
     measure(profile, ONCE)
-    sizes = {"tiny": GRID.sizes["tiny"].model_copy(update={"one_shot": {**SMALL, "rows": 5}})}
-    sizes["tiny"].one_shot["tune"] = False
-    other = GRID.model_copy(update={"sizes": sizes})
+    other = changed(one_shot=GRID.sizes["tiny"].one_shot | {"rows": 5})
     assert len(measure(profile, ONCE, grid=other)) == 2
-    (store,) = [b for b in [storage.read(profile.pruning_store, ONCE)] if b]
-    assert store.settings["recipe"]["rows"] == 5 and len(store.cells) == 2
+    bundle = storage.read(profile.pruning_store, ONCE)
+    assert bundle.settings["recipe"]["rows"] == 5 and len(bundle.cells) == 2
 
 
 def test_other_windows_measure_only_the_corpora_again(profile):
     measure(profile, "base")
-    sizes = {"tiny": GRID.sizes["tiny"].model_copy(update={"windows": 3})}
-    other = GRID.model_copy(update={"sizes": sizes})
-    assert measure(profile, "base", grid=other) == [("base", c) for c in perplexity.CORPORA]
-
-
-class Killed(BaseException):
-    """Nothing in the run may catch it."""
+    found = measure(profile, "base", grid=changed(windows=3))
+    assert found == [("base", c) for c in perplexity.CORPORA]
 
 
 def test_a_killed_run_goes_on_with_the_model_it_made(profile, monkeypatch):
@@ -194,15 +183,15 @@ def test_what_another_process_is_at_comes_last(profile, monkeypatch):
     place = profile.scratch / "claims" / "pruning" / "base"
     order, held = [], alone(place)
     held.__enter__()
-    measured = Prunings.measure
+    run = Pruned.run
 
-    def measure_one(self, planned, show):
-        order.append(planned.name)
-        if planned.name == ONCE:
+    def run_one(self, only):
+        order.append(self.name)
+        if self.name == ONCE:
             held.__exit__(None, None, None)  # the other is done
-        measured(self, planned, show)
+        yield from run(self, only)
 
-    monkeypatch.setattr(Prunings, "measure", measure_one)
+    monkeypatch.setattr(Pruned, "run", run_one)
     measure(profile, "base", ONCE)
     assert order[:2] == [ONCE, "base"]
 
@@ -212,33 +201,67 @@ def test_an_unknown_run_is_refused(profile):
         measure(profile, "lora-60")
 
 
-# The command --------------------------------------------------------------------------------------
-
-
-def test_the_command_measures_the_group(profile, monkeypatch):
+def test_the_command(profile, monkeypatch):
     monkeypatch.setattr(profiles, "load_profile", lambda _: profile)
-    monkeypatch.setattr(prunings, "grid", lambda: GRID)
+    monkeypatch.setattr(prunings, "grid", lambda _: GRID)
     command = ["measure", "--group", "pruning", "--variant", ONCE, "--json"]
     found = CliRunner().invoke(main.app, command)
     assert found.exit_code == 0, found.output
     assert '"task": "wikipedia"' in found.stdout and '"metric": "nll"' in found.stdout
-
-
-def test_the_command_takes_no_task(profile):
     found = CliRunner().invoke(main.app, ["measure", "--group", "pruning", "--task", "rte"])
     assert isinstance(found.exception, TipminiError) and "omit --task" in str(found.exception)
 
 
+# What is shipped ----------------------------------------------------------------------------------
+SHIPPED = declared.grid()
+
+
+WORDS = 13  # in a row: as many as tell a copy from a phrase
+
+
+def _phrases(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
+
+
+@pytest.fixture(scope="module")
+def read() -> set[tuple[str, ...]]:
+    """Phrases of all rows that any run of the real profile prunes and tunes on, uncut."""
+    size = SHIPPED.size("mini")
+    recipes = [size.recipe(tuned=True, longer=longer) for longer in (False, True)]
+    recipes.append(size.recipe(tuned=False))
+    assert {r.tasks for r in recipes} == {("coqa",)}
+    definition = tasks.load("coqa", evaluation=1, train=max(r.rows for r in recipes))
+    rows = [tasks.text(definition, doc) for doc in definition.training_docs()]
+    assert len(rows) == max(r.rows for r in recipes)
+    return set().union(*map(_phrases, rows))
+
+
+def test_no_text_that_tunes_is_in_the_windows(read, tokenizer):
+    size = SHIPPED.size("mini")
+    for corpus in perplexity.CORPORA:
+        windows = perplexity.windows(corpus, size.windows, size.length, tokenizer)
+        found = _phrases(tokenizer.decode([token for window in windows for token in window]))
+        assert len(found) > 5000 and not found & read
+    corpus = documents.CORPORA["wikipedia"]()  # of which another part holds one of the stories
+    assert any(_phrases(text) & read for text in corpus)
+
+
+def test_no_text_that_tunes_is_in_the_rows_of_tasks(read):
+    for task in SHIPPED.tasks:
+        definition = tasks.load(task, load_profile("mini").evaluation_rows)
+        rows = [" ".join(map(str, doc.values())) for doc in definition.eval_docs]
+        assert rows and not any(_phrases(row) & read for row in rows)
+
+
 def test_whatever_is_stored_was_made_as_it_would_be_now():
     """Of the same code, recipe, model, rows and windows; and its masks are kept beside it."""
-    prunings = Prunings(profiles.load_profile("mini"))
-    stored = storage.names(prunings.store)
-    assert stored and set(stored) <= set(prunings.runs)
-    for name in stored:
-        planned = prunings.runs[name]
-        cells = storage.read(prunings.store, name).cells
-        keys = {m: digests.digest(prunings.inputs(planned, m)) for m in prunings.measures(planned)}
-        assert {cell.task: cell.key for cell in cells}.items() <= keys.items(), name
-        assert all(digests.is_same_code(cell.code, code(cell.task)) for cell in cells), name
-        pruned = planned.recipe is not None and not planned.score
-        assert prunings.masks_file(planned).is_file() == pruned, name
+    known = experiments(load_profile("mini"))
+    names = storage.names(known["base"].store)
+    assert names and set(names) <= set(known)
+    for each in map(known.get, names):
+        cells = storage.read(each.store, each.name).cells
+        assert [m for m in each.measures() if each.is_stale(m, measured=True)] == [], each.name
+        keys = {m: digests.digest(each.inputs(m)) for m in each.measures()}
+        assert {cell.task: cell.key for cell in cells}.items() <= keys.items(), each.name
+        assert each.masks_file.is_file() == each.has_masks, each.name
