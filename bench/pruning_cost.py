@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from bench import timing
 from tipmini.methods import pruner
 from tipmini.methods.groups import Family, find_families, quotas, removed_share
-from tipmini.methods.int8 import to_int8
 from tipmini.methods.pruner import Masks, Pruner
 from tipmini.methods.removal import save_pruned
 from tipmini.models.base_folder import open_base
+from tipmini.models.int8 import to_int8
 from tipmini_lab.book.pruning_costs import RECOMPUTED
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import load_base, recompute

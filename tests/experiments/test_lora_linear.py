@@ -6,8 +6,8 @@ import torch
 
 from tipmini.methods import pruner
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import to_int8
 from tipmini.methods.pruner import masked
+from tipmini.models.int8 import to_int8
 from tipmini_lab.evaluation.model import recompute
 from tipmini_lab.experiments.recipe import TARGETS
 from tipmini_lab.experiments.training import LoraLinear, add_lora

@@ -16,11 +16,11 @@ from tipmini.errors import TipminiError
 from tipmini.methods import pruner
 from tipmini.methods.criteria import needs_gradient, semi_structured_mask
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families, removed_share
-from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
 from tipmini.methods.removal import TensorEdit, changed, is_exportable, save_pruned
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import one_line
+from tipmini.models.int8 import rounded, to_int8
 from tipmini.models.weights import refuse_taken, save_merged
 from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import assets, objective
