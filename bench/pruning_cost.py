@@ -17,9 +17,9 @@ from bench.serving import LAST, prompts
 from tipmini.methods import pruner
 from tipmini.methods.criteria import REDUCTIONS
 from tipmini.methods.groups import CHANNELS, Family, find_families, quotas, removed_share
-from tipmini.methods.int8 import to_int8
 from tipmini.methods.removal import save_pruned
 from tipmini.models.base_folder import open_base
+from tipmini.models.int8 import to_int8
 from tipmini.papers.loraprune import share_mask
 from tipmini_lab.book.pruning_costs import RECOMPUTED
 from tipmini_lab.evaluation import objective

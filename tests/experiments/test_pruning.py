@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 import tipmini as tm
 from tipmini.methods import pruner
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import dequantise
 from tipmini.methods.pruner import load_masks, masked
+from tipmini.models.int8 import dequantise
 from tipmini.papers import loraprune
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.packing import batches

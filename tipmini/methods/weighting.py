@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, parse_json
@@ -20,31 +20,27 @@ if TYPE_CHECKING:  # a dry run compares modules, without torch
 ByModule = dict[str, dict[str, float]]  # adapter's name -> module -> weight
 
 
-class Made(BaseModel):
+class Made(BaseModel, extra="allow"):
     """What they were learnt of; more is said for the reader."""
-
-    model_config = ConfigDict(extra="allow")
 
     identity: str
     adapters: dict[str, str]  # name -> `adapter_digest`
 
 
-class LearntWeights(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class LearntWeights(BaseModel, extra="forbid"):
     weights: dict[str, dict[str, FiniteFloat]]
     made: Made
 
 
 def adapter_digest(adapter: "LoraAdapter") -> str:
     """SHA-256 of the factors' values, wherever and in whatever precision they are stored."""
+
+    def digest(tensor: "Tensor") -> str:
+        return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+
     factors = sorted(adapter.factors.items())
-    values = [(module, f.scaling, _digest(f.a), _digest(f.b)) for module, f in factors]
+    values = [(module, f.scaling, digest(f.a), digest(f.b)) for module, f in factors]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(tensor: "Tensor") -> str:
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def read(file: Path) -> LearntWeights:

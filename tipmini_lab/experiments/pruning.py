@@ -31,11 +31,11 @@ from tipmini.methods.groups import (
     quotas,
     removed_share,
 )
-from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
 from tipmini.methods.removal import TensorEdit, changed, is_exportable, save_pruned
 from tipmini.models.base_folder import BaseFolder, open_base, refuse_taken, save_merged
 from tipmini.models.files import one_line
+from tipmini.models.int8 import rounded, to_int8
 from tipmini.papers.loraprune import SCHEDULES
 from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import assets, objective

@@ -8,8 +8,6 @@ time is not what int8 kernels would take.
 import torch
 from torch import Tensor, nn
 
-from tipmini.methods.groups import find_families
-
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 (d, k) and float32 scales (d, 1): absolute maximum of a row at 127, rounded to nearest.
@@ -23,6 +21,11 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantise(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers that int8 weights stand for, (d, k) of a floating dtype."""
     return (weight.float() * scale).to(dtype)
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """The weight as int8 stores it, in its own dtype."""
+    return dequantise(*quantise(weight), weight.dtype)
 
 
 class _Int8Product(torch.autograd.Function):
@@ -55,15 +58,9 @@ class Int8Linear(nn.Linear):
 
 
 def to_int8(model: nn.Module) -> nn.Module:
-    """The model with the weights of all attention and MLP matrices in int8, in place."""
-    for family in find_families(model):
-        holder = model.get_submodule(family.name)
-        for member in family.members:
-            part = member.module.rpartition(".")[2]
-            setattr(holder, part, Int8Linear(getattr(holder, part)))
+    """A LLaMA with the weights of all attention and MLP matrices in int8, in place."""
+    layers = model.base_model.layers
+    for name, module in list(layers.named_modules()):
+        if isinstance(module, nn.Linear):
+            layers.set_submodule(name, Int8Linear(module))
     return model
-
-
-def rounded(weight: Tensor) -> Tensor:
-    """The weight as int8 stores it, in its own dtype."""
-    return dequantise(*quantise(weight), weight.dtype)
