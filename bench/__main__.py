@@ -34,7 +34,8 @@ def main() -> None:
     lab = Lab(load_profile("mini"))
     found = measured(lab, [part for part in parts if part in PARTS])
     if set(performance.NEEDED) <= found.keys():
-        print(performance.report(found), end="\n\n")
+        for name, value in performance.page_values().items():
+            print(f"{name}: {value}", end="\n\n")
     print(pruning.report(pruning_costs.of(found)), end="\n\n")
     if "serving" in parts:
         print(serving.store(lab))

@@ -1,22 +1,16 @@
 """What this machine can do at best, and evaluation and calibration beside their peers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
 import torch
+from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
 import tipmini as tm
-from bench.timing import (
-    bandwidth,
-    in_new_process,
-    matmul_peak,
-    median_seconds,
-    peak_memory,
-    seconds,
-    side_by_side,
-)
+from bench import timing
 from tipmini_lab.evaluation import evaluator, tasks
 from tipmini_lab.evaluation.model import load_base, scored_targets
 from tipmini_lab.evaluation.packing import flatten, pack
@@ -27,8 +21,8 @@ from tipmini_lab.experiments.profiles import load_profile
 def measure_limits(lab: Lab) -> dict:
     """Operations a second of matrix products, bytes a second of a copy, and a forward pass."""
     return {
-        "matrix_product": matmul_peak(getattr(torch, lab.dtype)),
-        "bandwidth": bandwidth(),
+        "matrix_product": timing.matmul_peak(getattr(torch, lab.dtype)),
+        "bandwidth": timing.bandwidth(),
         "forward": forward(lab),
     }
 
@@ -36,14 +30,11 @@ def measure_limits(lab: Lab) -> dict:
 @torch.inference_mode()
 def forward(lab: Lab) -> dict[str, float | str]:
     """Tokens and operations a second of one full pass of packed questions."""
-    questions = [pack(list(range(1, 65)), [[5] * 17] * 4) for _ in range(16)]
-    batch = flatten(questions)
-    blocks = block_parameters(lab.base)
-    head = lab.base.lm_head.weight.numel()
-    operations = 2 * (blocks * batch.tokens.numel() + head * len(batch.reads))
-    taken = median_seconds(lambda: scored_targets(lab.base, batch))
-    speed = {"tokens": batch.tokens.numel() / taken, "operations": operations / taken}
-    return {"dtype": lab.dtype} | speed
+    batch = flatten([pack(list(range(1, 65)), [[5] * 17] * 4) for _ in range(16)])
+    head, tokens = lab.base.lm_head.weight.numel(), batch.tokens.numel()
+    operations = 2 * (block_parameters(lab.base) * tokens + head * len(batch.reads))
+    taken = timing.median_seconds(lambda: scored_targets(lab.base, batch))
+    return {"dtype": lab.dtype, "tokens": tokens / taken, "operations": operations / taken}
 
 
 def block_parameters(model: nn.Module) -> int:
@@ -58,22 +49,11 @@ STEP = 0.125  # of a bfloat16 number between 16 and 32, as logits are
 ALIKE = 24  # rows of every task that are compared in float32
 
 
-@dataclass
-class Counter:
-    """Tokens and passes that a decoder computed, padding included."""
-
-    tokens: int = 0
-    passes: int = 0
-
-
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Counter]:
+    """The "tokens" and "passes" that a decoder computes, padding included."""
     found = Counter()
-
-    def note(_, inputs: tuple) -> None:
-        found.tokens += inputs[0].numel()
-        found.passes += 1
-
+    note = lambda _, inputs: found.update(tokens=inputs[0].numel(), passes=1)  # noqa: E731
     handle = model.get_input_embeddings().register_forward_pre_hook(note)
     try:
         yield found
@@ -81,72 +61,58 @@ def counted(model: nn.Module) -> Iterator[Counter]:
         handle.remove()
 
 
-def backend(lab: Lab, batch: int, model: nn.Module):
+def backend(lab: Lab, batch: int, model: nn.Module) -> HFLM:
     """lm-eval's `hf` model."""
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(
-        pretrained=model,
-        tokenizer=lab.tokenizer,
-        backend="causal",
-        batch_size=batch,
-        device=lab.profile.device,
-    )
+    same = {"tokenizer": lab.tokenizer, "backend": "causal", "device": lab.profile.device}
+    return HFLM(pretrained=model, batch_size=batch, **same)
 
 
 def measure_evaluation(lab: Lab) -> dict:
     """Every task of the profile with both: tokens, seconds, and how often they say the same."""
-    trial = {name: tasks.load(name, TRIAL) for name in lab.profile.tasks}
+    trial = [tasks.load(name, TRIAL) for name in lab.profile.tasks]
     stock = load_base(lab.model_path, lab.dtype, lab.profile.device, attention="sdpa")
-    taken = {size: _suite_seconds(backend(lab, size, stock), trial) for size in SIZES}
+    peers = {size: backend(lab, size, stock) for size in SIZES}
+    taken = {
+        size: sum(timing.seconds(partial(evaluator.samples, lm, task)) for task in trial)
+        for size, lm in peers.items()
+    }
     best = min(taken, key=taken.__getitem__)
     other = min(taken.keys() - {best})
-    peers = [backend(lab, size, stock) for size in (best, other)]
-    found = {name: beside(lab, *peers, name) for name in lab.profile.tasks}
+    found = {name: beside(lab, peers[best], peers[other], name) for name in lab.profile.tasks}
     sizes = {"batch_size": best, "other_size": other, "tried": taken}
     return sizes | {"parameters": block_parameters(lab.base), "tasks": found}
 
 
-def _suite_seconds(lm, definitions: dict) -> float:
-    return sum(seconds(lambda d=d: evaluator.samples(lm, d)) for d in definitions.values())
-
-
-def beside(lab: Lab, peer, again, name: str) -> dict:
+def beside(lab: Lab, peer: HFLM, again: HFLM, name: str) -> dict:
     """One task with both models, one after the other, on all rows of the profile.
 
     again: the peer at another batch size, which tells how often rounding alone changes an answer.
     """
-    definition = lab.task(name)
-    rows = {"ours": lab.lm, "peer": peer}
+    definition, before = lab.task(name), lab.lm.needed
     found: dict = {"rows": len(definition.eval_docs)}
-    before = lab.lm.needed
-    said = {}
-    for side, lm in rows.items():
+    said: dict[str, list[dict]] = {}
+    for side, lm in {"ours": lab.lm, "peer": peer}.items():
+        answer = lambda lm=lm, side=side: said.update({side: evaluator.samples(lm, definition)})  # noqa: E731
         with counted(lm.model) as counter:
-            found[f"{side}_seconds"] = seconds(
-                lambda lm=lm, side=side: said.update({side: evaluator.samples(lm, definition)})
-            )
-        found[f"{side}_tokens"], found[f"{side}_passes"] = counter.tokens, counter.passes
-    found["needed"] = lab.lm.needed - before
-    found["same"] = _same(said["ours"], said["peer"], name)
+            found[f"{side}_seconds"] = timing.seconds(answer)
+        found |= {f"{side}_{what}": counter[what] for what in ("tokens", "passes")}
+    same = lambda one: [prediction(a, name) == b for a, b in zip(one, theirs, strict=True)]  # noqa: E731
+    theirs = [prediction(sample, name) for sample in said["peer"]]
     clear = [decided(sample, name) for sample in said["peer"]]
-    found["decided"] = sum(clear)
-    pick = lambda samples: [s for s, is_clear in zip(samples, clear, strict=True) if is_clear]  # noqa: E731
-    found["same_decided"] = _same(pick(said["ours"]), pick(said["peer"]), name)
-    found["itself"] = _same(evaluator.samples(again, definition), said["peer"], name)
-    return found
-
-
-def _same(one: list[dict], other: list[dict], task: str) -> int:
-    pairs = zip(one, other, strict=True)
-    return sum(prediction(a, task) == prediction(b, task) for a, b in pairs)
+    ours = same(said["ours"])
+    return found | {
+        "needed": lab.lm.needed - before,
+        "same": sum(ours),
+        "decided": sum(clear),
+        "same_decided": sum(a and b for a, b in zip(ours, clear, strict=True)),
+        "itself": sum(same(evaluator.samples(again, definition))),
+    }
 
 
 def prediction(sample: dict, task: str) -> object:
     """What a model answered: the number of a choice, or the line that CoQA's metric reads."""
-    answers = sample["filtered_resps"]
     if task == "coqa":
-        return answers[0].strip().split("\n")[0]
+        return sample["filtered_resps"][0].strip().split("\n")[0]
     found = evaluator.scores(sample, tasks.METRIC[task])
     return found.index(max(found))
 
@@ -170,7 +136,7 @@ def alike(lab: Lab) -> dict:
 
 
 def decided(sample: dict, task: str) -> bool:
-    """Whether the best two choices are further apart than one step of a bfloat16 logit.
+    """Whether a choice leads by more than a step of a logit in bfloat16, which rounding can move.
 
     A logit of 16 to 32 has steps of 1/8. Of a generated answer nobody can tell: it counts.
     """
@@ -203,11 +169,9 @@ def measure_calibration(lab: Lab) -> dict:
     mine, other = ours(lab, encoded), theirs(lab, encoded)
     apart = max(((mine[n] - other[n]).norm() / other[n].norm()).item() for n in other)
     size = {"rows": len(encoded), "tokens": sum(map(len, encoded)), "modules": len(other)}
-    memory = {
-        "bytes": in_new_process(memory_of, ours),
-        "peer_bytes": in_new_process(memory_of, theirs),
-    }
-    timed = side_by_side(lambda: ours(lab, encoded), lambda: theirs(lab, encoded))
+    peaks = [timing.in_new_process(memory_of, work) for work in (ours, theirs)]
+    memory = dict(zip(("bytes", "peer_bytes"), peaks, strict=True))
+    timed = timing.side_by_side(partial(ours, lab, encoded), partial(theirs, lab, encoded))
     return {"task": TASK, **size, "apart": apart, **memory, **timed}
 
 
@@ -216,8 +180,7 @@ def sequences(lab: Lab) -> list[list[int]]:
 
 
 def ours(lab: Lab, encoded: list[list[int]]) -> dict[str, Tensor]:
-    blocks = lab.base.model.layers.named_modules(prefix="model.layers")
-    modules = [name for name, module in blocks if _linear(module)]
+    modules = [f"model.layers.{name}" for name in _linear(lab.base.model.layers)]
     return tm.calibrate(lab.base, lab.norms.padded(encoded), modules)
 
 
@@ -230,40 +193,35 @@ def memory_of(work: Callable[[Lab, list[list[int]]], object]) -> float | None:
     lab = Lab(load_profile("mini"))
     encoded = sequences(lab)
     theirs(lab, encoded[:1])  # the weights' pages are read from the file at their first use
-    return peak_memory(lambda: work(lab, encoded))
+    return timing.peak_memory(lambda: work(lab, encoded))
 
 
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+def _linear(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
 
 
 @torch.no_grad()
 def wandas_norms(model: nn.Module, encoded: list[list[int]]) -> dict[str, Tensor]:
     """As Wanda's release measures: the inputs of each block are kept, and every sequence goes
     through a block once to be measured and once more, as if pruned, to feed the next block."""
-    hidden, positions = _first_inputs(model, encoded)
-    norms: dict[str, Tensor] = {}
-    for number, block in enumerate(model.model.layers):
-        layers = {n: m for n, m in block.named_modules() if _linear(m)}
-        squares = {name: torch.zeros(layer.in_features) for name, layer in layers.items()}
-        hooks = [layer.register_forward_hook(_adding(squares[n])) for n, layer in layers.items()]
-        for states, rotary in zip(hidden, positions, strict=True):
-            block(states, position_embeddings=rotary)
-        for hook in hooks:
-            hook.remove()
-        pairs = zip(hidden, positions, strict=True)
-        hidden = [block(states, position_embeddings=rotary) for states, rotary in pairs]
-        for name, total in squares.items():
-            norms[f"model.layers.{number}.{name}"] = (total / len(encoded)).sqrt()
-    return norms
-
-
-def _first_inputs(model: nn.Module, encoded: list[list[int]]) -> tuple[list, list]:
-    """What the first block reads of every sequence, and its rotary positions."""
     hidden = [model.model.embed_tokens(torch.tensor([tokens])) for tokens in encoded]
     places = [torch.arange(len(tokens))[None] for tokens in encoded]
     rotate = model.model.rotary_emb
-    return hidden, [rotate(h, position_ids=p) for h, p in zip(hidden, places, strict=True)]
+    rotary = [rotate(h, position_ids=p) for h, p in zip(hidden, places, strict=True)]
+    norms: dict[str, Tensor] = {}
+    for number, block in enumerate(model.model.layers):
+        layers = _linear(block)
+        squares = {name: torch.zeros(layer.in_features) for name, layer in layers.items()}
+        hooks = [layer.register_forward_hook(_adding(squares[n])) for n, layer in layers.items()]
+        for states, turn in zip(hidden, rotary, strict=True):
+            block(states, position_embeddings=turn)
+        for hook in hooks:
+            hook.remove()
+        pairs = zip(hidden, rotary, strict=True)
+        hidden = [block(states, position_embeddings=turn) for states, turn in pairs]
+        for name, total in squares.items():
+            norms[f"model.layers.{number}.{name}"] = (total / len(encoded)).sqrt()
+    return norms
 
 
 def _adding(total: Tensor):

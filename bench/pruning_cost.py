@@ -1,4 +1,4 @@
-"""What a criterion's step costs, and how fast a pruned model is."""
+"""What a criterion's step costs, whether masks agree, and how fast a pruned model is."""
 
 import statistics
 import tempfile
@@ -11,21 +11,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import tipmini as tm
 from bench import timing
+from bench.serving import LAST, prompts
 from tipmini.methods import pruner
-from tipmini.methods.groups import Family, find_families, quotas, removed_share
-from tipmini.methods.int8 import to_int8
-from tipmini.methods.pruner import Masks, Pruner
+from tipmini.methods.criteria import REDUCTIONS
+from tipmini.methods.groups import CHANNELS, Family, find_families, quotas, removed_share
 from tipmini.methods.removal import save_pruned
 from tipmini.models.base_folder import open_base
+from tipmini.models.int8 import to_int8
+from tipmini.papers.loraprune import share_mask
 from tipmini_lab.book.pruning_costs import RECOMPUTED
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import load_base, recompute
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.experiments.pruning import families_of
-from tipmini_lab.experiments.recipe import TARGETS
+from tipmini_lab.experiments.pruning import TARGETS, families_of
 from tipmini_lab.experiments.training import add_lora
 
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # for which masks are compared
 WARM = 16  # rows of a step that is not timed
 KEPT = {  # criterion of each side, and whether its base is in 8 bits
     "vanilla": ("vanilla", False),
@@ -38,7 +41,32 @@ SIDES = {
     for name, side in KEPT.items()
 }
 
+Scores = Mapping[str, Mapping[str, Tensor]]  # of two criteria: {family: (count,) importances}
 
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, and how much is measured of it.
+
+    The paper: batch 1, 128 times accumulated; 128 rows; 2048 tokens.
+    """
+
+    base: Path
+    dtype: str
+    rows: int = 128  # of a step, one a pass; and whose gradients make the masks that are compared
+    length: int = 256  # tokens of a row
+    repeats: int = 2  # steps of each criterion that are timed
+    profiled: int = 6  # rows of a step under the profiler, whose records take minutes to read
+    profiles: int = 3  # of each side and of each model
+    rounds: int = 7  # counted passes of each model
+    seeds: int = 3  # adapters that masks are compared for
+    shares: tuple[float, ...] = (0.0, 0.2, 0.5)  # whose inference is timed
+    batches: tuple[int, ...] = (1, 8)
+    prompt: int = 512
+    rank: int = 8
+
+
+# What a criterion's step costs --------------------------------------------------------------------
 @dataclass
 class Side:
     """A model with a fresh adapter and a criterion that reads its gradients."""
@@ -70,146 +98,165 @@ class Side:
         return sum(tensor.nbytes for tensor in {id(t): t for t in tensors}.values())
 
 
-def side(base: Path, dtype: str, name: str, rank: int, seed: int = 0) -> Side:
+def side(setting: Setting, name: str, seed: int = 0) -> Side:
     method, int8, again = SIDES[name]
-    model = load_base(base, dtype, attention="eager")
+    model = load_base(setting.base, setting.dtype, attention="eager")
     families = find_families(model)
     if int8:
         to_int8(model)
     if again:
         recompute(model)
-    causal = add_lora(model, rank, 2 * rank, TARGETS, seed, light=True).get_base_model()
+    peft = add_lora(model, setting.rank, 2 * setting.rank, TARGETS, seed, light=True)
+    causal = peft.get_base_model()
     pruner.require_gradients(method, pruner.linear_weights(causal, families))
     return Side(causal, families, method)
 
 
-def cost(base: Path, dtype: str, rows: Sequence[Example], repeats: int, rank: int) -> dict:
+def cost(setting: Setting, rows: Sequence[Example]) -> dict:
     """{side: bytes of the model, bytes by which a step raises the memory, seconds of steps}.
 
     A row's activations are gone before the next one, so a few rows tell the memory of all.
     """
     few = rows[:WARM]
-    memory = {
-        name: timing.in_new_process(memory_of, base, dtype, name, few, rank) for name in SIDES
-    }
-    sides = {name: side(base, dtype, name, rank) for name in SIDES}
-    taken = seconds(sides, rows, repeats)
+    memory = {name: timing.in_new_process(memory_of, setting, name, few) for name in SIDES}
+    sides = {name: side(setting, name) for name in SIDES}
+    for one in sides.values():
+        one.step(few)
+    works = {n: partial(timing.seconds, partial(one.step, rows)) for n, one in sides.items()}
+    taken = timing.in_turn(works, setting.repeats, warm=True)
     return {
-        name: {"model_bytes": memory[name][0], "step_bytes": memory[name][1]}
+        name: dict(zip(("model_bytes", "step_bytes"), memory[name], strict=True))
         | {"seconds": taken[name], "rows_a_second": len(rows) / statistics.median(taken[name])}
         for name in SIDES
     }
 
 
-def seconds(
-    sides: Mapping[str, Side], rows: Sequence[Example], repeats: int
-) -> dict[str, list[float]]:
-    """{side: seconds of every step}, the sides taken in turn after a short step of each."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(repeats + 1):
-        for name in list(sides)[:: 1 if number % 2 else -1]:
-            once = timing.seconds(partial(sides[name].step, rows if number else rows[:WARM]))
-            taken[name] += [once] if number else []
-    return taken
-
-
-def memory_of(
-    base: Path, dtype: str, name: str, rows: Sequence[Example], rank: int
-) -> tuple[int, float | None]:
+def memory_of(setting: Setting, name: str, rows: Sequence[Example]) -> tuple[int, float | None]:
     """Bytes of the model, and those above it at a step's peak; in a process of its own.
 
     Of the second step: the first one also makes kernels for every shape, which oneDNN keeps.
     """
     timing.give_memory_back()  # else what int8 frees of the weights would be used again unseen
-    one = side(base, dtype, name, rank)
+    one = side(setting, name)
     one.step(rows)
     timing.give_memory_back()
     return one.bytes, timing.peak_memory(partial(one.step, rows))
 
 
+# Whether the masks agree --------------------------------------------------------------------------
+def agreement(setting: Setting, rows: Sequence[Example]) -> list[dict]:
+    """Masks of the same accumulated gradients by both criteria, for several adapters."""
+    found = []
+    for seed in range(setting.seeds):
+        one = side(setting, "vanilla", seed)  # has both kinds of gradients
+        one.accumulate(rows)
+        for reduction in REDUCTIONS:
+            scores = {m: one.importances(m, reduction) for m in ("vanilla", "lora-guided")}
+            same = {"reduction": reduction, "seed": seed}
+            found += [e | same for s in SHARES for e in compared(one.families, scores, s)]
+    return found
+
+
+def compared(families: Sequence[Family], scores: Scores, share: float) -> list[dict]:
+    """One entry for each kind: this share of every family's groups removed by either criterion.
+
+    same: share of groups with the same verdict; both: of the groups that the first removes, those
+    that the second removes too. chance_*: of two masks with these numbers that know nothing.
+    """
+    entries = []
+    for kind in {family.kind: None for family in families}:
+        own = [family for family in families if family.kind == kind]
+        tally = [overlap(family, scores, int(share * family.count + 1e-9)) for family in own]
+        groups, gone, both = (sum(column) for column in zip(*tally, strict=True))
+        by_chance = sum(n * (g / n) ** 2 for n, g, _ in tally)
+        entry = {"kind": kind, "share": share, "groups": groups, "removed": gone}
+        for name, common in (("", both), ("chance_", by_chance)):
+            # Every group that one alone removes has its counterpart.
+            entry[f"{name}same"] = (groups - 2 * (gone - common)) / groups
+            entry[f"{name}both"] = common / gone if gone else None
+        entries.append(entry)
+    return entries
+
+
+def overlap(family: Family, scores: Scores, gone: int) -> tuple[int, int, int]:
+    """Groups, those that each criterion removes, those that both do."""
+    first, second = (~share_mask(found[family.name], gone) for found in scores.values())
+    return family.count, gone, int((first & second).sum())
+
+
+def find_loudest(
+    model: nn.Module, families: Sequence[Family], batches: Sequence[Mapping[str, Tensor]]
+) -> list[dict]:
+    """For every layer the channel with the largest activation, and where its weights stand.
+
+    times: its norm over the median channel's; lighter: the share of the layer's channels that
+    magnitude removes before it.
+    """
+    channels = [family for family in families if family.kind == CHANNELS]
+    reads = [next(m.module for m in family.members if m.dim == 1) for family in channels]
+    norms = tm.calibrate(model, batches, reads)
+    scores = pruner.all_scores(model, channels, "magnitude")
+    entries = []
+    for family, module in zip(channels, reads, strict=True):
+        norm, weights = norms[module], scores[family.name]
+        most = int(norm.argmax())
+        lighter = (weights < weights[most]).double().mean()
+        times = norm[most] / norm.median()
+        entries.append({"layer": family.layer, "lighter": float(lighter), "times": float(times)})
+    return entries
+
+
 # How fast a pruned model is -----------------------------------------------------------------------
-Key = tuple[float, bool]  # the share that is gone, and whether the adapter is merged
 Checkpoints = Mapping[float, tuple[Path, float]]  # asked share -> folder, share really gone
 
 
 @contextmanager
-def exported(base: Path, shares: Sequence[float]) -> Iterator[Checkpoints]:
-    """Checkpoints without these shares, for the while.
+def exported(setting: Setting) -> Iterator[Checkpoints]:
+    """Checkpoints without the setting's shares, for the while.
 
     Which groups are gone does not matter to time, so they are chosen at random.
     """
-    families = families_of(open_base(base))
+    base = open_base(setting.base)
+    families = families_of(base)
     with tempfile.TemporaryDirectory() as folder:
-        places = {share: Path(folder) / f"{share:g}" for share in shares}
-        yield {s: (out, export(base, families, s, out)) for s, out in places.items()}
+        found = {}
+        for share in setting.shares:
+            final = quotas(families, share, hidden_size=base.config["hidden_size"])
+            one = pruner.Pruner(families, final)
+            one.observe({f.name: pruner.random_scores(f, seed=0) for f in families})
+            one.remove(1.0)
+            out = Path(folder) / f"{share:g}"
+            save_pruned(base, families, one.masks, out)
+            found[share] = out, removed_share(families, one.counts)
+        yield found
 
 
-def inference(
-    checkpoints: Checkpoints,
-    dtype: str,
-    batches: Sequence[int],
-    prompt: int,
-    rounds: int,
-    rank: int,
-) -> list[dict]:
+def inference(setting: Setting, checkpoints: Checkpoints) -> list[dict]:
     """Seconds of a pass over (batch, prompt) tokens of every checkpoint, adapter merged and not.
 
     The adapter is a random one.
     """
     models = {}
-    for share, (folder, _) in checkpoints.items():
-        models |= {(share, merged): model for merged, model in _adapted(folder, dtype, rank)}
-    taken = passes(models, batches, prompt, rounds)
+    for share, (folder, gone) in checkpoints.items():
+        load = partial(load_base, folder, setting.dtype, attention="sdpa")
+        # in the model's dtype: float32 factors would be converted at every product
+        adapted = add_lora(load(), setting.rank, 2 * setting.rank, TARGETS, seed=0, cast=False)
+        models |= {(share, gone, True): load(), (share, gone, False): adapted.eval()}
+    works = {
+        (*key, batch): partial(
+            timing.seconds, partial(one_pass, model, prompts(model, batch, setting.prompt))
+        )
+        for batch in setting.batches
+        for key, model in models.items()
+    }
     return [
-        {"share": share, "removed": checkpoints[share][1], "merged": merged, "batch": batch}
-        | {"prompt": prompt, "seconds": [round(s, 6) for s in seconds]}
-        for (share, merged, batch), seconds in taken.items()
+        {"share": share, "removed": gone, "merged": merged, "batch": batch}
+        | {"prompt": setting.prompt, "seconds": [round(s, 6) for s in taken]}
+        for (share, gone, merged, batch), taken in timing.in_turn(works, setting.rounds).items()
     ]
 
 
-def export(base: Path, families: Sequence[Family], share: float, out: Path) -> float:
-    """Write a checkpoint without random groups; the share of weights that it has lost."""
-    opened = open_base(base)
-    masks, gone = random_masks(families, share, opened.config["hidden_size"])
-    save_pruned(opened, families, masks, out)
-    return gone
-
-
-def random_masks(families: Sequence[Family], share: float, hidden: int) -> tuple[Masks, float]:
-    """Masks of a share, and the share that could be met."""
-    final = quotas(families, share, hidden_size=hidden)
-    one = Pruner(families, final)
-    one.observe({f.name: pruner.random_scores(f, seed=0) for f in families})
-    one.remove(1.0)
-    return one.masks, removed_share(families, one.counts)
-
-
-def _adapted(folder: Path, dtype: str, rank: int) -> Iterator[tuple[bool, nn.Module]]:
-    """The checkpoint as stock transformers runs it, alone and under an adapter of its own."""
-    load = partial(load_base, folder, dtype, attention="sdpa")
-    yield True, load()
-    # in the model's dtype: float32 factors would be converted at every product
-    yield False, add_lora(load(), rank, 2 * rank, TARGETS, seed=0, cast=False).eval()
-
-
 @torch.inference_mode()
-def passes(
-    models: Mapping[Key, nn.Module], batches: Sequence[int], prompt: int, rounds: int
-) -> dict[tuple[float, bool, int], list[float]]:
-    """Seconds of every round, after one that warms up; all take a pass in turn."""
-    taken = {(*key, batch): [] for batch in batches for key in models}
-    some = next(iter(models.values()))
-    given = {batch: reading(some, batch, prompt) for batch in batches}
-    for number in range(rounds + 1):
-        for share, merged, batch in list(taken)[:: 1 if number % 2 else -1]:
-            seconds = timing.seconds(partial(models[share, merged], **given[batch]))
-            taken[share, merged, batch] += [seconds] if number else []
-    return taken
-
-
-def reading(model: nn.Module, batch: int, prompt: int) -> dict[str, object]:
-    """A pass's arguments: random tokens, (batch, prompt), read as generation reads a prompt."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator)
-    last = torch.tensor([-1])  # logits of the last token alone: see bench.serving
-    return {"input_ids": tokens, "logits_to_keep": last, "use_cache": False}
+def one_pass(model: nn.Module, tokens: Tensor) -> None:
+    """Random tokens, (batch, prompt), read as generation reads a prompt."""
+    model(tokens, **LAST | {"use_cache": False})

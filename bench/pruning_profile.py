@@ -4,7 +4,7 @@ An operation belongs to the part that its name and the sizes of its operands tel
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +14,12 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from bench import timing
-from bench.pruning_cost import Checkpoints, Side, reading
+from bench.pruning_cost import Checkpoints, Setting, one_pass, side
+from bench.serving import prompts
 from tipmini.errors import TipminiError
 from tipmini.methods.groups import Family, find_families
 from tipmini.methods.pruner import linear_weights
-from tipmini_lab.book import pruning_costs
+from tipmini_lab.book import pruning_costs as costs
 from tipmini_lab.evaluation.model import load_base
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import collate
@@ -43,35 +44,27 @@ class Operands:
 
     def tells_apart(self, row: Example) -> bool:
         """Whether a row's number of tokens, padded, is none of the sizes that tell parts apart."""
-        return padded(row) not in {
-            self.rank,
-            self.vocabulary,
-            *(d for w in self.weights for d in w),
-        }
+        sizes = {self.rank, self.vocabulary, *(d for shape in self.weights for d in shape)}
+        return padded(row) not in sizes
 
     def part(self, name: str, operands: Sequence[Sequence[int]]) -> str:
         """The part that an operation belongs to; operands: their sizes, a scalar's empty."""
         matrices = [tuple(sizes) for sizes in operands if len(sizes) == 2]
         if any(self.vocabulary in sizes for sizes in operands):
-            return pruning_costs.HEAD
-        if self._attends(name, operands):
-            return pruning_costs.ATTENTION
-        if name.startswith("LowRankSum") or any(self.rank in sizes for sizes in matrices):
-            return pruning_costs.FACTORS
-        if name == "aten::add_" and matrices and matrices[0] in self.weights:
-            return pruning_costs.ADDING
-        return self._product(*matrices[-2:]) if name in PRODUCT_NAMES else pruning_costs.REST
-
-    @staticmethod
-    def _attends(name: str, operands: Sequence[Sequence[int]]) -> bool:
-        """By its name; or it has scores, (batch, heads, T, T), or repeats groups in five dims."""
+            return costs.HEAD
+        # By its name; or it has scores, (batch, heads, T, T), or repeats groups in five dims.
         scores = any(len(s) == 5 or (len(s) == 4 and s[-1] == s[-2]) for s in operands)
-        return scores or any(known in name for known in ATTENTION_NAMES)
-
-    def _product(self, first: tuple[int, ...], second: tuple[int, ...]) -> str:
+        if scores or any(known in name for known in ATTENTION_NAMES):
+            return costs.ATTENTION
+        if name.startswith("LowRankSum") or any(self.rank in sizes for sizes in matrices):
+            return costs.FACTORS
+        if name == "aten::add_" and matrices and matrices[0] in self.weights:
+            return costs.ADDING
+        if name not in PRODUCT_NAMES:
+            return costs.REST
+        first, second = matrices[-2:]
         made = (first[0], second[1])
-        of_weights = {made, made[::-1]} & self.weights
-        return pruning_costs.WEIGHTS if of_weights else pruning_costs.PRODUCTS
+        return costs.WEIGHTS if {made, made[::-1]} & self.weights else costs.PRODUCTS
 
 
 def padded(row: Example) -> int:
@@ -79,105 +72,71 @@ def padded(row: Example) -> int:
     return collate([row.row]).tokens.shape[-1]
 
 
-# Steps of the criteria ----------------------------------------------------------------------------
-
-
-def of_steps(
-    sides: Mapping[str, Side], rows: Sequence[Example], count: int, rounds: int, rank: int
-) -> dict:
+# Steps of the criteria, passes of pruned models ---------------------------------------------------
+def of_steps(setting: Setting, rows: Sequence[Example]) -> dict:
     """{"steps": {side: {"parts", "seconds"}}, "at_peak": {part: seconds}}, all of one row.
 
-    Profiled are the first `count` rows whose length is told apart from the weights' sizes.
-    Importances are read off once a step, so of them a row has one part in len(rows). Raises
-    TipminiError where no row has such a length.
+    Profiled are the first rows whose length is told apart from the weights' sizes. Importances are
+    read off once a step, so of them a row has one part in len(rows). Raises TipminiError where no
+    row has such a length.
     """
-    told = {n: Operands.of(own.model, own.families, rank) for n, own in sides.items()}
-    chosen = [row for row in rows if next(iter(told.values())).tells_apart(row)][:count]
+    sides = {name: side(setting, name) for name in costs.TIMED}
+    told = {n: Operands.of(own.model, own.families, setting.rank) for n, own in sides.items()}
+    first = next(iter(sides))
+    chosen = [row for row in rows if told[first].tells_apart(row)][: setting.profiled]
     if not chosen:
         raise TipminiError("profile: every row is as long as a weight is wide; take another length")
-    works = {name: (partial(_passes, own, chosen), told[name]) for name, own in sides.items()}
-    found = {name: _share(own, len(chosen)) for name, own in profiled(works, rounds).items()}
+
+    def step(name: str) -> None:
+        sides[name].model.zero_grad()
+        sides[name].accumulate(chosen)
+
+    works = {name: (partial(step, name), told[name]) for name in sides}
+    found = profiled(works, setting.profiles, len(chosen))
     for name, own in sides.items():
-        once = timing.median_seconds(own.importances, rounds) / len(rows)
-        found[name]["parts"][pruning_costs.IMPORTANCES] = once
+        once = timing.median_seconds(own.importances, setting.profiles) / len(rows)
+        found[name]["parts"][costs.IMPORTANCES] = once
         found[name]["seconds"] += once
-    one = next(iter(sides.values()))
-    return {"steps": found, "at_peak": at_peak(linear_weights(one.model, one.families), chosen)}
-
-
-def _passes(one: Side, rows: Sequence[Example]) -> None:
-    one.model.zero_grad()
-    one.accumulate(rows)
-
-
-def _share(own: dict, count: int) -> dict:
-    parts = {part: seconds / count for part, seconds in own["parts"].items()}
-    return {"parts": parts, "seconds": own["seconds"] / count}
+    weights = linear_weights(sides[first].model, sides[first].families)
+    return {"steps": found, "at_peak": at_peak(weights, chosen)}
 
 
 def at_peak(weights: Sequence[torch.Tensor], rows: Sequence[Example]) -> dict[str, float]:
     """Seconds a row at the measured peak: two products, forward and to the inputs, and one more."""
     tokens = statistics.mean(padded(row) for row in rows)
     once = 2 * sum(w.numel() for w in weights) * tokens / timing.matmul_peak(weights[0].dtype)
-    return {pruning_costs.PRODUCTS: 2 * once, pruning_costs.WEIGHTS: once}
+    return {costs.PRODUCTS: 2 * once, costs.WEIGHTS: once}
 
 
-# Passes of pruned models --------------------------------------------------------------------------
-
-
-def loaded(checkpoints: Checkpoints, dtype: str) -> dict[tuple[float, float], nn.Module]:
-    """{(share asked for, share removed): the model}"""
-    return {
-        (share, removed): load_base(folder, dtype, attention="sdpa")
-        for share, (folder, removed) in checkpoints.items()
-    }
-
-
-@torch.inference_mode()
-def of_passes(
-    models: Mapping[tuple[float, float], nn.Module], batch: int, prompt: int, rounds: int
-) -> dict:
+def of_passes(setting: Setting, checkpoints: Checkpoints) -> dict:
     """{"batch", "prompt", "passes": [{"share", "removed", "parts", "seconds"}]}."""
-    works = {
-        key: (partial(m, **reading(m, batch, prompt)), Operands.of(m, find_families(m)))
-        for key, m in models.items()
-    }
-    found = profiled(works, rounds).items()
+    batch, works = max(setting.batches), {}
+    for share, (folder, gone) in checkpoints.items():
+        model = load_base(folder, setting.dtype, attention="sdpa")
+        work = partial(one_pass, model, prompts(model, batch, setting.prompt))
+        works[share, gone] = work, Operands.of(model, find_families(model))
+    found = profiled(works, setting.profiles).items()
     passes = [{"share": share, "removed": gone} | own for (share, gone), own in found]
-    return {"batch": batch, "prompt": prompt, "passes": passes}
+    return {"batch": batch, "prompt": setting.prompt, "passes": passes}
 
 
-# Any work -----------------------------------------------------------------------------------------
+def profiled(
+    works: Mapping[object, tuple[Callable, Operands]], rounds: int, count: int = 1
+) -> dict[object, dict]:
+    """{name: {"parts": {part: seconds}, "seconds": by the clock}} of one in `count`; medians."""
 
+    def once(work: Callable[[], object], told: Operands) -> dict[str, float]:
+        clock = timing.seconds(work)
+        with profiler(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+            work()
+        found = dict.fromkeys(costs.STEP_PARTS, 0.0)
+        for event in recorded.key_averages(group_by_input_shape=True):
+            found[told.part(event.key, event.input_shapes)] += event.self_cpu_time_total / 1e6
+        return found | {"seconds": clock}
 
-def profiled(works: Mapping[object, tuple[Callable, Operands]], rounds: int) -> dict[object, dict]:
-    """{name: {"parts": {part: seconds}, "seconds": by the clock}}, medians of rounds in turn."""
-    parts: dict[object, list[dict[str, float]]] = {name: [] for name in works}
-    clock: dict[object, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name in list(works)[:: 1 if number % 2 else -1]:
-            work, told = works[name]
-            seconds, once = timing.seconds(work), _once(work, told)
-            if number:  # the first round warms up
-                clock[name].append(seconds)
-                parts[name].append(once)
-    return {
-        name: {"parts": _medians(parts[name]), "seconds": statistics.median(clock[name])}
-        for name in works
+    taken = timing.in_turn({name: partial(once, *work) for name, work in works.items()}, rounds)
+    medians = {
+        name: {part: statistics.median(one[part] for one in every) / count for part in every[0]}
+        for name, every in taken.items()
     }
-
-
-def _once(work: Callable[[], object], told: Operands) -> dict[str, float]:
-    with profiler(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        work()
-    found = dict.fromkeys(pruning_costs.STEP_PARTS, 0.0)
-    for event in recorded.key_averages(group_by_input_shape=True):
-        found[told.part(event.key, event.input_shapes)] += event.self_cpu_time_total / 1e6
-    return found
-
-
-def _medians(rounds: Iterable[dict[str, float]]) -> dict[str, float]:
-    every = list(rounds)
-    return {
-        part: statistics.median(one[part] for one in every) for part in pruning_costs.STEP_PARTS
-    }
+    return {n: {"seconds": own.pop("seconds"), "parts": own} for n, own in medians.items()}

@@ -57,8 +57,6 @@ def setting(lab: Lab) -> Setting:
 
 
 # How a batch is served ----------------------------------------------------------------------------
-
-
 def in_peft(base: nn.Module, folders: Mapping[str, Path]) -> nn.Module:
     """A PeftModel that holds these adapters in the base model's own dtype."""
     from peft import PeftModel
@@ -90,50 +88,38 @@ def adapters_of(way: str) -> int:
     return int(count) if kind == "mixed" else int(way == "one adapter")
 
 
-def fits(way: str, batch: int) -> bool:
-    """Whether every adapter of a mixed batch has a row."""
-    return adapters_of(way) <= batch
-
-
-# Time ---------------------------------------------------------------------------------------------
-
-
-def prompts(vocabulary: int, rows: int, length: int) -> Tensor:
+def prompts(model: nn.Module, rows: int, length: int) -> Tensor:
     """(rows, length) random token numbers; what they say does not matter."""
-    return torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (rows, length), generator=draw)
 
 
+# Time and memory ----------------------------------------------------------------------------------
 @torch.inference_mode()
 def generation(forward: Forward, tokens: Tensor, steps: int) -> tuple[float, float]:
     """Seconds of a pass over (B, T) prompts, and the median of the `steps` that follow it."""
     out: list = []
     run = lambda *args, **options: out.append(forward(*args, **LAST, **options))  # noqa: E731
-    first = timing.seconds(lambda: run(tokens))
-    taken = []
+    taken = [timing.seconds(lambda: run(tokens))]
     for _ in range(steps):
         last = out.pop()
         token, cache = last.logits[:, -1:].argmax(-1), last.past_key_values
         taken.append(timing.seconds(lambda t=token, c=cache: run(t, past_key_values=c)))
-    return first, statistics.median(taken)
+    return taken[0], statistics.median(taken[1:])
 
 
 def latencies(
     what: Setting, base: nn.Module, batches: Sequence[int], length: int, rounds: int
 ) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    """{(way, batch): (prompt's seconds, next token's) of every round}, after one to warm up."""
-    from tqdm import tqdm
-
+    """{(way, batch): (prompt's seconds, next token's) of every round}."""
     forwards = {w: served(w, what, what.load() if w == "weights" else base) for w in what.ways}
-    taken = {(way, b): [] for b in batches for way in forwards if fits(way, b)}
-    for number in tqdm(range(rounds + 1), desc="serving, rounds"):
-        for way, batch in list(taken)[:: 1 if number % 2 else -1]:
-            tokens = prompts(base.config.vocab_size, batch, length)
-            pair = generation(forwards[way], tokens, STEPS)
-            taken[way, batch] += [pair] if number else []
-    return taken
-
-
-# Memory -------------------------------------------------------------------------------------------
+    works = {
+        (way, batch): partial(generation, forward, prompts(base, batch, length), STEPS)
+        for batch in batches
+        for way, forward in forwards.items()
+        if adapters_of(way) <= batch  # every adapter of a mixed batch has a row
+    }
+    return timing.in_turn(works, rounds)
 
 
 def memories(what: Setting, batches: Sequence[int], length: int) -> dict[tuple[str, int], float]:
@@ -152,60 +138,35 @@ def memories(what: Setting, batches: Sequence[int], length: int) -> dict[tuple[s
 def peaks(what: Setting, batches: Sequence[int], length: int, way: str) -> dict[int, float | None]:
     """Of every batch; to be called in a process of its own."""
     base = what.load()
-    forward, vocabulary = served(way, what, base), base.config.vocab_size
+    forward, least = served(way, what, base), max(1, adapters_of(way))
     found = {}
-    for batch in filter(partial(fits, way), batches):
-        forward(prompts(vocabulary, max(1, adapters_of(way)), 2))  # every weight is in memory now
-        tokens = prompts(vocabulary, batch, length)
+    for batch in (batch for batch in batches if batch >= least):
+        forward(prompts(base, least, 2))  # every weight is in memory now
+        tokens = prompts(base, batch, length)
         timing.give_memory_back()  # else a pass uses unseen what loading and merging have freed
         found[batch] = timing.peak_memory(partial(forward, tokens, **LAST))
     return found
 
 
 # All of it ----------------------------------------------------------------------------------------
-
-
 def measure(
-    what: Setting,
-    batches: Sequence[int] = BATCHES,
-    length: int = LENGTH,
-    rounds: int = ROUNDS,
+    what: Setting, batches: Sequence[int] = BATCHES, length: int = LENGTH, rounds: int = ROUNDS
 ) -> dict:
     """Sizes, and for every way, batch and step its seconds, operations, bytes and memory."""
     base = what.load()
     size = serving.sizes(base, tm.load_adapter(what.merged))
     memory = memories(what, batches, length)
+    middle = length + (STEPS - 1) // 2  # tokens before the step in the middle
     points = []
     for (way, batch), pairs in latencies(what, base, batches, length, rounds).items():
-        prompt, token = zip(*pairs, strict=True)
-        past = length + (STEPS - 1) // 2  # of the step in the middle
-        points += [
-            point(size, way, batch, "prompt", (length, 0), prompt)
-            | {"memory": memory.get((way, batch))},
-            point(size, way, batch, "token", (1, past), token),
-        ]
+        count = adapters_of(way)
+        for i, (step, *span) in enumerate((("prompt", length, 0), ("token", 1, middle))):
+            point = {"way": way, "adapters": count, "batch": batch, "step": step}
+            point["seconds"] = [round(pair[i], 6) for pair in pairs]
+            point["operations"] = serving.operations(size, batch, *span, adapted=count > 0)
+            point["bytes"] = serving.moved(size, batch, *span, adapters=count)
+            points.append(point | ({} if i else {"memory": memory.get((way, batch))}))
     return {"length": length, "rounds": rounds, "sizes": asdict(size), "points": points}
-
-
-def point(
-    size: serving.Sizes,
-    way: str,
-    batch: int,
-    step: str,
-    span: tuple[int, int],
-    seconds: Sequence[float],
-) -> dict:
-    """What is stored of one step; span: its tokens, and those before them."""
-    count = adapters_of(way)
-    return {
-        "way": way,
-        "adapters": count,
-        "batch": batch,
-        "step": step,
-        "seconds": [round(s, 6) for s in seconds],
-        "operations": serving.operations(size, batch, *span, adapted=count > 0),
-        "bytes": serving.moved(size, batch, *span, adapters=count),
-    }
 
 
 def store(lab: Lab, **options: object) -> str:
@@ -224,4 +185,4 @@ def store(lab: Lab, **options: object) -> str:
         **measure(setting(lab), **options),
     }
     storage.write(serving.STORED, json.dumps(found, indent=1) + "\n")
-    return serving.report(found)
+    return serving.report(serving.Stored(**found))

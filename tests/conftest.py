@@ -116,7 +116,7 @@ def measured(monkeypatch) -> list[str]:
 @pytest.fixture(scope="session")
 def evidence():
     """What the claims are checked against now."""
-    from tipmini_lab.book.claims.evidence import gathered
+    from tipmini_lab.book.claims.checks import gathered
 
     return gathered()
 

@@ -11,7 +11,7 @@ from tiny import peft_llama
 
 from tipmini.errors import TipminiError
 from tipmini.models.adapter import load_adapter
-from tipmini.models.inspection import inspect_folder
+from tipmini.models.peft_folder import inspect_folder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULE = "model.layers.0.self_attn.q_proj"

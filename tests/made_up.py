@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from tipmini_lab.book import serving
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.results.frame import wide
 from tipmini_lab.results.store import Bundle, Cell, keep
 
 
@@ -30,6 +33,11 @@ def cells(rows: dict[str, dict[str, Iterable[float]]]) -> dict[tuple[str, str], 
         for name, tasks in rows.items()
         for task, values in tasks.items()
     }
+
+
+def rows(values: dict[str, dict[str, Iterable[float]]]) -> pd.DataFrame:
+    """The same cells side by side."""
+    return wide(cells(values))
 
 
 # Candidates of a choice, on held-out rows of two tasks -------------------------------------------
@@ -58,7 +66,7 @@ def right(count: int) -> list[int]:
     return [1] * count + [0] * (40 - count)
 
 
-CELLS = cells(
+ROWS = rows(
     {
         "base": {"openbookqa": right(10), "rte": right(20)},
         "single": {"openbookqa": right(30), "rte": right(21)},

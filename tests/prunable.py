@@ -18,7 +18,7 @@ from transformers import (
 from tipmini.methods.groups import Family
 from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe
+from tipmini_lab.experiments.pruning import TARGETS, PruningRecipe
 
 SIZES = {
     "vocab_size": 64,

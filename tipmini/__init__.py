@@ -11,19 +11,20 @@ from importlib import import_module
 
 _NAMES = {
     "models.adapter": ["LoraAdapter", "LoraFactors", "load_adapter"],
-    "models.base_folder": ["open_base"],
+    "models.base_folder": ["open_base", "save_merged"],
     "models.calibration": ["calibrate", "calibrate_adapter"],
     "papers.dare": ["dare"],
     "errors": ["TipminiError"],
-    "models.inspection": ["inspect_folder"],
+    "models.peft_folder": ["inspect_folder"],
     "papers.loraprune": ["lora_gradient", "lora_guided_importance", "taylor_importance"],
     "methods.merge": ["merge", "merge_update"],
     "methods.table": ["METHODS", "PRESETS", "method_options"],
-    "papers.tip": ["layer_importance", "layer_sparsity", "normalize_importance", "sparsity_shift"],
+    "papers.tip": [
+        *["layer_importance", "layer_sparsity", "normalize_importance", "sparsity_shift"],
+        "wanda_score",
+    ],
     "methods.tip": ["tip_importance", "tip_layers", "tip_prune", "tip_scores", "tip_sparsities"],
     "masks": ["prune_rows", "row_mask"],
-    "papers.wanda": ["wanda_score"],
-    "models.weights": ["save_merged"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,17 +1,20 @@
-"""Which elements of a matrix go, by their scores: the lowest of each row.
+"""Which elements of a matrix go, by their scores: the lowest of each row, as in Wanda's release.
 
 Sources: TIP; Sun et al., "A simple and effective pruning approach for large language models"
-(Wanda), arXiv 2306.11695, whose release compares within rows.
+(Wanda), arXiv 2306.11695.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import RLock
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
-from tipmini.threads import in_threads
+from tipmini.errors import TipminiError, require_share
 
 CHUNK = 1 << 17  # elements at a time, which a core's cache holds; the result does not depend on it
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
@@ -21,12 +24,10 @@ def row_mask(score: Tensor, sparsity: float) -> Tensor:
     r"""Which elements survive: False at the lowest $\lfloor k S \rfloor$ scores of each row.
 
     score is (d, k); the mask is a (d, k) bool tensor. Among equal scores the lower index goes
-    first. Rows are the comparison group, as in Wanda's release. Give the sparsity in double
-    precision: the 0.7 of float32 lies below 0.7 and takes 6 of 10. Raises TipminiError for a
-    sparsity outside [0, 1], another shape, and NaN scores, which have no order.
+    first. Give the sparsity in double precision: the 0.7 of float32 takes 6 of 10. Raises
+    TipminiError for a sparsity outside [0, 1], another shape, and NaN scores, without an order.
     """
-    if not 0 <= sparsity <= 1:
-        raise TipminiError(f"sparsity must lie in [0, 1], got {float(sparsity)}")
+    require_share("sparsity", float(sparsity))
     return count_mask(score, math.floor(score.shape[-1] * float(sparsity)))
 
 
@@ -92,3 +93,37 @@ def zeroed(weight: Tensor, keep: Tensor, out: Tensor) -> Tensor:
         return out.copy_(torch.where(keep, weight, 0))
     torch.mul(weight.view(bits), keep, out=out.view(bits))
     return out
+
+
+# One piece of work for each of many items --------------------------------------------------------
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+ONE = RLock()  # a call in a thread of another waits
+MOST = 8  # threads; beyond them Python's lock keeps more from working at once
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`[work(item) for item in items]`, by up to `torch.get_num_threads()` threads.
+
+    For what torch leaves to one thread: random draws, numpy's partition, many small tensors. What
+    any call raises, or a Ctrl-C, is raised here, once the items at work are done. One call at a
+    time: torch's number of threads, which is the process's, is 1 for the while.
+    """
+    own = torch.get_num_threads()
+    count = min(own, MOST, len(items))
+    if count < 2:
+        return [work(item) for item in items]
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def one(item: Item) -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return work(item)
+
+    with ONE:
+        try:  # each thread's tensors by itself, since the others have the other cores
+            with ThreadPoolExecutor(
+                count, initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                return list(pool.map(one, items))
+        finally:
+            torch.set_num_threads(own)  # threads to come would otherwise start with 1

@@ -30,25 +30,20 @@ def summary(module: str, function: str) -> str:
 
 
 def options(module: str, function: str) -> dict[str, tuple[tuple[str, ...], object]]:
-    """{keyword-only argument: (the types that it declares, by name; its default)}."""
+    """{keyword-only argument: (the types that it declares, e.g. int and None; its default)}."""
     given = _defined(module)[function].args
     pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    return {arg.arg: (_types(arg.annotation), ast.literal_eval(value)) for arg, value in pairs}
-
-
-def _types(annotation: ast.expr) -> tuple[str, ...]:
-    """Of `int | None` int and None."""
-    return tuple(ast.unparse(annotation).split(" | "))
+    types = {arg: tuple(ast.unparse(arg.annotation).split(" | ")) for arg in given.kwonlyargs}
+    return {arg.arg: (types[arg], ast.literal_eval(value)) for arg, value in pairs}
 
 
 @cache
 def _defined(module: str) -> Mapping[str, ast.AST]:
     """The functions and the constants' values at a module's top level."""
-    found: dict[str, ast.AST] = {}
-    for node in ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_bytes()).body:
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
+    body = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_bytes()).body
+    found = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             found[ast.unparse(target)] = node.value
     return found

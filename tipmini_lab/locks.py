@@ -25,8 +25,7 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
 def in_turn(names: Iterable[str], folder: Path) -> Iterator[str]:
     """Each name while it is this process's alone, twice: at first those that another process is at
     are passed over, and then they are waited for, so that in the end whoever did it all is done."""
-    every = list(names)
-    for wait in (False, True):
-        for name in every:
-            with suppress(BlockingIOError), alone(folder / name, wait=wait):
-                yield name
+    every = [*names]
+    for wait, name in [(wait, name) for wait in (False, True) for name in every]:
+        with suppress(BlockingIOError), alone(folder / name, wait=wait):
+            yield name

@@ -11,13 +11,13 @@ from bench import evaluation, merging, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, tables
 
-ADAPTERS = {str(i): timing.random_adapter(i, blocks=1, size=96) for i in range(3)}
-NORMS = {name: timing.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
+ADAPTERS = {str(i): merging.random_adapter(i, blocks=1, size=96) for i in range(3)}
+NORMS = {name: merging.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
 
 
 def test_wandas_sort_and_the_partition_merge_to_the_same_bits():
     ours, theirs = (f(ADAPTERS, NORMS) for f in (merging.over_delta, merging.wandas_merge))
-    assert ours.keys() == theirs.keys() == set(timing.module_names(1))
+    assert ours.keys() == theirs.keys() == set(merging.module_names(1))
     assert all(torch.equal(ours[module], theirs[module]) for module in ours)
 
 
@@ -27,10 +27,10 @@ def test_wandas_mask_is_that_of_a_stable_sort():
 
 
 def test_peft_merges_the_very_adapters_in_the_same_precision():
-    model = timing.in_peft(ADAPTERS, blocks=1, size=96)
+    model = merging.in_peft(ADAPTERS, blocks=1, size=96)
     model.add_weighted_adapter(list(ADAPTERS), [1.0] * len(ADAPTERS), "merged", "linear")
     merged = tm.merge(ADAPTERS, "linear")
-    for name in timing.module_names(1):
+    for name in merging.module_names(1):
         layer = model.base_model.model.get_submodule(name)
         theirs = layer.lora_A["merged"].weight, layer.lora_B["merged"].weight
         ours = merged.factors[name].a, merged.factors[name].b
@@ -51,23 +51,22 @@ def test_every_token_that_a_model_computes_is_counted():
     with evaluation.counted(model) as counter:
         model(torch.zeros(2, 5, dtype=torch.long))
         model(torch.zeros(1, 3, dtype=torch.long))
-    assert (counter.tokens, counter.passes) == (13, 2)
+    assert counter == {"tokens": 13, "passes": 2}
 
 
 LONG_IS_BEST = {
     "arguments": [("Q", " a"), ("Q", " abcd")],
     "filtered_resps": [(-2.0, False), (-3.0, False)],
 }
+SAID = {"filtered_resps": ["\n the cat \nQ: and then"]}
 
 
-@pytest.mark.parametrize(("task", "best"), [("boolq", 0), ("piqa", 1)])
-def test_a_prediction_is_the_choice_that_the_metric_takes(task, best):
-    assert evaluation.prediction(LONG_IS_BEST, task) == best
-
-
-def test_a_prediction_of_coqa_is_its_first_line():
-    said = {"filtered_resps": ["\n the cat \nQ: and then"]}
-    assert evaluation.prediction(said, "coqa") == "the cat "
+@pytest.mark.parametrize(
+    ("task", "sample", "told"),
+    [("boolq", LONG_IS_BEST, 0), ("piqa", LONG_IS_BEST, 1), ("coqa", SAID, "the cat ")],
+)
+def test_a_prediction_is_what_the_metric_takes(task, sample, told):
+    assert evaluation.prediction(sample, task) == told
 
 
 @pytest.mark.parametrize(("values", "tie"), [((-3.0, -3.0001, -9.0), True), ((-3.0, -3.1), False)])
@@ -113,13 +112,9 @@ def test_growth_lines_hold_all_but_one_number():
         {"method": "tip", "adapters": a, "blocks": b, "seconds": a * b}
         for a, b in [(4, 8), (2, 8), (7, 8), (7, 4), (7, 16)]
     ]
-    found = {"merging": {"growth": points}}
-    assert performance.growth_lines(found, "adapters", "blocks") == {
-        "tip": ([2, 4, 7], [16, 32, 56])
-    }
-    assert performance.growth_lines(found, "blocks", "adapters") == {
-        "tip": ([4, 8, 16], [28, 56, 112])
-    }
+    lines = functools.partial(performance.growth_lines, {"merging": {"growth": points}})
+    assert lines("adapters", "blocks") == {"tip": ([2, 4, 7], [16, 32, 56])}
+    assert lines("blocks", "adapters") == {"tip": ([4, 8, 16], [28, 56, 112])}
 
 
 def test_the_page_names_what_is_stored_and_every_ratio():
@@ -135,13 +130,8 @@ def test_the_page_names_what_is_stored_and_every_ratio():
 
 
 def test_parts_of_the_same_day_and_machine_are_named_together():
-    def own(date: str) -> dict:
-        machine = {"processor": "a CPU", "system": "Linux"}
-        return {
-            "made": {"date": date, "machine": machine, "threads": 2, "versions": {"torch": "2"}}
-        }
-
-    told = performance.made(
-        {"limits": own("2026-01-01"), "merging": own("2026-01-01"), "x": own("later")}
-    )
+    machine = {"processor": "a CPU", "system": "Linux"}
+    same = {"machine": machine, "threads": 2, "versions": {"torch": "2"}}
+    dates = {"limits": "2026-01-01", "merging": "2026-01-01", "x": "later"}
+    told = performance.made({name: {"made": same | {"date": d}} for name, d in dates.items()})
     assert told == "a CPU, 2 threads, Linux, torch 2: limits, merging on 2026-01-01, x on later"

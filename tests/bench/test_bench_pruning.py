@@ -25,24 +25,24 @@ def test_agreement_by_hand():
         name: {n: torch.tensor(v, dtype=torch.float32) for n, v in found.items()}
         for name, found in (("vanilla", ranks), ("lora-guided", other))
     }
-    heads, channels = pruning.compared(FAMILIES, scores, 0.5, "paper", 0)
+    heads, channels = pruning_cost.compared(FAMILIES, scores, 0.5)
     assert (heads["groups"], heads["removed"], heads["same"], heads["both"]) == (4, 2, 0.5, 0.5)
     assert heads["chance_same"] == heads["chance_both"] == 0.5
     assert (channels["removed"], channels["same"], channels["both"]) == (5, 0.0, 0.0)
-    heads, channels = pruning.compared(FAMILIES, scores, 0.2, "paper", 0)
+    heads, channels = pruning_cost.compared(FAMILIES, scores, 0.2)
     assert (heads["removed"], heads["both"], heads["same"]) == (0, None, 1.0)
     assert channels["same"] == pytest.approx(0.6)
     assert channels["chance_same"] == pytest.approx(0.2**2 + 0.8**2)
 
 
-@pytest.mark.parametrize("share", pruning.SHARES)
+@pytest.mark.parametrize("share", pruning_cost.SHARES)
 def test_chance_is_what_random_masks_agree_on(share):
     family = [Family("b", 0, CHANNELS, 200, 3, ())]
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(50):
         scores = {m: {"b": torch.rand(200, generator=generator)} for m in ("one", "two")}
-        found += pruning.compared(family, scores, share, "paper", 0)
+        found += pruning_cost.compared(family, scores, share)
     mean = sum(entry["same"] for entry in found) / len(found)
     assert mean == pytest.approx(found[0]["chance_same"], abs=0.02)
 
@@ -58,13 +58,13 @@ def test_the_loudest_channel_is_found_and_ranked():
                 part.weight[2] = 5.0
     tokens = torch.arange(12)[None]
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    for entry in pruning.find_loudest(model, families, [batch]):
+    for entry in pruning_cost.find_loudest(model, families, [batch]):
         assert entry["times"] > 2 and entry["lighter"] == 23 / 24
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.down_proj.weight.mul_(1000)
             layer.mlp.down_proj.weight[:, 2] = 0
-    quiet = pruning.find_loudest(model, families, [batch])
+    quiet = pruning_cost.find_loudest(model, families, [batch])
     assert [entry["layer"] for entry in quiet] == [0, 1, 2]
     assert all(entry["times"] > 2 and entry["lighter"] == 0 for entry in quiet)
 
@@ -94,8 +94,7 @@ def test_all_of_it_on_a_tiny_model(lab):
         "seeds": 2,
     }
     sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2}
-    size = pruning.Size(**sizes)
-    stored = {name: {"made": {}} | part(lab, size) for name, part in pruning.PARTS.items()}
+    stored = {name: {"made": {}} | part(lab, **sizes) for name, part in pruning.PARTS.items()}
     found = pruning_costs.of(stored)
     cost, agreement = found["criteria"]["cost"], found["masks"]["agreement"]
     assert set(cost) == set(pruning_cost.SIDES)
@@ -103,7 +102,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert int8 < plain == cost["vanilla"]["model_bytes"]
     assert all(entry["rows_a_second"] > 0 for entry in cost.values())
     kinds = {(e["kind"], e["share"], e["seed"], e["reduction"]) for e in agreement}
-    assert len(kinds) == len(agreement) == 2 * len(pruning.SHARES) * 2 * 2
+    assert len(kinds) == len(agreement) == 2 * len(pruning_cost.SHARES) * 2 * 2
     inference = found["inference"]["inference"]
     assert len(inference) == 2 * 2 * 2
     assert all(len(entry["seconds"]) == 2 for entry in inference)
@@ -116,7 +115,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert all(e["parts"][pruning_costs.ATTENTION] > 0 for e in passes)
     assert [entry["layer"] for entry in found["masks"]["loudest"]] == [0, 1]
     told = pruning.report(found)
-    assert "part of a step" in told and "50%, merged" in told and "**Masks** at" in told
+    assert "part of a step" in told and "50%, merged" in told and "removed by both" in told
 
 
 OPERANDS = pruning_profile.Operands(frozenset({(20, 12)}), vocabulary=99, head=4, rank=2)

@@ -13,7 +13,7 @@ from bench import serving as measured
 from tipmini_lab.book import serving
 
 NAMES = ("boolq", "coqa", "piqa")
-TOKENS = measured.prompts(64, 5, 4)
+TOKENS = measured.prompts(llama(vocabulary=64), 5, 4)
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +26,39 @@ def what(tmp_path_factory) -> measured.Setting:
     return measured.Setting(lambda: llama(vocabulary=64), adapters, folder / "merged")
 
 
-@torch.no_grad()
-def logits(what: measured.Setting, way: str) -> torch.Tensor:
-    return measured.served(way, what, what.load())(TOKENS).logits
+@pytest.fixture(scope="module")
+def answers(what) -> dict[str, tuple[torch.Tensor, int]]:
+    """{way: logits, operations that torch itself counts in the pass}."""
+    found = {}
+    for way in what.ways:
+        forward = measured.served(way, what, what.load())
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            found[way] = forward(TOKENS).logits, counter.get_total_flops()
+    return found
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_every_row_of_a_mixed_batch_is_answered_with_its_own_adapter(what, count):
-    answers, base = logits(what, f"mixed {count}"), logits(what, "base")
-    for row, answer in enumerate(answers):
+def test_every_row_of_a_mixed_batch_is_answered_with_its_own_adapter(what, answers, count):
+    for row, answer in enumerate(answers[f"mixed {count}"][0]):
         name = NAMES[row % count]
         alone = measured.in_peft(what.load(), {name: what.adapters[name]})
         with torch.no_grad():
             torch.testing.assert_close(answer, alone(TOKENS[[row]]).logits[0])
-        assert not torch.allclose(answer, base[row], atol=0.01)
+        assert not torch.allclose(answer, answers["base"][0][row], atol=0.01)
 
 
-def test_the_merge_in_the_weights_answers_as_the_merged_adapter_beside_them(what):
-    beside, within = logits(what, "one adapter"), logits(what, "weights")
-    torch.testing.assert_close(within, beside, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(within, logits(what, "base"), atol=0.01)
+def test_the_merge_in_the_weights_answers_as_the_merged_adapter_beside_them(answers):
+    (base, plain), (within, operations) = answers["base"], answers["weights"]
+    torch.testing.assert_close(within, answers["one adapter"][0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(within, base, atol=0.01)
+    assert operations == plain  # it costs none
+
+
+@pytest.mark.parametrize("way", ["mixed 1", "mixed 2", "mixed 3", "one adapter"])
+def test_torch_counts_the_same_extra_operations_however_many_adapters_are_mixed(answers, way):
+    extra = answers[way][1] - answers["base"][1]
+    empty = [serving.operations(SIZES, 5, 4, 0, adapted) for adapted in (True, False)]
+    assert extra == empty[0] - empty[1] == 2 * TOKENS.numel() * SIZES.adapter
 
 
 def test_ways_share_the_weights_of_the_base_and_leave_them_alone(what):
@@ -61,8 +74,7 @@ def test_ways_share_the_weights_of_the_base_and_leave_them_alone(what):
 
 
 def test_a_generation_goes_on_from_the_prompt():
-    seen = []
-    model = llama(vocabulary=64)
+    seen, model = [], llama(vocabulary=64)
 
     def forward(tokens, past_key_values=None, **options):
         seen.append((tuple(tokens.shape), past_key_values and past_key_values.get_seq_length()))
@@ -73,80 +85,46 @@ def test_a_generation_goes_on_from_the_prompt():
     assert seen == [((5, 4), None), ((5, 1), 4), ((5, 1), 5)]
 
 
-def test_sizes_are_read_off_model_and_adapter(what):
-    assert serving.sizes(what.load(), tm.load_adapter(what.merged)) == SIZES
+# Of a pass of three rows of two tokens after five: 6 and 7 keys for the two queries of a row.
+BY_HAND = {
+    "operations, base": (
+        serving.operations(SIZES, 3, 2, 5, False),
+        3 * (2 * 2 * 3840 + 2 * 1024 + 4 * 32 * (6 + 7)),
+    ),
+    "operations, adapted": (
+        serving.operations(SIZES, 3, 2, 5, True),
+        3 * (2 * 2 * (3840 + 448) + 2 * 1024 + 4 * 32 * (6 + 7)),
+    ),
+    "bytes, base": (serving.moved(SIZES, 3, 2, 5, 0), 4 * (3840 + 1024 + 3 * 7 * 32)),
+    "bytes, two": (serving.moved(SIZES, 3, 2, 5, 2), 4 * (3840 + 1024 + 2 * 448 + 3 * 7 * 32)),
+    "products": ([serving.products(SIZES, n) for n in (0, 1, 3)], [15, 23, 39]),
+    "of a module": (serving.module_operations(576, 576), 663_552),
+    "of an adapter": (serving.adapter_operations(576, 576, 8), 18_432),
+    "floor": ([serving.floor_seconds(300, n, 100.0, 10.0) for n in (20, 50)], [3, 5]),
+}
 
 
-@pytest.mark.parametrize(("worn", "weights"), [(False, 3840), (True, 3840 + 448)])
-def test_operations_by_hand(worn, weights):
-    """Three rows of two tokens after five: 6 and 7 keys for the two queries of a row."""
-    by_hand = 3 * (2 * 2 * weights + 2 * 1024 + 4 * 32 * (6 + 7))
-    assert serving.operations(SIZES, 3, 2, 5, worn) == by_hand
-
-
-@pytest.mark.parametrize(("adapters", "held"), [(0, 0), (2, 2 * 448)])
-def test_bytes_by_hand(adapters, held):
-    by_hand = 4 * (3840 + 1024 + held + 3 * 7 * 32)
-    assert serving.moved(SIZES, 3, 2, 5, adapters) == by_hand
-
-
-@pytest.mark.parametrize(("adapters", "count"), [(0, 15), (1, 23), (3, 39)])
-def test_products_by_hand(adapters, count):
-    assert serving.products(SIZES, adapters) == count
-
-
-def test_module_and_adapter_operations_by_hand():
-    assert serving.module_operations(576, 576) == 663_552
-    assert serving.adapter_operations(576, 576, 8) == 18_432
-
-
-def test_the_floor_is_the_slower_of_operations_and_bytes():
-    found = {"matrix_product": 100.0, "bandwidth": 10.0}
-    assert serving.floor_seconds({"operations": 300, "bytes": 20}, found) == 3
-    assert serving.floor_seconds({"operations": 300, "bytes": 50}, found) == 5
-
-
-def counted(what: measured.Setting, way: str) -> int:
-    """Operations that torch itself counts in one pass."""
-    forward = measured.served(way, what, what.load())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward(TOKENS)
-    return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("way", ["mixed 1", "mixed 2", "mixed 3", "one adapter"])
-def test_torch_counts_the_same_extra_operations_however_many_adapters_are_mixed(what, way):
-    extra = counted(what, way) - counted(what, "base")
-    empty = [serving.operations(SIZES, 5, 4, 0, worn) for worn in (True, False)]
-    assert extra == empty[0] - empty[1] == 2 * TOKENS.numel() * SIZES.adapter
-
-
-def test_the_merge_in_the_weights_costs_no_operation(what):
-    assert counted(what, "weights") == counted(what, "base")
+@pytest.mark.parametrize(("counted", "by_hand"), BY_HAND.values(), ids=BY_HAND)
+def test_counts_by_hand(counted, by_hand):
+    assert counted == by_hand
 
 
 def test_a_batch_mixes_no_more_adapters_than_it_has_rows(what, monkeypatch):
     monkeypatch.setattr(measured, "memories", lambda *_: {("base", 2): 5.0})
     found = measured.measure(what, batches=(2, 3), length=4, rounds=2)
     ways = {b: {p["way"] for p in found["points"] if p["batch"] == b} for b in (2, 3)}
-    assert ways[3] - ways[2] == {"mixed 3"}
-    assert ways[3] == set(what.ways)
+    assert ways[3] - ways[2] == {"mixed 3"} and ways[3] == set(what.ways)
     assert found["sizes"] == asdict(SIZES)
     for point in found["points"]:
-        assert len(point["seconds"]) == 2
-        assert point["adapters"] <= point["batch"]
+        assert len(point["seconds"]) == 2 and point["adapters"] <= point["batch"]
     prompts = [p for p in found["points"] if p["step"] == "prompt"]
     assert [p["memory"] for p in prompts if p["way"] == "base"] == [5.0, None]
 
 
-def test_memory_is_asked_of_batches_that_fit(what):
-    found = measured.peaks(what, (1, 2, 4), 4, "mixed 2")
-    assert found.keys() == {2, 4}
-    assert all(peak is None or peak >= 0 for peak in found.values())
-
-
-def test_what_was_freed_before_is_given_back_ahead_of_every_peak(what, monkeypatch):
+def test_memory_is_asked_of_batches_that_fit_once_what_was_freed_is_given_back(what, monkeypatch):
     """Else one program rises by less where its process has freed more."""
+    found = measured.peaks(what, (1, 2, 4), 4, "mixed 2")
+    assert found.keys() == {2, 4} and all(peak is None or peak >= 0 for peak in found.values())
     calls = []
     monkeypatch.setattr(measured.timing, "give_memory_back", lambda: calls.append("back"))
     monkeypatch.setattr(measured.timing, "peak_memory", lambda work: calls.append("peak") or 0.0)

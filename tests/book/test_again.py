@@ -9,14 +9,14 @@ from labs import TASKS
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import again
-from tipmini_lab.experiments import experiment, formats, input_norms
+from tipmini_lab.book import again, recomputing
+from tipmini_lab.experiments import experiment, formats, merging
 from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
 
 ROWS = 4  # of the tiny profile, a task
-ONE = torch.ones(1)
+ALL = dict.fromkeys(TASKS, ROWS * len(TABLE_1))
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def stored(profile, monkeypatch):
     """A profile whose cells and norms are stored, those of the first rows as well."""
     monkeypatch.setattr(formats, "tie", lambda: 1e-4)
     monkeypatch.setattr(formats, "allowed", lambda dtype: 0.0)
-    monkeypatch.setattr(input_norms, "FIRST", 2)
-    monkeypatch.setattr(again, "FIRST", 2)
-    monkeypatch.setattr(again, "PROBED", 2)
+    monkeypatch.setattr(merging, "FIRST", 2)
+    monkeypatch.setattr(recomputing, "FIRST", 2)
+    monkeypatch.setattr(recomputing, "PROBED", 2)
     lab = Lab(profile)
     for task in TASKS:
         lab.norms.of(task, lab.norms.first)
@@ -35,49 +35,51 @@ def stored(profile, monkeypatch):
     return profile
 
 
-def change(profile, row: int, margin: float) -> None:
-    """Store another answer of TIP on RTE, with that margin."""
+def change(profile, margin: float) -> None:
+    """Store another answer of TIP on the second row of RTE, with that margin."""
     cell = experiment.stored(profile, "tip", "rte")
-    cell.values[row], cell.margins[row] = 1 - cell.values[row], margin
+    cell.values[1], cell.margins[1] = 1 - cell.values[1], margin
     store.save(cell_file(profile, "tip", "rte"), cell)
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_same_comes_out(stored, whole, capsys):
-    report = again.Run(stored, whole, minutes=10).run()
+    report = recomputing.run(stored, whole, minutes=10)
     assert report.rows == dict.fromkeys(TASKS, ROWS) and report.dtype == "float32"
-    assert report.same == dict.fromkeys(TASKS, ROWS * len(TABLE_1))
-    assert report.answers == sum(report.same.values()) and not any(report.ties.values())
+    assert report.same == ALL and not any(report.ties.values())
+    assert report.answers == sum(report.same.values())
     assert set(report.merges.values()) == {0.0} and len(report.merges) == 3
     assert report.norms == pytest.approx(dict.fromkeys(TASKS, 0.0), abs=1e-6)
-    assert report.calibration_rows == (4 if whole else again.FIRST)
+    assert report.calibration_rows == (4 if whole else 2)
     assert report == again.read("tiny", whole) and report.estimate > 0
     assert "8 rows of 2 tasks by 5 methods, about" in capsys.readouterr().out
-    assert not (paths.BUILD / ("reproduced-tiny" if whole else "again-tiny")).exists()
+    assert not again.file("tiny", whole).with_suffix("").exists()
 
 
 def test_no_time_leaves_the_rows_that_tell_the_speed(stored):
-    report = again.Run(stored, whole=False, minutes=0).run()
+    report = recomputing.run(stored, minutes=0)
     assert report.rows == dict.fromkeys(TASKS, 2)
     assert report.same == dict.fromkeys(TASKS, 2 * len(TABLE_1))
 
 
 def test_another_answer_is_named(stored, monkeypatch):
-    change(stored, row=1, margin=0.01)
+    change(stored, margin=0.01)
     with pytest.raises(TipminiError, match=r"count otherwise: tip on rte, row 1 \(\d stored, \d "):
-        again.Run(stored, whole=False, minutes=10).run()
+        recomputing.run(stored, minutes=10)
     told = again.read("tiny")  # what came out is told
-    assert told.same["rte"] == ROWS * len(TABLE_1) - 1
+    assert told.same["rte"] == ALL["rte"] - 1
     assert "39 of 40 answers the same, 1 otherwise (" in again.line(told)
     monkeypatch.setattr(again, "read", lambda *_, **__: told)
     with pytest.raises(TipminiError, match="answers count otherwise"):
         again.page_values()  # and no book is made of it
     assert not (paths.BUILD / "again-tiny").exists()  # the next one computes anew
+    monkeypatch.setattr(formats, "allowed", lambda dtype: 1 / 40)  # as in bfloat16
+    assert len(recomputing.run(stored, minutes=10).others) == 1
 
 
 def test_a_tie_may_be_another(stored):
-    change(stored, row=1, margin=1e-5)
-    report = again.Run(stored, whole=False, minutes=10).run()
+    change(stored, margin=1e-5)
+    report = recomputing.run(stored, minutes=10)
     assert report.ties == {"openbookqa": 0, "rte": 1} and report.others == []
     assert "39 of 40 answers the same, 1 ties (" in again.line(report)
 
@@ -85,23 +87,24 @@ def test_a_tie_may_be_another(stored):
 def test_other_norms_are_refused(stored):
     lab = Lab(stored)
     norms = lab.norms.of("rte", lab.norms.first)
-    file = stored.store / "norms" / "first" / "rte.safetensors"
     key = digests.digest(lab.norms.inputs("rte", lab.norms.first))
-    told = {"key": key, "dtype": "float32", "code": input_norms.calibration_code()}
-    input_norms.save_tensors({n: t * 1.01 for n, t in norms.items()}, file, told)
-    with pytest.raises(TipminiError, match=r"norms are others than stored: rte by \d"):
-        again.Run(stored, whole=False, minutes=10).run()
+    told = {"key": key, "dtype": "float32", "code": merging.calibration_code()}
+    for factor, far in {1.01: r"\d", torch.nan: "nan"}.items():
+        other = {name: factor * norm for name, norm in norms.items()}
+        merging.save_tensors(other, stored.store / "norms" / "first" / "rte.safetensors", told)
+        with pytest.raises(TipminiError, match=f"norms are others than stored: rte by {far}"):
+            recomputing.run(stored, minutes=10)
 
 
 def test_other_merges_are_refused(stored, monkeypatch):
-    merge = again.tm.merge
+    merge = tm.merge
 
     def otherwise(adapters, method, **given):
         return merge(adapters, "linear") if method == "dare" else merge(adapters, method, **given)
 
-    monkeypatch.setattr(again.tm, "merge", otherwise)
+    monkeypatch.setattr(tm, "merge", otherwise)
     with pytest.raises(TipminiError, match=r"merges are others than stored: dare, float32 norms"):
-        again.Run(stored, whole=False, minutes=10).run()
+        recomputing.run(stored, minutes=10)
 
 
 def test_a_kill_loses_no_finished_cell(stored, monkeypatch):
@@ -116,50 +119,28 @@ def test_a_kill_loses_no_finished_cell(stored, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Lab, "cell", dying)
         with pytest.raises(KeyboardInterrupt):
-            again.Run(stored, whole=False, minutes=10).run()
-    measured = []
-    measure = Lab.measure
+            recomputing.run(stored, minutes=10)
+    measured, measure = [], Lab.measure
     monkeypatch.setattr(Lab, "measure", lambda lab, *a: (measured.append(a), measure(lab, *a))[1])
-    report = again.Run(stored, whole=False, minutes=10).run()  # the first one's plan holds
+    report = recomputing.run(stored, minutes=10)  # the first one's plan holds
     assert len(measured) == len(TABLE_1) * len(TASKS) - 7
     assert report.rows == dict.fromkeys(TASKS, ROWS) and report.resumed
     assert "s after a stop)." in again.line(report)
 
 
-def test_what_is_left_of_another_run_is_not_taken(stored):
+def test_one_at_a_time_and_nothing_left_of_another_run(stored):
     folder = paths.BUILD / "again-tiny"
-    folder.mkdir(parents=True)
+    with alone(folder), pytest.raises(TipminiError, match="another process is at it; wait"):
+        recomputing.run(stored, minutes=10)
     plan = {"rows": {"gone": 9}, "minutes": 10, "estimate": 1}
     (folder / "plan.json").write_text(json.dumps(plan))
-    report = again.Run(stored, whole=False, minutes=10).run()
+    report = recomputing.run(stored, minutes=10)
     assert report.rows == dict.fromkeys(TASKS, ROWS) and not report.resumed
-
-
-def test_one_at_a_time(stored):
-    run = again.Run(stored, whole=False, minutes=10)
-    with alone(run.folder), pytest.raises(TipminiError, match="another process is at it; wait"):
-        run.run()
 
 
 def test_nothing_stored(profile):
     with pytest.raises(TipminiError, match="profile tiny: no stored cells to compare with; run"):
-        again.Run(profile, whole=True)
-
-
-def test_in_other_formats_a_share_may_differ(stored, monkeypatch):
-    change(stored, row=1, margin=0.01)
-    monkeypatch.setattr(formats, "allowed", lambda dtype: 1 / 40)
-    assert len(again.Run(stored, whole=False, minutes=10).run().others) == 1
-
-
-def test_nothing_is_told_of_what_was_not_done():
-    assert again.line(None).startswith("Nothing of it was computed again on this machine")
-
-
-def test_norms_differ_by_their_largest():
-    now, then = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.2, 4.0])
-    assert again._apart(now, then) == pytest.approx(0.05)
-    assert again._apart(torch.zeros(2), torch.zeros(2)) == 0
+        recomputing.run(profile, whole=True)
 
 
 def test_norms_that_round_otherwise_turn_a_few_elements_of_a_mask():
@@ -169,18 +150,16 @@ def test_norms_that_round_otherwise_turn_a_few_elements_of_a_mask():
     norms = torch.rand(4096, generator=generator) + 0.5
     other = norms * (1 + 1e-4 * (2 * torch.rand(4096, generator=generator) - 1))
     one, two = (tm.prune_rows(weight, tm.wanda_score(weight, n), 0.7) for n in (norms, other))
-    told = {"rte": again._apart(other, norms)}
-    assert 0.001 < (one - two).norm() / one.norm() < again.turned(told)
-    assert again.turned({}) == again.turned({"rte": 0.0}) == again.ROUNDING
+    told = {"rte": recomputing.apart(other, norms)}
+    one_off = [torch.tensor([1.0, second, 4.0]) for second in (2.0, 2.2)]
+    assert recomputing.apart(*one_off) == pytest.approx(0.05)  # over the largest
+    assert recomputing.apart(torch.zeros(2), torch.zeros(2)) == 0
+    assert 0.001 < (one - two).norm() / one.norm() < recomputing.turned(told)
+    assert recomputing.turned({}) == recomputing.turned({"rte": 0.0}) == recomputing.ROUNDING
 
 
-def test_no_number_is_not_the_same():
-    with pytest.raises(TipminiError, match="norms are others than stored: rte by nan"):
-        apart = {"rte": again._apart(torch.tensor([torch.nan]), ONE)}
-        again._refuse_apart("norms", apart.items(), 1e-4)
-
-
-def test_a_report_of_another_version_counts_as_none(tmp_path, monkeypatch):
+def test_what_was_not_done_or_told_by_another_version_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     (tmp_path / "again-mini.json").write_text('{"profile": "mini"}')
     assert again.read() is None
+    assert again.line(None).startswith("Nothing of it was computed again on this machine")

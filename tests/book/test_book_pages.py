@@ -28,9 +28,12 @@ MARKUP = re.compile(r"\{\{|\$\$|\{(cite|eq|numref|ref|doc|figure)\}")  # that st
 TEXT = """() => { const page = document.querySelector("article").cloneNode(true);
   page.querySelectorAll("pre, code, mjx-container").forEach(node => node.remove());
   return page.textContent; }"""
-IMAGES = """() => [...document.images].map(
-  i => ({source: i.currentSrc.slice(0, 99), drawn: i.naturalWidth > 0, alt: i.alt.trim()}))"""
+IMAGES = """() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim())
+  .map(i => i.currentSrc.slice(0, 99))"""
+FIGURES = """() => [...document.querySelectorAll("article figure")].filter(
+  f => !f.querySelector("img[alt], table") || !f.querySelector("figcaption")).length"""
 LINKS = """() => [...document.querySelectorAll("a[href]")].map(a => a.href.split(/[?#]/)[0])"""
+TYPESET = "n => document.querySelectorAll('.math mjx-container').length >= n"
 
 pytestmark = pytest.mark.browser
 
@@ -70,7 +73,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens windows, which are closed after the test: each holds some 300 MB."""
+    """Opens a window of a width and a scheme, which must see no defect and is closed at the end:
+    each holds some 300 MB."""
     visitors = []
 
     def opened(width: int, scheme: str) -> "Visitor":
@@ -80,6 +84,7 @@ def visit(browser):
     yield opened
     for visitor in visitors:
         visitor.page.close()
+        assert visitor.defects == []
 
 
 class Visitor:
@@ -91,86 +96,65 @@ class Visitor:
         self.page.set_default_timeout(20_000)
         self.defects: list[str] = []
         self.page.route("**/*", self._stay)
-        self.page.on("console", self._listen)
-        self.page.on("pageerror", lambda error: self._note(f"script error: {error}"))
+        self.page.on("console", lambda m: self.note(m.type in ("error", "warning"), m.text))
+        self.page.on("pageerror", lambda error: self.note(True, f"script error: {error}"))
 
-    def _note(self, defect: str):
-        self.defects.append(f"{self.page.url}: {defect}")
+    def note(self, wrong: object, defect: str):
+        if wrong:
+            self.defects.append(f"{self.page.url}: {defect}")
 
     def _stay(self, route: Route):
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", None):
-            return route.continue_()
-        self._note(f"asks {route.request.url}")
-        return route.abort()
-
-    def _listen(self, message):
-        if message.type in ("error", "warning"):
-            self._note(f"console: {message.text}")
+        away = urlsplit(route.request.url).hostname not in ("127.0.0.1", None)
+        self.note(away, f"asks {route.request.url}")
+        return route.abort() if away else route.continue_()
 
     def open(self, url: str):
         """Go to `url` and note what every page must be: complete, typeset, readable."""
         self.page.goto(url)
-        written = self.page.locator(".math").count()
-        typeset = "n => document.querySelectorAll('.math mjx-container').length >= n"
-        if written:
-            self.page.wait_for_function(typeset, arg=written)
-        if self.page.locator("mjx-merror").count():
-            self._note("an equation that MathJax cannot read")
-        if markup := MARKUP.search(self.page.evaluate(TEXT)):
-            self._note(f"unrendered markup {markup[0]!r}")
-        for image in self.page.evaluate(IMAGES):
-            if not image["drawn"] or not image["alt"]:
-                self._note(f"image broken or without alt text: {image}")
-        for figure in self.page.locator("article figure").all():
-            parts = ("img[alt], table", "figcaption")
-            if not all(figure.locator(part).count() for part in parts):
-                self._note("a figure without an image, a table or a caption")
+        if written := self.page.locator(".math").count():
+            self.page.wait_for_function(TYPESET, arg=written)
+        self.note(self.page.locator("mjx-merror").count(), "an equation that MathJax cannot read")
+        markup = MARKUP.search(self.page.evaluate(TEXT))
+        self.note(markup, f"unrendered markup {markup and markup[0]!r}")
+        images = self.page.evaluate(IMAGES)
+        self.note(images, f"images broken or without alt text: {images}")
+        figures = self.page.evaluate(FIGURES)
+        self.note(figures, f"{figures} figures without an image, a table or a caption")
 
     def must_fit(self):
         width = self.page.evaluate("document.documentElement.scrollWidth")
-        if width > self.page.viewport_size["width"]:
-            self._note(f"is {width} pixels wide")
+        self.note(width > self.page.viewport_size["width"], f"is {width} pixels wide")
 
     def must_be_dark(self):
-        self._dark("the page", self.page.screenshot())
+        pictures = {"the page": self.page.screenshot()}
         for image in self.page.locator("article img").all():
-            self._dark(image.get_attribute("alt"), image.screenshot())
-
-    def _dark(self, what: str, picture: bytes):
-        grey = Image.open(io.BytesIO(picture)).convert("L")
-        inset = 3  # the picture of an element may begin a pixel beside it
-        across, down = (inset, grey.width - 1 - inset), (inset, grey.height - 1 - inset)
-        corners = [grey.getpixel((x, y)) for x in across for y in down]
-        if max(corners) > 100:
-            self._note(f"{what}: a bright corner in dark mode, {corners}")
+            pictures[image.get_attribute("alt")] = image.screenshot()
+        for what, picture in pictures.items():
+            grey = Image.open(io.BytesIO(picture)).convert("L")
+            # Inwards of the corners: the picture of an element may begin a pixel beside it.
+            places = [(x, y) for x in (3, grey.width - 4) for y in (3, grey.height - 4)]
+            bright = max(map(grey.getpixel, places))
+            self.note(bright > 100, f"{what}: a bright corner in dark mode, {bright}")
 
 
-def _pages(html: Path) -> list[str]:
-    pages = [p.relative_to(html).as_posix() for p in sorted(html.rglob("*.html"))]
-    return [page for page in pages if not page.startswith(("_static", "search"))]
+def pages(html: Path) -> list[str]:
+    found = [p.relative_to(html).as_posix() for p in sorted(html.rglob("*.html"))]
+    return [page for page in found if not page.startswith(("_static", "search"))]
 
 
 def test_every_page_on_a_telephone(html, address, visit):
     visitor = visit(390, "light")
-    for page in _pages(html):
+    for page in pages(html):
         visitor.open(address + page)
         visitor.must_fit()
-    assert visitor.defects == []
 
 
 def test_every_page_on_a_desktop_in_dark_mode(html, address, visit):
-    visitor = visit(1280, "dark")
-    for page in _pages(html):
+    """And every link within the book leads to a file."""
+    visitor, targets = visit(1280, "dark"), set()
+    for page in pages(html):
         visitor.open(address + page)
         visitor.must_be_dark()
-    assert visitor.defects == []
-
-
-def test_every_link_within_the_book_leads_to_a_file(html, address, visit):
-    visitor = visit(1280, "light")
-    targets = set()
-    for page in _pages(html):
-        visitor.page.goto(address + page, wait_until="domcontentloaded")
         targets |= set(visitor.page.evaluate(LINKS))
     inside = {t.removeprefix(address) for t in targets if t.startswith(address)}
     assert {t for t in inside if not (html / t).exists()} == set()
@@ -180,7 +164,6 @@ def test_the_search_finds_a_page(address, visit):
     visitor = visit(1280, "light")
     visitor.page.goto(address + "search.html?q=adapter")
     visitor.page.locator("ul.search li a").first.wait_for()
-    assert visitor.defects == []
 
 
 def test_a_table_is_sorted_by_a_column(html, address, visit):
@@ -197,11 +180,9 @@ def test_a_table_is_sorted_by_a_column(html, address, visit):
     assert order() == ["3", "1", "2"] and head.get_attribute("aria-sort") == "ascending"
     head.get_by_role("button").press("Enter")
     assert order() == ["1", "3", "2"] and head.get_attribute("aria-sort") == "descending"
-    assert visitor.defects == []
 
 
 def test_the_book_opens_from_the_file_system(html, visit):
     visitor = visit(1280, "light")
     for page in ("index.html", "notebooks/02_dynamic_sparsity.html"):
         visitor.open((html / page).as_uri())
-    assert visitor.defects == []

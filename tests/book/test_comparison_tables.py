@@ -4,273 +4,230 @@ from types import SimpleNamespace
 
 import made_up
 import pytest
-from made_up import CELLS, SMOKE, TITLES, right
+from made_up import CHOOSING, ROWS, SMOKE, TITLES, keep_scored, scored
 
-from tipmini_lab.book import comparisons, method_tables, sweeps, tables
+from tipmini_lab.book import comparisons, method_tables
+from tipmini_lab.book.tables import EMPTY
+from tipmini_lab.experiments.catalogue import Catalogue, Choice, Group, Variant
+from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.results import store as storage
 from tipmini_lab.results.statistics import MISSING, Pair
-
-NARROW = tables.NARROW
-
-
-def test_a_method_is_a_row_with_mean_and_retention():
-    frame = tables.complete(CELLS, SMOKE, ["base", "single", "tip"], TITLES)
-    assert list(frame.columns) == [
-        "Open-<br>Book-<br>QA",
-        "RTE†",
-        "mean of 2",
-        "retention,<br>1 task",
-    ]
-    assert list(frame.index) == ["Base", "Single", "TIP"]
-    assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
-    assert frame.loc["TIP", "mean of 2"].startswith("0.500<br>±")
-    assert list(frame.iloc[:2, -1]) == ["0%", "100%"]
-    assert frame.iloc[2, -1].startswith("50%<br>[")
+from tipmini_lab.results.store import Bundle
 
 
-def test_the_size_of_a_merge_stands_beside_it():
-    facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
-    frame = tables.complete(CELLS, SMOKE, iter(["base", "tip"]), TITLES, facts)
-    assert list(frame["size"]) == ["–", "1.50"]
-    alone = tables.sizes(["tip", "none"], facts, TITLES)
-    assert dict(alone["size"]) == {"TIP": "1.50", "none": "–"}
+def pairs(*both: tuple[str, str]) -> list[Pair]:
+    return [Pair(*pair, SMOKE.tasks) for pair in both]
 
 
-def test_a_method_with_a_hole_says_so():
-    row = tables.complete(CELLS, SMOKE, ["ties", "none"], TITLES)
-    assert list(row.loc["TIES"]) == ["–", "0.500<br>±0.080", NARROW, "–"]
-    assert list(row.loc["none"]) == ["–", "–", NARROW, "–"]
+# Differences ----------------------------------------------------------------------------------
 
 
-def test_each_method_against_one():
-    frame = comparisons.against(CELLS, SMOKE, ["good", "tip", "base", "ties"], "tip", TITLES)
-    assert list(frame.index) == ["Good", "Base", "TIES"]
-    assert frame.index.name == "against TIP"
-    assert frame.loc["Good"].to_list()[::2] == ["+25.0", "< 0.001", "better"]
-    assert frame.loc["Good", "tasks better / worse"] == "1 / 0"
-    assert frame.loc["Base", "tasks better / worse"] == "0 / 1"
-    assert frame.loc["TIES"].to_list() == ["–"] * 4 + [MISSING]
+def test_each_difference_is_a_line():
+    asked = pairs(("good", "tip"), ("base", "tip"), ("ties", "tip"))
+    frame = comparisons.differences(ROWS, asked, TITLES, without=True)
+    assert list(frame.index) == ["Good minus TIP", "Base minus TIP", "TIES minus TIP"]
+    good, base, ties = frame.to_numpy().tolist()
+    assert good[0].startswith("+25.0<br>[+") and base[0].startswith("-12.5<br>[-")
+    assert good[1:] == ["< 0.001", "1 / 0", "better", "OpenBookQA:<br>+0.0<br>[+0.0, +0.0]"]
+    assert base[2:4] == ["0 / 1", "worse"]
+    assert ties == [EMPTY, EMPTY, EMPTY, "not<br>measured<br>yet", EMPTY]
+    alone = comparisons.differences(ROWS, [Pair("good", "tip", ("rte",))], without=True)
+    assert list(alone.iloc[0])[3:] == ["not<br>significant", EMPTY]
 
 
-SENTENCES = [
-    (
-        "good",
-        "tip",
-        "*Good* minus *TIP* is +25.0 points in the mean of 2 tasks",
-        "**better** than *TIP*",
-    ),
-    (
-        "base",
-        "tip",
-        "*Base* minus *TIP* is -12.5 points in the mean of 2 tasks",
-        "**worse** than *TIP*",
-    ),
-    ("tip", "tip", "+0.0 points", "[+0.0, +0.0], p = 1.000): the two are **not significant**."),
-    ("ties", "tip", "*TIES* against *TIP*", MISSING),
-]
-
-
-@pytest.mark.parametrize(("one", "two", "start", "end"), SENTENCES)
-def test_sentences_carry_the_verdict(one, two, start, end):
-    text = comparisons.sentence(CELLS, SMOKE, one, two, TITLES)
-    assert start in text and end in text
-
-
-def test_sentences_are_corrected_together():
+def test_differences_are_corrected_together():
     """Six rows of six: p = 1/32 alone, 1/16 as one of two."""
-    rows = {"good": [1] * 6, "tip": [0] * 6, "base": [0] * 6}
-    cells = made_up.cells({name: {"rte": row} for name, row in rows.items()})
-    pairs = [Pair("good", "tip", ("rte",)), Pair("good", "base", ("rte",))]
-    assert "**better**" in comparisons.sentences(cells, pairs[:1])[0]
-    for text in comparisons.sentences(cells, pairs):
-        assert "not significant" in text and "corrected p = 0.06" in text
+    rows = made_up.rows({n: {"rte": [n == "good"] * 6} for n in ("good", "tip", "base")})
+    asked = [Pair("good", other, ("rte",)) for other in ("tip", "base")]
+    for some, p, word in ((asked[:1], "0.03", "better"), (asked, "0.06", "not<br>significant")):
+        shown = comparisons.differences(rows, some)
+        assert all(text.startswith(p) for text in shown.iloc[:, 1])
+        assert set(shown["it is"]) == {word}
 
 
 def test_better_is_what_beats_all():
-    frame = comparisons.verdicts(CELLS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
+    frame = comparisons.verdicts(ROWS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
     assert list(frame.columns) == ["minus TIP", "minus Good", "it is"]
     assert frame.loc["Good", "minus TIP"].startswith("+25.0<br>[+")
     assert list(frame["it is"]) == ["not significant", "worse"]
-    frame = comparisons.verdicts(CELLS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
+    frame = comparisons.verdicts(ROWS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
     assert list(frame["it is"]) == ["better", MISSING]
+    assert frame.loc["TIES", "minus TIP"] == EMPTY
 
 
-def test_every_method_of_the_library_has_a_row():
-    names = tables.every_method()
-    assert names[:2] == ["base", "single"]
-    assert {"linear", "tip", "regmean", "tip-inverted"} <= set(names)
-    assert len(names) == len(set(names))
+def test_a_difference_is_taken_apart_by_task():
+    frame = comparisons.by_task(ROWS, SMOKE, pairs(("good", "tip"), ("ties", "tip")), TITLES)
+    assert list(frame.columns) == ["OBQA", "RTE†", "mean of 2", "without the<br>largest"]
+    told = ["+50.0", "+0.0", "+25.0", "OpenBookQA:<br>+0.0<br>[+0.0, +0.0]"]
+    assert list(frame.loc["Good minus TIP"]) == told
+    assert set(frame.loc["TIES minus TIP"]) == {EMPTY}
 
 
-def test_dots_of_what_is_measured():
-    accuracies, retentions, levels = tables.dots(CELLS, SMOKE, TITLES, TITLES)
-    assert accuracies["TIP"][0] == 0.5 and accuracies["TIES"] is None
-    assert retentions["TIP"][0] == 0.5 and retentions["TIES"] is None
-    assert levels == {"Base": 0.375, "Single": pytest.approx(0.6375)}
+@pytest.mark.parametrize(("name", "left"), [("good", "openbookqa"), ("base", "openbookqa")])
+def test_the_largest_is_so_to_either_side(name, left):
+    assert comparisons.without_largest(ROWS, *pairs((name, "tip"))) == (left, (0, 0, 0))
+
+
+# Seeds ----------------------------------------------------------------------------------------
 
 
 def test_seeds_are_found_in_their_order():
     names = ["dare-s10", "dare", "dare-s2", "dare-ties-s1", "dare-s2x"]
-    cells = {(name, "rte"): None for name in names}
-    assert comparisons.seeds_of(cells, "dare") == ["dare", "dare-s2", "dare-s10"]
-    assert comparisons.seeds_of(cells, "tip.random") == []
+    rows = made_up.rows({name: {"rte": [1]} for name in names})
+    assert comparisons.seeds_of(rows, "dare") == ["dare", "dare-s2", "dare-s10"]
+    assert comparisons.seeds_of(rows, "tip.random") == []
 
 
-def test_seeds_are_counted_and_spread():
-    frame = comparisons.seed_table(CELLS, SMOKE, ["tip", "good"])
+def test_seeds_keep_the_two_spreads_apart():
+    """Errors by the textbook: sqrt(p (1 - p) / 7) of eight rows."""
+    rows = made_up.rows({str(n): {"rte": [1] * n + [0] * (8 - n)} for n in (2, 4, 6)})
+    mean, between, error, lowest, highest = comparisons.seeds(rows, "246", ["rte"]).values()
+    assert (mean, between, lowest, highest) == pytest.approx((0.5, 0.25, 0.25, 0.75))
+    assert error == pytest.approx((sum(p * (1 - p) / 7 for p in (0.25, 0.5, 0.75)) / 3) ** 0.5)
+
+
+def test_no_spread_without_two_whole_seeds():
+    frame = comparisons.seed_table(ROWS, SMOKE, ["tip", "good"])
     assert list(frame.index) == ["OpenBookQA", "RTE†", "mean of 2"]
-    assert list(frame.loc["OpenBookQA"])[:2] == ["2", "0.750"]
+    assert frame.loc["OpenBookQA", "mean"] == "0.750"
     assert frame.loc["RTE†", "spread of seeds (sd)"] == "0.000"
-    assert set(comparisons.seed_table(CELLS, SMOKE, ["tip", "ties"]).loc["OpenBookQA"]) == {MISSING}
+    assert frame.index.name == "smoke, 2 seeds"
+    frame = comparisons.seed_table(ROWS, SMOKE, ["tip", "ties"])
+    assert set(frame.loc["OpenBookQA"]) == set(frame.loc["mean of 2"]) == {MISSING}
+    assert comparisons.seeds(ROWS, ["good"], SMOKE.tasks) == {}
 
 
-def test_seeds_are_told():
-    text = comparisons.told(CELLS, SMOKE, ["tip", "good"])
-    assert "number 2 of 2 (0.500; mean of all 0.625)" in text and "spread by 0.177" in text
-    assert MISSING in comparisons.told(CELLS, SMOKE, ["tip"]) and MISSING in comparisons.told(
-        {}, SMOKE, []
-    )
+# Choices --------------------------------------------------------------------------------------
 
 
-def test_retention_and_who_is_left_out():
-    frame = tables.retention_table(CELLS, SMOKE, ["good", "ties"], TITLES)
-    assert list(frame.columns) == ["Open-<br>Book-<br>QA", "mean of 1"]
-    assert frame.loc["Good", "mean of 1"].startswith("150%<br>[")
-    assert list(frame.loc["TIES"]) == ["–", NARROW]
-    note = tables.learnt_note(CELLS, SMOKE)
-    assert "1 of 2 tasks" in note
-    assert "Left out: RTE (Single − Base +2.5 points, p = 1.000)." in note
+@pytest.fixture
+def profile(tmp_path):
+    return Profile(name="tiny", description="d", tasks=CHOOSING, results=str(tmp_path))
+
+
+def catalogue(weights: dict[str, str | float], **choices: tuple[str, ...]) -> Catalogue:
+    """Variants of such weights, and choices among them."""
+    variants = {
+        name: Variant(name=name, title=name.upper(), method=name.split("-")[0], weights=weight)
+        for name, weight in weights.items()
+    }
+    made = [Choice(name=n, title=f"the {n}", among=a, finalists=2) for n, a in choices.items()]
+    return Catalogue({"tuned": Group(description="d", choices=tuple(made))}, {}, variants)
+
+
+KNOWN = catalogue(dict.fromkeys(("linear", "cat", "svd"), "sum"), best=("linear", "cat", "svd"))
+
+
+def test_a_choice_is_named_by_its_own_title_and_its_winners(tmp_path):
+    assert comparisons.titles(KNOWN, tmp_path) == {"best": "the best"}
+    won = Bundle(name="best", title="an older title: CAT", settings={}, facts={}, cells=[])
+    storage.keep(tmp_path, won)
+    assert comparisons.titles(KNOWN, tmp_path) == {"best": "the best: CAT"}
+
+
+def test_rounds_are_ordered_by_the_first_and_tell_the_second(profile):
+    keep_scored(profile, scored(linear=([1, 0, 1, 0], [1, 0])))
+    assert comparisons.rounds("best", KNOWN, profile).iloc[0, 0] == MISSING
+    keep_scored(profile, scored(cat=([1, 1, 1, 1], [1, 1]), svd=([0, 0, 0, 0], [0, 0])))
+    keep_scored(profile, scored(linear=([1, 1], [1, 1]), cat=([0, 0], [1, 1])), final=True)
+    frame = comparisons.rounds("best", KNOWN, profile)
+    assert list(frame.index) == ["CAT", "LINEAR", "SVD"]
+    assert list(frame["finalists"]) == ["0.500 ± 0.000", "1.000 ± 0.000", EMPTY]
+    assert frame.loc["LINEAR", "first round"].startswith("0.500 ± ")
+    assert len(comparisons.rounds("best", KNOWN, profile, count=2)) == 2
+
+
+def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
+    weights = {"linear-w-mean": "mean", "linear-w-0.1": 0.1, "cat-w-0.1": 0.1}
+    known = catalogue(weights, linear=("linear-w-*",), cat=("cat-w-*",))
+    first = {"linear-w-mean": ([1, 0], [1, 0]), "linear-w-0.1": ([1, 1], [1, 0])}
+    keep_scored(profile, scored(**first))
+    frame = comparisons.weights(["linear", "cat"], known, profile)
+    assert dict(frame["the linear"]) == {"1/T": "0.500", "0.1": "0.750"}  # no second round yet
+    assert dict(frame["the cat"]) == {"1/T": EMPTY, "0.1": MISSING}
+    last = {"linear-w-mean": ([1, 1], [1, 1]), "linear-w-0.1": ([1, 1], [0, 0])}
+    keep_scored(profile, scored(**last), final=True)
+    frame = comparisons.weights(["linear"], known, profile)
+    assert dict(frame["the linear"]) == {"1/T": "**0.500<br>1.000**", "0.1": "0.750<br>0.500"}
 
 
 # The ledger -----------------------------------------------------------------------------------
 
 
-def reading(option: str, name: str, against: str = "tip"):
+def reading(option: str, name: str, against: str = "tip") -> SimpleNamespace:
     return SimpleNamespace(option=option, name=name, against=against)
 
 
-POINTS = [
-    SimpleNamespace(
-        point=8, question="sign", readings=[reading("-", "good"), reading("0", "none")]
-    ),
-    SimpleNamespace(point=1, question="W", readings=[reading("A", "ties", "base")]),
-]
+def point(number: int, question: str, note: str, *readings) -> SimpleNamespace:
+    return SimpleNamespace(
+        point=number, question=question, printed="as printed", note=note, readings=readings
+    )
 
 
 class Merged(SimpleNamespace):
-    """A declared variant that is evaluated on the first `count` tasks."""
+    """A declared variant that is evaluated on the last `count` tasks."""
 
     def tasks(self, every):
         return every[-self.count :]
 
 
+POINTS = (
+    point(8, "sign", "", reading("-", "good"), reading("0", "none")),
+    point(1, "W", "seen", reading("A", "ties", "base")),
+)
 VARIANTS = {name: Merged(count=1 if name == "ties" else 2) for name in (*TITLES, "none")}
-ENTRIES = method_tables.entries(POINTS, VARIANTS, SMOKE)
 
 
-def test_entries_follow_the_points_and_keep_to_common_tasks():
-    assert [(e.heading, e.option) for e in ENTRIES] == [
-        ("1. W", "A"),
-        ("8. sign", "-"),
-        ("8. sign", "0"),
+def ledger(only=None):
+    return method_tables.ledger(ROWS, POINTS, VARIANTS, SMOKE, only)
+
+
+def test_readings_follow_the_points_and_keep_to_common_tasks():
+    found = ledger()
+    assert found[["point", "question", "reading"]].to_numpy().tolist() == [
+        [1, "W", "A"],
+        [8, "sign", "-"],
+        [8, "sign", "0"],
     ]
-    assert ENTRIES[0].pair == Pair("ties", "base", ("rte",))
+    assert list(found.tasks) == [("rte",), SMOKE.tasks, SMOKE.tasks]
+    assert list(ledger(only=["tip", "good"]).reading) == ["-"]
 
 
 def test_the_ledger_has_a_line_a_reading():
-    frame = method_tables.table(CELLS, ENTRIES)
-    assert list(frame.index) == [1, 8, 8]
-    assert list(frame["it is"]) == ["not<br>significant", "better", NARROW]
-    assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", "–"]
-    assert frame.iloc[0, 2] == "+0.0<br>[+0.0, +0.0]"
+    frame = method_tables.ledger_table(ledger(), {"good": {"norm": 3.0, "sum": 2.0}})
+    assert list(frame.index) == [1, 8, 8] and frame.index.name == "#"
+    assert list(frame["it is"]) == ["not<br>significant", "better", "not<br>measured<br>yet"]
+    assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", EMPTY]
+    assert list(frame["size"]) == [EMPTY, "1.50", EMPTY]
 
 
 def test_what_is_not_varied_is_settled_as_declared():
-    points = [SimpleNamespace(**vars(p), printed="as printed", note="") for p in POINTS]
-    points[1].note = "seen"
-    frame = method_tables.settled(points)
+    frame = method_tables.settled(POINTS)
+    assert frame.to_numpy().tolist() == [["W", "as printed (seen)"], ["sign", "as printed"]]
     assert list(frame.index) == [1, 8]
-    assert list(frame.loc[1]) == ["W", "as printed (seen)"]
 
 
-def test_effects_are_in_points_by_point():
-    found = method_tables.effects(CELLS, ENTRIES)
-    assert found["8. sign"]["0"] is None
-    assert found["8. sign"]["-"][0] == pytest.approx(25)
-    assert found["1. W"]["A"] == (0, 0, 0)
+# Knowing nothing ------------------------------------------------------------------------------
 
 
-def test_the_ledgers_summary_counts():
-    text = method_tables.summary(CELLS, ENTRIES)
-    assert "2 of 3 readings are measured: 1 better, 0 worse, 1 not significant" in text
-    assert "largest gain is +25.0 points, of point 8 read as “-” (better)" in text
-    assert "largest loss" not in text
-    assert MISSING in method_tables.summary({}, ENTRIES)
-
-
-# Sweeps ---------------------------------------------------------------------------------------
-
-
-def sweep(moves: str, values: tuple) -> SimpleNamespace:
+def task(kind: str, *rows: tuple[int, int]) -> SimpleNamespace:
+    """(choices, right place) of every row; as many choices are the same ones."""
     return SimpleNamespace(
-        name="s", moves=moves, values=values, lines=("tip",), place=lambda line, v: f"{line}-s-{v}"
+        OUTPUT_TYPE=kind,
+        eval_docs=[{"choices": ["x"] * n, "right": place} for n, place in rows],
+        doc_to_choice=lambda doc: doc["choices"],
+        doc_to_target=lambda doc: doc["right"],
+        config=SimpleNamespace(task="rte"),
     )
 
 
-SWEPT = CELLS | made_up.cells(
-    {
-        "tip-s-1": {"openbookqa": right(10)},
-        "tip-s-2": {"openbookqa": right(20), "rte": right(30)},
-        "tip-s-mean": {"openbookqa": right(40), "rte": right(40)},
-    }
-)
-
-
 @pytest.mark.parametrize(
-    ("moves", "values", "x", "means"),
+    ("given", "chance", "same"),
     [
-        ("weights", ("mean", 2, 3), [0.5, 2], [1.0, 0.625]),  # 1 / T of two; 3 isn't measured
-        ("adapters", (2, 1), [1, 2], [0.25, 0.625]),  # one adapter: its own task alone
-        ("sparsity", (1, 2), [2], [0.625]),  # 1 has a hole
+        (task("multiple_choice", (2, 0), (4, 1), (4, 1), (5, 0), (4, 1)), "0.290", EMPTY),
+        (task("multiple_choice", (2, 0), (2, 1), (2, 1), (2, 0), (2, 1)), "0.500", "0.600"),
+        (task("generate_until", (1, 0)), EMPTY, EMPTY),  # a written answer is not guessed
     ],
 )
-def test_a_sweep_is_a_line_over_what_is_measured(moves, values, x, means):
-    (xs, bounds) = sweeps.lines(SWEPT, sweep(moves, values), SMOKE, TITLES)["TIP"]
-    assert xs == x
-    assert [value for value, _, _ in bounds] == pytest.approx(means)
-    assert all(low <= value <= high for value, low, high in bounds)
-
-
-def test_a_line_declared_with_its_sweep_has_its_own_title():
-    declared = sweep("rows", (2,))
-    declared.lines = (SimpleNamespace(name="tip", title="TIP once more"),)
-    assert list(sweeps.lines(SWEPT, declared, SMOKE, TITLES)) == ["TIP once more"]
-
-
-def test_what_a_sweep_stands_beside():
-    found = sweeps.references(SWEPT, sweep("adapters", (1, 2)), SMOKE, {"base": "Base"})
-    assert [value for value, _, _ in found["Base"][1]] == [0.25, 0.375]
-    assert list(sweeps.levels(SWEPT, SMOKE, TITLES)) == ["Base", "Single", "TIP", "Good"]
-    assert sweeps.lines({}, sweep("rows", (1, 2)), SMOKE, TITLES) == {}
-
-
-def test_small_panels_leave_out_what_is_not_measured():
-    found = sweeps.by_task(SWEPT, sweep("adapters", (1, 2)), SMOKE, TITLES)
-    assert found["openbookqa"]["TIP"][0] == [1, 2]
-    assert found["rte"]["TIP"][0] == [2]
-
-
-# Which task a difference is of -------------------------------------------------------------------
-
-
-def test_a_difference_is_taken_apart_by_task():
-    pairs = [Pair("good", "tip", SMOKE.tasks), Pair("ties", "tip", SMOKE.tasks)]
-    frame = comparisons.table(CELLS, SMOKE, pairs, TITLES)
-    assert list(frame.columns)[1:] == ["RTE†", "mean of 2", "without the<br>largest"]
-    assert list(frame.loc["Good minus TIP"]) == ["+50.0", "+0.0", "+25.0", "+0.0<br>[+0.0, +0.0]"]
-    assert set(frame.loc["TIES minus TIP"]) == {"–"}
-    assert comparisons.rest(CELLS, pairs[0]) == " Without OpenBookQA it is +0.0 [+0.0, +0.0]."
-    assert comparisons.rest(CELLS, pairs[1]) == ""
-
-
-def test_the_largest_is_so_to_either_side():
-    assert comparisons.largest({"a": 0.1, "b": -0.2}) == "b"
+def test_what_knowing_nothing_gets(given, chance, same):
+    assert list(method_tables.guessing_table([given]).loc["RTE"]) == [chance, same]

@@ -1,12 +1,16 @@
 """Figures: every value given is drawn, the SVG is the same twice, and no white box is behind it."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from tipmini_lab.book import figures, tables
+from tipmini_lab.book.figures import BLUE, GREY, ORANGE
+from tipmini_lab.results.statistics import MISSING, Interval
 
 RANDOM = np.random.default_rng(0)
 LAYERS = {f"task {n}": RANDOM.random(6) * 1.6 - 0.3 for n in range(3)}
@@ -17,6 +21,27 @@ GROWTH = {"linear": ((2, 4), (0.1, 0.2)), "tip": ((2, 4), (0.3, 0.7))}
 RATIOS = {step: {"0": (1.0, 1.0, 1.0), "1": (1.4, 1.2, 1.5)} for step in ("prompt", "token")}
 SERVING = {f"batch {n}": RATIOS for n in range(3)}
 
+LONG = "the exact sum of all updates, scaled to the same norm block by block"
+EFFECTS = pd.DataFrame(
+    [
+        (1, "W in Eq. 1", "delta W", 0.010, 0.002, 0.018),
+        (1, "W in Eq. 1", "A only", -0.02, -0.03, -0.01),
+        (8, f"{LONG}?", "inverted", 0.005, -0.005, 0.015),
+        (8, f"{LONG}?", LONG, np.nan, np.nan, np.nan),
+    ],
+    columns=["point", "question", "reading", "value", "low", "high"],
+)
+LINE = ((0.1, 0.5, 0.9), ((0.3, 0.2, 0.4), (0.5, 0.4, 0.6), (0.4, 0.3, 0.5)))
+LINES = {"TIP": LINE, "random": LINE}
+LEVELS = {"Base": (0.4, 0.39, 0.41), "Single": (0.5, 0.49, 0.51)}
+METHODS = {
+    "Linear": (Interval(0.3, 0.2, 0.4), None),
+    "TIES": (None, None),
+    "TIP": (Interval(0.4, 0.3, 0.5), Interval(0.2, 0.1, 0.3)),
+}
+MODULES = [f"model.layers.{i}.self_attn.{kind}" for i in (0, 1) for kind in ("q", "v")]
+WEIGHTS = {"RTE": dict.fromkeys(MODULES, 0.5), "PIQA": dict.fromkeys(MODULES, -0.25)}
+
 DRAWN = {
     "score_maps": lambda: figures.score_maps(MATRICES["one"], np.ones(9), abs(MATRICES["one"])),
     "layers_by_task": lambda: figures.layers_by_task(LAYERS, "importance"),
@@ -26,6 +51,12 @@ DRAWN = {
     "growth": lambda: figures.growth({"adapters": GROWTH, "blocks": GROWTH}),
     "serving": lambda: figures.serving(SERVING, "01", {"base": ((1, 2), (5.0, 9.0))}),
     "accuracy_panels": lambda: figures.accuracy_panels(ACCURACIES, "Base"),
+    "weight_maps": lambda: figures.weight_maps(WEIGHTS),
+    "effects": lambda: figures.effects(EFFECTS, "difference in points"),
+    "sweep": lambda: figures.sweep(LINES, "sparsity", levels=LEVELS),
+    "doubling": lambda: figures.sweep({"TIP": LINE}, "rows", logarithmic=True),
+    "sweep_panels": lambda: figures.sweep_panels({"RTE": LINES, "PIQA": LINES}, "S"),
+    "methods": lambda: figures.methods_by_retention(METHODS, {"Base": 0.35, "Single": 0.45}),
 }
 
 
@@ -34,15 +65,13 @@ def draw(request):
     return DRAWN[request.param]
 
 
-def test_two_drawings_are_the_same_bytes(draw):
-    assert tables.svg(draw()) == tables.svg(draw())
+def test_a_drawing_is_the_same_bytes_without_a_box_and_stays_out_of_pyplot(draw):
+    import matplotlib.pyplot as plt
 
-
-def test_no_box_is_painted_behind_the_figure(draw):
     picture = tables.svg(draw())
-    background = picture.split('id="patch_1"')[1].split("</g>")[0]
-    assert "fill: none" in background
-    assert "<dc:date>" not in picture
+    assert picture == tables.svg(draw()) and "<dc:date>" not in picture
+    assert "fill: none" in picture.split('id="patch_1"')[1].split("</g>")[0]
+    assert isinstance(draw(), Figure) and plt.get_fignums() == []
 
 
 def test_clip_paths_of_other_names_make_the_same_picture():
@@ -105,8 +134,70 @@ def test_there_is_a_panel_for_every_task(count):
     assert titles == list(values)
 
 
-def test_figures_stay_out_of_pyplot(draw):
-    import matplotlib.pyplot as plt
+def test_weights_are_drawn_by_kind_of_module_and_task():
+    panels = [axes for axes in DRAWN["weight_maps"]().axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["self_attn.q", "self_attn.v"]
+    assert panels[0].images[0].get_array().tolist() == [[0.5, 0.5], [-0.25, -0.25]]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["RTE", "PIQA"]
 
-    assert isinstance(draw(), Figure)
-    assert plt.get_fignums() == []
+
+# Many variants --------------------------------------------------------------------------------
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_effects_name_every_point_and_reading_and_tell_the_side_of_zero():
+    (axes,) = DRAWN["effects"]().axes
+    found = [text.replace("\n", " ") for text in texts(axes)]
+    headings = ["1. W in Eq. 1", f"8. {LONG}?"]
+    assert sorted(found) == sorted([*headings, *EFFECTS.reading, f" {MISSING}"])
+    marks = [line for line in axes.get_lines() if line.get_marker() not in ("None", "")]
+    found = [(m.get_xdata()[0], m.get_color(), m.get_marker()) for m in marks]
+    assert found == [(1.0, BLUE, ">"), (-2.0, ORANGE, "<"), (0.5, GREY, "o")]
+
+
+def test_no_label_runs_into_another_or_out_of_the_figure():
+    figure = DRAWN["effects"]()
+    axes = figure.axes[0]
+    boxes = {t: t.get_window_extent() for t in axes.texts if MISSING not in t.get_text()}
+    down = sorted(boxes.values(), key=lambda box: -box.y0)
+    assert all(upper.y0 > lower.y1 - 2 for upper, lower in pairwise(down))
+    assert all(b.x0 >= 0 and b.x1 < figure.bbox.width and b.y1 < figure.bbox.height for b in down)
+    left = axes.get_window_extent().x0
+    assert all(b.x1 <= left for t, b in boxes.items() if t.get_fontweight() != "bold")
+
+
+def test_a_sweep_has_a_line_and_a_band_a_series():
+    figure = DRAWN["sweep"]()
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.get_lines()] == ["TIP", "random", "Base", "Single"]
+    assert list(axes.get_lines()[0].get_ydata()) == [0.3, 0.5, 0.4]
+    assert len(axes.collections) == 2 and len(figure.legends[0].get_texts()) == 4
+    with pytest.raises(ValueError, match="7 lines"):  # none is left out in silence
+        figures.sweep({str(n): LINE for n in range(7)}, "S")
+
+
+def test_doubling_ticks_stand_at_the_numbers_taken():
+    (axes,) = DRAWN["doubling"]().axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "0.5", "0.9"]
+
+
+def test_methods_stand_by_accuracy_and_the_missing_last():
+    left, right = DRAWN["methods"]().axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["TIP", "Linear", "TIES"]
+    assert {"Base", "Single", MISSING} <= set(texts(left))
+    assert right.get_xlabel() == "retention"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.sweep({}, "S", levels=LEVELS),
+        lambda: figures.sweep({}, "rows", logarithmic=True),
+        lambda: figures.sweep_panels({}, "S"),
+    ],
+)
+def test_what_is_not_measured_is_a_figure_that_says_so(draw):
+    assert tables.svg(draw()) and texts(draw().axes[0]) == [MISSING]

@@ -5,34 +5,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+TRACES = {"papermill", "widgets", "execution", "ExecuteTime"}  # times and absolute paths of a run
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def notebook(request):
-    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
-
-
-def test_is_valid(notebook):
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_valid_and_carries_no_trace_of_a_run(file):
+    notebook = nbformat.read(file, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
-
-
-def test_was_not_executed(notebook):
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == []
-            assert cell.execution_count is None
-
-
-def test_carries_no_trace_of_a_run(notebook):
-    """papermill and Jupyter leave times and absolute paths in the metadata."""
-    assert not {"papermill", "widgets"} & set(notebook.metadata)
-    for cell in notebook.cells:
-        assert not {"papermill", "execution", "ExecuteTime"} & set(cell.metadata)
-
-
-def test_has_one_parameters_cell(notebook):
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+    assert not any(TRACES & set(part.metadata) for part in (notebook, *notebook.cells))
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert [cell.cell_type for cell in tagged] == ["code"]

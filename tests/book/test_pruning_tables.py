@@ -3,169 +3,237 @@
 import math
 
 import made_up_prunings as made_up
+import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
-from tipmini_lab.book import pruning_masks, pruning_tables
+from tipmini_lab import paths
+from tipmini_lab.book import method_tables, pruning_costs, pruning_tables, tables
+from tipmini_lab.book.pruning_tables import OURS, PERPLEXITIES, UNPRUNED, Gap
 from tipmini_lab.experiments import declared
+from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.results.statistics import MISSING
 
 GRID = declared.grid()
 RUNS = GRID.runs("smoke")
 FOUND = made_up.outcomes(GRID)
+BENCH = made_up.bench()
+NAMES = [m.title for m in GRID.methods]  # made up so that each is worse than the last
+ROWS, SCORES = pruning_tables.frames(FOUND, RUNS, GRID)
 
 
-def test_perplexity_by_hand():
-    cell = made_up.cell("base", "books", "nll", [1.0, 3.0])  # mean 2, standard error 1
-    found = pruning_tables.perplexity(cell)
-    assert found == pytest.approx((math.exp(2), math.exp(2 - 1.96), math.exp(2 + 1.96)))
+def frames(outcomes):
+    return pruning_tables.frames(outcomes, RUNS, GRID)
+
+
+def of_levels(method: str, levels: list[float], share: float = 0.5, tuned: bool = True) -> dict:
+    names = [declared.run_name(method, share, tuned, seed) for seed in range(len(levels))]
+    return {
+        name: made_up.bundle(RUNS[name], GRID.tasks, level)
+        for name, level in zip(names, levels, strict=True)
+    }
+
+
+def test_a_run_has_its_scores_and_what_is_declared_of_it():
+    run = RUNS[declared.run_name("wanda", 0.2, True, 2)]
+    own, cells = SCORES.loc[run.name], {c.task: c for c in FOUND[run.name].cells}
+    assert tuple(own[["method", "share", "tuned", "longer", "seed"]]) == (
+        "wanda",
+        0.2,
+        True,
+        False,
+        2,
+    )
+    assert own["books"] == pytest.approx(math.exp(cells["books"].mean))
+    assert own["piqa"] == pytest.approx(cells["piqa"].mean)
+    assert GRID.averaged == tuple(task for task in GRID.tasks if task != "boolq")
+    assert own["accuracy"] == pytest.approx(np.mean([cells[task].mean for task in GRID.averaged]))
+    assert own["removed_share"] == 0.2 and SCORES.stored.all()
+    assert len(ROWS) == sum(c.count for bundle in FOUND.values() for c in bundle.cells)
 
 
 def test_seeds_are_averaged_with_their_spread():
     levels = [3.0, 3.2, 3.4]
-    names = [declared.run_name("wanda", 0.5, True, seed) for seed in range(3)]
-    found = {
-        name: made_up.bundle(RUNS[name], GRID.tasks, level)
-        for name, level in zip(names, levels, strict=True)
-    }
+    row = pruning_tables.table(frames(of_levels("wanda", levels))[1], GRID, 0.5, tuned=True).loc[
+        "Wanda"
+    ]
     every = [math.exp(sum(made_up.losses(level)) / 16) for level in levels]
-    row = pruning_tables.table(found, GRID, RUNS, 0.5, tuned=True).loc["Wanda"]
-    assert every == sorted(every)
     low, middle, high = (f"{p:.1f}" for p in every)  # evenly apart: the middle is the mean loss's
     assert row["ppl, books"] == f"{middle}<br>{low}–{high}" and row["seeds"] == "3"
 
 
-def test_numbers_have_three_digits():
-    sizes = [0.51283, 1, 26.313, 99.96, 871.4, 1855298.25]
-    told = ["0.513", "1.00", "26.3", "100", "871", "1,860,000"]
-    assert [pruning_tables.three_digits(size) for size in sizes] == told
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (0.51283, "0.513"),
+        (1, "1.00"),
+        (26.313, "26.3"),
+        (99.96, "100"),
+        (871.4, "871"),
+        (1855298.25, "1,860,000"),
+    ],
+)
+def test_numbers_have_three_digits(size, told):
+    assert pruning_tables.three_digits(size) == told
 
 
 @pytest.mark.parametrize("tuned", [True, False])
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_every_method_has_its_row(share, tuned):
-    table = pruning_tables.table(FOUND, GRID, RUNS, share, tuned)
-    titles = [m.title for m in (*GRID.whole, *GRID.methods)]
-    semi = [m.title for m in GRID.semi_structured] if share == 0.5 and not tuned else []
-    control = ["unpruned, fine-tuned"] if tuned else []
-    assert sorted(table.index) == sorted(titles + semi + control)
-    assert not (table == MISSING).any(axis=None)
-    seeds = table.loc["magnitude", "seeds"]
-    assert seeds == ("3" if tuned else "1")
-
-
-def test_what_is_not_measured_says_so():
-    table = pruning_tables.table({}, GRID, RUNS, 0.5, tuned=False)
-    assert (table.drop(columns="seeds") == MISSING).all(axis=None)
-    assert pruning_tables.summary({}, GRID, RUNS, "lora-guided").count(MISSING) == 2 * 4
-    assert MISSING in pruning_tables.provenance({}, RUNS)
-    assert (pruning_tables.shares({}, RUNS, "lora-guided") == MISSING).all(axis=None)
-    frame = pruning_tables.against({}, GRID, RUNS, "lora-guided", "books")
-    assert (frame == MISSING).all(axis=None)
-    assert pruning_masks.lines({}, GRID, RUNS, [("wanda", False)], "books") == {}
+    table = pruning_tables.table(SCORES, GRID, share, tuned)
+    above = [m.title for m in GRID.whole]
+    above += [m.title for m in GRID.semi_structured] if share == 0.5 and not tuned else []
+    above += ["unpruned, fine-tuned"] if tuned else []
+    assert list(table.index) == above + NAMES and not (table == MISSING).any(axis=None)
+    assert table.loc["magnitude", "seeds"] == ("3" if tuned else "1")
 
 
 def test_a_task_that_is_missing_leaves_out_the_mean_only():
-    name = declared.run_name("wanda", 0.2, False, 0)
-    bundle = FOUND[name]
+    ((name, bundle),) = of_levels("wanda", [3.0], 0.2, False).items()
     fewer = bundle.model_copy(update={"cells": [c for c in bundle.cells if c.task != "piqa"]})
-    row = pruning_tables.table({name: fewer}, GRID, RUNS, 0.2, tuned=False).loc["Wanda"]
+    row = pruning_tables.table(frames({name: fewer})[1], GRID, 0.2, tuned=False).loc["Wanda"]
     assert (row["PIQA"], row["mean without BoolQ"]) == (MISSING, MISSING)
     assert MISSING not in (row["BoolQ"], row["ppl, books"])
 
 
-def test_the_mean_is_of_the_tasks_that_do_not_stand_apart():
-    assert GRID.averaged == tuple(task for task in GRID.tasks if task != "boolq")
-    name = declared.run_name("wanda", 0.2, False, 0)
-    cells = [c for c in FOUND[name].cells if c.task != "boolq"]
-    boolq = made_up.cell(name, "boolq", "acc", [1.0] * 20)
-    other = FOUND[name].model_copy(update={"cells": [*cells, boolq]})
-    rows = [
-        pruning_tables.table({name: b}, GRID, RUNS, 0.2, tuned=False).loc["Wanda"]
-        for b in (FOUND[name], other)
-    ]
-    assert rows[1]["BoolQ"] == "1.000" != rows[0]["BoolQ"]
-    assert rows[0]["mean without BoolQ"] == rows[1]["mean without BoolQ"]
-    every = [sum(c.values) / 20 for c in cells if c.metric == "acc"]
-    assert rows[0]["mean without BoolQ"] == f"{sum(every) / 6:.3f}"
+def test_rows_may_be_of_any_models_and_columns_of_any_score():
+    """What is tuned longer is another model; a seed that removed less lowers the mean."""
+    models = {"few": ("wanda", 0.5, True), "many": ("wanda", 0.5, True, True)}
+    removed = {"really removed": ("removed_share", pruning_tables.percent)}
+    table = pruning_tables.shown(SCORES, models, removed | PERPLEXITIES)
+    assert table["seeds"].tolist() == ["3", "1"] and set(table["really removed"]) == {"50.0%"}
+    name = declared.run_name("wanda", 0.5, True, 0)
+    less = FOUND[name].model_copy(update={"facts": {"removed_share": 0.2}})
+    scores = frames({run: b for run, b in FOUND.items() if not RUNS[run].longer} | {name: less})[1]
+    table = pruning_tables.shown(scores, models, removed | PERPLEXITIES)
+    assert table["really removed"].tolist() == ["40.0%", MISSING]
+    assert table.loc["many"].tolist() == [MISSING, "-", MISSING, MISSING]
 
 
 def test_a_difference_is_taken_window_by_window():
     """The windows differ a lot, two methods by 0.1 everywhere: the interval is a point."""
-    names = [declared.run_name(m, 0.2, False, 0) for m in ("wanda", "lora-guided")]
-    found = {
-        name: made_up.bundle(RUNS[name], GRID.tasks, level)
-        for name, level in zip(names, (3.1, 3.0), strict=True)
-    }
-    frame = pruning_tables.against(found, GRID, RUNS, "lora-guided", "books")
-    assert frame.loc["Wanda", "20%"] == "1.11<br>[1.11, 1.11]"  # exp(0.1)
-    assert frame.loc["Wanda", "50%"] == MISSING
+    found = of_levels("wanda", [3.1], 0.2, False) | of_levels(OURS, [3.0], 0.2, False)
+    table = pruning_tables.against(frames(found)[0], GRID, OURS, "books")
+    assert table.loc["Wanda", "20%"] == "1.11<br>[1.11, 1.11]"  # exp(0.1)
+    assert table.loc["Wanda", "50%"] == MISSING and "LoRAPrune" not in table.index
 
 
-def test_a_summary_names_the_place_and_the_lowest():
-    names = [m.name for m in GRID.methods]  # made up so that each is worse than the last
-    lines = pruning_tables.summary(FOUND, GRID, RUNS, "lora-guided").splitlines()
-    place = names.index("lora-guided") + 1
-    assert len(lines) == 4 and lines[3].startswith("- 50%, tuned: on wikipedia LoRAPrune, ")
-    assert all(line.count(f"is number {place} of {len(names)}, the") == 2 for line in lines)
-    best = pruning_tables.summary(FOUND, GRID, RUNS, names[0])
-    assert "the lowest" not in best and f"is number 1 of {len(names)};" in best
+@pytest.mark.parametrize(("tuned", "start"), [(True, UNPRUNED), (False, ("base", 0.0, False))])
+def test_lines_start_at_what_nothing_was_removed_of(tuned, start):
+    line = pruning_tables.lines(ROWS, {"a": ("magnitude", tuned)}, "books")
+    assert line.x.tolist() == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] and line.y.is_monotonic_increasing
+    every = [FOUND[run.name] for run in pruning_tables.planned(RUNS, *start)]
+    losses = [next(c for c in bundle.cells if c.task == "books").values for bundle in every]
+    own = pd.Series(np.mean(losses, axis=0))
+    ends = [own.mean() + sign * 1.96 * own.sem() for sign in (0, -1, 1)]
+    assert line.loc[0, ["y", "low", "high"]].tolist() == pytest.approx(np.exp(ends))
+    alone = frames({name: FOUND[name] for name in ("base",)})[0]
+    assert pruning_tables.lines(alone, {"a": ("magnitude", False)}, "books").empty
 
 
-def test_lines_start_at_what_nothing_was_removed_of():
-    (line,) = pruning_masks.lines(FOUND, GRID, RUNS, [("magnitude", True)], "books").values()
-    assert line[0] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert line[1] == sorted(line[1])
-    tuned = pruning_tables.seeds(FOUND, RUNS, *pruning_tables.UNPRUNED)
-    assert len(tuned) == 3
-    assert line[1][0] == pytest.approx(math.exp(pruning_tables.windows(tuned, "books").mean()))
-    (line,) = pruning_masks.lines(FOUND, GRID, RUNS, [("magnitude", False)], "books").values()
-    base = pruning_tables.measured_cell(FOUND["base"], "books")
-    assert [ends[0] for ends in line[1:]] == pytest.approx(pruning_tables.perplexity(base))
-    assert all(low < y < high for _, y, low, high in zip(*line, strict=True))
+# What is clear ------------------------------------------------------------------------------------
 
 
-def test_printed_cells_are_the_papers():
-    table = pruning_tables.printed()
-    assert table.loc["LoRAPrune"].tolist() == ["11.60", "17.39"]
-    gap = float(table.loc["LLM-Pruner", "WikiText2"]) - float(table.loc["LoRAPrune", "WikiText2"])
-    assert gap == pytest.approx(4.81)
+def gap(*seeds: float, noise: float = 0.01) -> Gap:
+    """Of 16 windows, with so much noise between them."""
+    values = np.mean(seeds) + noise * np.linspace(-1, 1, 16)
+    return Gap(values, np.array(seeds), (len(seeds), 1))
 
 
-# Of parts and variants ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("both", "found"),
+    [
+        ((gap(-0.1), gap(-0.1)), "lower, 1:1"),
+        ((gap(0.1), gap(0.1)), "higher, 1:1"),
+        ((gap(-0.1, -0.2), gap(-0.1, -0.05)), "lower, 2:1"),
+        ((gap(-0.1, 0.05), gap(-0.1, -0.05)), "neither, 2:1"),  # one seed the other way
+        ((gap(-0.1), gap(0.1)), "neither, 1:1"),  # the other corpus the other way
+        ((gap(-0.1), gap(-0.1, noise=1.0)), "neither, 1:1"),  # windows are too unlike
+        ((gap(0.0, noise=0.0), gap(0.0, noise=0.0)), "neither, 1:1"),  # a tie
+        ((gap(-0.1), None), MISSING),
+    ],
+)
+def test_lower_is_clearly_so_on_both_corpora_and_with_every_seed(both, found):
+    assert pruning_tables.verdicts({"a": both}) == {"a": found}
 
 
-def test_the_ablations_stand_beside_the_whole():
-    table = pruning_tables.ablations(FOUND, GRID, RUNS)
-    assert list(table.index) == ["LoRAPrune", *(method.title for method in GRID.ablations)]
-    assert set(table["seeds"]) == {"3"} and not (table == MISSING).any(axis=None)
-    assert (pruning_tables.ablations({}, GRID, RUNS).drop(columns="seeds") == MISSING).all(
-        axis=None
-    )
+def test_tests_are_corrected_together():
+    """Of one pair alone a p of 0.03 is clear; of many that show nothing it is not."""
+    weak, none = gap(-0.1, noise=0.29), gap(0.0, noise=1.0)
+    assert 0.025 < weak.p < 0.05
+    alone = {"a": (gap(-1.0), weak)}
+    among = pruning_tables.verdicts(alone | {"b": (none, none), "c": (none, none)})
+    assert pruning_tables.verdicts(alone)["a"] == "lower, 1:1" and among["a"] == "neither, 1:1"
 
 
-def test_the_variants_say_what_really_went():
-    table = pruning_tables.variants(FOUND, GRID, RUNS)
-    names = ["LoRAPrune", "LoRAPrune, released reduction", *(v.title for v in GRID.variants)]
-    assert list(table.index) == [f"{share}, {name}" for share in ("20%", "50%") for name in names]
-    assert set(table["seeds"]) == {"3"} and not (table == MISSING).any(axis=None)
-    name = declared.run_name("lora-guided-recipe", 0.5, True, 0)
-    less = FOUND[name].model_copy(update={"facts": {"removed_share": 0.2}})
-    row = f"50%, {GRID.titles()['lora-guided-recipe']}"
-    found = {run: b for run, b in FOUND.items() if run != name} | {name: less}
-    assert pruning_tables.variants(found, GRID, RUNS).loc[row, "really removed"] == "40.0%"
-    assert (pruning_tables.variants({}, GRID, RUNS).drop(columns="seeds") == MISSING).all(axis=None)
+def test_takeaways_follow_from_the_outcomes():
+    """Wanda alone gets worse by tuning at one half, and falls behind LoRAPrune."""
+    table = pruning_tables.takeaways(FOUND, RUNS, GRID)
+    changed = [m.title for m in (*GRID.ablations, *GRID.variants)]
+    assert list(table.index) == NAMES + changed
+    beside, place = table["LoRAPrune's, 50%, tuned"], NAMES.index("LoRAPrune")
+    told = ["lower, 3:3"] * place + ["-", "neither, 3:3", "higher, 3:3"]
+    assert beside.tolist() == told + ["higher, 3:3"] * len(changed)
+    assert table.loc[["random", "Wanda"], "untuned, 50%"].tolist() == ["lower, 3:3", "lower, 3:1"]
+    turned = pruning_tables.takeaways(FOUND | of_levels("wanda", [6.0] * 3), RUNS, GRID)
+    both = ["untuned, 50%", "LoRAPrune's, 50%, tuned"]
+    assert turned.loc["Wanda", both].tolist() == ["higher, 3:1", "higher, 3:3"]
+    few = {run: b for run, b in FOUND.items() if not run.startswith("wanda-50-tuned")}
+    few |= of_levels("wanda", [3.0])  # one seed of three is not all
+    assert pruning_tables.takeaways(few, RUNS, GRID).loc["Wanda", both].tolist() == [MISSING] * 2
 
 
-def test_longer_tuning_stands_beside_the_same_run_with_few_steps():
-    table = pruning_tables.longer(FOUND, GRID, RUNS)
-    runs = [declared.run_name("wanda", 0.5, True, 0, longer) for longer in (False, True)]
-    told = [
-        f"{pruning_tables.perplexity(pruning_tables.measured_cell(FOUND[r], 'books'))[0]:.1f}"
-        for r in runs
-    ]
-    assert told == table.loc["Wanda", ["ppl, books, few", "ppl, books, many"]].tolist()
-    assert told[0] != told[1] and "unpruned" in table.index
-    few_alone = {name: bundle for name, bundle in FOUND.items() if not RUNS[name].longer}
-    half = pruning_tables.longer(few_alone, GRID, RUNS)
-    assert (half.filter(like="many") == MISSING).all(axis=None)
-    assert half.filter(like="few").equals(table.filter(like="few"))
+# The chapter --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chapter(monkeypatch):
+    """The texts of the chapter on pruning, of these outcomes and this bench."""
+
+    def run(outcomes, bench) -> str:
+        told = []
+        monkeypatch.setattr(pruning_tables, "read", lambda store: outcomes)
+        monkeypatch.setattr(pruning_costs, "read", lambda: bench)
+        monkeypatch.setattr(method_tables, "same_answer", lambda task: 0.6)
+        monkeypatch.setattr(Lab, "definition", lambda lab, task: task)
+        monkeypatch.setattr(tables, "text", told.append)
+        monkeypatch.setattr(tables, "figure", lambda figure: None)
+        names = {}
+        for cell in nbformat.read(paths.NOTEBOOKS / "10_pruning.ipynb", 4).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, names)
+                names["profile"] = "smoke"
+        return "\n".join(told)
+
+    return run
+
+
+def test_the_chapter_says_what_is_stored(chapter):
+    told = chapter(FOUND, BENCH)
+    count = len(RUNS)
+    assert f"{count} of {count} declared runs are stored" in told and "on a CPU, torch 2: " in told
+    for sentence in (
+        "in 5 of 30 layers (1, 2, 3, 4, 5); 6 would be, had",
+        "layer 1: its norm is 100 times the median channel's, and 5% of",
+        "is 60.0% of the two products that stay, but only 20% of a whole",  # 1.2 of 2.0, of 6.0
+        "the products are 40% of a LoRA-guided one",
+        "they are 25% of the unpruned model's pass",
+        f"vanilla: {1 - 300 / 520:.1%} saved, {1 - 60 / 270:.1%} where",
+        "**Throughput**: +50.0% and +33.3% (printed: +64.6%)",
+        "82.0% by chance",  # two masks of 10%: 1 - 2 * 0.1 * 0.9
+        "batch 8, against unpruned: -50.0% [",
+        "| LoRAPrune | 11.60 | 17.39 |",
+        "| 20% | 20.0% | 16.0% | 0.0% | 20.0% |",
+        "| random | 1 | 1 | 1 | 1 |",
+    ):
+        assert sentence in told
+    assert told.count(MISSING) == 6 * 2 * len(NAMES)  # no masks are stored
+
+
+@pytest.mark.parametrize("name", [None, *pruning_costs.PARTS])
+def test_the_chapter_says_what_is_missing(chapter, name):
+    told = chapter({}, {name: BENCH[name]} if name else {})
+    assert "0 of " in told
+    missing = [part for part in pruning_costs.PARTS if f"python -m bench pruning-{part}" in told]
+    assert missing == [part for part in pruning_costs.PARTS if part != name]

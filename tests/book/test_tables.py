@@ -1,118 +1,105 @@
 """Tables: every number comes from a cell, and where there is no cell the text says so."""
 
-import json
-import math
-import statistics
-
+import made_up
+import numpy as np
 import pytest
 import torch
+from made_up import SMOKE, TITLES
 
 import tipmini as tm
-from tipmini.errors import TipminiError
-from tipmini_lab import paths
-from tipmini_lab.book import again, front_page, method_tables, staging, tables
-from tipmini_lab.book.claims import page as claims_page
+from tipmini_lab.book import method_tables, tables
+from tipmini_lab.book.tables import EMPTY, MISSING
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.evaluation.tasks import METRIC
-from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile
-from tipmini_lab.results import store
-from tipmini_lab.results.store import Cell
+from tipmini_lab.results.frame import wide
+from tipmini_lab.results.statistics import Interval
 
-SMOKE = load_profile("smoke")
-A40 = load_profile("a40")
-ROWS = {
+VALUES = {
     "base": [1, 0, 0, 0, 1, 0, 0, 0],
     "single": [1, 1, 1, 1, 1, 1, 1, 0],
     "linear": [1, 0, 1, 0, 1, 0, 1, 0],
     "dare": [0, 0, 0, 0, 0, 0, 0, 0],
     "tip": [1, 1, 0.5, 0, 1, 0, 0, 0],
 }
+CELLS = made_up.cells({name: dict.fromkeys(SMOKE.tasks, row) for name, row in VALUES.items()})
+ROWS = wide(CELLS)
+HOLED = wide({place: c for place, c in CELLS.items() if place != ("tip", "rte")})
 
 
-def cell(method: str, task: str) -> Cell:
-    values = [float(value) for value in ROWS[method]]
-    return Cell(
-        **{
-            "key": "k",
-            "inputs": {"model": "m"},
-            "code": {"evaluation": "e" * 64},
-            "profile": "smoke",
-            "method": method,
-        },
-        **{
-            "task": task,
-            "metric": METRIC[task],
-            "values": values,
-            "seconds": 1.5,
-            "dtype": "float32",
-        },
-        **{
-            "date": "2026-01-31",
-            "machine": {"processor": "P", "cores": 2},
-            "versions": {"torch": "2"},
-        },
-    )
+# Accuracies -----------------------------------------------------------------------------------
 
 
-CELLS = {(method, task): cell(method, task) for task in SMOKE.tasks for method in TABLE_1}
-
-ENTRIES = [  # method -> accuracy and standard error by the textbook, right rows
-    ("base", 2 / 8, "2/8"),
-    ("single", 7 / 8, "7/8"),
-    ("dare", 0.0, "0/8"),
-    ("tip", 3.5 / 8, "3.5/8"),
-]
-
-
-@pytest.mark.parametrize(("method", "mean", "count"), ENTRIES)
-def test_a_measured_entry_is_mean_error_and_count(method, mean, count):
-    error = statistics.stdev(ROWS[method]) / math.sqrt(8)
-    shown = tables.measured(CELLS, SMOKE).loc["OpenBookQA<br>acc_norm", tables.TITLES[method]]
-    assert shown == f"{mean:.3f} ± {error:.3f}<br>{count}"
-
-
-def test_the_mean_of_tasks_adds_errors_of_independent_tasks():
-    error = statistics.stdev(ROWS["single"]) / math.sqrt(8)
-    mean, found = tables.mean_of(CELLS, "single", SMOKE.tasks)
-    assert mean == pytest.approx(7 / 8)
-    assert found == pytest.approx(error / math.sqrt(2))
+@pytest.mark.parametrize(
+    ("method", "right"), [("base", "2"), ("single", "7"), ("dare", "0"), ("tip", "3.5")]
+)
+def test_an_accuracy_stands_with_its_error_and_count(method, right):
+    mean, error = np.mean(VALUES[method]), np.std(VALUES[method], ddof=1) / 8**0.5
+    shown = tables.accuracies(ROWS, SMOKE)[tables.TITLES[method]]
+    assert shown["OpenBookQA<br>acc_norm"] == f"{mean:.3f} ± {error:.3f}<br>{right}/8"
+    assert list(shown.index) == ["OpenBookQA<br>acc_norm", "RTE†<br>acc", "mean of 2"]
+    assert shown["mean of 2"] == f"{mean:.3f} ± {error / 2**0.5:.3f}"
 
 
 def test_a_missing_cell_is_named_and_makes_no_mean():
-    some = {place: c for place, c in CELLS.items() if place != ("tip", "rte")}
-    frame = tables.measured(some, SMOKE)
-    assert list(frame["TIP"][1:]) == [tables.MISSING] * 2
-    assert tables.mean_of(some, "tip", SMOKE.tasks) is None
-    assert tables.mean_of({}, "tip", []) is None
-    assert set(tables.comparison(some, SMOKE, "base", "tip").loc["RTE†"]) == {tables.MISSING}
+    assert list(tables.accuracies(HOLED, SMOKE)["TIP"][1:]) == [MISSING] * 2
+    assert set(tables.comparison(HOLED, SMOKE, "base", "tip").loc["RTE†"]) == {MISSING}
 
 
 def test_base_against_single_shows_counts_and_the_sign_test():
-    row = tables.base_vs_single(CELLS, SMOKE).loc["OpenBookQA"]
+    row = tables.comparison(ROWS, SMOKE, "base", "single").loc["OpenBookQA"]
     assert list(row) == ["8", "2 (0.250)", "7 (0.875)", "+0.625", "5 / 0", "0.062"]
 
 
 def test_rte_and_coqa_are_marked_where_their_rows_were_split():
-    shown = list(tables.measured(CELLS, SMOKE).index)
-    assert shown == ["OpenBookQA<br>acc_norm", "RTE†<br>acc", "mean of 2"]
     assert "RTE and CoQA" in tables.split_note(SMOKE)
-    assert tables.split_note(A40) == ""
+    assert tables.split_note(load_profile("a40")) == "" == tables.mark("rte", load_profile("a40"))
 
 
-def test_the_summary_counts_what_the_cells_say():
-    """Sign tests of 5 / 0 rows: p = 1/16 each, as the smallest of eight tests 1/2."""
-    told = "Single lies above Base on 2 of 2 tasks; "
-    told += "significantly so, it is better on {} and worse on 0."
-    for level, better in ((0.1, 0), (0.6, 2)):
-        text = tables.summary(CELLS, SMOKE, level=level)
-        assert "16 rows in 2 tasks" in text and "the 8 tests" in text
-        assert told.format(better) in text, text
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (tables.p_text(0.0004), "< 0.001"),
+        (tables.p_text(0.0314), "0.031"),
+        (tables.p_text(np.nan), EMPTY),
+        (tables.estimate(None), MISSING),
+        (tables.points(Interval(-0.0001, -0.0226, 0.01)), "+0.0<br>[-2.3, +1.0]"),
+        (tables.points(Interval(*[np.nan] * 3)), EMPTY),
+        (tables.share(Interval(0.5, -0.1, 1.2)), "50%<br>[-10, 120]"),
+        (tables.share(None), EMPTY),
+    ],
+)
+def test_numbers_are_shown_in_one_way(text, shown):
+    assert text == shown
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0314, "0.031"), (1.0, "1.000")])
-def test_p_values(p, text):
-    assert tables.p_text(p) == text
+def test_a_method_is_a_row_with_mean_and_retention():
+    facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
+    names = iter(["base", "single", "tip", "ties", "none"])
+    frame = tables.by_method(made_up.ROWS, SMOKE, names, TITLES, facts)
+    assert list(frame.columns) == ["OBQA", "RTE†", "mean of 2", "retention,<br>1 task", "size"]
+    assert list(frame["size"]) == [EMPTY, EMPTY, "1.50", EMPTY, EMPTY]
+    assert list(frame.iloc[:2, 3]) == ["0%", "100%"] and frame.iloc[2, 3].startswith("50%<br>[")
+    assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
+    assert frame.loc["TIP", "mean of 2"].startswith("0.500<br>±")
+    hole = MISSING.replace(" ", "<br>")
+    assert list(frame.loc["TIES"])[:4] == [EMPTY, "0.500<br>±0.080", hole, EMPTY]
+    assert list(frame.loc["none"])[:4] == [EMPTY, EMPTY, hole, EMPTY]
+
+
+def test_retention_and_of_which_tasks_it_is_told():
+    frame = tables.retention_table(made_up.ROWS, SMOKE, ["good", "ties"], TITLES)
+    assert list(frame.columns) == ["OBQA", "mean of 1"]
+    assert frame.loc["Good", "mean of 1"].startswith("150%<br>[")
+    assert list(frame.loc["TIES"]) == [EMPTY, MISSING]
+    gains = tables.single_gains(made_up.ROWS, SMOKE)
+    assert list(gains.loc["OpenBookQA"]) == ["+50.0", "< 0.001", "told"]
+    assert list(gains.loc["RTE†"]) == ["+2.5", "1.000", EMPTY]
+
+
+def test_every_method_of_the_library_has_a_row():
+    names = tables.every_method()
+    assert names[:2] == ["base", "single"] and len(names) == len(set(names))
+    assert {"linear", "tip", "regmean", "tip-inverted"} <= set(names)
 
 
 def test_the_printed_table_is_the_file_and_its_means():
@@ -123,107 +110,21 @@ def test_the_printed_table_is_the_file_and_its_means():
     assert "LLaMA-2-7B" in frame.index.name
 
 
-def test_provenance_tells_machines_apart():
-    elsewhere = cell("base", "rte").model_copy(update={"machine": {"processor": "Q"}})
-    frame = tables.provenance(CELLS | {("base", "rte"): elsewhere})
-    assert list(frame.loc["cells"]) == [9, 1]
-    assert list(frame.loc["seconds"]) == ["14", "2"]
+def test_provenance_tells_machines_and_codes_apart():
+    here = {"machine": {"processor": "P"}, "code": {"evaluation": "e" * 64}}
+    cells = {place: cell.model_copy(update=here) for place, cell in CELLS.items()}
+    cells["base", "rte"] = elsewhere = CELLS["base", "rte"].model_copy(
+        update={"machine": {"processor": "Q"}, "code": {"evaluation": "0" * 64}}
+    )
+    frame = tables.provenance(cells)
+    assert list(frame.loc["cells"]) == [9, 1] or list(frame.loc["cells"]) == [1, 9]
+    assert set(frame.loc["seconds"]) == {"14", "2"}
     assert set(frame.loc["measured"]) == {elsewhere.date}
-    older = {"code": {"evaluation": "0" * 64}, "date": "2026-01-30"}
-    other = elsewhere.model_copy(update=older)
-    frame = tables.provenance({("base", "rte"): other, ("tip", "rte"): elsewhere})
-    assert list(frame.loc["code (SHA-256)"]) == ["0" * 12, "e" * 12]
+    assert set(frame.loc["code (SHA-256)"]) == {"0" * 12, "e" * 12}
+    assert set(frame.loc["processor"]) == {"P", "Q"}
 
 
-REPORT = again.Report(
-    **{"profile": "mini", "dtype": "float32", "minutes": 3, "merges": {"tip": 0, "svd": 1e-8}},
-    **{"norms": {"rte": 0}, "calibration_rows": 4, "rows": {"rte": 6}, "same": {"rte": 30}},
-    **{"ties": {"rte": 0}, "others": [], "estimate": 1, "seconds": 1, "resumed": False},
-    **{"date": "2026-01-01", "machine": store.machine(), "threads": 2, "versions": {}},
-)
-
-
-def test_what_was_computed_again_is_told(monkeypatch):
-    monkeypatch.setattr(again, "read", lambda *_, whole=False: None if whole else REPORT)
-    values = again.page_values()
-    assert "30 of 30 answers the same (" in values["again_line"]
-    assert "| RTE | 6 | 30 | 30 | 0 |" in values["again_answers"]
-    assert "| TIP | nothing, bit for bit |" in values["again_merges"]
-    assert "(svd) | 1.0e-08 |" in values["again_merges"]
-    monkeypatch.setattr(again, "read", lambda *_, **__: None)
-    with pytest.raises(TipminiError, match="run `tipmini again` first"):
-        again.page_values()
-
-
-def test_every_value_that_a_page_names_is_given(tmp_path, monkeypatch):
-    """Nothing stored, so that nothing may look measured. The claims have their own page."""
-    of_claims = claims_page.page_values()
-    counts = {task: (100, 1000) for task in TASKS}
-    monkeypatch.setattr(front_page, "row_counts", lambda: counts)
-    monkeypatch.setattr(tables, "stored", lambda *_: None)
-    monkeypatch.setattr(front_page, "variant_cells", lambda profile: {})
-    monkeypatch.setattr(again, "read", lambda *_, whole=False: None if whole else REPORT)
-    values = front_page.front_page_values() | again.page_values()
-    named = {n for page in paths.BOOK.glob("*.md") for n in staging.VALUE.findall(page.read_text())}
-    assert named <= values.keys() | of_claims.keys()
-    assert not values.keys() & of_claims.keys()
-    assert {values[f"{p}_{m}"] for p in ("mini", "full") for m in TABLE_1} == {tables.MISSING}
-    assert all(tables.MISSING in line for line in values["answers"].splitlines())
-    assert values["printed_tip"] == "0.6479"
-    assert values["full_coqa"] == "100" and values["train_piqa"] == "1,000"
-
-
-def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
-    monkeypatch.setattr(front_page, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
-    monkeypatch.setattr(tables, "stored", lambda profile, method, task: cell(method, task))
-    monkeypatch.setattr(front_page, "variant_cells", lambda profile: {})
-    assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
-
-
-def train(folder, task: str, accuracies: tuple) -> None:
-    """An adapter's training.json: the checkpoint at step 2 has the lowest loss."""
-    losses = (1.5, 1.25, 1.375)
-    checks = [{"loss": x, "accuracy": a} for x, a in zip(losses, accuracies, strict=True)]
-    recipe = {"rows": 1200, "epochs": 2, "learning_rate": 5e-4}
-    story = {"recipe": recipe, "held_out": checks, "held_out_rows": 40, "seconds": 600}
-    (folder / task).mkdir()
-    (folder / task / "training.json").write_text(json.dumps(story))
-
-
-def test_training_shows_the_checkpoint_that_was_kept(tmp_path, monkeypatch):
-    train(tmp_path, "rte", (0.25, 0.5, 0.75))
-    monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
-    found = dict(front_page.training().loc["RTE"])
-    assert found["rows × epochs"] == "1,200 × 2" and found["learning rate"] == "0.0005"
-    assert found["their loss"] == "1.500 → 1.250"
-    assert found["their accuracy"] == "0.250 → 0.500"
-    assert found["minutes"] == "10" and found["held-out rows"] == "40"
-
-
-def test_an_adapter_that_learnt_nothing_is_named(tmp_path, monkeypatch):
-    """Its accuracy at the kept checkpoint counts; CoQA has none."""
-    monkeypatch.setattr(paths, "ADAPTERS", tmp_path)
-    train(tmp_path, "boolq", (0.0, 0.5, 0.5))
-    train(tmp_path, "coqa", (None, None, None))
-    assert front_page.unlearnt().endswith("than before with every adapter.")
-    train(tmp_path, "rte", (0.5, 0.5, 0.75))
-    assert "with RTE (loss 1.500 → 1.250, accuracy 0.500 → 0.500). Such" in front_page.unlearnt()
-
-
-def test_rows_of_mini_that_came_out_otherwise_at_full_are_counted(monkeypatch):
-    """Four rows of RTE lead the eight of `full`; what only one of them has isn't counted."""
-    eight = cell("tip", "rte")
-    four = eight.model_copy(update={"values": [1.0, 0.0, 0.5, 0.0]})
-    otherwise = eight.model_copy(update={"inputs": eight.inputs | {"adapter": "of another day"}})
-    stored = {
-        "mini": {("tip", "rte"): four, ("linear", "rte"): four, ("dare", "rte"): four},
-        "full": {("tip", "rte"): eight, ("base", "rte"): eight, ("dare", "rte"): otherwise},
-    }
-    monkeypatch.setattr(front_page, "variant_cells", lambda profile: stored[profile.name])
-    assert front_page._mini_in_full(load_profile("mini"), load_profile("full")) == "1 of 4"
-
-
-# The tables of the method -------------------------------------------------------------------
+# The tables of the method ---------------------------------------------------------------------
 
 
 def test_bounds_table_of_the_example_in_the_book():
@@ -246,7 +147,8 @@ def adapter(a: float, b: float) -> tm.LoraAdapter:
 
 
 def test_cross_terms_of_the_example_in_the_book():
-    frame = method_tables.cross_terms({"one": adapter(2.0, 1.0), "two": adapter(1.0, 3.0)})
+    frame = method_tables.cross_terms({"one": adapter(2.0, 1.0), "rte": adapter(1.0, 3.0)})
+    assert list(frame["added last"]) == ["one", "RTE"] and list(frame.index) == [1, 2]
     assert list(frame["‖merged‖ / ‖sum‖"]) == ["1.000", "2.400"]  # 12 against 5
     assert list(frame["‖merged − sum‖ / ‖sum‖"]) == ["0.000", "1.400"]
 
@@ -258,19 +160,15 @@ def test_pruned_shares_count_zeros():
     assert list(frame.loc["RTE"]) == ["0.750", "0.750", "0.000"]
 
 
-# How they are shown -------------------------------------------------------------------------
-
-
-def test_a_markdown_table_has_a_line_a_task():
-    lines = tables.markdown_table(tables.base_vs_single(CELLS, SMOKE)).splitlines()
-    assert lines[0].startswith("| measured, smoke | rows | Base | Single |")
-    assert len(lines) == 2 + len(SMOKE.tasks)
-    assert len({line.count("|") for line in lines}) == 1
+# How they are shown ---------------------------------------------------------------------------
 
 
 def test_a_numbered_table_is_a_directive_with_a_label_and_a_note(monkeypatch):
     shown = []
     monkeypatch.setattr(tables, "text", shown.append)
-    tables.numbered(tables.printed(), "Printed", name="tab-x", note="† a note")
-    assert shown[0].startswith(":::{table} Printed\n:name: tab-x\n\n| printed, LLaMA-2-7B |")
-    assert shown[0].endswith("|\n\n:::\n\n† a note\n")
+    frame = tables.comparison(ROWS, SMOKE, "base", "single")
+    tables.numbered(frame, "Measured", name="tab-x", note="† a note", sortable=True)
+    head = ":::{table} Measured\n:name: tab-x\n:class: sortable\n\n| measured, smoke | rows |"
+    assert shown[0].startswith(head) and shown[0].endswith("|\n\n:::\n\n† a note\n")
+    lines = [line for line in shown[0].splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(SMOKE.tasks) and len({line.count("|") for line in lines}) == 1

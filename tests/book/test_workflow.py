@@ -15,18 +15,10 @@ from tipmini_lab.locks import alone
 def notebooks(tmp_path, monkeypatch):
     """A copy of the notebooks that a test may edit."""
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "notebooks")
-    shutil.copytree(paths.REPOSITORY / "notebooks", tmp_path / "notebooks")
-    return tmp_path / "notebooks"
+    return shutil.copytree(paths.REPOSITORY / "notebooks", tmp_path / "notebooks")
 
 
-def edit(file, kind, text):
-    content = json.loads(file.read_text())
-    cell = next(c for c in content["cells"] if c["cell_type"] == kind)
-    cell["source"] = [*cell["source"], text]
-    file.write_text(json.dumps(content))
-
-
-def test_every_notebook_of_the_book_is_executed(notebooks):
+def test_every_notebook_of_the_book_is_executed():
     contents = (paths.REPOSITORY / "_toc.yml").read_text()
     assert workflow.notebooks()
     assert all(f"notebooks/{name}\n" in contents for name in workflow.notebooks())
@@ -35,23 +27,46 @@ def test_every_notebook_of_the_book_is_executed(notebooks):
 @pytest.mark.parametrize(("kind", "again"), [("markdown", False), ("code", True)])
 def test_only_an_edit_of_code_executes_a_notebook_again(notebooks, kind, again):
     name = workflow.notebooks()[-1]
-    before = workflow.notebook_digest(name)
-    edit(notebooks / f"{name}.ipynb", kind, "\n# another line")
-    assert (workflow.notebook_digest(name) != before) is again
+    before = workflow.notebook_digest(name, "mini")
+    content = json.loads((notebooks / f"{name}.ipynb").read_text())
+    cell = next(c for c in content["cells"] if c["cell_type"] == kind)
+    cell["source"] = [*cell["source"], "\n# another line"]
+    (notebooks / f"{name}.ipynb").write_text(json.dumps(content))
+    assert (workflow.notebook_digest(name, "mini") != before) is again
+    assert workflow.notebook_digest(name, "smoke") != workflow.notebook_digest(name, "mini")
 
 
-def test_the_profile_is_an_input():
-    assert workflow.inputs_digest("smoke") != workflow.inputs_digest("mini")
+def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
+    found = {
+        name: {str(f.relative_to(paths.REPOSITORY)) for f in workflow.reached(workflow.code(name))}
+        for name in workflow.notebooks()
+    }
+    for name, modules in found.items():
+        assert "tipmini/papers/tip.py" in modules  # by a name that `tm` imports once asked for
+        assert "tipmini/methods/others.py" in modules  # by a string in the table of methods
+        assert ("tipmini_lab/book/serving.py" in modules) == (name == "05_serving")
+        assert not any(room in module for module in modules for room in ("/cli", "/commands"))
+        assert workflow.reads_again(name) == (name == "04_table1")
+    assert "tipmini_lab/book/workflow.py" not in set.union(*found.values())
 
 
-@pytest.mark.parametrize("name", ["variants", "selection"])
-def test_stored_variants_are_inputs_of_the_notebooks(tmp_path, monkeypatch, name):
-    mini = workflow.load_profile("mini").model_copy(update={name: str(tmp_path)})
-    monkeypatch.setattr(workflow, "load_profile", lambda _: mini)
-    monkeypatch.setattr(workflow, "_contents", lambda files: sorted(map(str, files)))
-    before = workflow.inputs_digest("mini")
+@pytest.mark.parametrize(
+    ("place", "notebooks"),
+    [("results/mini", True), ("results/serving.json", ["05_serving"]), ("results/parity.json", [])],
+)
+def test_data_are_inputs_of_the_notebooks_that_read_them(tmp_path, monkeypatch, place, notebooks):
+    seen = []
+    monkeypatch.setattr(workflow, "digest", lambda _, __, *places: seen.append(places))
+    for name in workflow.notebooks():
+        workflow.notebook_digest(name, "mini")
+        read = notebooks is True or name in notebooks
+        assert (paths.REPOSITORY / place in seen[-1]) is read
+
+
+def test_a_folder_counts_with_all_that_it_holds(tmp_path):
+    before = workflow.digest("mini", "", tmp_path)
     (tmp_path / "one.json").write_text("{}")
-    assert workflow.inputs_digest("mini") != before
+    assert workflow.digest("mini", "", tmp_path) != before
 
 
 def test_an_unknown_profile_is_refused_before_anything_runs():

@@ -11,7 +11,8 @@ from adapters_on_disk import write_all
 from typer.testing import CliRunner
 
 import tipmini as tm
-from tipmini.cli import arguments, listing, merge
+from tipmini.cli import arguments, merge
+from tipmini.cli import main as listing
 from tipmini_lab.commands import main
 
 ADAPTERS = ["adapters/openbookqa", "adapters/boolq"]

@@ -305,7 +305,7 @@ def test_the_card_tells_an_adapter_as_often_as_it_is_merged(count, names):
 
 def test_a_method_is_a_function_and_a_row(on_disk, monkeypatch):
     """Everything else reads the row: the list, the run, the dry run."""
-    row = Method("tipmini.methods.sums:sum_linear", "mangrulkar2022peft")
+    row = Method("tipmini.methods.merge:sum_linear", "mangrulkar2022peft")
     monkeypatch.setitem(METHODS, "toy", row)
     assert "toy" in CliRunner().invoke(main.app, ["methods"]).stdout
     plan, done = (merge("--method", "toy", *dry) for dry in (["--dry-run"], []))

@@ -16,7 +16,7 @@ BAD = [
     ([*NORMS, "--out", "m", *ADAPTERS], "norms are read by wanda, tip; name one"),
     (["--sparsity", "0.6", *LINEAR[2:], *ADAPTERS], "an option of magnitude, wanda, tip; name one"),
     ([*LINEAR, "--weights", "0/T", *ADAPTERS], "such as 0.7/T, or a .json file, got '0/T'"),
-    ([*LINEAR, "--weights", "0.5", *ADAPTERS], "got '0.5'; a number goes with --weight"),
+    ([*LINEAR, "--weights", "0.5", *ADAPTERS], "numbers (--weight), sum, mean"),
     (["--method", "regmean", "--out", "m", *ADAPTERS], "method regmean needs --grams"),
     ([*TIP, "--norms", "none.st", *NORMS[:4], "--out", "m", *ADAPTERS], "none.st: no such file"),
     ([*TIP, "--norms", "c.yaml", *NORMS[:4], "--out", "m", *ADAPTERS], "c.yaml: not a readable"),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation import assets, documents
-from tipmini_lab.experiments import pruning, recipe
+from tipmini_lab.experiments import pruning
 
 EXAMPLES = [line.strip("`") for line in one.EPILOG.split("\n\n")[1:]]
 
@@ -34,7 +34,7 @@ def place(tiny, tokenizer, tmp_path, monkeypatch):
 @pytest.fixture
 def short(monkeypatch):
     """Few rows of one task where a command names none: reading all seven takes a minute."""
-    original = recipe.PruningRecipe.__init__
+    original = pruning.PruningRecipe.__init__
     defaults = {"tasks": ("rte",), "length": 24, "batch": 4, "epochs": 1}
 
     def made(self, **given):
@@ -43,7 +43,7 @@ def short(monkeypatch):
         given["steps"] = 2 if given.get("steps") else None
         original(self, **given)
 
-    monkeypatch.setattr(recipe.PruningRecipe, "__init__", made)
+    monkeypatch.setattr(pruning.PruningRecipe, "__init__", made)
 
 
 def prune(*given):
@@ -120,5 +120,5 @@ def test_what_the_user_can_mend_is_one_line(place, monkeypatch, capsys, given, l
 
 
 def test_every_method_and_task_is_offered():
-    assert one.complete_criterion("wanda") == ["wanda", "wanda-2:4"]
-    assert set(recipe.PruningRecipe().tasks) == set(documents.TASKS)
+    assert {"wanda", "wanda-2:4", "random"} < set(one.ALL)
+    assert set(pruning.PruningRecipe().tasks) == set(documents.TASKS)

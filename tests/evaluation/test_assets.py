@@ -88,21 +88,17 @@ def refusal(cache: Path) -> str:
     return str(error.value)
 
 
-def test_fetch_unpacks_what_is_listed_and_nothing_else(index, cache):
+def test_fetch_unpacks_what_is_listed_and_nothing_else(index, cache, monkeypatch):
     before = content(cache)
     folder = assets.fetch()
     expected = {f"data/{name}.txt": f"rows of {name}".encode() for name in NAMES}
     assert content(folder) == {"data": None, "model": None} | expected
     assert {k: v for k, v in content(cache).items() if not k.startswith(folder.name)} == before
     assert assets.embedded() == folder
-
-
-def test_second_fetch_does_nothing(no_pip, cache, monkeypatch):
-    folder = assets.fetch()
-    before = {path: path.stat().st_mtime_ns for path in [cache, *cache.rglob("*")]}
+    times = lambda: {path: path.stat().st_mtime_ns for path in [cache, *cache.rglob("*")]}  # noqa: E731
+    done = times()
     monkeypatch.setattr(assets, "_assemble", lambda work: pytest.fail("fetched again"))
-    assert assets.fetch() == folder
-    assert {path: path.stat().st_mtime_ns for path in [cache, *cache.rglob("*")]} == before
+    assert assets.fetch() == folder and times() == done
 
 
 def test_wrong_hash(index, cache):
@@ -139,17 +135,14 @@ def raising(error: Exception):
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-FULL_DISK = {
-    "unpacking": ("shutil.copyfileobj", FULL),
-    "saving the model": (
-        "_dequantise",
-        SafetensorError("Error while serializing: I/O error: No space left on device"),
-    ),
-    "renaming": ("os.replace", FULL),
-}
+IN_RUST = SafetensorError("Error while serializing: I/O error: No space left on device")
 
 
-@pytest.mark.parametrize(("where", "error"), FULL_DISK.values(), ids=FULL_DISK)
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("shutil.copyfileobj", FULL), ("_dequantise", IN_RUST), ("os.replace", FULL)],
+    ids=["unpacking", "saving the model", "renaming"],
+)
 def test_full_disk(no_pip, cache, monkeypatch, where, error):
     monkeypatch.setattr(f"tipmini_lab.evaluation.assets.{where}", raising(error))
     assert "No space left on device" in refusal(cache)
@@ -171,11 +164,15 @@ def test_cache_that_cannot_be_made(index, tmp_path, monkeypatch):
 
 
 def test_interrupted(no_pip, cache, monkeypatch):
-    monkeypatch.setattr(assets, "_dequantise", raising(KeyboardInterrupt()))
     before = content(cache)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assets, "_dequantise", raising(KeyboardInterrupt()))
         assets.fetch()
     assert content(cache) == before
+    (cache / ".fetch" / "wheels").mkdir(parents=True)  # as a killed one leaves it
+    (cache / ".fetch" / "wheels" / "half.whl").write_bytes(b"x")
+    assets.fetch()
+    assert not (cache / ".fetch").exists()
 
 
 def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
@@ -189,13 +186,6 @@ def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
 
     monkeypatch.setattr(assets, "alone", waiting)
     assert content(assets.fetch()) == {"model": None}
-    assert not (cache / ".fetch").exists()
-
-
-def test_what_a_killed_fetch_left_is_swept(no_pip, cache):
-    (cache / ".fetch" / "wheels").mkdir(parents=True)
-    (cache / ".fetch" / "wheels" / "half.whl").write_bytes(b"x")
-    assets.fetch()
     assert not (cache / ".fetch").exists()
 
 
@@ -234,28 +224,21 @@ def test_killed_in_the_middle(index, cache, tmp_path):
 def test_the_folder_follows_what_is_pinned(index, cache, monkeypatch):
     """Another hash or another member is another folder: an old one is never taken for it."""
     first, second = assets.WHEELS
-    other = [
-        (first, assets.Wheel(second.requirement, "0" * 64, second.members)),
-        (first, assets.Wheel(second.requirement, second.sha256, {})),
-        (first,),
-    ]
+    others = [second._replace(sha256="0" * 64), second._replace(members={})]
     names = {assets.folder()}
-    for wheels in other:
+    for wheels in (*((first, other) for other in others), (first,)):
         monkeypatch.setattr(assets, "WHEELS", wheels)
         names.add(assets.folder())
     assert len(names) == 4
 
 
-def test_the_real_ones_are_pinned():
+def test_the_real_ones_are_pinned_and_all_there(embedded):
+    data = {f"data/{path.name}" for path in (embedded / "data").iterdir()}
     for pinned in assets.WHEELS:
-        assert pinned.requirement.count("==") == 1
-        assert len(bytes.fromhex(pinned.sha256)) == 32
-
-
-def test_the_real_ones_are_all_there(embedded):
-    members = [name for pinned in assets.WHEELS for name in pinned.members.values()]
-    data = {name for name in members if name != assets.GGUF}
-    assert {f"data/{path.name}" for path in (embedded / "data").iterdir()} == data
+        assert pinned.requirement.count("==") == 1 and len(bytes.fromhex(pinned.sha256)) == 32
+        data -= set(pinned.members.values())
+    names = [name for wheel in assets.WHEELS for name in wheel.members.values()]
+    assert not data and all((embedded / n).is_file() for n in names if n != assets.GGUF)
     assert {path.name for path in embedded.iterdir()} == {"data", "model"}
 
 

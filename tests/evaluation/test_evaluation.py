@@ -116,20 +116,16 @@ def test_generate_until(ours, theirs, asked):
 
 def test_an_adapter_is_put_on(model, tokenizer, tmp_path):
     """By folder, for model and adapter both, as the command line names them."""
-    folder = save_llama(tmp_path / "model", tokenizer)
+    folder = str(save_llama(tmp_path / "model", tokenizer))
     adapter = str(save_adapter(tmp_path / "adapter", seed=1))
-    bare, adapted = (
-        PackedLM(str(folder), adapter=path, dtype="float32") for path in (None, adapter)
-    )
-    peers = [
-        HFLM(pretrained=str(folder), peft=path, dtype="float32", device="cpu", batch_size=1)
-        for path in (None, adapter)
-    ]
-    asked = requests("loglikelihood", PAIRS["choices of one question"])
-    found = [[v for v, _ in lm.loglikelihood(asked)] for lm in (bare, adapted)]
-    expected = [[v for v, _ in lm.loglikelihood(asked)] for lm in peers]
-    assert found[0] == pytest.approx(expected[0], abs=1e-3)
-    assert found[1] == pytest.approx(expected[1], abs=1e-3)
+    asked, same = requests("loglikelihood", PAIRS["choices of one question"]), {"dtype": "float32"}
+    found = []
+    for path in (None, adapter):
+        peer = HFLM(pretrained=folder, peft=path, device="cpu", batch_size=1, **same)
+        ours = PackedLM(folder, adapter=path, **same)
+        found.append([value for value, _ in ours.loglikelihood(asked)])
+        expected = [value for value, _ in peer.loglikelihood(asked)]
+        assert found[-1] == pytest.approx(expected, abs=1e-3)
     assert found[0] != pytest.approx(found[1], abs=1e-2)
 
 
@@ -143,8 +139,8 @@ def test_a_tokenizer_that_sets_a_bos(model, tokenizer):
     ours = PackedLM(model, tokenizer=setting)
     theirs = HFLM(pretrained=model, tokenizer=setting, backend="causal", batch_size=1, device="cpu")
     assert ours.tok_encode(WORDS)[0] == setting.bos_token_id
-    test_loglikelihood(ours, theirs, PAIRS["choices of one question"])
-    test_loglikelihood(ours, theirs, PAIRS["different contexts"])
+    for case in ("choices of one question", "different contexts"):
+        test_loglikelihood(ours, theirs, PAIRS[case])
     test_generate_until(ours, theirs, GENERATION["several of several lengths"])
 
 
@@ -196,17 +192,10 @@ def test_the_first_line_is_all_that_coqa_reads(text):
     assert coqa.process_results(DOC, [short]) == coqa.process_results(DOC, [long])
 
 
-@pytest.mark.parametrize(
-    ("text", "short"),
-    [
-        (" a\nx", " a\n"),
-        ("\n\na x\nA", "\n\na x\n"),
-        ("\n \n", "\n \n"),
-        ("a", "a"),
-        ("", ""),
-        ("\nQ: A\nx", ""),
-    ],
-)
+SHORT = {" a\nx": " a\n", "\n\na x\nA": "\n\na x\n", "\n \n": "\n \n", "\nQ: A\nx": ""}
+
+
+@pytest.mark.parametrize(("text", "short"), [*SHORT.items(), ("a", "a"), ("", "")])
 def test_the_first_line_that_is_not_empty(text, short):
     assert stopped(text, first_line=True) == short
 

@@ -1,5 +1,6 @@
 """What adapters are trained on: choices as lm-eval cuts and scores them, and their losses."""
 
+import functools
 import random
 
 import pytest
@@ -7,14 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from labs import llama
+from torch.nn import functional
 
 from tipmini_lab.evaluation import documents, evaluator, objective, tasks
 from tipmini_lab.evaluation import model as model_module
-from tipmini_lab.evaluation.model import HeadLogprobs, target_logprobs
+from tipmini_lab.evaluation.model import HeadLogprobs
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import collate, pack
 
 CHOICE_TASKS = [task for task in documents.TASKS if task != "coqa"]
+close = functools.partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +26,16 @@ def model():
 
 
 @pytest.mark.parametrize("task", CHOICE_TASKS)
-def test_choices_are_cut_as_lm_eval_cuts_them(embedded, model, tokenizer, task):
+def test_choices_are_cut_and_scored_as_lm_eval_does(embedded, model, tokenizer, task):
+    """Of random log-likelihoods: the highest score is right where lm-eval's metric says so."""
     lm = evaluator.PackedLM(model, tokenizer=tokenizer)
-    definition = tasks.load(task, evaluation=1, train=6)
+    definition, draw = tasks.load(task, evaluation=1, train=6), random.Random(0)
     examples = objective.examples(task, tokenizer, 6)
     for doc, example in zip(definition.training_docs(), examples, strict=True):
         text, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
         pairs = [lm._encode_pair(text, f" {choice}") for choice in choices]
         assert example.row == pack(pairs[0][0], [continuation for _, continuation in pairs])
         assert example.gold == int(definition.doc_to_target(doc))
-
-
-@pytest.mark.parametrize("task", CHOICE_TASKS)
-def test_the_best_score_is_what_the_metric_calls_best(embedded, tokenizer, task):
-    """Random log-likelihoods: the choice with the highest score is right where lm-eval says so."""
-    definition = tasks.load(task, evaluation=1, train=6)
-    draw = random.Random(0)
-    group = objective.examples(task, tokenizer, 6)
-    for doc, example in zip(definition.training_docs(), group, strict=True):
         said = [-draw.uniform(5, 50) for _ in example.lengths]
         batch = collate([example.row])
         counts = torch.bincount(batch.owners)
@@ -61,19 +56,6 @@ def test_every_answer_of_a_story_is_scored(embedded, tokenizer):
             assert example.row.tokens[read + 1] == target
 
 
-def slow_scores(logp: list[float], lengths: list[list[int]], owners) -> list[list[float]]:
-    """Question by question, choice by choice."""
-    scores = []
-    for row, own in enumerate(lengths):
-        sums = [0.0] * len(own)
-        for value, (where, owner) in zip(logp, owners, strict=True):
-            if where == row:
-                sums[owner] += value
-        mean = sum(own) / len(own)
-        scores.append([total * mean / length for total, length in zip(sums, own, strict=True)])
-    return scores
-
-
 group_of = st.lists(
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 30)), min_size=1, max_size=5),
     min_size=1,
@@ -83,6 +65,7 @@ group_of = st.lists(
 
 @given(group_of, st.randoms(use_true_random=False))
 def test_choice_scores_against_slow_sums(questions, draw):
+    """Question by question, choice by choice."""
     group = [
         Example(pack([1], [[2] * tokens for tokens, _ in choices]), 0, tuple(n for _, n in choices))
         for choices in questions
@@ -91,10 +74,12 @@ def test_choice_scores_against_slow_sums(questions, draw):
     logp = [-draw.uniform(0, 9) for _ in batch.owners]
     found = objective.choice_scores(torch.tensor(logp), batch, group)
     owners = list(zip(batch.rows.tolist(), batch.owners.tolist(), strict=True))
-    expected = slow_scores(logp, [[n for _, n in choices] for choices in questions], owners)
-    for row, scores in enumerate(expected):
-        assert found[row, : len(scores)].tolist() == pytest.approx(scores, rel=1e-4, abs=1e-4)
-        assert (found[row, len(scores) :] == -torch.inf).all()
+    for row, choices in enumerate(questions):
+        mean = sum(length for _, length in choices) / len(choices)
+        for choice, (_, length) in enumerate(choices):
+            own = (v for v, owner in zip(logp, owners, strict=True) if owner == (row, choice))
+            assert found[row, choice].item() == pytest.approx(sum(own) * mean / length, rel=1e-4)
+        assert (found[row, len(choices) :] == -torch.inf).all()
 
 
 def slow_logp(model, context: list[int], choice: list[int]) -> torch.Tensor:
@@ -105,39 +90,28 @@ def slow_logp(model, context: list[int], choice: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def test_losses_of_choices_against_plain_passes(model):
     questions = [([5, 6, 7], [[8, 9], [10]]), ([4], [[1, 2, 3], [4, 5], [6]])]
-    lengths = [(11, 4), (3, 20, 6)]
-    group = [
-        Example(pack(context, choices), gold, own)
-        for (context, choices), own, gold in zip(questions, lengths, (1, 0), strict=True)
-    ]
+    asked = zip(questions, [(11, 4), (3, 20, 6)], (1, 0), strict=True)
+    group = [Example(pack(*question), gold, own) for question, own, gold in asked]
     expected = []
-    for (context, choices), own, example in zip(questions, lengths, group, strict=True):
-        mean = sum(own) / len(own)
-        pairs = zip(choices, own, strict=True)
+    for (context, choices), example in zip(questions, group, strict=True):
+        mean = sum(example.lengths) / len(example.lengths)
+        pairs = zip(choices, example.lengths, strict=True)
         scores = torch.stack([slow_logp(model, context, c) * mean / n for c, n in pairs])
         expected.append(-scores.log_softmax(0)[example.gold])
-    torch.testing.assert_close(
-        objective.losses(model, group), torch.stack(expected), atol=1e-4, rtol=1e-4
-    )
+    close(objective.losses(model, group), torch.stack(expected))
 
 
 @torch.no_grad()
 def test_losses_of_a_conversation_against_a_plain_pass(model):
     """The mean over a story's own scored tokens."""
-    stories = [([3, 4, 5, 6, 7, 8], [1, 3, 4]), ([9, 8, 7], [0])]
-    group = []
-    for tokens, reads in stories:
-        row = pack(tokens, [])
-        for index in reads:
-            row.read(index, tokens[index + 1], 0)
-        group.append(Example(row))
-    expected = []
-    for tokens, reads in stories:
+    group, expected = [], []
+    for tokens, reads in [([3, 4, 5, 6, 7, 8], [1, 3, 4]), ([9, 8, 7], [0])]:
+        group.append(Example(pack(tokens, [])))
         logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        for index in reads:
+            group[-1].row.read(index, tokens[index + 1], 0)
         expected.append(-torch.stack([logits[i, tokens[i + 1]] for i in reads]).mean())
-    torch.testing.assert_close(
-        objective.losses(model, group), torch.stack(expected), atol=1e-4, rtol=1e-4
-    )
+    close(objective.losses(model, group), torch.stack(expected))
 
 
 @torch.no_grad()
@@ -148,8 +122,7 @@ def test_all_scores_are_those_of_plain_passes_in_the_rows_order(model):
     found = objective.all_scores(model, every, tokens=8)
     assert found.shape == (3, 3)
     for row, (context, choices) in zip(found, questions, strict=True):
-        expected = torch.stack([slow_logp(model, context, choice) for choice in choices])
-        torch.testing.assert_close(row[: len(choices)], expected, atol=1e-4, rtol=1e-4)
+        close(row[: len(choices)], torch.stack([slow_logp(model, context, c) for c in choices]))
         assert (row[len(choices) :] == -torch.inf).all()
 
 
@@ -169,19 +142,16 @@ def test_a_temperature_divides_the_scores():
 
 
 def test_head_logprobs_and_their_gradient_against_autograd(monkeypatch):
-    monkeypatch.setattr(model_module, "CHUNK", 3)  # five rows: a whole chunk and a part
+    monkeypatch.setattr(model_module, "TRAINED", 3)  # five rows: a whole chunk and a part
     generator = torch.Generator().manual_seed(0)
-    head = torch.randn(11, 4, generator=generator, dtype=torch.float64).float()
+    head = torch.randn(11, 4, generator=generator)
     hidden = torch.randn(5, 4, generator=generator).requires_grad_()
     targets, weights = torch.tensor([0, 10, 3, 3, 7]), torch.randn(5, generator=generator)
     found = HeadLogprobs.apply(hidden, head, targets)
-    expected = target_logprobs(hidden @ head.T, targets)
+    expected = -functional.cross_entropy(hidden @ head.T, targets, reduction="none")
     torch.testing.assert_close(found, expected)
-    for values in (found, expected):
-        values.mul(weights).sum().backward()
-        if values is found:
-            first, hidden.grad = hidden.grad, None
-    torch.testing.assert_close(first, hidden.grad)
+    ours, theirs = (torch.autograd.grad((v * weights).sum(), hidden) for v in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_without_gradients_nothing_is_kept_for_one():

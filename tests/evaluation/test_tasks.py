@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-from collections import Counter
 from functools import cache
 
 import pytest
@@ -27,6 +26,7 @@ COUNTS = {
     "rte": (139, 138),
 }
 ROWS = 60  # compared, of each task
+READ = ("doc_to_text", "doc_to_target", "doc_to_choice")
 # The metric of each task as the paper's numbers are read: length-normalised, plain, exact match.
 METRIC = {
     "acc_norm": {"arc_challenge", "hellaswag", "openbookqa", "piqa"},
@@ -38,14 +38,9 @@ METRIC = {
 @cache
 def pair(task: str):
     """Ours over some rows, and the official one over the same documents in the same order."""
-    ours = tasks.load(task, ROWS)
-    key = IDENTITY[task]
-    place = {}
-    for number, row in enumerate(OFFICIAL[task]()):
-        place.setdefault(identity(row, key), number)
-    rows = OFFICIAL[task]()
-    order = [place[identity(doc, key)] for doc in ours.eval_docs]
-    return ours, official_task(task, [rows[number] for number in order])
+    ours, key = tasks.load(task, ROWS), IDENTITY[task]
+    first = {identity(row, key): row for row in reversed(OFFICIAL[task]())}
+    return ours, official_task(task, [first[identity(doc, key)] for doc in ours.eval_docs])
 
 
 def identity(row: dict, key: str) -> str:
@@ -56,28 +51,25 @@ def identity(row: dict, key: str) -> str:
 
 
 # Counts and splits ----------------------------------------------------------------------------
-
-
-def test_the_seven_tasks():
-    assert set(documents.TASKS) == set(COUNTS)
-
-
 @pytest.mark.parametrize("task", COUNTS)
-def test_counts(task):
+def test_counts_and_splits(task):
+    """Scored is lm-eval's own split; fewer rows are a prefix of more."""
     found = [len(tasks.rows(task, split)) for split in ("evaluation", "train")]
-    assert tuple(found) == COUNTS[task]
+    assert tuple(found) == COUNTS[task] and set(documents.TASKS) == set(COUNTS)
+    few, more = (tasks.load(task, n, n) for n in (3, 12))
+    assert (few.config.test_split or few.config.validation_split) == HUB[task][2]
+    assert list(few.eval_docs) == list(more.eval_docs)[:3] and len(more.eval_docs) == 12
+    assert tasks.rows(task, "train", 3) == tasks.rows(task, "train", 12)[:3]
 
 
-def test_halves_are_disjoint_and_complete():
-    """Of RTE and CoQA: a row trains or evaluates, by a fixed hash of its id, never both."""
-    for task, every in (("rte", 277), ("coqa", 500)):
-        key = IDENTITY[task]
-        halves = [{row[key] for row in tasks.rows(task, s)} for s in ("evaluation", "train")]
-        assert not halves[0] & halves[1]
-        assert halves[0] | halves[1] == {row[key] for row in OFFICIAL[task]()}
-        assert sum(map(len, halves)) == every
-        for name in halves[0]:
-            assert hashlib.sha256(str(name).encode()).digest()[0] % 2 == 1
+@pytest.mark.parametrize(("task", "every"), [("rte", 277), ("coqa", 500)])
+def test_halves_are_disjoint_and_complete(task, every):
+    """A row trains or evaluates, by a fixed hash of its id, never both."""
+    key = IDENTITY[task]
+    scored, learnt = ({row[key] for row in tasks.rows(task, s)} for s in ("evaluation", "train"))
+    assert not scored & learnt and scored | learnt == {row[key] for row in OFFICIAL[task]()}
+    assert len(scored) + len(learnt) == every
+    assert all(hashlib.sha256(str(name).encode()).digest()[0] % 2 for name in scored)
 
 
 def test_coqa_has_all_turns():
@@ -116,50 +108,28 @@ def test_order_stays_what_it_was():
     assert tasks.order(10) == [7, 5, 2, 4, 1, 0, 9, 3, 8, 6]
 
 
-@pytest.mark.parametrize("task", COUNTS)
-def test_fewer_rows_are_a_prefix_of_more(task):
-    few, more = (list(tasks.load(task, n, n).eval_docs) for n in (3, 12))
-    assert few == more[:3] and len(more) == 12
-    assert tasks.rows(task, "train", 3) == tasks.rows(task, "train", 12)[:3]
-
-
 # The task is the official one -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", COUNTS)
 def test_documents_are_asked_and_scored_as_officially(task):
-    """Prompt, choices and target."""
-    ours, official = pair(task)
-    docs = list(zip(ours.eval_docs, official.eval_docs, strict=True))
-    assert len(docs) == ROWS
-    for mine, theirs in docs:
-        assert ours.doc_to_text(mine) == official.doc_to_text(theirs)
-        assert ours.doc_to_target(mine) == official.doc_to_target(theirs)
-        if task != "coqa":
-            assert ours.doc_to_choice(mine) == official.doc_to_choice(theirs)
-
-
-@pytest.mark.parametrize("task", COUNTS)
-def test_requests_and_metrics_are_the_official_ones(task):
-    """What the model is asked, and what the metrics make of its answers."""
+    """Prompt, choices and target; what the model is asked, what metrics make of its answers."""
     ours, official = pair(task)
     draw = random.Random(0)
-    for mine, theirs in list(zip(ours.eval_docs, official.eval_docs, strict=True))[:15]:
-        asked = [t.construct_requests(d, t.doc_to_text(d)) for t, d in zip_pair(mine, theirs, task)]
-        left, right = ([r.args for r in listed(requests)] for requests in asked)
-        assert left == right
-        answers = [answer(task, mine, draw) for _ in left]
-        scores = ours.process_results(mine, answers), official.process_results(theirs, answers)
-        assert scores[0] == scores[1] and tasks.METRIC[task] in scores[0]
+    docs = list(zip(ours.eval_docs, official.eval_docs, strict=True))
+    assert len(docs) == ROWS
+    for number, (mine, theirs) in enumerate(docs):
+        for read in READ[: 2 if task == "coqa" else 3]:
+            assert getattr(ours, read)(mine) == getattr(official, read)(theirs)
+        if number < 15:
+            left, right = asked(ours, mine), asked(official, theirs)
+            assert left == right
+            said = [answer(task, mine, draw) for _ in left]
+            scores = ours.process_results(mine, said), official.process_results(theirs, said)
+            assert scores[0] == scores[1] and tasks.METRIC[task] in scores[0]
 
 
-def zip_pair(mine: dict, theirs: dict, task: str):
-    ours, official = pair(task)
-    return [(ours, mine), (official, theirs)]
-
-
-def listed(requests):
-    return requests if isinstance(requests, list) else [requests]
+def asked(definition, doc: dict) -> list[tuple]:
+    found = definition.construct_requests(doc, definition.doc_to_text(doc))
+    return [request.args for request in (found if isinstance(found, list) else [found])]
 
 
 def answer(task: str, doc: dict, draw: random.Random):
@@ -178,14 +148,9 @@ def test_only_the_source_differs(task):
         for name in ("custom_dataset", "tag", "process_docs"):
             config.pop(name, None)
         config["metadata"].pop("config_source", None)
-    assert plain(ours) == plain(official)
-    for split in ("test_split", "validation_split", "training_split"):
-        assert ours.get(split) == official.get(split)
-
-
-def plain(config: dict) -> dict:
-    """Functions by their code's place: they are loaded anew with each definition."""
-    return {k: getattr(v, "__qualname__", v) for k, v in config.items()}
+        for name, value in config.items():  # functions by name: each definition loads them anew
+            config[name] = getattr(value, "__qualname__", value)
+    assert ours == official
 
 
 def test_metrics_are_the_papers():
@@ -195,19 +160,12 @@ def test_metrics_are_the_papers():
         assert tasks.METRIC[task] in metrics | ({"acc_norm"} if "acc" in metrics else set())
 
 
-@pytest.mark.parametrize("task", COUNTS)
-def test_evaluated_is_lm_evals_own_split(task):
-    _, _, split = HUB[task]
-    definition = tasks.load(task, 2)
-    assert (definition.config.test_split or definition.config.validation_split) == split
-
-
 # The reconstruction is faithful ---------------------------------------------------------------
 
 
 def test_openbookqa_rebuilt_equals_the_raw_rows():
     """The validation split is there both ways: rebuilt from requests, and raw, as on the hub."""
-    rebuilt = documents._openbookqa("val")
+    rebuilt = documents._choices("openbookqa-val", "question_stem")
     assert rebuilt == documents.arrow("openbookqa-main")
 
 
@@ -227,7 +185,7 @@ def test_hellaswag_train_rows_are_rebuilt(monkeypatch):
     rebuilt = official_task("hellaswag", documents._hellaswag_train())
     official = official_task("hellaswag", raw)
     for mine, theirs in zip(rebuilt.eval_docs, official.eval_docs, strict=True):
-        for read in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+        for read in READ:
             assert getattr(rebuilt, read)(mine) == getattr(official, read)(theirs)
 
 
@@ -242,27 +200,19 @@ def cleaned(row: dict) -> dict:
     }
 
 
-@pytest.mark.parametrize("task", ["arc_challenge", "boolq", "hellaswag"])
-def test_train_prompts_are_those_of_the_files(task):
-    """Where the files' own prompt follows the same template, ours is it to the letter."""
+@pytest.mark.parametrize("task", sorted(set(COUNTS) - {"rte", "coqa"}))
+def test_train_prompts_and_answers_are_those_of_the_files(task):
+    """Prompts where the files' own follows the same template: ours is it to the letter."""
     definition = tasks.load(task, evaluation=1, train=100)
     docs = documents.requests(f"{task}-train_rc_5shot")
-    queries = Counter(doc["query"] for doc in docs)
-    for doc in definition.training_docs():
-        assert queries[definition.doc_to_text(doc)]
-
-
-@pytest.mark.parametrize("task", ["arc_challenge", "openbookqa", "piqa"])
-def test_train_answers_are_those_of_the_files(task):
-    definition = tasks.load(task, evaluation=1, train=100)
-    docs = documents.requests(f"{task}-train_rc_5shot")
+    queries = {doc["query"] for doc in docs}
     known = {(str(doc["choices"]), doc["choices"][doc["gold"]]) for doc in docs}
     for doc in definition.training_docs():
         choices = definition.doc_to_choice(doc)
-        assert (str(choices), choices[definition.doc_to_target(doc)]) in known
-
-
-# Reading --------------------------------------------------------------------------------------
+        if task in ("arc_challenge", "boolq", "hellaswag"):
+            assert definition.doc_to_text(doc) in queries
+        if task in ("arc_challenge", "openbookqa", "piqa"):
+            assert (str(choices), choices[definition.doc_to_target(doc)]) in known
 
 
 @pytest.mark.parametrize("task", COUNTS)
@@ -274,11 +224,12 @@ def test_a_training_text_is_the_prompt_and_the_right_answer(task):
         assert tasks.text(definition, doc) == f"{definition.doc_to_text(doc)} {right}"
 
 
-def test_unknown_task():
-    with pytest.raises(
-        TipminiError, match=r"^task 'hellswag': not one of arc_challenge, .*winogrande$"
-    ):
+def test_what_is_not_there_is_refused():
+    known = r"^task 'hellswag': not one of arc_challenge, .*winogrande$"
+    with pytest.raises(TipminiError, match=known):
         tasks.load("hellswag")
+    with pytest.raises(TipminiError, match="task winogrande: no train rows"):
+        tasks.rows("winogrande", "train")
 
 
 # What is scored of pruned models as well ------------------------------------------------------
@@ -296,19 +247,10 @@ def test_more_tasks_have_lm_evals_own_split(task, count):
 
 
 def test_a_choice_of_winogrande_is_a_beginning_that_names_one_of_the_two():
+    """lm-eval strips what follows the blank, so spaces are left out."""
     definition = tasks.load("winogrande", 20)
     for doc in definition.eval_docs:
         beginnings, end = definition.doc_to_choice(doc), definition.doc_to_target(doc)
-        found = [_bare(beginning + end) for beginning in beginnings]
         filled = [doc["sentence"].replace("_", doc[name]) for name in ("option1", "option2")]
-        assert found == [_bare(sentence) for sentence in filled]
-
-
-def _bare(text: str) -> str:
-    """lm-eval strips what follows the blank, so spaces are left out."""
-    return text.replace(" ", "")
-
-
-def test_more_tasks_are_no_default_of_what_trains():
-    with pytest.raises(TipminiError, match="task winogrande: no train rows"):
-        tasks.rows("winogrande", "train")
+        found = [beginning + end for beginning in beginnings]
+        assert [f.replace(" ", "") for f in found] == [f.replace(" ", "") for f in filled]

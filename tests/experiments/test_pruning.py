@@ -1,5 +1,5 @@
-"""Pruning runs: killed and continued they end bit for bit the same; what is written is what was
-masked."""
+"""Pruning runs: killed and continued they end bit for bit the same, however a step is cut into
+passes; what is written is what was masked."""
 
 import math
 import shutil
@@ -8,6 +8,7 @@ import prunable
 import pytest
 import torch
 from kills import Killed, kill_at
+from peft import PeftModel
 from prunable import SMALL, outcome, prune
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -15,21 +16,33 @@ from transformers import AutoModelForCausalLM
 import tipmini as tm
 from tipmini.methods import pruner
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import dequantise
 from tipmini.methods.pruner import load_masks, masked
+from tipmini.models.int8 import dequantise
 from tipmini.papers import loraprune
 from tipmini_lab.evaluation import objective
+from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.pruning import Run, prune_semi_structured
-from tipmini_lab.experiments.recipe import PruningRecipe, cosine_rate, fraction, removes
-from tipmini_lab.results import store
+from tipmini_lab.experiments.pruning import (
+    PruningRecipe,
+    Run,
+    cosine_rate,
+    fraction,
+    prune_semi_structured,
+    removes,
+)
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 
 
+def started(base, tmp_path, dtype="float32", **settings) -> Run:
+    return Run(base, PruningRecipe(**SMALL | settings), tmp_path / "out", dtype)
+
+
+def load(folder) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 # Killed and continued -----------------------------------------------------------------------------
-
-
 KILLS = {  # of eight steps, with checkpoints after every third
     "before any checkpoint": ("step", 1),
     "before anything is removed": ("step", 3),
@@ -78,15 +91,6 @@ def test_a_killed_run_ends_bit_for_bit_like_one_unbroken(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("change", [{"share": 0.4}, {"seed": 1}, {"rows": 11}, {"decay": 0.5}])
-def test_another_recipe_is_not_continued(base, tmp_path, change):
-    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
-    one.step(0)
-    one.checkpoint(1)
-    other = PruningRecipe(**SMALL | change)
-    assert Run(base, other, tmp_path / "out", "float32").resume() == 0
-
-
 def _other_weights(tmp_path, patch, base):
     """A base of the same names, shapes and configuration."""
     other = tmp_path / "other"
@@ -100,15 +104,17 @@ def _other_code(tmp_path, patch, base):
     return base
 
 
-@pytest.mark.parametrize("changed", [_other_weights, _other_code])
-def test_a_checkpoint_of_other_weights_or_code_is_not_continued(
-    base, tmp_path, monkeypatch, changed
-):
-    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
-    one.checkpoint(1)
-    assert Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32").resume() == 1
-    other = changed(tmp_path, monkeypatch, base)
-    assert Run(other, PruningRecipe(**SMALL), tmp_path / "out", "float32").resume() == 0
+OTHERS_CHECKPOINTS = [{"share": 0.4}, {"seed": 1}, {"rows": 11}, {"decay": 0.5}]
+OTHERS_CHECKPOINTS += [_other_weights, _other_code]
+
+
+@pytest.mark.parametrize("changed", OTHERS_CHECKPOINTS)
+def test_a_checkpoint_of_anything_else_is_not_continued(base, tmp_path, monkeypatch, changed):
+    started(base, tmp_path).checkpoint(1)
+    assert started(base, tmp_path).resume() == 1
+    if not isinstance(changed, dict):
+        base, changed = changed(tmp_path, monkeypatch, base), {}
+    assert started(base, tmp_path, **changed).resume() == 0
 
 
 def test_a_result_that_is_there_is_not_replaced(base, unbroken):
@@ -119,14 +125,14 @@ def test_a_result_that_is_there_is_not_replaced(base, unbroken):
 # What comes out -----------------------------------------------------------------------------------
 
 
-def test_the_checkpoint_computes_what_the_masked_model_did(base, tmp_path):
-    one = Run(base, PruningRecipe(**SMALL), tmp_path / "out", "float32")
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_checkpoint_computes_what_the_masked_model_did(base, tmp_path, int8):
+    one = started(base, tmp_path, int8=int8)
     out = one.run()
     assert any(p.any() for n, p in one.factors.items() if "lora_B" in n)  # it was trained
     with masked(one.model, one.pruner.masks):
         expected = prunable.logits(one.model)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prunable.logits(load(out)), expected, rtol=1e-4, atol=1e-4)
     story = outcome(out)[1]
     assert story["gone"] == sorted(story["gone"]) and story["gone"][-1] == story["removed_share"]
     assert 0.45 < story["removed_share"] <= 0.5
@@ -136,8 +142,8 @@ def test_the_checkpoint_computes_what_the_masked_model_did(base, tmp_path):
 
 def test_without_tuning_what_stays_is_the_bases_own(base, tmp_path):
     out = prune(base, tmp_path / "out", tune=False)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    loaded = load(out)
+    whole = load(base)
     masks = load_masks(out / "masks.safetensors")
     for number, layer in enumerate(whole.model.layers):
         kept = masks[f"model.layers.{number}.mlp"]
@@ -171,7 +177,7 @@ def _of_line(method: str, weight, grad, norm, dim: int):
 @pytest.mark.parametrize("method", [m for m in OTHERS if m != "random"])
 def test_a_runs_importances_are_its_methods(base, tmp_path, monkeypatch, method):
     """Of the first step, from the gradients and norms that it had: no other criterion's."""
-    one = Run(base, PruningRecipe(**SMALL, method=method), tmp_path / "out", "float32")
+    one = started(base, tmp_path, method=method)
     family = next(f for f in one.families if f.kind == "channels" and f.layer == 1)
     expected, observe = [], Run._observe
 
@@ -201,17 +207,8 @@ def test_random_choice_hangs_on_the_seed_alone(base, tmp_path):
     assert first == again != other
 
 
-def test_an_int8_base_is_pruned_by_what_needs_no_gradient_of_it(base, tmp_path):
-    one = Run(base, PruningRecipe(**SMALL, int8=True), tmp_path / "out", "float32")
-    out = one.run()
-    with masked(one.model, one.pruner.masks):
-        expected = prunable.logits(one.model)
-    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_an_int8_weight_is_written_as_it_was_trained_with(base, tmp_path):
-    one = Run(base, PruningRecipe(**SMALL, int8=True), tmp_path / "out", "bfloat16")
+    one = started(base, tmp_path, "bfloat16", int8=True)
     read = pruning.as_trained("bfloat16")
     for module in (m.module for family in one.families for m in family.members):
         layer = one.model.get_submodule(module).base_layer
@@ -226,8 +223,7 @@ def test_released_takes_gradients_after_clipping(base, tmp_path):
     found = {}
     for reduction in ("paper", "released"):
         for clip in (1e-3, 1e9):
-            recipe = PruningRecipe(**SMALL, reduction=reduction, clip=clip)
-            one = Run(base, recipe, tmp_path / "out", "float32")
+            one = started(base, tmp_path, reduction=reduction, clip=clip)
             one.step(0)
             found[reduction, clip] = one.pruner.averages["model.layers.0.mlp"]
     assert torch.equal(found["paper", 1e-3], found["paper", 1e9])
@@ -238,16 +234,141 @@ def test_2_4_leaves_two_of_every_four(base, tmp_path):
     recipe = PruningRecipe(**SMALL)
     for score in ("magnitude", "wanda"):
         out = prune_semi_structured(base, recipe, tmp_path / score, score, "float32")
-        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        loaded = load(out)
         for family in find_families(loaded):
             for member in family.members:
                 weight = loaded.get_submodule(member.module).weight
                 assert ((weight.view(-1, 4) != 0).sum(1) == 2).all()
-    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    whole = load(base)
     up = "model.layers.0.mlp.up_proj.weight"
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "magnitude").get_parameter(up)
     blocks, found = whole.get_parameter(up).abs().view(-1, 4), kept.view(-1, 4)
     assert torch.equal(blocks.topk(2).values.sum(1), found.abs().sort().values[:, 2:].sum(1))
+
+
+# A step of several passes ------------------------------------------------------------------------
+LENGTH = 12  # tokens of every row, so that passes are cut by their number alone
+WHOLE, ONE_BY_ONE = 10**6, LENGTH  # padded tokens of a pass
+
+
+def stepped(base, tmp_path, tokens: int, steps: int, **settings) -> tuple[Run, list[float]]:
+    one = started(base, tmp_path, length=LENGTH, tokens=tokens, **settings)
+    return one, [one.step(number) for number in range(steps)]
+
+
+@pytest.mark.parametrize("tokens", [ONE_BY_ONE, 2 * ONE_BY_ONE, WHOLE])
+def test_passes_are_as_many_as_the_tokens_ask_for(base, tmp_path, tokens):
+    one, _ = stepped(base, tmp_path, tokens, 0)
+    lengths = [len(one.rows[i].row) for i in one.steps[0]]
+    assert len(batches(lengths, tokens)) == {ONE_BY_ONE: 3, 2 * ONE_BY_ONE: 2, WHOLE: 1}[tokens]
+
+
+@pytest.mark.parametrize("method", ["lora-guided", "vanilla"])
+@pytest.mark.parametrize("settings", [{}, {"recompute": True}, {"reduction": "released"}])
+def test_importances_and_updates_do_not_show_the_passes(base, tmp_path, method, settings):
+    settings = settings | {"method": method}
+    (first, losses), (other, others) = (
+        stepped(base, tmp_path, tokens, 3, **settings) for tokens in (WHOLE, ONE_BY_ONE)
+    )
+    assert losses == pytest.approx(others, rel=1e-5)
+    for name, average in first.pruner.averages.items():
+        assert average.max() > 0
+        torch.testing.assert_close(other.pruner.averages[name], average, rtol=2e-3, atol=1e-9)
+        assert torch.equal(other.pruner.masks[name], first.pruner.masks[name])
+    moved = 0.0
+    for name, factor in first.factors.items():
+        torch.testing.assert_close(other.factors[name], factor, rtol=1e-3, atol=1e-4)
+        moved += factor.abs().sum().item() if "lora_B" in name else 0.0
+    assert moved > 0
+
+
+def test_a_batch_weighs_every_row_alike_however_it_is_cut(base, tmp_path):
+    """A pass of one row counts a third of a batch of three, not as much as a pass of two."""
+    (whole, _), (cut, _) = (stepped(base, tmp_path, t, 0) for t in (WHOLE, 2 * ONE_BY_ONE))
+    for one in (whole, cut):
+        one.backward([one.rows[i] for i in one.steps[0]])
+    grads = [{n: p.grad for n, p in one.factors.items()} for one in (whole, cut)]
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-7)
+
+
+# Results that no checkpoint can hold: whole or not there, and what they stand for is masked ------
+LAYERS_DIFFER = {"one layer exempt": {"exempt_first": 0.5}, "one p": {"threshold": "global"}}
+MASKED = LAYERS_DIFFER | {"in 8 bits": {"threshold": "global", "int8": True}}
+
+
+def ran(base, tmp_path, **settings):
+    """A folder, and what the model computed before it was written."""
+    one = started(base, tmp_path, **settings)
+    out = one.run()
+    assert not (out / "config.json").exists()
+    with masked(one.model, one.pruner.masks):
+        return out, prunable.logits(one.model)
+
+
+@pytest.mark.parametrize("way", MASKED)
+def test_masks_and_adapter_say_what_the_masked_model_did(base, tmp_path, way):
+    out, expected = ran(base, tmp_path, **MASKED[way])
+    named = tm.load_adapter(out / "adapter").base_model
+    whole = load(named)
+    worn = PeftModel.from_pretrained(whole, out / "adapter")
+    masks = load_masks(out / "masks.safetensors")
+    with masked(worn, masks):
+        torch.testing.assert_close(prunable.logits(worn), expected, rtol=1e-4, atol=1e-4)
+    if way == "one layer exempt":
+        assert (
+            outcome(out)[1]["kept"]["model.layers.0.mlp"] == 24 == len(masks["model.layers.0.mlp"])
+        )
+
+
+@pytest.mark.parametrize("way", MASKED)
+@pytest.mark.parametrize("biases", [False, True])
+def test_what_is_loaded_is_masked_for_good(base, tokenizer, tmp_path, way, biases):
+    if biases:
+        base = prunable.save_model(tmp_path / "b", tokenizer, attention_bias=True, mlp_bias=True)
+    out, expected = ran(base, tmp_path, **MASKED[way])
+    loaded = pruning.load(out, "float32")
+    torch.testing.assert_close(prunable.logits(loaded), expected, rtol=1e-4, atol=1e-4)
+    masks = load_masks(out / "masks.safetensors")
+    for family in find_families(loaded):
+        rows = loaded.get_submodule(family.members[0].module).weight
+        zero = (rows.view(family.count, -1) == 0).all(1)
+        assert zero.tolist() == (~masks[family.name]).tolist()
+    assert {p.dtype for p in pruning.load(out, "bfloat16").parameters()} == {torch.bfloat16}
+
+
+def test_in_8_bits_the_adapters_base_is_what_it_was_trained_on(base, tmp_path):
+    out, _ = ran(base, tmp_path, **MASKED["in 8 bits"])
+    assert tm.load_adapter(out / "adapter").base_model == str(out / "base")
+    stored, own = (load_file(f / "model.safetensors") for f in (out / "base", base))
+    read = pruning.as_trained("float32")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(stored[name], read(own[name])) and not torch.equal(stored[name], own[name])
+    assert torch.equal(stored["model.embed_tokens.weight"], own["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("way", MASKED)
+@pytest.mark.parametrize("after", ["nothing", "the base", "the adapter", "the masks"])
+def test_a_kill_between_files_leaves_nothing_and_can_be_made_good(
+    base, tmp_path, monkeypatch, way, after
+):
+    def killed(*given, **named):
+        raise Killed
+
+    place = {
+        "nothing": (pruning.tempfile, "TemporaryDirectory"),
+        "the base": (tm.LoraAdapter, "save"),
+        "the adapter": (pruning.Path, "write_bytes"),
+        "the masks": (pruning.Path, "replace"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*place[after], killed)
+        with pytest.raises(Killed):
+            prune(base, tmp_path / "out", **MASKED[way])
+    assert not (tmp_path / "out").exists()
+    again = outcome(prune(base, tmp_path / "out", **MASKED[way]))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert again == outcome(prune(base, tmp_path / "unbroken", **MASKED[way]))
 
 
 # The recipe ---------------------------------------------------------------------------------------
@@ -326,8 +447,3 @@ def test_padded_rows_are_masked():
 def test_more_rows_than_there_are_are_refused(tokenizer):
     with pytest.raises(tm.TipminiError, match=r"^task rte: \d+ train rows, 100000 wanted"):
         objective.plain_examples(("rte",), 100000, 24, tokenizer)
-
-
-def test_a_file_is_written_whole(tmp_path):
-    store.write_bytes(tmp_path / "a" / "b", b"x")
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from memory import Allocated
 
 from tipmini.errors import TipminiError
-from tipmini.methods import criteria, int8
+from tipmini.methods import criteria
 from tipmini.methods.criteria import CRITERIA, Signals, group_scores, semi_structured_mask
+from tipmini.models import int8
 from tipmini.papers.loraprune import group_importance, lora_guided_importance, taylor_importance
 
 D, K, R, SCALING = 12, 8, 3, 2.0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import Int8Linear, dequantise, quantise, rounded, to_int8
+from tipmini.models.int8 import Int8Linear, dequantise, quantise, rounded, to_int8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

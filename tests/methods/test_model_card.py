@@ -32,7 +32,6 @@ def card(**changes) -> str:
         "task_type": "CAUSAL_LM",
         "sparsity": SPARSITY,
         "fidelity": FIDELITY,
-        "command": "tipmini merge --seed 3",
     }
     return model_card(**given | changes)
 
@@ -91,14 +90,8 @@ def test_the_tables_hold_every_setting_input_and_layer():
 
 def test_what_is_not_known_is_left_out():
     assert "## Layers" not in card(sparsity=None, fidelity=None)
-    assert "## Made by" not in card(command=None)
     assert rows(card(sparsity=None), "Layers")[0] == ["Layer", "Error"]
     assert rows(card(fidelity=None), "Layers")[0] == ["Layer", "`boolq`", "`piqa`"]
-
-
-def test_a_command_cannot_close_its_fence():
-    text = card(command="echo ```\n# not a heading")
-    assert "````sh\necho ```\n# not a heading\n````" in text
 
 
 def test_the_same_merge_has_the_same_card():

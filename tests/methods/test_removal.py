@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import rounded, to_int8
 from tipmini.methods.pruner import masked
 from tipmini.methods.removal import is_exportable, save_pruned
 from tipmini.models.base_folder import open_base
+from tipmini.models.int8 import rounded, to_int8
 from tipmini_lab.experiments.training import by_module, named_factors
 
 SHARDS = {"one file": "5GB", "shards": "10KB"}

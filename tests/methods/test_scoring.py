@@ -8,9 +8,9 @@ from memory import Allocated
 from tipmini.methods import pruner
 from tipmini.methods.criteria import CHOICES, Signals, group_scores
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import to_int8
+from tipmini.models.int8 import to_int8
 from tipmini.papers.loraprune import lora_gradient, taylor_importance
-from tipmini_lab.experiments.recipe import TARGETS
+from tipmini_lab.experiments.pruning import TARGETS
 from tipmini_lab.experiments.training import add_lora
 
 

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from tipmini.threads import in_threads
+from tipmini.masks import in_threads
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from tiny import MODULES, llama, logits, peft_llama, random_adapter
 
 from tipmini.errors import TipminiError
 from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
-from tipmini.models.peft_settings import scaling_of
+from tipmini.models.peft_settings import Settings
 
 
 def test_patterns_name_only_the_odd_ones_out(tmp_path):
@@ -78,7 +78,7 @@ def test_patterns_are_read_in_the_order_of_the_file(tmp_path):
 
 def test_a_name_that_as_a_pattern_misses_itself_counts_literally():
     patterns = {"b.q+": 2}
-    config = {"r": 4, "lora_alpha": 8, "alpha_pattern": patterns}
+    settings = Settings(r=4, lora_alpha=8, alpha_pattern=patterns)
     assert get_pattern_key(patterns, "b.q+") in patterns
-    assert scaling_of(config, "b.q+", 4) == 2 / 4 and scaling_of(config, "b.qq", 4) == 2 / 4
-    assert scaling_of(config, "b.p", 4) == 8 / 4
+    assert settings.scaling("b.q+", 4) == 2 / 4 and settings.scaling("b.qq", 4) == 2 / 4
+    assert settings.scaling("b.p", 4) == 8 / 4

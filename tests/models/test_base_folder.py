@@ -10,8 +10,7 @@ from adapters_on_disk import SHARDED, SINGLE, tiny_base
 from safetensors.torch import save_file
 
 import tipmini as tm
-from tipmini.models.base_folder import open_base
-from tipmini.models.weights import save_merged
+from tipmini.models.base_folder import open_base, save_merged
 
 
 def edit_config(folder: Path, **changes: object) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from folders import CONFIG, WEIGHTS, edit_config, factors_file
 
-from tipmini.models.inspection import inspect_folder
+from tipmini.models.peft_folder import inspect_folder
 
 
 def test_inspection_tells_facts_and_all_problems(folder):

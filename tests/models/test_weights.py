@@ -16,10 +16,9 @@ from tiny import HIDDEN, KEY_VALUE, MODULES, random_adapter
 from transformers import LlamaForCausalLM
 
 import tipmini as tm
-from tipmini.models import weights
-from tipmini.models.base_folder import open_base
+from tipmini.models import base_folder
+from tipmini.models.base_folder import open_base, save_merged
 from tipmini.models.files import TensorFile
-from tipmini.models.weights import save_merged
 
 
 def peft_adapter(model: LlamaForCausalLM, folder: Path):
@@ -175,7 +174,7 @@ def fill_disk(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "_added", full)
+    monkeypatch.setattr(base_folder, "_added", full)
 
 
 def too_small_disk(monkeypatch):

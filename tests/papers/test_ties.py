@@ -11,7 +11,7 @@ from tiny import ADAPTERS, MODULES, WEIGHTS, peft_factors, peft_llama, saved, wh
 import tipmini as tm
 from tipmini import masks
 from tipmini.errors import TipminiError
-from tipmini.methods import sums
+from tipmini.methods import merge as sums
 from tipmini.papers.dare import named_generator
 from tipmini.papers.ties import electing, majority, trim, trim_threshold
 

@@ -213,7 +213,7 @@ def test_norms_that_do_not_fit_are_refused(norms, message):
         ({"mean": "rows"}, "mean must be one of elements, modules, got 'rows'"),
         ({"normalized": "no"}, "normalized must be one of within, across, got 'no'"),
         ({"sign": "-1"}, "sign must be 1"),
-        ({"shift_range": "wide"}, "shift_range must be a finite number from 0 on, got wide"),
+        ({"shift_range": "wide"}, "shift_range must be a finite number from 0 on, got 'wide'"),
         ({"bounds": "none"}, "bounds must be one of clip, mean_preserving, got 'none'"),
         ({"group": "column"}, "group must be one of row, matrix, got 'column'"),
         ({"rescale": "expected"}, "rescale must be one of False, True, got 'expected'"),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tipmini import masks
 from tipmini.errors import TipminiError
 from tipmini.masks import prune_rows, row_mask
-from tipmini.papers import wanda
-from tipmini.papers.wanda import wanda_score
+from tipmini.papers import tip as wanda
+from tipmini.papers.tip import wanda_score
 
 # Few distinct values, so that ties are common.
 SCORES = st.integers(1, 9).flatmap(

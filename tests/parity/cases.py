@@ -1,38 +1,55 @@
 """The table of comparisons: which function of a peer, which call of ours, and how they relate."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
 
 from tests.parity import ours, theirs
 from tests.parity.inputs import Inputs
 from tests.parity.ours import merge
 from tests.parity.pitfalls import GIVEN, PITFALLS, attempt
-from tests.parity.theirs import Side
 from tipmini_lab.book.parity import BITS, DIFFERS, ROUNDING
+
+Side = Callable[[Inputs], Sequence[Tensor] | str]  # tensors, or words on what happened
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One row of the table; it counts a case for every one of its inputs.
 
-    within: for "to rounding", the largest ||theirs - ours|| / ||theirs|| that is still rounding.
-    reason: for "differs", why, in one sentence. A side gives tensors, or words on what happened.
+    apart: the largest ||theirs - ours|| / ||theirs|| that is still rounding, 0 for the same bits;
+    or, of what differs, why, in one sentence.
     """
 
     peer: str
     function: str
-    ours: str
-    relation: str
-    inputs: Sequence[Inputs]
     theirs: Side
     mine: Side
-    within: float = 0.0
-    reason: str = ""
+    inputs: Sequence[Inputs]
+    apart: float | str = 0.0
+    call: str = ""  # of ours, where it does not say it itself
+
+    @property
+    def ours(self) -> str:
+        return self.call or str(self.mine)
+
+    @property
+    def reason(self) -> str:
+        return self.apart if isinstance(self.apart, str) else ""
+
+    @property
+    def within(self) -> float:
+        return 0.0 if self.reason else self.apart
+
+    @property
+    def relation(self) -> str:
+        return DIFFERS if self.reason else ROUNDING if self.within else BITS
 
 
 # Inputs ----------------------------------------------------------------------------------------
-
 PLAIN, SIGNED = (1.0, 1.0, 1.0), (0.5, -1.0, 0.3)
 SEVEN = (0.7, 1.2, -0.2, 0.4, 1.0, -0.5, 0.1)
 SQUARE, TALL, SMALL = ((24, 40), 4), ((64, 16), 8), ((10, 30), 3)
@@ -57,13 +74,14 @@ EQUAL = grid(weights=[PLAIN])  # for peers that know no weights
 EQUAL_TIED = grid([SQUARE], [PLAIN], tied=True)
 OPPOSED = grid([SQUARE, TALL], [(1.0, 1.0)], [0.3, 0.5], opposed=True)  # every sum is 0
 ONE = grid([SQUARE, SMALL], [(1.0,)])  # for functions of one tensor
+ONE_TIED = grid([SQUARE], [(1.0,)], tied=True)
+ONE_LEAST = grid([SQUARE], [(1.0,)], [0.001])
 TINY = grid([LLAMA], [PLAIN, SIGNED])
 FEW = grid([SQUARE], [SIGNED], [0.3, 0.5])
 FEW_EQUAL = grid([SQUARE], [PLAIN], [0.3, 0.5])
 FEW_TINY = grid([LLAMA], [PLAIN, SIGNED], [0.5])
 
 # Reasons that several rows share ---------------------------------------------------------------
-
 AUTHORS = "the authors trim over the whole adapter, the others each tensor by itself"
 ELECTION = "PEFT elects before it weights and divides by the count, mergekit the other way round"
 TIES_AT_THE_CUT = "equal magnitudes at the cut: the peer keeps any of them, tipmini the later ones"
@@ -72,155 +90,137 @@ UNEVEN_COUNT = "no whole number stays: PEFT rounds the kept elements down, tipmi
 A_LOT = 1e-4  # where an SVD or a solver stands between
 LITTLE = 1e-6
 
+on_delta = partial(merge, on="delta")
+
+
 # The table -------------------------------------------------------------------------------------
+def _listed(options: dict[str, object]) -> str:
+    return "".join(f", {key}={value!r}" for key, value in options.items())
 
 
 def _peft() -> Iterable[Comparison]:
-    def row(name: str, mine: ours.Merge, relation: str, inputs: tuple, *rest, **options):
-        side = theirs.peft_function(name, **options)
-        listed = "".join(f", {key}={value!r}" for key, value in options.items())
-        return Comparison(
-            "peft", f"merge_utils.{name}{listed}", str(mine), relation, inputs, side, mine, *rest
-        )
+    def row(name: str, mine: ours.Merge, *given, **options):
+        side = partial(theirs.peft_function, name=name, **options)
+        return Comparison("peft", f"merge_utils.{name}{_listed(options)}", side, mine, *given)
 
-    drop = {"rescale": "expected", "on": "delta"}
-    yield row("task_arithmetic", merge("cat"), ROUNDING, RANDOM, LITTLE)
-    yield row("ties", merge("ties", on="delta"), BITS, RANDOM + OPPOSED)
-    yield row("ties", merge("ties", on="delta"), DIFFERS, TIED, 0.0, TIES_AT_THE_CUT)
-    yield row(
-        *("ties", merge("ties", on="delta"), DIFFERS, RANDOM, 0.0),
-        "tipmini elects by the sum alone, as the paper does, never by counting signs",
-        majority_sign_method="frequency",
-    )
-    yield row("dare_linear", merge("dare", on="delta"), ROUNDING, RANDOM + TIED, LITTLE)
-    yield row("dare_ties", merge("dare_ties", on="delta"), BITS, RANDOM + TIED)
-    magnitude = merge("magnitude", on="delta")
-    yield row("magnitude_prune", magnitude, ROUNDING, WHOLE, LITTLE)
-    yield row("magnitude_prune", magnitude, DIFFERS, UNEVEN, 0.0, UNEVEN_COUNT)
-    yield row("magnitude_prune", magnitude, DIFFERS, TIED, 0.0, TIES_AT_THE_CUT)
-    for other, given, why in (("authors", FEW_EQUAL, AUTHORS), ("mergekit", FEW, ELECTION)):
-        yield row("ties", merge("ties", on="delta", variant=other), DIFFERS, given, 0.0, why)
-    l1 = merge("dare", **drop | {"rescale": "l1"})
-    yield row("dare_linear", l1, DIFFERS, FEW, 0.0, "PEFT rescales by 1 / density, mergekit by L1")
+    by_sum = "tipmini elects by the sum alone, as the paper does, never by counting signs"
+    yield row("task_arithmetic", merge("cat"), RANDOM, LITTLE)
+    yield row("ties", on_delta("ties"), RANDOM + OPPOSED)
+    yield row("ties", on_delta("ties"), TIED, TIES_AT_THE_CUT)
+    yield row("ties", on_delta("ties"), RANDOM, by_sum, majority_sign_method="frequency")
+    yield row("dare_linear", on_delta("dare"), RANDOM + TIED, LITTLE)
+    yield row("dare_ties", on_delta("dare_ties"), RANDOM + TIED)
+    yield row("magnitude_prune", on_delta("magnitude"), WHOLE, LITTLE)
+    yield row("magnitude_prune", on_delta("magnitude"), UNEVEN, UNEVEN_COUNT)
+    yield row("magnitude_prune", on_delta("magnitude"), TIED, TIES_AT_THE_CUT)
+    yield row("ties", on_delta("ties", variant="authors"), FEW_EQUAL, AUTHORS)
+    yield row("ties", on_delta("ties", variant="mergekit"), FEW, ELECTION)
+    l1 = merge("dare", rescale="l1", on="delta")
+    yield row("dare_linear", l1, FEW, "PEFT rescales by 1 / density, mergekit by L1")
 
 
 def _peft_adapters() -> Iterable[Comparison]:
-    def row(name: str, mine: ours.Merge, relation: str, *rest, inputs=TINY):
-        side = theirs.weighted(name, "factors" if mine.see == "factors" else "update")
-        function = f"add_weighted_adapter, {name!r}"
-        return Comparison("peft", function, str(mine), relation, inputs, side, mine, *rest)
+    def row(name: str, mine: ours.Merge, apart: float | str = 0.0):
+        see = "factors" if mine.see == "factors" else "update"
+        side = partial(theirs.weighted, combination=name, see=see)
+        given = FEW_TINY if isinstance(apart, str) else TINY
+        return Comparison("peft", f"add_weighted_adapter, {name!r}", side, mine, given, apart)
 
-    yield row("linear", merge("linear", "factors"), BITS)
-    yield row("cat", merge("cat", "factors"), BITS)
-    yield row("ties", merge("ties", "factors"), BITS)
-    yield row("dare_linear", merge("dare", "factors"), BITS)
-    yield row("dare_ties", merge("dare_ties", "factors"), BITS)
-    yield row("magnitude_prune", merge("magnitude", "factors"), BITS)
-    yield row("svd", merge("svd", "cut"), ROUNDING, A_LOT)
-    yield row("ties_svd", merge("ties", "cut", on="delta"), ROUNDING, A_LOT)
-    yield row("dare_linear_svd", merge("dare", "cut", on="delta"), ROUNDING, A_LOT)
-    yield row("dare_ties_svd", merge("dare_ties", "cut", on="delta"), ROUNDING, A_LOT)
-    yield row("magnitude_prune_svd", merge("magnitude", "cut", on="delta"), ROUNDING, A_LOT)
+    for name, own in (
+        *(("linear", "linear"), ("cat", "cat"), ("ties", "ties"), ("dare_linear", "dare")),
+        *(("dare_ties", "dare_ties"), ("magnitude_prune", "magnitude")),
+    ):
+        yield row(name, merge(own, "factors"))
+    yield row("svd", merge("svd", "cut"), A_LOT)
+    yield row("ties_svd", on_delta("ties", "cut"), A_LOT)
+    yield row("dare_linear_svd", on_delta("dare", "cut"), A_LOT)
+    yield row("dare_ties_svd", on_delta("dare_ties", "cut"), A_LOT)
+    yield row("magnitude_prune_svd", on_delta("magnitude", "cut"), A_LOT)
     cross = "sums of factors multiply to cross terms of different adapters; cat is the exact sum"
-    yield row("linear", merge("cat"), DIFFERS, 0.0, cross, inputs=FEW_TINY)
+    yield row("linear", merge("cat"), cross)
     apart = "PEFT drops elements of A and B, the authors drop elements of the delta"
-    yield row("dare_linear", merge("dare", on="delta"), DIFFERS, 0.0, apart, inputs=FEW_TINY)
+    yield row("dare_linear", on_delta("dare"), apart)
     apart = "PEFT trims and elects for A and B, the authors for the delta"
-    yield row("ties", merge("ties", on="delta"), DIFFERS, 0.0, apart, inputs=FEW_TINY)
+    yield row("ties", on_delta("ties"), apart)
 
 
 def _mergekit() -> Iterable[Comparison]:
-    def row(name: str, mine: ours.Merge, relation: str, inputs: tuple, *rest, **parameters):
-        listed = "".join(f", {key}={value!r}" for key, value in parameters.items())
-        side = theirs.mergekit(name, **parameters)
-        function = f"merge_tensors, {name!r}{listed}"
-        return Comparison("mergekit", function, str(mine), relation, inputs, side, mine, *rest)
+    def row(name: str, mine: ours.Merge, *given, **parameters):
+        side = partial(theirs.mergekit, method=name, **parameters)
+        function = f"merge_tensors, {name!r}{_listed(parameters)}"
+        return Comparison("mergekit", function, side, mine, *given)
 
-    def one(name: str, norm: str | None, mine: ours.Merge, relation: str, *rest, inputs=ONE):
-        function, side = f"sparsify.{name}, {norm}", theirs.sparsify(name, norm)
-        return Comparison("mergekit", function, str(mine), relation, inputs, side, mine, *rest)
+    def one(name: str, norm: str | None, mine: ours.Merge, inputs=ONE, apart: float | str = 0.0):
+        side = partial(theirs.sparsify, name=name, norm=norm)
+        return Comparison("mergekit", f"sparsify.{name}, {norm}", side, mine, inputs, apart)
 
-    magnitude, plain = merge("magnitude", on="delta"), merge("dare", on="delta", rescale=None)
-    yield one("magnitude", None, magnitude, BITS)
-    tied_one = grid([SQUARE], [(1.0,)], tied=True)
-    yield one("magnitude", None, magnitude, DIFFERS, 0.0, TIES_AT_THE_CUT, inputs=tied_one)
-    yield one("magnitude", "l1", magnitude, DIFFERS, 0.0, "tipmini never rescales what it trims")
+    magnitude, plain = on_delta("magnitude"), on_delta("dare", rescale=None)
+    yield one("magnitude", None, magnitude)
+    yield one("magnitude", None, magnitude, ONE_TIED, TIES_AT_THE_CUT)
+    yield one("magnitude", "l1", magnitude, ONE, "tipmini never rescales what it trims")
     least = "mergekit keeps one element however small the density, tipmini floor(k n)"
-    yield one(
-        *("magnitude", None, merge("ties", on="delta"), DIFFERS, 0.0, least),
-        inputs=grid([SQUARE], [(1.0,)], [0.001]),
-    )
-    yield one("bernoulli", None, plain, BITS)
-    yield one("bernoulli", "l1", merge("dare", on="delta", rescale="l1"), ROUNDING, LITTLE)
+    yield one("magnitude", None, on_delta("ties"), ONE_LEAST, least)
+    yield one("bernoulli", None, plain)
+    yield one("bernoulli", "l1", on_delta("dare", rescale="l1"), ONE, LITTLE)
     expected = "mergekit restores the L1 norm of the draw, the authors the expectation"
-    yield one("bernoulli", "l1", merge("dare", on="delta"), DIFFERS, 0.0, expected)
+    yield one("bernoulli", "l1", on_delta("dare"), ONE, expected)
 
-    yield row("task_arithmetic", merge("cat"), ROUNDING, RANDOM, LITTLE)
-    ties = merge("ties", on="delta", variant="mergekit")
-    yield row("ties", ties, BITS, RANDOM + OPPOSED)
-    yield row("ties", ties, DIFFERS, TIED, 0.0, TIES_AT_THE_CUT)
-    l1 = {"on": "delta", "rescale": "l1"}
-    dare_ties = merge("dare_ties", variant="mergekit", **l1)
-    yield row("dare_ties", dare_ties, ROUNDING, RANDOM + TIED, LITTLE, normalize=True)
+    yield row("task_arithmetic", merge("cat"), RANDOM, LITTLE)
+    ties = on_delta("ties", variant="mergekit")
+    yield row("ties", ties, RANDOM + OPPOSED)
+    yield row("ties", ties, TIED, TIES_AT_THE_CUT)
+    dare_ties = merge("dare_ties", variant="mergekit", on="delta", rescale="l1")
+    yield row("dare_ties", dare_ties, RANDOM + TIED, LITTLE, normalize=True)
     undivided = "mergekit's dare_ties adds what agrees up, without dividing by its weights"
-    yield row("dare_ties", dare_ties, DIFFERS, FEW, 0.0, undivided)
-    yield row("dare_linear", merge("dare", **l1), ROUNDING, RANDOM + TIED, LITTLE)
-    yield row("dare_linear", merge("dare", on="delta"), DIFFERS, FEW, 0.0, expected)
-    for other, given, why in (("authors", FEW_EQUAL, AUTHORS), ("peft", FEW, ELECTION)):
-        yield row("ties", merge("ties", on="delta", variant=other), DIFFERS, given, 0.0, why)
+    yield row("dare_ties", dare_ties, FEW, undivided)
+    yield row("dare_linear", on_delta("dare", rescale="l1"), RANDOM + TIED, LITTLE)
+    yield row("dare_linear", on_delta("dare"), FEW, expected)
+    yield row("ties", on_delta("ties", variant="authors"), FEW_EQUAL, AUTHORS)
+    yield row("ties", on_delta("ties", variant="peft"), FEW, ELECTION)
 
 
 def _fusion_bench() -> Iterable[Comparison]:
-    def row(function: str, side: Side, mine: object, relation: str, inputs: tuple, *rest):
-        return Comparison("fusion-bench", function, str(mine), relation, inputs, side, mine, *rest)
-
-    authors = merge("ties", on="delta", variant="authors")
-    mean, ties = theirs.fusion_ties("mean"), "ties_merging, {!r}"
-    yield row(ties.format("mean"), mean, authors, BITS, EQUAL + EQUAL_TIED + OPPOSED)
-    for name, reason in (
-        ("sum", "the sum of what agrees; tipmini averages, as the paper does"),
-        ("max", "the largest of what agrees; tipmini averages, as the paper does"),
-    ):
-        side = theirs.fusion_ties(name)
-        yield row(ties.format(name), side, authors, DIFFERS, EQUAL, 0.0, reason)
+    row = partial(Comparison, "fusion-bench")
+    authors = on_delta("ties", variant="authors")
+    mean, ties = partial(theirs.fusion_ties, merge_func="mean"), "ties_merging, {!r}"
+    yield row(ties.format("mean"), mean, authors, EQUAL + EQUAL_TIED + OPPOSED)
+    for name, what in (("sum", "the sum"), ("max", "the largest")):
+        side = partial(theirs.fusion_ties, merge_func=name)
+        reason = f"{what} of what agrees; tipmini averages, as the paper does"
+        yield row(ties.format(name), side, authors, EQUAL, reason)
     for variant in ("peft", "mergekit"):
-        other = merge("ties", on="delta", variant=variant)
-        yield row(ties.format("mean"), mean, other, DIFFERS, FEW_EQUAL, 0.0, AUTHORS)
-    dare, plain = merge("dare", on="delta"), merge("dare", on="delta", rescale=None)
-    drop = "param_random_drop_, rescale={}"
-    yield row(drop.format(True), theirs.fusion_dare(True), dare, BITS, ONE)
-    yield row(drop.format(False), theirs.fusion_dare(False), plain, BITS, ONE)
+        yield row(ties.format("mean"), mean, on_delta("ties", variant=variant), FEW_EQUAL, AUTHORS)
+    for rescale, mine in ((True, on_delta("dare")), (False, on_delta("dare", rescale=None))):
+        drop = f"param_random_drop_, rescale={rescale}"
+        yield row(drop, partial(theirs.fusion_dare, rescale=rescale), mine, ONE)
+    regmean, name = theirs.fusion_regmean, "merging_with_regmean_weights"
     for shrink in (0.0, 0.9, 1.0):
-        mine, name = merge("regmean", shrink=shrink), f"merging_with_regmean_weights, {shrink}"
-        yield row(name, theirs.fusion_regmean(shrink), mine, ROUNDING, EQUAL, A_LOT)
-    mine, name = merge("regmean"), "merging_with_regmean_weights of whole weights, 0.9"
-    yield row(name, theirs.fusion_regmean(0.9, whole=True), mine, ROUNDING, EQUAL, A_LOT)
+        mine = merge("regmean", shrink=shrink)
+        yield row(f"{name}, {shrink}", partial(regmean, ratio=shrink), mine, EQUAL, A_LOT)
+    side = partial(regmean, ratio=0.9, whole=True)
+    yield row(f"{name} of whole weights, 0.9", side, merge("regmean"), EQUAL, A_LOT)
     for scaled, name in ((True, "S V"), (False, "V")):
         call, mine = (
             f"subspace_alignment, then PEFT's ties of {name}",
             merge("knots", scaled=scaled),
         )
-        yield row(call, theirs.fusion_knots(scaled), mine, ROUNDING, RANDOM, A_LOT)
+        yield row(call, partial(theirs.fusion_knots, scaled=scaled), mine, RANDOM, A_LOT)
 
 
 def _loralib() -> Iterable[Comparison]:
-    for function, side, name, mine, relation, within in (
-        ("scaling", theirs.lora_scaling, "load_adapter(...).scaling", ours.stored_scaling, BITS, 0),
-        ("eval() merges", theirs.lora_merged, "W + delta(module)", ours.merged_weight, BITS, 0),
-        ("forward", theirs.lora_forward, "x (W + delta)^T", ours.answers, ROUNDING, LITTLE),
+    for function, side, call, mine, within in (
+        ("scaling", theirs.lora_scaling, "load_adapter(...).scaling", ours.stored_scaling, 0.0),
+        ("eval() merges", theirs.lora_merged, "W + delta(module)", ours.merged_weight, 0.0),
+        ("forward", theirs.lora_forward, "x (W + delta)^T", ours.answers, LITTLE),
     ):
-        call = f"Linear, {function}"
-        yield Comparison("loralib", call, name, relation, ONE, side, mine, within)
+        yield Comparison("loralib", f"Linear, {function}", side, mine, ONE, within, call)
 
 
 def _pitfalls() -> Iterable[Comparison]:
     for situation, theirs_does, call, ours_does, policy in PITFALLS:
-        yield Comparison(
-            *("peft", f"add_weighted_adapter, {situation}", call, DIFFERS, (GIVEN,)),
-            theirs=lambda _, work=theirs_does: attempt(work),
-            mine=lambda _, work=ours_does: attempt(work),
-            reason=policy,
-        )
+        sides = [lambda _, work=work: attempt(work) for work in (theirs_does, ours_does)]
+        function = f"add_weighted_adapter, {situation}"
+        yield Comparison("peft", function, *sides, (GIVEN,), policy, call)
 
 
 COMPARISONS: tuple[Comparison, ...] = (

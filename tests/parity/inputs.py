@@ -55,17 +55,14 @@ class Inputs:
     def adapters(self) -> dict[str, LoraAdapter]:
         """Scalings 2, 1, 1/2, ...; powers of two, which no file rounds."""
         generator = torch.Generator().manual_seed(self.seed)
-        if self.opposed:
-            return self._opposed(generator)
-        return {
-            name: LoraAdapter({m: self._factors(m, 2.0 / 2**place, generator) for m in MODULES})
-            for place, name in enumerate(self.names)
-        }
-
-    def _opposed(self, generator: torch.Generator) -> dict[str, LoraAdapter]:
-        first = LoraAdapter({m: self._factors(m, 1.0, generator) for m in MODULES})
+        adapter = lambda scaling: LoraAdapter(  # noqa: E731
+            {module: self._factors(module, scaling, generator) for module in MODULES}
+        )
+        if not self.opposed:
+            return {name: adapter(2.0 / 2**place) for place, name in enumerate(self.names)}
+        first = adapter(1.0)
         negative = first.map(lambda _, factors: replace(factors, b=-factors.b))
-        return {name: (first, negative)[i % 2] for i, name in enumerate(self.names)}
+        return dict(zip(self.names, itertools.cycle((first, negative)), strict=False))
 
     def _factors(self, module: str, scaling: float, generator: torch.Generator) -> LoraFactors:
         height, width = self.shape[0] // (2 if module == VALUE else 1), self.shape[1]
@@ -75,20 +72,16 @@ class Inputs:
             a, b = a.mul(2).round().div(2), b.mul(2).round().div(2)
         return LoraFactors(a, b, scaling)
 
+    def deltas(self, module: str) -> list[Tensor]:
+        return [adapter.delta(module) for adapter in self.adapters.values()]
+
     @cached_property
     def grams(self) -> dict[str, dict[str, Tensor]]:
         """Gram matrices X^T X of random inputs, three rows a channel, in float64."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        width = self.shape[1]
-
-        def gram() -> Tensor:
-            rows = torch.randn(3 * width, width, generator=generator, dtype=torch.float64)
-            return rows.T @ rows
-
-        return {name: {module: gram() for module in MODULES} for name in self.names}
-
-    def deltas(self, module: str) -> list[Tensor]:
-        return [adapter.delta(module) for adapter in self.adapters.values()]
+        generator, width = torch.Generator().manual_seed(self.seed + 1), self.shape[1]
+        draw = lambda: torch.randn(3 * width, width, generator=generator, dtype=torch.float64)  # noqa: E731
+        gram = lambda rows: rows.T @ rows  # noqa: E731
+        return {name: {module: gram(draw()) for module in MODULES} for name in self.names}
 
     def base(self, module: str) -> Tensor:
         """A weight for the adapters to stand on."""
@@ -97,15 +90,14 @@ class Inputs:
 
     def rows(self) -> Tensor:
         """Inputs of a module, five rows."""
-        generator = torch.Generator().manual_seed(self.seed + 3)
-        return torch.randn(5, self.shape[1], generator=generator)
+        return torch.randn(5, self.shape[1], generator=torch.Generator().manual_seed(self.seed + 3))
 
-    def _shape_of(self, name: str, tensor: str) -> torch.Size:
-        """Of the tensor "<module>", "<module>.lora_A" or "<module>.lora_B" of one adapter."""
+    def _draw(self, tensor: str, name: str) -> Tensor:
+        """For the tensor "<module>", "<module>.lora_A" or "<module>.lora_B" of one adapter."""
         module, _, letter = tensor.partition(".lora_")
         factors = self.adapters[name].factors[module]
-        shapes = {"": factors.shape, "A": factors.a.shape, "B": factors.b.shape}
-        return torch.Size(shapes[letter])
+        shape = {"": factors.shape, "A": factors.a.shape, "B": factors.b.shape}[letter]
+        return torch.rand(*shape, generator=named_generator(self.seed, name, tensor))
 
     @contextmanager
     def drawing(self, tensors: Iterable[str]) -> Iterator[None]:
@@ -113,10 +105,7 @@ class Inputs:
 
         Only what is left of randomness is replaced, `torch.bernoulli` and `torch.rand_like`.
         """
-        draws = (
-            torch.rand(self._shape_of(name, tensor), generator=self._generator(name, tensor))
-            for tensor, name in itertools.product(tensors, self.names)
-        )
+        draws = itertools.starmap(self._draw, itertools.product(tensors, self.names))
 
         def bernoulli(probability: Tensor, **_: object) -> Tensor:
             return (next(draws) >= self.drop_rate).to(probability.dtype)
@@ -126,9 +115,6 @@ class Inputs:
             mock.patch.object(torch, "rand_like", lambda *_, **__: next(draws)),
         ):
             yield
-
-    def _generator(self, name: str, tensor: str) -> torch.Generator:
-        return named_generator(self.seed, name, tensor)
 
 
 FACTORS = [f"{module}.lora_{letter}" for module in MODULES for letter in "AB"]

@@ -1,4 +1,4 @@
-"""The peers' side: each function here makes one that takes `Inputs` and calls a peer on them.
+"""The peers' side: each function here calls a peer on `Inputs`, options of the peer beside.
 
 Results are lists of tensors, the query's before the value's, that stand beside tipmini's.
 """
@@ -8,7 +8,7 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,41 +18,29 @@ from tests.parity.inputs import FACTORS, MODULES, QUERY, Inputs
 from tests.parity.peers import load
 from tipmini.models.adapter import LoraAdapter
 
-Side = Callable[[Inputs], Sequence[Tensor] | str]  # tensors, or words on what happened
-
 MERGE_UTILS = "peft.utils.merge_utils"
 FUSION = "fusion_bench.method"
 
 
 # PEFT ------------------------------------------------------------------------------------------
-
-
-def peft_function(name: str, **options: object) -> Side:
+def peft_function(given: Inputs, name: str, **options: object) -> list[Tensor]:
     """A function of peft.utils.merge_utils on the deltas."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        function, weights = load(f"{MERGE_UTILS}:{name}"), torch.tensor(given.weights)
-        density = {} if name == "task_arithmetic" else {"density": given.density}
-        with given.drawing(MODULES):
-            return [function(given.deltas(m), weights, **density, **options) for m in MODULES]
-
-    return theirs
+    function, weights = load(f"{MERGE_UTILS}:{name}"), torch.tensor(given.weights)
+    density = {} if name == "task_arithmetic" else {"density": given.density}
+    with given.drawing(MODULES):
+        return [function(given.deltas(m), weights, **density, **options) for m in MODULES]
 
 
-def weighted(combination: str, see: str = "factors") -> Side:
+@torch.no_grad()
+def weighted(given: Inputs, combination: str, see: str = "factors") -> list[Tensor]:
     """add_weighted_adapter on a tiny LLaMA that loaded the adapters from tipmini's files."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        model = peft_model(given)
-        add_weighted(model, given, combination)
-        layers = [model.get_base_model().get_submodule(module) for module in MODULES]
-        with torch.no_grad():
-            if see == "update":
-                return [layer.get_delta_weight(combination) for layer in layers]
-            pairs = [(layer.lora_A[combination], layer.lora_B[combination]) for layer in layers]
-            return [factor.weight for pair in pairs for factor in pair]
-
-    return theirs
+    model = peft_model(given)
+    add_weighted(model, given, combination)
+    layers = [model.get_base_model().get_submodule(module) for module in MODULES]
+    if see != "factors":
+        return [layer.get_delta_weight(combination) for layer in layers]
+    pairs = [(layer.lora_A[combination], layer.lora_B[combination]) for layer in layers]
+    return [factor.weight for pair in pairs for factor in pair]
 
 
 def add_weighted(model: nn.Module, given: Inputs, combination: str) -> None:
@@ -103,116 +91,88 @@ def llama(hidden: int) -> nn.Module:
 
 
 # mergekit --------------------------------------------------------------------------------------
-
-
-def sparsify(name: str, norm: str | None = None) -> Side:
+def sparsify(given: Inputs, name: str, norm: str | None) -> list[Tensor]:
     """A function of mergekit.sparsify on every delta of one adapter."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        function = load(f"mergekit.sparsify:{name}")
-        with given.drawing(MODULES):
-            return [function(given.deltas(m)[0], given.density, norm) for m in MODULES]
-
-    return theirs
+    function = load(f"mergekit.sparsify:{name}")
+    with given.drawing(MODULES):
+        return [function(given.deltas(m)[0], given.density, norm) for m in MODULES]
 
 
-def mergekit(method: str, **parameters: object) -> Side:
+def mergekit(given: Inputs, method: str, **parameters: object) -> list[Tensor]:
     """mergekit's own merge of tensors, over a base of zeros, so that tensors are deltas."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        merge = load("mergekit.merge_methods:merge_tensors")
-        settings = {"weight": given.weight, **parameters}
-        if method != "task_arithmetic":
-            settings["density"] = given.density
-
-        def merged(module: str) -> Tensor:
+    merge = load("mergekit.merge_methods:merge_tensors")
+    settings = {"weight": given.weight, **parameters}
+    if method != "task_arithmetic":
+        settings["density"] = given.density
+    named = {"ids": ["base", *given.names], "base_index": 0, "parameters": settings}
+    merged = []
+    with given.drawing(MODULES):
+        for module in MODULES:
             deltas = given.deltas(module)
-            tensors, ids = [torch.zeros_like(deltas[0]), *deltas], ["base", *given.names]
-            return merge(tensors, method, ids=ids, base_index=0, parameters=settings)
-
-        with given.drawing(MODULES):
-            return [merged(module) for module in MODULES]
-
-    return theirs
+            merged.append(merge([torch.zeros_like(deltas[0]), *deltas], method, **named))
+    return merged
 
 
 # fusion-bench ----------------------------------------------------------------------------------
-
-
-def fusion_ties(merge_func: str) -> Side:
+def fusion_ties(given: Inputs, merge_func: str) -> list[Tensor]:
     """ties_merging on the adapters' deltas, each flattened to one row as the authors do."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        ties = load(f"{FUSION}.ties_merging.ties_merging_utils:ties_merging")
-        columns = [torch.stack(given.deltas(module)).flatten(1) for module in MODULES]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
-            flat = ties(torch.cat(columns, dim=1), given.density, merge_func)
-        parts = flat.split([column.shape[1] for column in columns])
-        return [p.view_as(given.deltas(m)[0]) for p, m in zip(parts, MODULES, strict=True)]
-
-    return theirs
+    ties = load(f"{FUSION}.ties_merging.ties_merging_utils:ties_merging")
+    columns = [torch.stack(given.deltas(module)).flatten(1) for module in MODULES]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
+        flat = ties(torch.cat(columns, dim=1), given.density, merge_func)
+    parts = flat.split([column.shape[1] for column in columns])
+    return [p.view_as(given.deltas(m)[0]) for p, m in zip(parts, MODULES, strict=True)]
 
 
-def fusion_dare(rescale: bool) -> Side:
+def fusion_dare(given: Inputs, rescale: bool) -> list[Tensor]:
     """param_random_drop_ on every delta of one adapter; it works in place."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        drop = load(f"{FUSION}.dare.utils:param_random_drop_")
-        tensors = [given.deltas(module)[0] for module in MODULES]
-        with given.drawing(MODULES):
-            for tensor in tensors:
-                drop(tensor, given.drop_rate, rescale)
-        return tensors
-
-    return theirs
+    drop = load(f"{FUSION}.dare.utils:param_random_drop_")
+    tensors = [given.deltas(module)[0] for module in MODULES]
+    with given.drawing(MODULES):
+        for tensor in tensors:
+            drop(tensor, given.drop_rate, rescale)
+    return tensors
 
 
-def fusion_regmean(ratio: float, whole: bool = False) -> Side:
+def fusion_regmean(given: Inputs, ratio: float, whole: bool = False) -> list[Tensor]:
     """merging_with_regmean_weights on the deltas, or on whole weights less the base's."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        merge = load(f"{FUSION}.regmean.regmean:merging_with_regmean_weights")
-        bases = {m: given.base(m) if whole else 0.0 for m in MODULES}
-        weights = {f"{m}.weight": [bases[m] + d.double() for d in given.deltas(m)] for m in MODULES}
-        merged = merge(weights, list(given.grams.values()), ratio)
-        return [merged[f"{m}.weight"] - bases[m] for m in MODULES]
-
-    return theirs
+    merge = load(f"{FUSION}.regmean.regmean:merging_with_regmean_weights")
+    bases = {m: given.base(m) if whole else 0.0 for m in MODULES}
+    weights = {f"{m}.weight": [bases[m] + d.double() for d in given.deltas(m)] for m in MODULES}
+    merged = merge(weights, list(given.grams.values()), ratio)
+    return [merged[f"{m}.weight"] - bases[m] for m in MODULES]
 
 
-def fusion_knots(scaled: bool) -> Side:
+def fusion_knots(given: Inputs, scaled: bool) -> list[Tensor]:
     """subspace_alignment, then PEFT's ties of what it aligned: S V, as the authors, or V alone."""
-
-    def theirs(given: Inputs) -> list[Tensor]:
-        align = load(f"{FUSION}.knots.knots_utils:subspace_alignment")
-        ties, weights = load(f"{MERGE_UTILS}:ties"), torch.tensor(given.weights)
-        merged = []
-        for module in MODULES:
-            u, s, views = align(given.deltas(module))
-            left, right = (u, s[:, None]) if scaled else (u * s, 1.0)
-            merged.append(left @ ties([right * view for view in views], weights, given.density))
-        return merged
-
-    return theirs
+    align = load(f"{FUSION}.knots.knots_utils:subspace_alignment")
+    ties, weights = load(f"{MERGE_UTILS}:ties"), torch.tensor(given.weights)
+    merged = []
+    for module in MODULES:
+        u, s, views = align(given.deltas(module))
+        left, right = (u, s[:, None]) if scaled else (u * s, 1.0)
+        merged.append(left @ ties([right * view for view in views], weights, given.density))
+    return merged
 
 
 # loralib ---------------------------------------------------------------------------------------
-
-
-def lora_layer(given: Inputs, module: str) -> nn.Module:
-    """loralib's layer over the base, with the factors of the first adapter, in training mode."""
-    factors = given.adapters[given.names[0]].factors[module]
-    (height, width), rank = factors.shape, factors.rank
-    layer = load("loralib:Linear")(width, height, r=rank, lora_alpha=factors.scaling * rank)
-    layer.weight.data = given.base(module)
-    layer.lora_A.data, layer.lora_B.data = factors.a.clone(), factors.b.clone()
-    layer.bias.data.zero_()
-    return layer
+def lora_layers(given: Inputs) -> list[nn.Module]:
+    """loralib's layers over the base, with the factors of the first adapter, in training mode."""
+    layers = []
+    for module in MODULES:
+        factors = given.adapters[given.names[0]].factors[module]
+        (height, width), rank = factors.shape, factors.rank
+        layer = load("loralib:Linear")(width, height, r=rank, lora_alpha=factors.scaling * rank)
+        layer.weight.data = given.base(module)
+        layer.lora_A.data, layer.lora_B.data = factors.a.clone(), factors.b.clone()
+        layer.bias.data.zero_()
+        layers.append(layer)
+    return layers
 
 
 def lora_merged(given: Inputs) -> list[Tensor]:
     """The weights after `eval()`, which merges."""
-    layers = [lora_layer(given, module) for module in MODULES]
+    layers = lora_layers(given)
     for layer in layers:
         layer.eval()  # gives nothing back, unlike torch's
     return [layer.weight.data for layer in layers]
@@ -221,8 +181,8 @@ def lora_merged(given: Inputs) -> list[Tensor]:
 @torch.no_grad()
 def lora_forward(given: Inputs) -> list[Tensor]:
     """What the unmerged layer answers."""
-    return [lora_layer(given, module)(given.rows()) for module in MODULES]
+    return [layer(given.rows()) for layer in lora_layers(given)]
 
 
 def lora_scaling(given: Inputs) -> list[Tensor]:
-    return [torch.tensor(lora_layer(given, module).scaling) for module in MODULES]
+    return [torch.tensor(layer.scaling) for layer in lora_layers(given)]

@@ -1,7 +1,5 @@
-"""What cells say together: against hand-made numbers, slow references and simulated rows."""
+"""What rows side by side say: against hand-made numbers, slow references and simulated rows."""
 
-import math
-import statistics as textbook
 from itertools import permutations
 
 import made_up
@@ -9,15 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from tipmini.errors import TipminiError
-from tipmini_lab.book import comparisons
 from tipmini_lab.results import statistics
+from tipmini_lab.results.frame import tidy, wide
 from tipmini_lab.results.statistics import Interval, Pair, Verdict
 
-TASKS = ["rte", "coqa"]
+TASKS = ("rte", "coqa")
 GOOD, BAD, HALF = [1] * 40, [0] * 40, [1, 0] * 20
-CELLS = made_up.cells(
+ROWS = made_up.rows(
     {
         "good": {"rte": GOOD, "coqa": HALF},
         "also good": {"rte": GOOD, "coqa": HALF},
@@ -28,42 +27,108 @@ CELLS = made_up.cells(
 )
 
 
-def simulated(seed: int, rows: int = 150, shift: float = 0.1) -> dict:
+def simulated(seed: int, rows: int = 150, shift: float = 0.1):
     """Two variants whose rows go together; the second is right more often by `shift`."""
-    random = np.random.default_rng(seed)
-    rows_of = {}
+    random, both = np.random.default_rng(seed), {"first": {}, "second": {}}
     for task in TASKS:
         level = random.random(rows)  # how hard a row is, for both alike
-        first, second = (
-            level + 0.3 * random.standard_normal(rows) < top for top in (0.5, 0.5 + shift)
-        )
-        rows_of[task] = (first, second)
-    return made_up.cells(
-        {name: {t: rows_of[t][i] for t in TASKS} for i, name in enumerate(("first", "second"))}
-    )
+        for own, top in zip(both.values(), (0.5, 0.5 + shift), strict=True):
+            own[task] = level + 0.3 * random.standard_normal(rows) < top
+    return made_up.rows(both)
 
 
-# Holm -----------------------------------------------------------------------------------------
-
-HOLM = [  # p-values, and what R's p.adjust(p, "holm") gives for them
-    ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-    ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
-    ([0.5, 0.9], [1.0, 1.0]),
-    ([0.02], [0.02]),
-    ([0.02, 0.02], [0.04, 0.04]),
-    ([], []),
-]
+# Rows side by side ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ps", "corrected"), HOLM)
+def test_rows_stand_side_by_side():
+    assert list(ROWS.columns) == ["good", "also good", "bad", "worst", "some"]
+    assert statistics.tasks_of(ROWS) == list(TASKS)
+    assert list(ROWS.loc["coqa", "good"]) == HALF and ROWS.loc["coqa", "some"].isna().all()
+    assert wide({}).empty and statistics.tasks_of(wide({})) == []
+
+
+@pytest.mark.parametrize("other", [[1, 0, 1], [1, 0]])
+def test_other_rows_are_refused_in_one_line(other):
+    cells = {("a", "rte"): made_up.cell("a", "rte", [1, 0])}
+    cells["b", "rte"] = made_up.cell("b", "rte", other, data="other rows")
+    with pytest.raises(TipminiError, match=r"^a, b on rte: not measured on the same rows$"):
+        wide(cells)
+
+
+@pytest.mark.parametrize("frame", [wide, tidy])
+def test_other_number_formats_are_refused(frame):
+    cells = made_up.cells({"a": {"rte": [1]}, "b": {"rte": [1]}})
+    cells["b", "rte"].dtype = "bfloat16"
+    with pytest.raises(TipminiError, match="a/rte in float32, b/rte in bfloat16"):
+        frame(cells)
+
+
+@pytest.mark.parametrize(
+    ("names", "tasks", "found"),
+    [
+        (["good", "bad"], TASKS, True),
+        (["some"], ["rte"], True),
+        (["some"], TASKS, False),
+        (["none"], TASKS, False),
+        (["good"], ["piqa"], False),
+        ([], TASKS, False),
+        (["good"], [], False),
+    ],
+)
+def test_what_is_measured(names, tasks, found):
+    assert statistics.measured(ROWS, names, tasks) is found
+
+
+def test_the_interval_of_a_mean_is_1_96_errors_wide():
+    mean, error = statistics.mean_of(ROWS, "good", TASKS)
+    errors = [np.std(row, ddof=1) / 40**0.5 for row in (GOOD, HALF)]
+    assert (mean, error) == pytest.approx((0.75, np.hypot(*errors) / 2))
+    found = statistics.mean_interval(ROWS, "good", TASKS)
+    assert (found.value, found.high - found.low) == pytest.approx((mean, 2 * 1.96 * error))
+    assert statistics.mean_interval(ROWS, "some", TASKS) is None
+    assert statistics.mean_of(ROWS, "good") == (mean, error)
+    assert statistics.mean_of(wide({}), "good") is None
+
+
+# P-values -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=60))
+def test_the_sign_test_is_mcnemars(gains):
+    """Exact: twice the smaller tail of a fair coin thrown once for each row that differs."""
+    wins, losses = gains.count(1), gains.count(-1)
+    tail = 2 * binom.cdf(min(wins, losses), wins + losses, 0.5)
+    assert statistics.sign_p(gains) == pytest.approx(min(1.0, tail))
+
+
+@pytest.mark.parametrize(
+    ("gains", "p"),
+    [
+        ([0, 0, 0], 1.0),  # nothing differs
+        ([1] * 5, 2 / 2**5),  # five heads of five
+        ([1] * 8 + [-1], 2 * (1 + 9) / 2**9),
+        ([0.1, 0.3], 0.5),  # by how much does not count
+    ],
+)
+def test_the_sign_test_by_hand(gains, p):
+    assert statistics.sign_p(gains) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("ps", "corrected"),  # p-values, and what R's p.adjust(p, "holm") gives for them
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        ([0.5, 0.9], [1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([], []),
+    ],
+)
 def test_holm(ps, corrected):
     assert statistics.holm(ps) == pytest.approx(corrected)
-
-
-def test_holm_by_name_keeps_the_order():
-    named = {"b": 0.04, "a": 0.01, "c": 0.03}
+    named = {f"{place}": p for place, p in enumerate(ps)}
     assert list(statistics.holm_of(named).items()) == list(
-        zip("bac", statistics.holm([0.04, 0.01, 0.03]), strict=True)
+        zip(named, statistics.holm(ps), strict=True)
     )
 
 
@@ -84,24 +149,26 @@ def test_holm_by_the_definition(ps):
 # Two variants ---------------------------------------------------------------------------------
 
 
-def test_alike_variants_have_no_width_and_p_1():
-    assert statistics.difference(CELLS, "good", "also good", TASKS) == Interval(0, 0, 0)
-    assert statistics.flip_p(CELLS, "good", "also good", TASKS) == 1.0
+@pytest.mark.parametrize(("other", "value", "p"), [("also good", 0, 1.0), ("bad", 0.5, 1 / 10_001)])
+def test_rows_that_all_differ_alike_leave_no_width(other, value, p):
+    assert statistics.difference(ROWS, "good", other, TASKS) == Interval(value, value, value)
+    assert statistics.flip_p(ROWS, "good", other, TASKS) == pytest.approx(p)
 
 
-def test_all_rows_differing_alike_leave_no_doubt():
-    assert statistics.difference(CELLS, "good", "bad", TASKS) == Interval(0.5, 0.5, 0.5)
-    assert statistics.flip_p(CELLS, "good", "bad", TASKS) == pytest.approx(1 / 10_001)
+def test_the_draws_are_those_of_before():
+    """Every interval and p of the book follows from them."""
+    rows = simulated(1)
+    found = statistics.difference(rows, "second", "first", TASKS)
+    assert found == pytest.approx((0.13 / 3, -0.02, 0.32 / 3), rel=1e-12)
+    assert statistics.flip_p(rows, "second", "first", TASKS) == 2247 / 10_001
 
 
 def test_the_interval_is_that_of_redrawn_rows():
     """Against the plain bootstrap: rows drawn one by one, thousands of times."""
-    cells, random = simulated(1), np.random.default_rng(5)
-    gains = [
-        np.subtract(cells["second", task].values, cells["first", task].values) for task in TASKS
-    ]
+    rows, random = simulated(1), np.random.default_rng(5)
+    gains = [(rows["second"] - rows["first"]).loc[task].to_numpy() for task in TASKS]
     drawn = np.mean([random.choice(g, (10_000, len(g))).mean(axis=1) for g in gains], axis=0)
-    found = statistics.difference(cells, "second", "first", TASKS)
+    found = statistics.difference(rows, "second", "first", TASKS)
     assert found.value == pytest.approx(np.mean([gain.mean() for gain in gains]))
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.004)
 
@@ -127,120 +194,85 @@ def test_p_values_of_alike_variants_are_even():
 
 def test_p_of_few_rows_is_the_exact_one():
     """Five of five rows won: both signs alike in 2 of 2^5 draws."""
-    cells = made_up.cells({"a": {"rte": [1] * 5}, "b": {"rte": [0] * 5}})
-    assert statistics.flip_p(cells, "a", "b", ["rte"]) == pytest.approx(2 / 32, abs=0.01)
+    rows = made_up.rows({"a": {"rte": [1] * 5}, "b": {"rte": [0] * 5}})
+    assert statistics.flip_p(rows, "a", "b", ["rte"]) == pytest.approx(2 / 32, abs=0.01)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.permutations(range(30)), st.permutations(TASKS))
+@given(st.permutations(range(60)), st.permutations(TASKS))
 def test_order_has_no_say(order, tasks):
-    cells = simulated(2, rows=30)
-    turned = {
-        place: cell.model_copy(update={"values": [cell.values[i] for i in order]})
-        for place, cell in cells.items()
-    }
-    one = statistics.difference(cells, "second", "first", TASKS, draws=200)
-    two = statistics.difference(turned, "second", "first", tasks, draws=200)
-    assert vars(one) == pytest.approx(vars(two))
-    p = [statistics.flip_p(c, "second", "first", tasks, draws=200) for c in (cells, turned)]
+    rows = simulated(2, rows=30)
+    one = statistics.difference(rows, "second", "first", TASKS, draws=200)
+    two = statistics.difference(rows.iloc[order], "second", "first", tasks, draws=200)
+    assert one == pytest.approx(two)
+    p = [
+        statistics.flip_p(r, "second", "first", tasks, draws=200) for r in (rows, rows.iloc[order])
+    ]
     assert p[0] == p[1]
 
 
 def test_turning_a_comparison_round_turns_the_sign_alone():
-    cells = simulated(3)
-    one = statistics.difference(cells, "second", "first", TASKS)
-    two = statistics.difference(cells, "first", "second", TASKS)
-    assert two.value == -one.value
-    assert (-two.high, -two.low) == pytest.approx((one.low, one.high), abs=0.005)
-    ps = [statistics.flip_p(cells, *pair, TASKS) for pair in permutations(("first", "second"))]
+    rows = simulated(3)
+    one = statistics.difference(rows, "second", "first", TASKS)
+    two = statistics.difference(rows, "first", "second", TASKS)
+    assert two == (-one.value, -one.high, -one.low)
+    ps = [statistics.flip_p(rows, *pair, TASKS) for pair in permutations(("first", "second"))]
     assert ps[0] == ps[1] < 1
-
-
-@pytest.mark.parametrize("other", [[1, 0, 1], [1, 0]])
-def test_other_rows_are_refused_in_one_line(other):
-    cells = {("a", "rte"): made_up.cell("a", "rte", [1, 0])}
-    cells["b", "rte"] = made_up.cell("b", "rte", other, data="other rows")
-    with pytest.raises(TipminiError, match=r"^a, b on rte: not measured on the same rows$"):
-        statistics.difference(cells, "b", "a", ["rte"])
 
 
 # Many variants --------------------------------------------------------------------------------
 
 
-def test_comparisons_are_corrected_and_name_the_tasks():
-    found = statistics.comparisons(CELLS, ["bad", "worst", "also good", "some"], "good", TASKS)
-    assert found["some"] is None
-    assert found["bad"].worse == ("rte",) and found["bad"].better == ()
-    assert found["worst"].worse == ("rte", "coqa")
-    assert found["bad"].p == pytest.approx(1 / 10_001)
-    assert found["bad"].corrected == pytest.approx(3 / 10_001)
-    words = [found[name].verdict() for name in ("bad", "worst", "also good")]
-    assert words == [Verdict.WORSE, Verdict.WORSE, Verdict.OPEN]
+def compared(*pairs: tuple[str, str], rows=ROWS, tasks=TASKS):
+    return statistics.compare(rows, [Pair(*pair, tuple(tasks)) for pair in pairs])
+
+
+def test_comparisons_are_corrected_together_and_count_tasks():
+    names = ("bad", "worst", "also good", "some")
+    found = compared(*((name, "good") for name in names)).set_index("name")
+    assert list(found.verdict) == ["worse", "worse", "not significant", "not measured yet"]
+    assert list(found.worse[:3]) == [1, 2, 0] and list(found.better[:3]) == [0, 0, 0]
+    assert found.loc["some", ["value", "low", "high", "p", "corrected", "better"]].isna().all()
+    assert found.p["bad"] == pytest.approx(1 / 10_001)
+    assert found.corrected["bad"] == pytest.approx(3 / 10_001)  # of what is missing none counts
+    assert found.loc["bad", ["value", "low", "high"]].tolist() == [-0.5, -0.5, -0.5]
+    assert compared().empty
 
 
 def test_a_task_is_won_only_after_the_correction():
     """Six rows of six: p = 1/32, significant alone, not among two."""
-    rows = {"a": {"rte": [1] * 6, "coqa": HALF}, "b": {"rte": [0] * 6, "coqa": HALF}}
-    alone = statistics.comparisons(made_up.cells(rows), ["a"], "b", ["rte"])
-    both = statistics.comparisons(made_up.cells(rows), ["a"], "b", TASKS)
-    assert (alone["a"].better, both["a"].better) == (("rte",), ())
+    rows = made_up.rows({"a": {"rte": [1] * 6, "coqa": HALF}, "b": {"rte": [0] * 6, "coqa": HALF}})
+    found = [compared(("a", "b"), rows=rows, tasks=t).better[0] for t in (["rte"], TASKS)]
+    assert found == [1, 0]
 
 
 def test_pairs_may_have_tasks_of_their_own():
     """A variant of fewer adapters is compared on their tasks; p is corrected over all pairs."""
-    pairs = [Pair("some", "bad", ("rte",)), Pair("worst", "good", tuple(TASKS))]
-    one, two = statistics.compare(CELLS, pairs)
-    assert (one.value, one.better, two.value, two.worse) == (1, ("rte",), -0.75, ("rte", "coqa"))
-    assert one.corrected == pytest.approx(2 / 10_001)
+    pairs = [Pair("some", "bad", ("rte",)), Pair("worst", "good", TASKS)]
+    found = statistics.compare(ROWS, pairs)
+    assert found.value.tolist() == [1, -0.75] and found.corrected[0] == pytest.approx(2 / 10_001)
+    assert (found.better[0], found.worse[1]) == (1, 2)
 
 
-VERDICTS = [
-    ("good", "bad", Verdict.BETTER),
-    ("bad", "good", Verdict.WORSE),
-    ("good", "also good", Verdict.OPEN),
-    ("good", ["bad", "worst"], Verdict.BETTER),
-    ("good", ["bad", "also good"], Verdict.OPEN),  # it must beat all of them
-    ("bad", ["good", "worst"], Verdict.WORSE),
-    ("some", "bad", Verdict.MISSING),
-    ("good", ["bad", "some"], Verdict.MISSING),
-]
-
-
-@pytest.mark.parametrize(("name", "against", "word"), VERDICTS)
+@pytest.mark.parametrize(
+    ("name", "against", "word"),
+    [
+        ("good", ["bad"], Verdict.BETTER),
+        ("good", ["also good"], Verdict.OPEN),
+        ("good", ["bad", "worst"], Verdict.BETTER),
+        ("good", ["bad", "also good"], Verdict.OPEN),  # it must beat all of them
+        ("bad", ["good", "worst"], Verdict.WORSE),
+        ("some", ["bad"], Verdict.MISSING),
+        ("good", ["bad", "some"], Verdict.MISSING),
+    ],
+)
 def test_verdicts(name, against, word):
-    assert statistics.verdict(CELLS, name, against, TASKS) is word
+    assert statistics.verdict(compared(*((name, other) for other in against))) is word
 
 
-# Means and seeds ------------------------------------------------------------------------------
-
-
-def test_the_interval_of_a_mean_is_1_96_errors_wide():
-    mean, error = statistics.mean_of(CELLS, "good", TASKS)
-    found = statistics.mean_interval(CELLS, "good", TASKS)
-    assert (found.value, found.high - found.low) == pytest.approx((mean, 2 * 1.96 * error))
-    assert statistics.mean_interval(CELLS, "some", TASKS) is None
-
-
-def test_seeds_keep_the_two_spreads_apart():
-    rows = {f"seed {n}": [1] * n + [0] * (8 - n) for n in (2, 4, 6)}
-    cells = made_up.cells({name: {"rte": row} for name, row in rows.items()})
-    found = comparisons.seeds(cells, list(rows), ["rte"])
-    errors = [textbook.stdev(row) / math.sqrt(8) for row in rows.values()]
-    assert (found.count, found.mean, found.lowest, found.highest) == (3, 0.5, 0.25, 0.75)
-    assert found.between == pytest.approx(0.25)
-    assert found.error == pytest.approx(math.sqrt(sum(e**2 for e in errors) / 3))
-
-
-@pytest.mark.parametrize("names", [[], ["good"], ["good", "some"]])
-def test_no_spread_without_two_whole_seeds(names):
-    assert comparisons.seeds(CELLS, names, TASKS) is None
-
-
-def test_seeds_are_averaged_row_by_row_where_all_are_there():
-    rows = {"s0": {"rte": [1, 0, 1], "piqa": [1]}, "s1": {"rte": [1, 1, 0]}}
-    found = comparisons.averaged(made_up.cells(rows), ["s0", "s1"], "drawn")
-    assert {p: cell.values for p, cell in found.items()} == {("drawn", "rte"): [1, 0.5, 0.5]}
-    assert comparisons.averaged(made_up.cells(rows), ["s0", "s2"], "drawn") == {}
-    other = made_up.cells(rows) | {("s1", "rte"): made_up.cell("s1", "rte", [1, 1, 0], data="e")}
-    with pytest.raises(TipminiError, match="not measured on the same rows"):
-        comparisons.averaged(other, ["s0", "s1"], "drawn")
+def test_that_all_hold_needs_no_correction():
+    """Six rows of six against each of two: p is 1/32 for both, 1/16 corrected."""
+    rows = made_up.rows({"a": {"rte": [1] * 6}, "b": {"rte": [0] * 6}, "c": {"rte": [0] * 6}})
+    found = compared(("a", "b"), ("a", "c"), rows=rows, tasks=["rte"])
+    assert list(found.verdict) == [Verdict.OPEN] * 2
+    assert statistics.verdict(found) is Verdict.BETTER

@@ -1,5 +1,6 @@
 """The command line of those who merge; the laboratory adds its own commands to it."""
 
+import json
 import re
 import sys
 from importlib.util import find_spec
@@ -7,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tipmini.cli import listing, merge
-from tipmini.cli.arguments import examples
+import tipmini as tm
+from tipmini.cli import merge
+from tipmini.cli.arguments import Adapters, AsJson, examples, first_line
 from tipmini.errors import TipminiError
 
 UsageError = typer.BadParameter.__base__  # typer carries click inside and exports this alone
@@ -38,14 +40,46 @@ def tipmini(
     """TIP: task importance-based pruning for merging LoRA adapters."""
 
 
-for command, lines in {
-    listing.methods: ["tipmini methods", "tipmini methods --json"],
-    listing.inspect: [
-        "tipmini inspect adapters/piqa adapters/boolq",
-        "tipmini inspect --json adapters/piqa",
-    ],
-}.items():
-    app.command(epilog=examples(*lines))(command)
+@app.command(epilog=examples("tipmini methods", "tipmini methods --json"))
+def methods(as_json: AsJson = False) -> None:
+    """List what can be merged how, one line each: the methods, then their presets."""
+    found: dict[str, dict] = {}
+    for name in (*tm.METHODS, *tm.PRESETS):
+        found[name] = {"what": first_line(name), "options": tm.method_options(name)}
+        if preset := tm.PRESETS.get(name):
+            found[name] |= {"preset_of": preset.method, "weights": preset.weights}
+        else:
+            row = tm.METHODS[name]
+            found[name] |= {"needs": row.needs, "reference": row.reference}
+        if not as_json:
+            print(f"{name:12} {found[name]['what']}")
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command(
+    epilog=examples(
+        "tipmini inspect adapters/piqa adapters/boolq", "tipmini inspect --json adapters/piqa"
+    )
+)
+def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
+    """Show rank, scaling, targets, size and base model of adapters, and what bars a merge."""
+    found = {str(path): tm.inspect_folder(path) for path in adapters}
+    for facts in found.values():
+        if not facts["modules"]:  # nothing to show
+            raise TipminiError(facts["problems"][0])
+    if as_json:
+        print(json.dumps(found))
+    for path, facts in {} if as_json else found.items():
+        print(path)
+        for name, value in facts.items():
+            shown = ", ".join(map(str, value)) or "-" if isinstance(value, list) else value
+            print(f"  {name:10} {shown}")
+    for facts in found.values():
+        for problem in facts["problems"]:
+            raise TipminiError(problem)
+
+
 app.command(epilog=merge.EPILOG)(merge.merge)
 
 
@@ -59,7 +93,8 @@ def main() -> None:
         package = (error.name or "tipmini").partition(".")[0]
         if package == "tipmini" or find_spec(package):  # it is there: a bug
             raise
-        line = f"tipmini: {_command()} needs {package}, which is not installed: "
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "it")
+        line = f"tipmini: {command} needs {package}, which is not installed: "
         line += f"pip install {_bringing(package)}"
     except UsageError as error:
         told = " ".join(error.format_message().split()).rstrip(".")
@@ -71,10 +106,6 @@ def main() -> None:
         sys.exit(130)
     print(line, file=sys.stderr)
     sys.exit(2)
-
-
-def _command() -> str:
-    return next((word for word in sys.argv[1:] if not word.startswith("-")), "it")
 
 
 def _bringing(package: str) -> str:

@@ -1,16 +1,22 @@
-"""`tipmini merge`: its flags, its help and what it prints."""
+"""`tipmini merge`: its flags and its help, the merge itself, and what is told of it."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 import tipmini as tm
 from tipmini.cli.arguments import AsJson, complete_method, complete_option, examples
-from tipmini.cli.merge_request import parse_options
 from tipmini.errors import TipminiError
+
+if TYPE_CHECKING:  # what the methods and torch are needed for comes after the arguments are read
+    from tipmini.cli.merge_request import Inputs, Request
+    from tipmini.methods.merge import Fidelity, Part
 
 CONFIG = """\
 method: tip
@@ -46,62 +52,48 @@ the command line counts there, and paths are as on the command line:
 {CONFIG}```
 """
 
-PATHS = "one file an adapter, in their order"
+INTO = "folder of the base model: write it merged instead of an adapter"
+RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; weigh's .json file"
+EACH = "one file an adapter, in their order"
+ONE_BASE = "name of the adapters' one base, where they name it unlike"
+HOW = ("config", "dry_run", "quiet", "as_json", "option", "weight")  # what is no argument itself
+
+Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
 
 
 def merge(
-    adapters: Annotated[
-        list[Path] | None, typer.Argument(help="PEFT adapter folders", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the result")] = None,
-    into: Annotated[
-        Path | None,
-        typer.Option(help="folder of the base model: write it merged instead of an adapter"),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="see `tipmini methods`; recommended by default",
-            autocompletion=complete_method,
-        ),
-    ] = None,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="one an adapter, in their order")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; weigh's .json file"
-        ),
-    ] = None,
-    norms: Annotated[list[Path] | None, typer.Option(help=f"input norms, {PATHS}")] = None,
-    grams: Annotated[list[Path] | None, typer.Option(help=f"Gram matrices, {PATHS}")] = None,
-    sparsity: Annotated[str | None, typer.Option(help="of tip (S_org), wanda, magnitude")] = None,
-    sign: Annotated[str | None, typer.Option(help="of tip: 1 as printed, -1 inverted")] = None,
-    drop_rate: Annotated[str | None, typer.Option(help="p of dare and dare_ties")] = None,
-    density: Annotated[str | None, typer.Option(help="share that stays, of ties, knots")] = None,
-    on: Annotated[str | None, typer.Option(help="factors or delta; A too for tip")] = None,
-    summation: Annotated[str | None, typer.Option(help="linear, cat or svd")] = None,
-    rank: Annotated[str | None, typer.Option(help="of an adapter cut by SVD")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            "-o",
-            metavar="NAME=VALUE",
-            help="any option of the method; again for several",
-            autocompletion=complete_option,
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="of the random methods; 0 by default")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="name of the adapters' one base, where they name it unlike")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of these arguments")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check, tell what it would cost, write nothing")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress")] = False,
+    adapters: list[Path] = typer.Argument(None, help="PEFT adapter folders", show_default=False),
+    out: Path = typer.Option(None, help="folder of the result"),
+    into: Path = typer.Option(None, help=INTO),
+    method: str = typer.Option(
+        None, help="see `tipmini methods`; recommended by default", autocompletion=complete_method
+    ),
+    weight: list[float] = typer.Option(None, help="one an adapter, in their order"),
+    weights: str = typer.Option(None, help=RULES),
+    norms: list[Path] = typer.Option(None, help=f"input norms, {EACH}"),
+    grams: list[Path] = typer.Option(None, help=f"Gram matrices, {EACH}"),
+    sparsity: str = typer.Option(None, help="of tip (S_org), wanda, magnitude"),
+    sign: str = typer.Option(None, help="of tip: 1 as printed, -1 inverted"),
+    drop_rate: str = typer.Option(None, help="p of dare and dare_ties"),
+    density: str = typer.Option(None, help="share that stays, of ties, knots"),
+    on: str = typer.Option(None, help="factors or delta; A too for tip"),
+    summation: str = typer.Option(None, help="linear, cat or svd"),
+    rank: str = typer.Option(None, help="of an adapter cut by SVD"),
+    option: list[str] = typer.Option(
+        None,
+        "--option",
+        "-o",
+        metavar="NAME=VALUE",
+        help="any option of the method; again for several",
+        autocompletion=complete_option,
+    ),
+    seed: int = typer.Option(None, help="of the random methods; 0 by default"),
+    base_model: str = typer.Option(None, help=ONE_BASE),
+    config: Path = typer.Option(None, help="YAML file of these arguments"),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="check, tell what it would cost, write nothing"
+    ),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="no progress"),
     as_json: AsJson = False,
 ) -> None:
     """Merge adapters of one base model into one; the base model is not needed.
@@ -109,39 +101,115 @@ def merge(
     The result is told with its fidelity, how far it is from the exact sum of the adapters, each
     times its weight.
     """
-    common = {"sparsity": sparsity, "sign": sign, "drop_rate": drop_rate, "density": density}
-    common |= {"on": on, "summation": summation, "rank": rank}
-    options = parse_options(
-        [*(option or ()), *(f"{n}={v}" for n, v in common.items() if v is not None)]
-    )
-    flags = {"adapters": adapters, "out": out, "into": into, "method": method, "seed": seed}
-    flags |= {
-        "weights": _one_of(weight, weights),
-        "norms": norms,
-        "grams": grams,
-        "base_model": base_model,
-    }
-    given = {name: value for name, value in flags.items() if value not in (None, [])}
-    from tipmini.cli.merge_request import make_request
+    given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [])}
+    from tipmini.cli.merge_request import make_request, parse_options
 
-    request = make_request(given | options, config)
+    options = parse_options(option or ())
+    for name in options.keys() & given.keys():
+        raise TipminiError(f"option {name} is given twice")
+    if weight and weights:
+        raise TipminiError("give --weight numbers or --weights, not both")
+    given |= options | ({"weights": weight} if weight else {})
+    request = make_request(given, config)
     if dry_run:
         from tipmini.cli.merge_plan import reckon
 
-        _tell_plan(reckon(request), as_json)
+        facts, tell = reckon(request), _tell_plan
     else:
-        from tipmini.cli.merge_run import run
-
-        _tell(run(request, _bar(silent=quiet or as_json)), as_json)
-
-
-def _one_of(weight: list[float] | None, weights: str | None) -> object:
-    if weight and weights:
-        raise TipminiError("give --weight numbers or --weights, not both")
-    return weight or weights
+        facts, tell = run(request, _bar(silent=quiet or as_json)), _tell
+    print(json.dumps(facts)) if as_json else tell(facts)
 
 
-def _bar(silent: bool):
+def run(request: "Request", progress: Progress) -> dict[str, object]:
+    """Read, merge, measure the fidelity and write; returns what there is to tell of it."""
+    from tipmini.cli.merge_request import describe, open_inputs
+    from tipmini.methods.merge import Fidelity
+    from tipmini.methods.weighting import weights_of
+
+    inputs = open_inputs(request, tm.load_adapter, weights_of)
+    start = time.perf_counter()
+    shared = {"weights": inputs.weights, "base_model": inputs.base_model}
+    given = {"method": request.method, "norms": inputs.norms, "grams": inputs.grams}
+    given |= shared | {"seed": request.seed} | request.options
+    parts, exact = tm.merge_update(inputs.adapters, "cat", **shared)
+    if inputs.base:
+        fidelity = Fidelity(tm.merge_update(inputs.adapters, **given)[1], exact)
+        step = partial(progress, what="merging", unit="tensor")
+        tm.save_merged(inputs.base, fidelity, request.out, progress=step)
+    else:
+        step = partial(progress, what="merging", unit="module")
+        merged = tm.merge(inputs.adapters, **given, progress=step)
+        fidelity = Fidelity(merged.factors, exact)
+        for module in progress(merged.modules, what="comparing", unit="module"):
+            fidelity[module]  # reading measures
+        merged.save(request.out, card=_card(request, inputs, parts, merged, fidelity))
+    measured = {"whole": fidelity.whole(), "modules": fidelity.modules()}
+    seconds = time.perf_counter() - start
+    return describe(request, inputs) | {"fidelity": measured, "seconds": seconds}
+
+
+def _card(
+    request: "Request",
+    inputs: "Inputs",
+    parts: "list[Part]",
+    merged: "tm.LoraAdapter",
+    fidelity: "Fidelity",
+) -> str:
+    """The README.md of the merged adapter."""
+    from importlib.metadata import version
+
+    from tipmini.methods.model_card import CardInput, model_card
+    from tipmini.methods.weighting import told
+
+    learnt = isinstance(request.weights, Path)
+    shares = [told(w.values()) for w in inputs.weights] if learnt else [p.weight for p in parts]
+    # The folders' own names; where two have the same one their paths, numbered for one twice.
+    paths = [str(path) for path in request.adapters]
+    own = [path.name or str(path) for path in request.adapters]
+    numbered = [f"{name} ({place})" for place, name in enumerate(paths, 1)]
+    names = next(names for names in (own, paths, numbered) if len(set(names)) == len(names))
+    used = zip(names, request.adapters, shares, strict=True)
+    return model_card(
+        request.method,
+        request.options,
+        {name: CardInput(str(path), _sha256(path), share) for name, path, share in used},
+        seed=request.seed,
+        version=version("tipmini"),
+        base_model=merged.base_model,
+        task_type=merged.task_type,
+        sparsity=_sparsities(request, inputs, names),
+        fidelity=fidelity.layers() if request.options.get("layer", "block") == "block" else None,
+    )
+
+
+def _sha256(folder: Path) -> str:
+    """Of the factors' file, as the hub shows it."""
+    from tipmini.models.peft_folder import WEIGHTS
+
+    with (folder / WEIGHTS).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sparsities(
+    request: "Request", inputs: "Inputs", names: list[str]
+) -> dict[str, dict[str, float]] | None:
+    """{adapter: {layer: S_l}} of a method that prunes by TIP's layers, as wanda does with one S."""
+    from tipmini.methods.tip import layer_names, sparsities_of
+    from tipmini.papers.tip import Reading
+
+    if "layer" not in request.options:
+        return None
+    fields = Reading.__dataclass_fields__
+    reading = Reading(**{n: value for n, value in request.options.items() if n in fields})
+    found = sparsities_of(list(zip(inputs.adapters, inputs.norms, strict=True)), reading)
+    return {
+        name: dict(zip(layer_names(adapter, reading), shares.tolist(), strict=True))
+        for name, adapter, shares in zip(names, inputs.adapters, found, strict=True)
+    }
+
+
+# Told ---------------------------------------------------------------------------------------------
+def _bar(silent: bool) -> Progress:
     """tqdm on stderr, with an estimate; nothing where that is no terminal."""
     from tqdm import tqdm
 
@@ -152,20 +220,14 @@ def _bar(silent: bool):
     return bar
 
 
-def _tell(facts: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts))
-        return
+def _tell(facts: dict) -> None:
     whole = facts["fidelity"]["whole"]
     print(f"{_what(facts)} merged by {_how(facts)} in {facts['seconds']:.1f} s")
     figure = "the exact sum is 0" if whole is None else f"{whole:.4g}"
     print(f"fidelity: ||merged - exact sum|| / ||exact sum|| = {figure}")
 
 
-def _tell_plan(facts: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(facts))
-        return
+def _tell_plan(facts: dict) -> None:
     estimate = facts["estimate"]
     print(f"{_what(facts)} would be merged by {_how(facts)}; nothing is written")
     for path in facts["adapters"]:
@@ -179,14 +241,11 @@ def _tell_plan(facts: dict, as_json: bool) -> None:
 
 
 def _how(facts: dict) -> str:
-    name = facts["method"]
-    if name not in tm.PRESETS:
-        return name
-    return f"{name} ({tm.PRESETS[name].method}, weights {facts['weights']})"
+    name, weights = facts["method"], facts["weights"]
+    return f"{name} ({tm.PRESETS[name].method}, weights {weights})" if name in tm.PRESETS else name
 
 
 def _what(facts: dict) -> str:
     target = f" into {facts['into']}" if facts["into"] else ""
-    return (
-        f"{facts['out']}: {facts['modules']} modules of {len(facts['adapters'])} adapters{target}"
-    )
+    count = len(facts["adapters"])
+    return f"{facts['out']}: {facts['modules']} modules of {count} adapters{target}"

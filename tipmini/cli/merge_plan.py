@@ -1,100 +1,24 @@
-"""What a merge's request names, opened; and what a dry run tells of it, by the headers alone."""
+"""`tipmini merge --dry-run`: about what a merge would cost, by the headers of its inputs alone."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tipmini.cli.merge_request import Request
-from tipmini.errors import TipminiError
-from tipmini.methods.table import METHODS, check_ranks, check_shapes, input_gram, input_norm, preset
-from tipmini.methods.weighting import equal_weight, refuse_negative, refuse_unlearnt
-from tipmini.models import base_folder
-from tipmini.models.base_folder import BaseFolder, open_base
-from tipmini.models.files import FLOATING, TensorFile
-from tipmini.models.inspection import FactorsHeader, common_base, read_adapter_header
-from tipmini.models.peft_folder import refuse_taken
+from tipmini.cli.merge_request import Inputs, Request, describe, open_inputs
+from tipmini.errors import (
+    TipminiError,
+    check_ranks,
+    check_shapes,
+    input_gram,
+    input_norm,
+    refuse_negative,
+)
+from tipmini.methods.table import METHODS, TARGETS
+from tipmini.methods.weighting import refuse_unlearnt
+from tipmini.models.files import FLOATING
+from tipmini.models.peft_folder import FactorsHeader, read_adapter_header
 from tipmini.models.peft_settings import FLOAT32_MAX
-from tipmini.options import TARGETS
 
-if TYPE_CHECKING:
-    from tipmini.models.adapter import LoraAdapter
-    from tipmini.models.inspection import AdapterHeader
-
-    Adapter = LoraAdapter | AdapterHeader
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Adapters whole or as headers; everything else is read when it is needed."""
-
-    adapters: list[Any]
-    norms: list[TensorFile] | None
-    grams: list[TensorFile] | None
-    weights: str | list  # as `tm.merge` takes them
-    base: BaseFolder | None  # of --into
-    base_model: str | None  # what all adapters belong to
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(d, k) of every module that is merged."""
-        factors = [item for adapter in self.adapters for item in adapter.factors.items()]
-        return {module: pair.shape for module, pair in factors}
-
-
-def open_inputs(
-    request: Request,
-    load: "Callable[[Path], Adapter]",
-    learnt: "Callable[[Path, Mapping[str, Adapter]], list]",
-) -> Inputs:
-    """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base.
-
-    load: of an adapter's folder. learnt: the adapters' weights of a file.
-    """
-    adapters = {str(path): load(path) for path in request.adapters}
-    named = {path: adapter.base_model for path, adapter in adapters.items()}
-    weights = request.weights
-    inputs = Inputs(
-        [adapters[str(path)] for path in request.adapters],
-        _tensor_files(request.norms),
-        _tensor_files(request.grams),
-        learnt(weights, adapters) if isinstance(weights, Path) else weights,
-        open_base(request.into) if request.into else None,
-        request.base_model or common_base(named),
-    )
-    if inputs.base:
-        inputs.base.check(inputs.shapes)
-    return inputs
-
-
-def _tensor_files(paths: list[Path] | None) -> list[TensorFile] | None:
-    return None if paths is None else [TensorFile(path) for path in paths]
-
-
-def refuse_out(request: Request, inputs: Inputs) -> None:
-    """Raise TipminiError, before the long part, for a folder that the result can't go into."""
-    if inputs.base:
-        base_folder.refuse_taken(request.out, inputs.base.size)
-    else:
-        refuse_taken(request.out)
-
-
-def describe(request: Request, inputs: Inputs) -> dict[str, object]:
-    """What is merged how into what."""
-    return {
-        "out": str(request.out),
-        "into": str(request.into) if request.into else None,
-        "method": request.method,
-        "options": request.options,
-        "seed": request.seed,
-        "weights": str(request.weights) if isinstance(request.weights, Path) else request.weights,
-        "adapters": [str(path) for path in request.adapters],
-        "modules": len(inputs.shapes),
-    }
-
-
-# `tipmini merge --dry-run` ------------------------------------------------------------------------
 # Speeds of two ordinary cores, so that a larger machine is done earlier.
 DISK = 800e6  # bytes a second, read or written; between a SATA and an NVMe disk
 FLOPS = 15e9  # of products and decompositions, most of them in float64
@@ -115,12 +39,16 @@ def reckon(request: Request) -> dict[str, object]:
     Raises the TipminiError that `run` would, as far as names and shapes tell.
     """
     inputs = open_inputs(request, read_adapter_header, refuse_unlearnt)
-    refuse_out(request, inputs)
-    _refuse_weights(request, inputs)
-    modules = [_module(name, request, inputs) for name in inputs.shapes]
-    for module in modules:
-        module.check(inputs)
-    width = _width(inputs)
+    # Bytes of a merged number: of float32, or of float64 where any factor is.
+    pairs = [pair for adapter in inputs.adapters for pair in adapter.factors.values()]
+    width = max(4, *(FLOATING[entry.dtype] for pair in pairs for entry in (pair.a, pair.b)))
+    _refuse_weights(request, inputs, width)
+    modules = []
+    for name in inputs.shapes:
+        own = enumerate(inputs.adapters)
+        pairs = {str(i): a.factors[name] for i, a in own if name in a.factors}
+        modules.append(_Module(name, pairs, request.function, request.options))
+        modules[-1].check(inputs)
     size = inputs.base.size if inputs.base else 0
     output = size or width * sum(m.rank * sum(m.shape) for m in modules)
     seconds = sum(m.seconds(whole=bool(inputs.base)) for m in modules)
@@ -132,23 +60,16 @@ def reckon(request: Request) -> dict[str, object]:
     return describe(request, inputs) | {"dry_run": True, "estimate": estimate}
 
 
-def _refuse_weights(request: Request, inputs: Inputs) -> None:
+def _refuse_weights(request: Request, inputs: Inputs, width: int) -> None:
     """What a weight alone tells."""
     weights = inputs.weights
     if isinstance(weights, str):
-        weights = [equal_weight(weights, len(inputs.adapters))]
-    if preset(request.method).method == "regmean":
+        return  # a rule's are above 0, and no larger than 1e18
+    if request.function == "regmean":
         refuse_negative({str(place): weight for place, weight in enumerate(weights)})
-    method = preset(request.method).method
-    times = request.options.get("on") == "delta" or method in TIMES  # else its root
-    if times and any(abs(weight) > FLOAT32_MAX for weight in weights) and _width(inputs) == 4:
+    times = request.options.get("on") == "delta" or request.function in TIMES  # else its root
+    if times and any(abs(weight) > FLOAT32_MAX for weight in weights) and width == 4:
         raise TipminiError("the sum overflows torch.float32; take smaller weights")
-
-
-def _width(inputs: Inputs) -> int:
-    """Bytes of a merged number: of float32, or of float64 where any factor is."""
-    pairs = [pair for adapter in inputs.adapters for pair in adapter.factors.values()]
-    return max(4, *(FLOATING[entry.dtype] for pair in pairs for entry in (pair.a, pair.b)))
 
 
 @dataclass(frozen=True)
@@ -171,25 +92,19 @@ class _Module:
         return sum(pair.rank for pair in self.pairs.values())
 
     @property
-    def dense(self) -> bool:
-        return self.options.get("on") == "delta"
-
-    @property
-    def summation(self) -> str:
-        """How factors are put together."""
-        return self.options.get("summation", SUMMED.get(self.method, "linear"))
+    def how(self) -> str:
+        """ "delta", or how factors are put together."""
+        dense = self.options.get("on") == "delta"
+        summed = SUMMED.get(self.method, "linear")
+        return "delta" if dense else self.options.get("summation", summed)
 
     @property
     def rank(self) -> int:
         """Of the merged factors; of knots at most, since null directions are left out."""
-        if self.summation == "cat":
-            return min(self.ranks, *self.shape) if self.method == "knots" else self.ranks
         top = max(pair.rank for pair in self.pairs.values())
-        if self.dense:
-            return min(self.options["rank"] or top, *self.shape)
-        if self.summation == "svd":
-            return min(self.options["rank"] or top, *self.shape, self.ranks)
-        return top
+        cut = min(self.options.get("rank") or top, *self.shape)
+        stacked = min(self.ranks, *self.shape) if self.method == "knots" else self.ranks
+        return {"cat": stacked, "delta": cut, "svd": min(cut, self.ranks), "linear": top}[self.how]
 
     @property
     def by_adapter(self) -> bool:
@@ -200,82 +115,60 @@ class _Module:
     def changed(self) -> int:
         """How many numbers the method changes."""
         d, k = self.shape
-        return len(self.pairs) * d * k if self.dense else self.ranks * (d + k)
+        return len(self.pairs) * d * k if self.how == "delta" else self.ranks * (d + k)
 
     def check(self, inputs: Inputs) -> None:
         """Raise TipminiError for what the merge would refuse of the module, by its shapes."""
         check_shapes(self.name, self.pairs)
-        if self.summation == "linear" and not self.dense:
+        if self.how == "linear":
             check_ranks(self.name, self.pairs)
         for place, pair in self.pairs.items():
             if METHODS[self.method].needs == "norms":
-                channels = {"a": self.shape[1], "b": pair.rank, "delta": self.shape[1]}
                 for name in TARGETS[self.options["on"]]:
                     norms = inputs.norms[int(place)].entries
-                    input_norm(norms, self.name, name, channels[name])
+                    channels = pair.rank if name == "b" else self.shape[1]
+                    input_norm(norms, self.name, name, channels)
             if METHODS[self.method].needs == "grams":
                 input_gram(inputs.grams[int(place)].entries, self.name, self.shape[1])
 
     def seconds(self, whole: bool) -> float:
         """whole: the update is not cut to factors, but added to a base."""
-        d, k = self.shape
-        added = 0
-        read = len(self.pairs) * NORM if METHODS[self.method].needs == "norms" else 0
-        flops = self._merge_flops() + self._fidelity_flops(whole)
-        if self.dense and not whole:
-            flops += self._cut_flops()
-        if whole:
-            added = 3 * d * k  # the base's weight, the sum, the rounded one
-            flops += 0 if self.dense else 2 * d * k * self.rank
+        (d, k), r, n = self.shape, self.ranks, len(self.pairs)
+        dense, row = self.how == "delta", METHODS[self.method]
+        merging = {
+            "delta": 2 * d * k * r,
+            "svd": 8 * (d + k) * r**2 + 20 * r**3,
+            "regmean": k**3 / 3 + 4 * r * k * k,
+            "knots": 8 * (d + n * k) * r**2,
+        }
+        flops = merging.get(self.how, merging.get(self.method, 0))
+        # The fidelity: QR decompositions of the exact sum's factors, and of the difference's.
+        flops += 4 * (d + k) * r**2
+        if dense and whole:
+            flops += 2 * d * k * (r + 10)
+        else:
+            flops += 2 * (d + k) * (r + self.rank) ** 2
+        if dense and not whole:  # `factorise`: by Lanczos or by LAPACK
+            by_lapack = 4 * self.rank > min(d, k)
+            flops += 22 * max(d, k) * min(d, k) ** 2 if by_lapack else LANCZOS * 2 * d * k
+        if whole and not dense:
+            flops += 2 * d * k * self.rank
+        numbers = (3 if self.by_adapter else 1) * self.changed * row.cost  # threshold, election
+        numbers += 3 * d * k if whole else 0  # the base's weight, the sum, the rounded one
         if self.method == "regmean":
-            added += 10 * len(self.pairs) * k * k  # each Gram matrix is read and weighted twice
-        rounds = 3 if self.by_adapter else 1  # for the threshold, the majority, the merge
-        numbers = (rounds * self.changed * METHODS[self.method].cost + added) / 1e9
-        return MODULE + read + numbers + flops / FLOPS
+            numbers += 10 * n * k * k  # each Gram matrix is read and weighted twice
+        read = n * NORM if row.needs == "norms" else 0
+        return MODULE + read + numbers / 1e9 + flops / FLOPS
 
     def work(self) -> int:
         """Bytes held while the module is merged and compared, most of them in float64."""
         d, k = self.shape
         found = 8 * 4 * (d + k) * (self.ranks + self.rank)
-        if self.dense:
+        if self.how == "delta":
             found += 8 * 4 * d * k
             if self.method in WHOLE:  # all adapters' at once, each a single row to be parted
                 found += 4 * (len(self.pairs) + 6) * d * k
-        if self.method == "regmean":
-            found += 8 * 5 * k * k
-        return found
-
-    def _merge_flops(self) -> float:
-        d, k = self.shape
-        if self.dense:
-            return 2 * d * k * self.ranks
-        if self.summation == "svd":
-            return 8 * (d + k) * self.ranks**2 + 20 * self.ranks**3
-        if self.method == "regmean":
-            return k**3 / 3 + 4 * self.ranks * k * k
-        if self.method == "knots":
-            return 8 * (d + len(self.pairs) * k) * self.ranks**2
-        return 0
-
-    def _fidelity_flops(self, whole: bool) -> float:
-        """Two QR decompositions of the exact sum's factors, one of those of the difference."""
-        d, k = self.shape
-        exact = 4 * (d + k) * self.ranks**2
-        if self.dense and whole:
-            return exact + 2 * d * k * (self.ranks + 10)
-        return exact + 2 * (d + k) * (self.ranks + self.rank) ** 2
-
-    def _cut_flops(self) -> float:
-        """`factorise`: by Lanczos, some hundred products with a vector, or by LAPACK."""
-        d, k = self.shape
-        smaller = min(d, k)
-        return 22 * max(d, k) * smaller**2 if 4 * self.rank > smaller else LANCZOS * 2 * d * k
-
-
-def _module(name: str, request: Request, inputs: Inputs) -> _Module:
-    adapters = enumerate(inputs.adapters)
-    pairs = {str(i): a.factors[name] for i, a in adapters if name in a.factors}
-    return _Module(name, pairs, preset(request.method).method, request.options)
+        return found + (8 * 5 * k * k if self.method == "regmean" else 0)
 
 
 def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> int:
@@ -290,6 +183,5 @@ def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> 
     if inputs.base:  # of a tensor that changes: itself, the delta, their sum, the rounded one
         largest = max(inputs.base.entry(name).size for name in inputs.base.files)
         return int(held + max(largest, work + max(16 * math.prod(m.shape) for m in modules)))
-    if modules[0].dense:
-        return int(held + SCIPY + work + COPIES * output)
-    return int(held + width * numbers + work + COPIES * output)  # changed beside what is changed
+    changed = SCIPY if modules[0].how == "delta" else width * numbers  # beside what is changed
+    return int(held + changed + work + COPIES * output)

@@ -17,7 +17,7 @@ from tipmini.papers.loraprune import (
     lora_guided_importance,
     taylor_importance,
 )
-from tipmini.papers.wanda import wanda_score
+from tipmini.papers.tip import wanda_score
 
 CHUNK, PART = 1 << 15, 1 / 32  # elements of a chunk at most, and as a share of the weight's
 
@@ -54,9 +54,7 @@ class Signals:
         return adapted(self.base(part), self.a.float(), self.b[part].float(), self.scaling)
 
 
-# The terms that are summed over a group, (rows, k) ------------------------------------------------
-
-
+# (signals, some rows, power) -> the terms that are summed over a group, (rows, k) -----------------
 def lora_guided(signals: Signals, part: slice, power: int) -> Tensor:
     """LoRAPrune's Eq. 10, which needs the gradients of A and B alone."""
     factors = signals.a, signals.b[part], signals.grad_a, signals.grad_b[part]
@@ -69,33 +67,14 @@ def vanilla(signals: Signals, part: slice, power: int) -> Tensor:
     return taylor_importance(signals.rows(part), signals.grad[part].float(), power=power)
 
 
-def taylor(signals: Signals, part: slice, _: int) -> Tensor:
-    """LLM-Pruner's first order, element by element: sum |w g|."""
-    return vanilla(signals, part, power=1)
-
-
-def taylor_vector(signals: Signals, part: slice, _: int) -> Tensor:
-    """LLM-Pruner's vectorised form, |sum w g| of each row or column: w g, with its sign."""
-    return signals.grad[part].float() * signals.rows(part)
-
-
-def magnitude(signals: Signals, part: slice, _: int) -> Tensor:
-    """sum |w|."""
-    return signals.rows(part).abs()
-
-
-def wanda(signals: Signals, part: slice, _: int) -> Tensor:
-    """Wanda's score, which needs the norms of the module's inputs."""
-    return wanda_score(signals.rows(part), signals.input_norm)
-
-
 CRITERIA: dict[str, Callable[[Signals, slice, int], Tensor]] = {
     "lora-guided": lora_guided,
     "vanilla": vanilla,
-    "taylor": taylor,
-    "taylor-vector": taylor_vector,
-    "magnitude": magnitude,
-    "wanda": wanda,
+    # LLM-Pruner's first order: sum |w g|, or |sum w g| of each row or column.
+    "taylor": lambda signals, part, _: vanilla(signals, part, power=1),
+    "taylor-vector": lambda signals, part, _: signals.grad[part].float() * signals.rows(part),
+    "magnitude": lambda signals, part, _: signals.rows(part).abs(),
+    "wanda": lambda signals, part, _: wanda_score(signals.rows(part), signals.input_norm),
 }
 CHOICES = (*CRITERIA, "random")
 NEEDS_WEIGHT_GRADIENT = ("vanilla", "taylor", "taylor-vector")
@@ -103,7 +82,7 @@ NEEDS_WEIGHT_GRADIENT = ("vanilla", "taylor", "taylor-vector")
 
 def needs_gradient(method: str) -> bool:
     """Whether a method reads any gradient at all."""
-    return method == "lora-guided" or method in NEEDS_WEIGHT_GRADIENT
+    return method in ("lora-guided", *NEEDS_WEIGHT_GRADIENT)
 
 
 def group_scores(
@@ -121,12 +100,12 @@ def group_scores(
     """
     require("method", method, CRITERIA)
     require("reduction", reduction, REDUCTIONS)
-    if signals.weight.shape[dim] % count:
-        shape = tuple(signals.weight.shape)
+    shape = tuple(signals.weight.shape)
+    if shape[dim] % count:
         raise TipminiError(f"a weight {shape} has no {count} equal groups along {dim}")
     power = 2 if reduction == "paper" else 1
     # Double sums, so that the result does not show how the rows were cut into chunks.
-    lines = signals.weight.new_zeros(signals.weight.shape[dim], dtype=torch.float64)
+    lines = signals.weight.new_zeros(shape[dim], dtype=torch.float64)
     for part in chunks(signals.weight):
         found = CRITERIA[method](signals, part, power).sum(1 - dim, dtype=torch.float64)
         lines[part if dim == 0 else slice(None)] += found
@@ -150,9 +129,8 @@ def semi_structured_mask(score: Tensor, n: int = 2, m: int = 4) -> Tensor:
     Among equal scores the lower index goes first. Raises TipminiError unless m divides k.
     """
     if score.ndim != 2 or score.shape[1] % m:
-        raise TipminiError(
-            f"{n}:{m} sparsity needs rows of a multiple of {m}, got {tuple(score.shape)}"
-        )
+        shape = tuple(score.shape)
+        raise TipminiError(f"{n}:{m} sparsity needs rows of a multiple of {m}, got {shape}")
     order = score.reshape(-1, m).argsort(dim=1, stable=True)
     mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :n], False)
     return mask.view(score.shape)

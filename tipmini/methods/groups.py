@@ -11,20 +11,20 @@ third, by two thirds, or not at all, and channels make up the rest of a share.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 from tipmini.errors import TipminiError, require_share
 
 HEADS, CHANNELS = "heads", "channels"
-ATTENTION, PERCEPTRON = (
-    {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1},
-    {"gate_proj": 0, "up_proj": 0, "down_proj": 1},
-)
+PARTS = {  # kind of group -> the module of a layer, its linear parts and their dims
+    HEADS: ("self_attn", {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}),
+    CHANNELS: ("mlp", {"gate_proj": 0, "up_proj": 0, "down_proj": 1}),
+}
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A linear module whose rows (dim 0) or columns (dim 1) the groups divide equally."""
 
     module: str
@@ -56,32 +56,26 @@ def find_families(model: nn.Module) -> list[Family]:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = {id(module): name for name, module in causal.named_modules()}
-    layers = getattr(getattr(causal, "base_model", causal), "layers", ())
     found = []
-    for number, layer in enumerate(layers):
-        for kind, part, parts in ((HEADS, "self_attn", ATTENTION), (CHANNELS, "mlp", PERCEPTRON)):
-            module = getattr(layer, part, None)
-            if module is None or not all(hasattr(module, name) for name in parts):
-                where = f"{names[id(layer)]}.{part}"
+    for number, layer in enumerate(getattr(getattr(causal, "base_model", causal), "layers", ())):
+        for kind, (place, parts) in PARTS.items():
+            module = getattr(layer, place, None)
+            if not all(hasattr(module, part) for part in parts):
+                where = f"{names[id(layer)]}.{place}"
                 raise TipminiError(f"{where}: no {', '.join(parts)}; only LLaMAs can be pruned")
-            found.append(_family(module, names[id(module)], number, kind, parts))
+            linear = {part: getattr(module, part) for part in parts}
+            name, queries = names[id(module)], 1
+            if kind == CHANNELS:
+                count = linear["gate_proj"].out_features
+            else:
+                count = linear["k_proj"].out_features // module.head_dim
+                queries = linear["q_proj"].out_features // module.head_dim // count
+            size = sum(one.in_features * one.out_features for one in linear.values()) // count
+            members = tuple(Member(f"{name}.{part}", dim) for part, dim in parts.items())
+            found.append(Family(name, number, kind, count, size, members, queries))
     if not found:
         raise TipminiError(f"{type(causal).__name__}: no layers found; only LLaMAs can be pruned")
     return found
-
-
-def _family(
-    module: nn.Module, name: str, layer: int, kind: str, parts: Mapping[str, int]
-) -> Family:
-    linear = {part: getattr(module, part) for part in parts}
-    size = sum(one.in_features * one.out_features for one in linear.values())
-    members = tuple(Member(f"{name}.{part}", dim) for part, dim in parts.items())
-    if kind == CHANNELS:
-        count = linear["gate_proj"].out_features
-        return Family(name, layer, kind, count, size // count, members)
-    count = linear["k_proj"].out_features // module.head_dim
-    queries = linear["q_proj"].out_features // module.head_dim // count
-    return Family(name, layer, kind, count, size // count, members, queries)
 
 
 def exempt_layers(layers: int, first: float = 0.0, last: int = 0) -> set[int]:
@@ -112,10 +106,10 @@ def quotas(
     leaves a divisor of it, as transformers' LlamaConfig demands; of 32 heads and 4096 that allows
     16 to go, and none at a share of 20%. Raises TipminiError for a share that cannot be met.
     """
-    for what, value in (("share", share), ("head_share", head_share)):
-        require_share(what, 0 if value is None else value)
+    for what, value in {"share": share, "head_share": head_share or 0}.items():
+        require_share(what, value)
     require_share("channel_share", channel_share or 0)
-    found = dict.fromkeys((family.name for family in families), 0)
+    found = {family.name: 0 for family in families}
     by_layer = {(family.layer, family.kind): family for family in families}
     for layer in {family.layer for family in families} - set(exempt):
         heads, channels = by_layer[layer, HEADS], by_layer[layer, CHANNELS]
@@ -132,13 +126,10 @@ def quotas(
 
 
 def _heads(family: Family, share: float, hidden_size: int | None) -> int:
-    most = min(_floor(share * family.count), family.count - 1)
-    allowed = (
-        gone
-        for gone in range(most, 0, -1)
-        if not hidden_size or hidden_size % ((family.count - gone) * family.queries) == 0
-    )
-    return next(allowed, 0)
+    for gone in range(min(_floor(share * family.count), family.count - 1), 0, -1):
+        if not hidden_size or hidden_size % ((family.count - gone) * family.queries) == 0:
+            return gone
+    return 0
 
 
 def _floor(number: float) -> int:

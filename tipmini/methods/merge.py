@@ -1,28 +1,63 @@
 r"""Merging: several LoRA adapters become one; how far it is from their sum.
 
-How to add one stands in `tipmini.methods.table`.
+How to add a method stands in `tipmini.methods.table`. What it results in is an update: for every
+module LoRA factors, or a dense delta where no factors give it. It may be computed module by module
+as it is read, so that a merge of a large model's adapters holds one delta at a time.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
-from tipmini.methods.sums import Part, Update, having, top
-from tipmini.methods.table import METHODS, method_options, preset
-from tipmini.methods.tip import Norms, block_of
-from tipmini.methods.weighting import Weights, equal_weight, weighed
-from tipmini.models.adapter import LoraAdapter, LoraFactors
-from tipmini.models.inspection import common_base
-from tipmini.models.lowrank import factorise, product_norm, relative_error
-from tipmini.options import check_options
+from tipmini.errors import (
+    RULES,
+    TipminiError,
+    check_options,
+    check_ranks,
+    check_shapes,
+    common_base,
+    is_finite,
+    is_rule,
+)
+from tipmini.masks import in_threads
+from tipmini.methods.table import METHODS, PRESETS, Preset, method_options
+from tipmini.models.adapter import LoraAdapter, LoraFactors, natural_order
+from tipmini.models.lowrank import factorise, product_norm, relative_error, stack, truncate
 
 Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]
+Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
+Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
+Norms = Mapping[str, Tensor]
 Measured = Iterable[Norms] | Mapping[str, Norms] | None
+Update = Mapping[str, LoraFactors | Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One adapter of a merge, its weight in the sum, and what a method may need besides: its input
+    norms, its Gram matrices, and the seed that with the name decides its random draws.
+
+    The factors of all parts are of one dtype, float32 or float64."""
+
+    name: str
+    adapter: LoraAdapter
+    weight: float = 1.0
+    norms: Norms | None = None
+    seed: int = 0
+    grams: Mapping[str, Tensor] | None = None
+
+
+Parts = Sequence[Part]
+Transform = Callable[[Part, str, Tensor], Tensor]  # (part, name of a tensor, tensor) -> tensor
+Combine = Callable[[Sequence[Tensor], Sequence[float]], Tensor]  # tensors, weights -> tensor
+
+ROWS = 512  # of deltas at a time where many are put together; the result does not depend on it
 
 
 def merge(
@@ -61,12 +96,15 @@ def merge(
     """
     given = {"weights": weights, "norms": norms, "grams": grams, "seed": seed}
     parts, update = merge_update(adapters, method, base_model=base_model, **given, **options)
-    rank = options.get("rank")
-    return LoraAdapter(
-        {module: _as_factors(module, update[module], parts, rank) for module in progress(update)},
-        base_model=parts[0].adapter.base_model,
-        task_type=_if_common(part.adapter.task_type for part in parts),
-    )
+    merged = {}
+    for module in progress(update):
+        found = update[module]
+        if isinstance(found, Tensor):
+            found = factorise(found, options.get("rank") or top(module, having(module, parts)))
+        merged[module] = found
+    types = {part.adapter.task_type for part in parts}
+    task_type = types.pop() if len(types) == 1 else None
+    return LoraAdapter(merged, parts[0].adapter.base_model, task_type)
 
 
 def merge_update(
@@ -85,54 +123,41 @@ def merge_update(
     Arguments and errors as `merge`'s. Each module is computed when it is read, so that the deltas
     of a large model need not be held at once. The parts' adapters name the common base.
     """
-    function, settings = _resolve(method, options)
-    adapters = _of_one_base(_in_one_dtype(_by_name(adapters)), base_model)
-    weights = preset(method).weights if weights is None else weights
-    parts = _parts(adapters, weights, norms, grams, seed)
-    return parts, function(parts, **settings)
+    chosen = PRESETS.get(method, Preset(method))
+    if chosen.method not in METHODS:
+        method_options(method)  # refuses it
+    function = resolve_name(METHODS[chosen.method].place)
+    known = (function.__kwdefaults__ or {}) | chosen.options
+    for option in (option for option in options if option not in known):
+        listed = ", ".join(known) or "no options"
+        raise TipminiError(f"merge method {method} has no option {option!r}; it has {listed}")
+    check_options(chosen.method, known | options)
 
-
-def _as_factors(
-    module: str, merged: LoraFactors | Tensor, parts: Sequence[Part], rank: int | None
-) -> LoraFactors:
-    if isinstance(merged, LoraFactors):
-        return merged
-    return factorise(merged, rank or top(module, having(module, parts)))
-
-
-def _resolve(method: str, options: dict[str, object]) -> tuple[Callable[..., Update], dict]:
-    """The method's function and its options, a preset's among them; refuses unknown and wrong
-    ones."""
-    known = method_options(method)
-    for option in options:
-        if option not in known:
-            listed = ", ".join(known) or "no options"
-            raise TipminiError(f"merge method {method} has no option {option!r}; it has {listed}")
-    chosen = preset(method).method
-    check_options(chosen, known | options)
-    return METHODS[chosen].function, known | options
-
-
-def _parts(
-    adapters: dict[str, LoraAdapter], weights: object, norms: object, grams: object, seed: int
-) -> list[Part]:
+    adapters = _by_name(adapters)
+    base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
+    weights = chosen.weights if weights is None else weights
     if isinstance(weights, str):
         weights = dict.fromkeys(adapters, equal_weight(weights, len(adapters)))
-    weights = _beside(adapters, "weights", weights, 1.0)
-    norms = _beside(adapters, "norms", norms, None)
-    grams = _beside(adapters, "grams", grams, None)
-    pairs = {name: weighed(name, adapters[name], weights[name]) for name in adapters}
-    return [
-        Part(name, adapter, weight, norms[name], seed, grams[name])
-        for name, (adapter, weight) in pairs.items()
-    ]
+    weights = _beside(adapters, "weights", weights)
+    norms, grams = _beside(adapters, "norms", norms), _beside(adapters, "grams", grams)
+    pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
+    dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
+    dtype = reduce(torch.promote_types, dtypes, torch.float32)
+    parts = []
+    for name, adapter in adapters.items():
+        adapter, weight = _weighed(name, adapter, weights[name], dtype)
+        adapter = replace(adapter, base_model=base)
+        parts.append(Part(name, adapter, weight, norms[name], seed, grams[name]))
+    return parts, function(parts, **known | options)
 
 
 def _by_name(adapters: object) -> dict[str, LoraAdapter]:
     """In an order that no mapping's order changes."""
     if isinstance(adapters, LoraAdapter):
         raise TipminiError("merge takes a list or a mapping of adapters, got a single one")
-    named = dict(sorted(adapters.items()) if isinstance(adapters, Mapping) else _places(adapters))
+    named = _named(adapters)
+    if isinstance(adapters, Mapping):
+        named = dict(sorted(named.items()))
     if not named:
         raise TipminiError("nothing to merge; give at least one adapter")
     for name, adapter in named.items():
@@ -142,96 +167,248 @@ def _by_name(adapters: object) -> dict[str, LoraAdapter]:
     return named
 
 
-def _in_one_dtype(adapters: dict[str, LoraAdapter]) -> dict[str, LoraAdapter]:
-    """All factors in float32, or in float64 where any is, so that they add and multiply."""
-    pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
-    dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
-    wide = reduce(torch.promote_types, dtypes, torch.float32)
-
-    def widen(_: str, pair: LoraFactors) -> LoraFactors:
-        return replace(pair, a=pair.a.detach().to(wide), b=pair.b.detach().to(wide))
-
-    return {name: adapter.map(widen) for name, adapter in adapters.items()}
+def _named(values: Iterable | Mapping) -> dict[str, object]:
+    """A list's by their places."""
+    places = ((str(place), value) for place, value in enumerate(values))
+    return dict(values if isinstance(values, Mapping) else places)
 
 
-def _of_one_base(
-    adapters: dict[str, LoraAdapter], base_model: str | None
-) -> dict[str, LoraAdapter]:
-    """All naming one base model: the given one, else the one that they have in common."""
-    base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
-    return {name: replace(adapter, base_model=base) for name, adapter in adapters.items()}
-
-
-def _beside(adapters: dict[str, LoraAdapter], what: str, values: object, default: object) -> dict:
-    """The values by the adapters' names."""
-    if values is None:
-        return dict.fromkeys(adapters, default)
-    named = dict(values if isinstance(values, Mapping) else _places(values))
+def _beside(adapters: Mapping[str, LoraAdapter], what: str, values: object) -> dict[str, object]:
+    """The values by the adapters' names, None for each where none are given."""
+    named = dict.fromkeys(adapters) if values is None else _named(values)
     if named.keys() != adapters.keys():
         have, need = ", ".join(named), ", ".join(adapters)
         raise TipminiError(f"{what} must be one for each adapter ({need}), got ({have})")
     return named
 
 
-def _places(values: Iterable) -> list[tuple[str, object]]:
-    return [(str(place), value) for place, value in enumerate(values)]
+def equal_weight(rule: str, count: int) -> float:
+    """The weight that a rule gives each of T = `count` adapters.
+
+    "sum" is 1, "mean" 1 / T, "sqrt" 1 / sqrt(T), and "0.7/T" what adds up to 0.7. Raises
+    TipminiError for anything else.
+    """
+    if not is_rule(rule):
+        raise TipminiError(f"weights must be numbers, {RULES}, got {rule!r}")
+    named = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
+    return named[rule] if rule in named else float(rule.removesuffix("/T")) / count
 
 
-def _if_common(values: Iterable[str | None]) -> str | None:
-    distinct = set(values)
-    return distinct.pop() if len(distinct) == 1 else None
+def _weighed(
+    name: str, adapter: LoraAdapter, weight: Weight, dtype: torch.dtype
+) -> tuple[LoraAdapter, float]:
+    """The adapter in one dtype and its one weight; weights of modules go into their scalings."""
+    by_module = isinstance(weight, Mapping)
+    for module in adapter.factors.keys() ^ weight.keys() if by_module else ():
+        raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
+    told = {f"{m} of {name}": w for m, w in weight.items()} if by_module else {}
+    for what, own in (told or {f"adapter {name}": weight}).items():
+        if not is_finite(own):
+            raise TipminiError(f"the weight of {what} must be finite, got {own}")
+
+    def changed(module: str, pair: LoraFactors) -> LoraFactors:
+        a, b = pair.a.detach().to(dtype), pair.b.detach().to(dtype)
+        return LoraFactors(a, b, pair.scaling * weight[module] if by_module else pair.scaling)
+
+    return adapter.map(changed), 1.0 if by_module else float(weight)
+
+
+# Sums of adapters: factor by factor ("linear"), exactly ("cat"), exactly then cut ("svd") ---------
+class Lazy(Mapping[str, LoraFactors | Tensor]):
+    """An update that is computed module by module, each time it is read."""
+
+    def __init__(self, modules: Iterable[str], compute: Callable[[str], LoraFactors | Tensor]):
+        self.names, self.compute = list(modules), compute
+
+    def __getitem__(self, module: str) -> LoraFactors | Tensor:
+        return self.compute(module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def lazy(parts: Parts, compute: Callable[[str, Parts], LoraFactors | Tensor]) -> Lazy:
+    """`compute(module, the parts that have it)` for every module; refuses shapes that differ."""
+    modules = natural_order({module for part in parts for module in part.adapter.factors})
+    for module in modules:  # all of them before any is merged
+        check_shapes(module, _factors(module, parts))
+    return Lazy(modules, lambda module: compute(module, having(module, parts)))
+
+
+def having(module: str, parts: Parts) -> list[Part]:
+    """The parts whose adapter changes the module."""
+    return [part for part in parts if module in part.adapter.factors]
+
+
+def _factors(module: str, parts: Parts) -> dict[str, LoraFactors]:
+    return {part.name: part.adapter.factors[module] for part in having(module, parts)}
+
+
+def top(module: str, parts: Parts) -> int:
+    """The largest rank that an adapter has on the module."""
+    return max(part.adapter.factors[module].rank for part in parts)
+
+
+def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Stacked and summed as PEFT does, so that the results agree to the last bit."""
+    scaled = [tensor * weight for tensor, weight in zip(tensors, weights, strict=True)]
+    return torch.stack(scaled).sum(0)
+
+
+def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
+    """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
+    update = lazy(parts, lambda module, own: _sum_factors(module, own, combine))
+    for module in update:
+        check_ranks(module, _factors(module, parts))
+    return update
+
+
+def sum_cat(parts: Parts) -> Update:
+    """Factors stacked along the rank (PEFT's cat): exactly the sum of the deltas."""
+    return lazy(parts, _stack_factors)
+
+
+def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
+    """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
+    return lazy(
+        parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
+    )
+
+
+def _sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> LoraFactors:
+    r"""$A^* = \sum \mathrm{sgn}(w s) \sqrt{|w s|} A$ and $B^* = \sum \sqrt{|w s|} B$.
+
+    The sign sits on A alone: on both it would cancel.
+    """
+    pairs = [part.adapter.factors[module] for part in parts]
+    shares = [part.weight * pair.scaling for part, pair in zip(parts, pairs, strict=True)]
+    roots = [math.sqrt(abs(share)) for share in shares]
+    signed = [math.copysign(root, share) for root, share in zip(roots, shares, strict=True)]
+    a = combine([pair.a for pair in pairs], signed)
+    b = combine([pair.b for pair in pairs], roots)
+    return LoraFactors(a, b, scaling=1.0)
+
+
+def _stack_factors(module: str, parts: Parts) -> LoraFactors:
+    r"""$A^*$: all $w s A$ above each other; $B^*$: all B side by side; $B^* A^* = \sum w s B A$."""
+    pairs = []
+    for part in parts:
+        factors = part.adapter.factors[module]
+        pairs.append((factors.b, factors.a * part.weight * factors.scaling))
+    return stack(pairs)
+
+
+def merge_tensors(
+    parts: Parts,
+    change: Transform,
+    *,
+    on: str = "factors",
+    summation: str = "linear",
+    rank: int | None = None,
+    combine: Combine = weighted_sum,
+) -> Update:
+    """Change every tensor of every adapter, then add the adapters up.
+
+    on="factors" changes A and B, named "<module>.lora_A" and "<module>.lora_B", and adds up by
+    `summation`, cut to `rank` with "svd"; on="delta" changes s B A, named "<module>", and the
+    update is dense; `merge` cuts it to `rank`. Several threads call change at once; it may
+    overwrite the delta that it is given, but no factor. combine puts the changed tensors of one
+    place together; "cat" and "svd" don't use it.
+    """
+    if on == "delta":
+        return lazy(parts, lambda module, own: _sum_deltas(module, own, change, combine))
+
+    def both(place: tuple[Part, str]) -> LoraFactors:
+        part, module = place
+        factors = part.adapter.factors[module]
+        a = change(part, f"{module}.lora_A", factors.a)
+        b = change(part, f"{module}.lora_B", factors.b)
+        return replace(factors, a=a, b=b)
+
+    places = [(part, module) for part in parts for module in part.adapter.modules]
+    pairs = iter(in_threads(both, places))  # one draws or sorts by itself
+    adapters = [part.adapter.map(lambda module, factors: next(pairs)) for part in parts]
+    changed = [replace(part, adapter=own) for part, own in zip(parts, adapters, strict=True)]
+    if summation == "linear":
+        return sum_linear(changed, combine)
+    return sum_cat(changed) if summation == "cat" else sum_svd(changed, rank=rank)
+
+
+def _sum_deltas(module: str, parts: Parts, change: Transform, combine: Combine) -> Tensor:
+    """Changed deltas put together: added one at a time, else by the same rows of all of them."""
+    if combine is not weighted_sum:
+        changed = (change(part, module, part.adapter.factors[module].delta()) for part in parts)
+        rows = zip(*(tensor.split(ROWS) for tensor in changed), strict=True)
+        return torch.cat([combine(tensors, [part.weight for part in parts]) for tensors in rows])
+    total = room = None
+    for part in parts:  # all at once would not fit beside a large model's: one room for all
+        room = part.adapter.factors[module].delta(out=room)
+        delta = change(part, module, room)
+        if total is None:
+            total = delta * part.weight
+            continue
+        for rows, more in zip(total.split(ROWS), delta.split(ROWS), strict=True):
+            rows += more.mul_(part.weight)  # fused, it would round by where a thread's rows end
+    return total
 
 
 # How far a merge is from the exact sum of its adapters --------------------------------------------
-class Fidelity(Mapping[str, LoraFactors | Tensor]):
+class Fidelity(Lazy):
     """An update that is measured against the exact one as it is read, module by module.
 
     exact: LoRA factors of the same modules, as `merge_update(adapters, "cat")` returns them.
     """
 
     def __init__(self, update: Update, exact: Update) -> None:
+        super().__init__(update, self._measured)
         self.update, self.exact = update, exact
         self.apart: dict[str, float] = {}  # ||M - E||
         self.norm: dict[str, float] = {}  # ||E||
 
-    def __getitem__(self, module: str) -> LoraFactors | Tensor:
+    def _measured(self, module: str) -> LoraFactors | Tensor:
         merged, exact = self.update[module], self.exact[module]
         self.norm[module] = _norm(exact)
         off = relative_error(merged, exact) * self.norm[module]
         self.apart[module] = off if self.norm[module] else _norm(merged)
         return merged
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.update)
-
-    def __len__(self) -> int:
-        return len(self.update)
+    def _of(self, modules: Iterable[str]) -> float | None:
+        modules = list(modules)
+        norm = math.hypot(*(self.norm[module] for module in modules))
+        return math.hypot(*(self.apart[module] for module in modules)) / norm if norm else None
 
     def whole(self) -> float | None:
         """Of all modules read so far as one; None where their exact sum is 0."""
-        return _ratio(math.hypot(*self.apart.values()), math.hypot(*self.norm.values()))
+        return self._of(self.norm)
 
     def modules(self) -> dict[str, float | None]:
         """Of each module read so far; None where its exact sum is 0."""
-        return {module: _ratio(self.apart[module], norm) for module, norm in self.norm.items()}
+        return {module: self._of([module]) for module in self.norm}
 
     def layers(self) -> dict[str, float]:
         """Of each transformer block read so far; without those where its exact sum is 0."""
-        blocks: dict[str, list[str]] = {}
-        for module in self.norm:
-            blocks.setdefault(block_of(module), []).append(module)
-        found = {
-            block: _ratio(
-                math.hypot(*(self.apart[module] for module in modules)),
-                math.hypot(*(self.norm[module] for module in modules)),
-            )
-            for block, modules in blocks.items()
-        }
-        return {block: ratio for block, ratio in found.items() if ratio is not None}
+        found = {block: self._of(modules) for block, modules in in_blocks(self.norm).items()}
+        return {block: error for block, error in found.items() if error is not None}
 
 
-def _ratio(apart: float, norm: float) -> float | None:
-    return apart / norm if norm else None
+BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
+
+
+def block_of(module: str) -> str:
+    """The transformer block of a module, which itself is one where it lies outside of all."""
+    block = BLOCK.match(module)
+    return block[0] if block else module
+
+
+def in_blocks(modules: Iterable[str]) -> dict[str, list[str]]:
+    """{block: its modules}, both in the order in which they come."""
+    blocks: dict[str, list[str]] = {}
+    for module in modules:
+        blocks.setdefault(block_of(module), []).append(module)
+    return blocks
 
 
 def _norm(merged: LoraFactors | Tensor) -> float:

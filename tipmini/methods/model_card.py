@@ -32,29 +32,42 @@ def model_card(
     task_type: str | None = None,
     sparsity: Mapping[str, Mapping[str, float]] | None = None,
     fidelity: Mapping[str, float] | None = None,
-    command: str | None = None,
 ) -> str:
     """A README.md as the hub and PEFT read it, its front matter first; the same for the same input.
 
     inputs: by the adapters' names. sparsity: {adapter: {layer: share of zeros in [0, 1]}}.
-    fidelity: {layer: ||merged - exact sum|| / ||exact sum||}. version: tipmini's. command: what
-    makes the adapter again. Pass it to `LoraAdapter.save(card=...)`. Raises TipminiError when
-    sparsity names an adapter that is no input.
+    fidelity: {layer: ||merged - exact sum|| / ||exact sum||}. version: tipmini's. Pass it to
+    `LoraAdapter.save(card=...)`. Raises TipminiError when sparsity names an adapter that is no
+    input.
     """
     sparsity, fidelity = sparsity or {}, fidelity or {}
     for name in sparsity.keys() - inputs.keys():
         raise TipminiError(f"sparsity of {name}, which is none of {', '.join(inputs)}")
-    parts = [
-        _front_matter(base_model, task_type),
-        f"# A merge of {len(inputs)} LoRA adapters by {_code(method)}",
-        "Merged with tipmini, without loading the base model. The folder is a PEFT adapter: "
-        "`PeftModel.from_pretrained(base, folder)` loads it.",
-        _settings(method, options, seed, version, base_model),
-        _inputs(inputs),
-        _layers(sparsity, fidelity),
-        _command(command),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    settings = [["Method", _code(method)]]
+    if method in PRESETS:
+        settings += [["A preset of", _code(PRESETS[method].method)]]
+    settings += [["Base model", _code(base_model or "not named")]]
+    settings += [[_code(name), _code(value)] for name, value in sorted(options.items())]
+    settings += [["Seed", _code(seed)], ["tipmini", _code(version)]]
+    shares = []
+    for name, one in inputs.items():
+        weight = one.weight if isinstance(one.weight, str) else f"{one.weight:g}"
+        shares.append([_code(name), weight, _code(one.path), _code(one.sha256)])
+    return f"""{_front_matter(base_model, task_type)}
+
+# A merge of {len(inputs)} LoRA adapters by {_code(method)}
+
+Merged with tipmini, without loading the base model. The folder is a PEFT adapter: \
+`PeftModel.from_pretrained(base, folder)` loads it.
+
+## Settings
+
+{_table(["Setting", "Value"], settings)}
+
+## Adapters
+
+{_table(["Adapter", "Weight", "From", "SHA-256 of its factors"], shares)}
+{_layers(sparsity, fidelity)}"""
 
 
 def _front_matter(base_model: str | None, task_type: str | None) -> str:
@@ -69,65 +82,24 @@ def _front_matter(base_model: str | None, task_type: str | None) -> str:
     return f"---\n{text}---"
 
 
-def _settings(
-    method: str, options: Mapping[str, object], seed: int, version: str, base_model: str | None
-) -> str:
-    """Options as they were used, the defaults among them."""
-    rows = [["Method", _code(method)]]
-    if method in PRESETS:
-        rows += [["A preset of", _code(PRESETS[method].method)]]
-    rows += [["Base model", _code(base_model or "not named")]]
-    rows += [[_code(name), _code(value)] for name, value in sorted(options.items())]
-    rows += [["Seed", _code(seed)], ["tipmini", _code(version)]]
-    return "## Settings\n\n" + table(["Setting", "Value"], rows)
-
-
-def _inputs(inputs: Mapping[str, CardInput]) -> str:
-    rows = [
-        [_code(name), _share_of(one.weight), _code(one.path), _code(one.sha256)]
-        for name, one in inputs.items()
-    ]
-    return "## Adapters\n\n" + table(["Adapter", "Weight", "From", "SHA-256 of its factors"], rows)
-
-
-def _share_of(weight: float | str) -> str:
-    return weight if isinstance(weight, str) else f"{weight:g}"
-
-
 def _layers(sparsity: Mapping[str, Mapping[str, float]], fidelity: Mapping[str, float]) -> str:
     """One row a layer, in the order in which the layers are first named."""
-    layers = dict.fromkeys(layer for found in (*sparsity.values(), fidelity) for layer in found)
+    columns = [(_code(name), found) for name, found in sparsity.items()]
+    columns += [("Error", fidelity)] if fidelity else []
+    layers = dict.fromkeys(layer for _, found in columns for layer in found)
     if not layers:
         return ""
-    last = ["Error"] if fidelity else []
-    rows = [
-        [_code(layer), *(_share(found, layer) for found in sparsity.values())]
-        + ([_share(fidelity, layer)] if fidelity else [])
-        for layer in layers
-    ]
-    what = [
-        *(["the share of each adapter's numbers that was pruned"] if sparsity else []),
-        *(["Error, ||merged - exact sum|| / ||exact sum||"] if fidelity else []),
-    ]
-    heading = f"## Layers\n\nPer layer: {'; '.join(what)}.\n\n"
-    return heading + table(["Layer", *map(_code, sparsity), *last], rows)
+    rows = []
+    for layer in layers:
+        shares = [f"{found[layer]:.4f}" if layer in found else "" for _, found in columns]
+        rows.append([_code(layer), *shares])
+    what = ["the share of each adapter's numbers that was pruned"] if sparsity else []
+    what += ["Error, ||merged - exact sum|| / ||exact sum||"] if fidelity else []
+    heading = f"\n## Layers\n\nPer layer: {'; '.join(what)}.\n\n"
+    return heading + _table(["Layer", *(name for name, _ in columns)], rows) + "\n"
 
 
-def _share(found: Mapping[str, float], layer: str) -> str:
-    return f"{found[layer]:.4f}" if layer in found else ""
-
-
-def _command(command: str | None) -> str:
-    """In a fence that the command itself can't close."""
-    if not command:
-        return ""
-    fence = "```"
-    while fence in command:
-        fence += "`"
-    return f"## Made by\n\n{fence}sh\n{command}\n{fence}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; cells are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,8 +1,7 @@
 """Masks of groups: on a model's forward pass, updated as pruning goes on, and in files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from tipmini.errors import TipminiError
 from tipmini.methods.criteria import NEEDS_WEIGHT_GRADIENT, Signals, group_scores
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families
-from tipmini.methods.int8 import Int8Linear
 from tipmini.models.files import TensorFile
 from tipmini.papers.dare import named_generator
 from tipmini.papers.loraprune import (
@@ -31,9 +29,9 @@ class Pruner:
 
     final: the groups of each family to be gone in the end. threshold "layer": the least important
     of every family go, in the end the same number in every layer where `final` is the same; on the
-    way there layers take turns (`schedules.staggered_count`). "global": p of Eq. 12 is one number
-    for all families of a kind; shares then differ from layer to layer, and the total is at least
-    that of `final` (groups that tie at p go together). One group of each family stays.
+    way there layers take turns (`staggered_count`). "global": p of Eq. 12 is one number for all
+    families of a kind; shares then differ from layer to layer, and the total is at least that of
+    `final` (groups that tie at p go together). One group of each family stays.
     """
 
     def __init__(
@@ -44,15 +42,13 @@ class Pruner:
         decay: float = 0.9,
         threshold: str = "layer",
     ) -> None:
-        self.families, self.final, self.decay = list(families), final, decay
-        self.threshold = threshold
+        self.final, self.decay, self.threshold = final, decay, threshold
         self.averages = {f.name: torch.zeros(f.count) for f in families}  # Eq. 11 starts at 0
         self.masks: Masks = {f.name: torch.ones(f.count, dtype=torch.bool) for f in families}
-        self.offsets = {
-            family.name: offset
+        self.losing = [  # of each kind, the families that lose any group
+            [f.name for f in families if f.kind == kind and final[f.name]]
             for kind in (HEADS, CHANNELS)
-            for family, offset in _spread([f for f in families if f.kind == kind and final[f.name]])
-        }
+        ]
         self.observed = self.skipped = 0
 
     def observe(self, scores: Mapping[str, Tensor]) -> None:
@@ -72,40 +68,29 @@ class Pruner:
         """
         if not self.observed:
             raise TipminiError("no step had finite importances; take a lower learning rate or rows")
-        if self.threshold == "global":
-            for kind in {family.kind for family in self.families}:
-                self._remove_below([f for f in self.families if f.kind == kind], fraction)
-            return
-        for name, offset in self.offsets.items():
-            count = staggered_count(self.final[name], fraction, offset)
-            self.masks[name] = share_mask(self.averages[name], count, self.masks[name])
+        for names in self.losing:
+            if self.threshold == "global":
+                self._remove_below(names, fraction)
+                continue
+            for name, offset in zip(names, offsets(len(names)), strict=True):
+                count = staggered_count(self.final[name], fraction, offset)
+                self.masks[name] = share_mask(self.averages[name], count, self.masks[name])
 
-    def _remove_below(self, families: list[Family], fraction: float) -> None:
-        """One threshold for all families that lose any group."""
-        names = [family.name for family in families if self.final[family.name]]
+    def _remove_below(self, names: list[str], fraction: float) -> None:
+        """One threshold for all; what is gone ranks lowest, a family's best highest."""
         count = int(sum(self.final[name] for name in names) * fraction + 1e-9)
         if not count:
             return
-        averages = {n: _ranked(self.averages[n], self.masks[n]) for n in names}
-        p = torch.cat(list(averages.values())).sort().values[count - 1].item()
-        for name, average in averages.items():
-            self.masks[name] = threshold_mask(average, p)
+        ranked = {n: self.averages[n].masked_fill(~self.masks[n], -torch.inf) for n in names}
+        for average in ranked.values():
+            average[average.argmax()] = torch.inf
+        p = torch.cat(list(ranked.values())).sort().values[count - 1].item()
+        self.masks |= {name: threshold_mask(average, p) for name, average in ranked.items()}
 
     @property
     def counts(self) -> dict[str, int]:
         """Groups of each family that are gone."""
         return {name: int((~mask).sum()) for name, mask in self.masks.items()}
-
-
-def _spread(families: list[Family]) -> Iterator[tuple[Family, float]]:
-    return zip(families, offsets(len(families)), strict=True)
-
-
-def _ranked(average: Tensor, mask: Tensor) -> Tensor:
-    """Importances by which one threshold can go: what is gone lowest, a family's best highest."""
-    found = average.masked_fill(~mask, -torch.inf)
-    found[found.argmax()] = torch.inf
-    return found
 
 
 @contextmanager
@@ -117,30 +102,23 @@ def masked(model: nn.Module, masks: Masks) -> Iterator[None]:
     TipminiError for masks that are not the model's.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handles = []
-    try:
-        for family in find_families(causal):
-            if family.name in masks:
-                _check(family, masks[family.name])
-                for member in (m for m in family.members if m.dim == 0):
-                    hook = partial(_mask_output, masks, family.name)
-                    handles.append(causal.get_submodule(member.module).register_forward_hook(hook))
+    families = [family for family in find_families(causal) if family.name in masks]
+    for family in families:
+        if (shape := tuple(masks[family.name].shape)) != (family.count,):
+            what = "groups of heads" if family.kind == HEADS else "channels"
+            raise TipminiError(
+                f"mask of {family.name} is {shape}, the model has {family.count} {what}"
+            )
+    with ExitStack() as stack:
+        for family in families:
+
+            def hook(module: nn.Module, inputs: object, z: Tensor, name=family.name) -> Tensor:
+                return mask_outputs(z, masks[name].to(z.device))
+
+            for module in (member.module for member in family.members if member.dim == 0):
+                handle = causal.get_submodule(module).register_forward_hook(hook)
+                stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _mask_output(masks: Masks, name: str, module: nn.Module, inputs: object, z: Tensor) -> Tensor:
-    return mask_outputs(z, masks[name].to(z.device))
-
-
-def _check(family: Family, mask: Tensor) -> None:
-    if mask.shape != (family.count,):
-        raise TipminiError(
-            f"mask of {family.name} is {tuple(mask.shape)}, the model has {family.count} "
-            f"{'groups of heads' if family.kind == HEADS else 'channels'}"
-        )
 
 
 def save_masks(masks: Masks) -> bytes:
@@ -156,25 +134,20 @@ def load_masks(file: Path) -> Masks:
     for name, entry in found.entries.items():
         if entry.dtype != "BOOL" or len(entry.shape) != 1:
             raise TipminiError(f"{file}: {name} is no mask; a mask is one row of booleans")
-    return found.read_all()
+    return {name: found[name].clone() for name in found}
 
 
 # Group importances of a whole model ---------------------------------------------------------------
-Norms = Mapping[str, Tensor]
-
-
 def signals_of(module: nn.Module, norm: Tensor | None = None) -> Signals:
     """What a criterion may read of a linear module, with PEFT's LoRA around it or not."""
     base = base_layer(module)
     adapter = next(iter(getattr(module, "active_adapters", [])), None)
-    facts: dict[str, object] = {"grad": base.weight.grad, "input_norm": norm}
-    if isinstance(base, Int8Linear):
-        facts["scale"] = base.scale
+    facts: dict[str, object] = {"scale": getattr(base, "scale", None)}  # of Int8Linear
     if adapter in getattr(module, "lora_A", ()):
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         facts |= {"a": a.detach(), "b": b.detach(), "grad_a": a.grad, "grad_b": b.grad}
         facts["scaling"] = module.scaling[adapter]
-    return Signals(base.weight.detach(), **facts)
+    return Signals(base.weight.detach(), grad=base.weight.grad, input_norm=norm, **facts)
 
 
 @torch.no_grad()
@@ -184,26 +157,19 @@ def all_scores(
     method: str,
     reduction: str = "paper",
     *,
-    norms: Norms | None = None,
+    norms: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """{family: (count,) importances}; a family's modules add theirs up."""
     if method == "random":
         return {f.name: random_scores(f, seed) for f in families}
-    norms = norms or {}
-    return {
-        family.name: sum(
-            group_scores(
-                signals_of(causal.get_submodule(m.module), norms.get(m.module)),
-                family.count,
-                m.dim,
-                method,
-                reduction,
-            )
-            for m in family.members
-        )
-        for family in families
-    }
+    found: dict[str, Tensor] = {}
+    for family in families:
+        for module, dim in family.members:
+            signals = signals_of(causal.get_submodule(module), (norms or {}).get(module))
+            scores = group_scores(signals, family.count, dim, method, reduction)
+            found[family.name] = found.get(family.name, 0) + scores
+    return found
 
 
 def random_scores(family: Family, seed: int) -> Tensor:

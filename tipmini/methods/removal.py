@@ -7,8 +7,10 @@ adapter's factors the same rows of B and columns of A go, so that BA is made of 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +19,10 @@ from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, HEADS, Family
 from tipmini.methods.pruner import Masks
 from tipmini.models.adapter import LoraFactors
-from tipmini.models.base_folder import BaseFolder
-from tipmini.models.files import Entry
-from tipmini.models.weights import save_merged
+from tipmini.models.base_folder import BaseFolder, save_merged
 
 
-@dataclass(frozen=True)
-class TensorEdit:
+class TensorEdit(NamedTuple):
     """What is done to one tensor of a file when it is read, and its shape afterwards."""
 
     apply: Callable[[Tensor], Tensor]
@@ -34,15 +33,11 @@ class ChangedFile(Mapping[str, Tensor]):
     """A safetensors file some of whose tensors are read changed; as `TensorFile`, entries too."""
 
     def __init__(self, file: Mapping[str, Tensor], changes: Mapping[str, TensorEdit]) -> None:
-        self.file, self.changes = file, changes
-        self.entries = {name: self._entry(name, entry) for name, entry in file.entries.items()}
-
-    def _entry(self, name: str, entry: Entry) -> Entry:
-        if name not in self.changes:
-            return entry
-        shape = self.changes[name].shape
-        width = entry.size // math.prod(entry.shape)
-        return replace(entry, shape=shape, size=width * math.prod(shape))
+        self.file, self.changes, self.entries = file, changes, dict(file.entries)
+        for name in self.entries.keys() & changes.keys():
+            entry, shape = self.entries[name], changes[name].shape
+            width = entry.size // math.prod(entry.shape)
+            self.entries[name] = replace(entry, shape=shape, size=width * math.prod(shape))
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.file[name]
@@ -87,21 +82,34 @@ def save_pruned(
     keep different numbers of groups (a LLaMA has one shape for all), and as `save_merged` does.
     """
     settings = pruned_settings(base.config, families, masks)
-    lines = kept_lines(families, masks)
-    cut = changed(base, dict(_changes(base, lines, read)), settings)
-    small = {module: cut_factors(pair, lines[module]) for module, pair in (update or {}).items()}
-    text = json.dumps(dict(cut.config), indent=2) + "\n"
-    files = {"config.json": text.encode(), **(beside or {})}
-    save_merged(cut, small, out, beside=files, progress=progress)
+    update, changes, small = update or {}, {}, {}
+    for module, dim, mask in ((*m, masks[f.name]) for f in families for m in f.members):
+        cut = partial(_keep, dim=dim, mask=mask)
+        shape = list(base.locate(module).shape)
+        shape[dim] = shape[dim] // len(mask) * int(mask.sum())
+        changes[f"{module}.weight"] = TensorEdit(
+            lambda weight, cut=cut: cut(read(weight) if read else weight), tuple(shape)
+        )
+        if dim == 0 and f"{module}.bias" in base.files:
+            changes[f"{module}.bias"] = TensorEdit(cut, (shape[0],))
+        if module in update:
+            pair = update[module]
+            rows = {"b": cut(pair.b)} if dim == 0 else {"a": cut(pair.a)}
+            small[module] = replace(pair, **rows)
+    for module in update.keys() - small.keys():
+        raise TipminiError(f"{module} of the update is none that groups are pruned of")
+    base = changed(base, changes, settings)
+    files = {"config.json": (json.dumps(dict(base.config), indent=2) + "\n").encode()}
+    save_merged(base, small, out, beside=files | dict(beside or {}), progress=progress)
 
 
 def pruned_settings(
     config: Mapping[str, object], families: Sequence[Family], masks: Masks
 ) -> dict[str, int]:
     """What a pruned model's config.json says otherwise; raises as `save_pruned`."""
-    kept = {kind: _kept(families, masks, kind) for kind in (HEADS, CHANNELS)}
-    queries = next(family.queries for family in families if family.kind == HEADS)
-    heads, hidden = kept[HEADS] * queries, config["hidden_size"]
+    groups, channels = (_kept(families, masks, kind) for kind in (HEADS, CHANNELS))
+    heads = groups * next(family.queries for family in families if family.kind == HEADS)
+    hidden = config["hidden_size"]
     if not heads or hidden % heads:
         raise TipminiError(
             f"{heads} heads of a hidden size of {hidden}: transformers wants a divisor of it; "
@@ -109,9 +117,9 @@ def pruned_settings(
         )
     return {
         "num_attention_heads": heads,
-        "num_key_value_heads": kept[HEADS],
+        "num_key_value_heads": groups,
         "head_dim": config.get("head_dim") or hidden // config["num_attention_heads"],
-        "intermediate_size": kept[CHANNELS],
+        "intermediate_size": channels,
     }
 
 
@@ -133,33 +141,6 @@ def _kept(families: Sequence[Family], masks: Masks, kind: str) -> int:
             "number for all layers, so keep the masks"
         )
     return counts[most]
-
-
-def kept_lines(families: Sequence[Family], masks: Masks) -> dict[str, tuple[int, Tensor]]:
-    """{module: (0 for its rows or 1 for its columns, the groups that stay)}."""
-    return {m.module: (m.dim, masks[f.name]) for f in families for m in f.members}
-
-
-def cut_factors(pair: LoraFactors, lines: tuple[int, Tensor]) -> LoraFactors:
-    """The factors of what is left of a module: rows of B, or columns of A."""
-    dim, mask = lines
-    a, b = (pair.a, _keep(pair.b, 0, mask)) if dim == 0 else (_keep(pair.a, 1, mask), pair.b)
-    return LoraFactors(a, b, pair.scaling)
-
-
-def _changes(
-    base: BaseFolder,
-    lines: Mapping[str, tuple[int, Tensor]],
-    read: Callable[[Tensor], Tensor] | None,
-) -> Iterator[tuple[str, TensorEdit]]:
-    for module, (dim, mask) in lines.items():
-        shape = list(base.locate(module).shape)
-        shape[dim] = shape[dim] // len(mask) * int(mask.sum())
-        cut = lambda t, d=dim, m=mask: _keep(read(t) if read else t, d, m)  # noqa: E731
-        yield f"{module}.weight", TensorEdit(cut, tuple(shape))
-        if dim == 0 and f"{module}.bias" in base.files:
-            cut_bias = lambda t, m=mask: _keep(t, 0, m)  # noqa: E731
-            yield f"{module}.bias", TensorEdit(cut_bias, (shape[0],))
 
 
 def _keep(tensor: Tensor, dim: int, mask: Tensor) -> Tensor:

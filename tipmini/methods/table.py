@@ -1,15 +1,12 @@
-"""The table of merge methods and presets, and what fits together; all read without torch.
+"""The table of merge methods and presets; read without torch.
 
 To add a method, write its function, from parts (the adapters with their weights) to an update, and
 give it a row. Its keyword-only arguments are its options, and the first line of its docstring says
 what it does.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
-from typing import Protocol, TypeVar
 
 from tipmini import source
 from tipmini.errors import TipminiError
@@ -25,11 +22,6 @@ class Method:
     reference: str
     needs: str | None = None
     cost: float = 30
-
-    @property
-    def function(self) -> Callable:
-        module, _, name = self.place.partition(":")
-        return getattr(import_module(module), name)
 
     @cached_property
     def summary(self) -> str:
@@ -51,20 +43,22 @@ class Method:
 
 
 METHODS = {
-    "linear": Method("tipmini.methods.sums:sum_linear", "mangrulkar2022peft", cost=2),
-    "cat": Method("tipmini.methods.sums:sum_cat", "mangrulkar2022peft", cost=1),
-    "svd": Method("tipmini.methods.sums:sum_svd", "mangrulkar2022peft", cost=1),
-    "dare": Method("tipmini.methods.sparsify:merge_dare", "yu2024dare", cost=10),
-    "ties": Method("tipmini.methods.sparsify:merge_ties", "yadav2023ties", cost=35),
-    "dare_ties": Method("tipmini.methods.sparsify:merge_dare_ties", "yu2024dare", cost=25),
-    "magnitude": Method("tipmini.methods.sparsify:merge_magnitude", "mangrulkar2022peft", cost=20),
-    "wanda": Method("tipmini.methods.sparsify:merge_wanda", "sun2024wanda", needs="norms", cost=25),
-    "tip": Method("tipmini.methods.sparsify:merge_tip", "yun2025tip", needs="norms", cost=30),
+    "linear": Method("tipmini.methods.merge:sum_linear", "mangrulkar2022peft", cost=2),
+    "cat": Method("tipmini.methods.merge:sum_cat", "mangrulkar2022peft", cost=1),
+    "svd": Method("tipmini.methods.merge:sum_svd", "mangrulkar2022peft", cost=1),
+    "dare": Method("tipmini.methods.others:merge_dare", "yu2024dare", cost=10),
+    "ties": Method("tipmini.methods.others:merge_ties", "yadav2023ties", cost=35),
+    "dare_ties": Method("tipmini.methods.others:merge_dare_ties", "yu2024dare", cost=25),
+    "magnitude": Method("tipmini.methods.others:merge_magnitude", "mangrulkar2022peft", cost=20),
+    "wanda": Method("tipmini.methods.tip:merge_wanda", "sun2024wanda", needs="norms", cost=25),
+    "tip": Method("tipmini.methods.tip:merge_tip", "yun2025tip", needs="norms", cost=30),
     "regmean": Method(
-        "tipmini.methods.subspace:merge_regmean", "jin2023regmean", needs="grams", cost=1
+        "tipmini.methods.others:merge_regmean", "jin2023regmean", needs="grams", cost=1
     ),
-    "knots": Method("tipmini.methods.subspace:merge_knots", "stoica2025knots", cost=40),
+    "knots": Method("tipmini.methods.others:merge_knots", "stoica2025knots", cost=40),
 }
+# What TIP reads W of Eq. 1 as (its option `on`) -> the tensors of a module that are scored.
+TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
 
 
 @dataclass(frozen=True)
@@ -97,59 +91,3 @@ def method_options(method: str) -> dict[str, object]:
         raise TipminiError(f"no merge method {method!r}; there are {known}")
     chosen = preset(method)
     return METHODS[chosen.method].options | chosen.options
-
-
-# Whether what is merged fits together, told by shapes alone ---------------------------------------
-class Shaped(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class Factors(Shaped, Protocol):
-    """Of one module; the shape is the delta's, (d, k)."""
-
-    @property
-    def rank(self) -> int: ...
-
-
-T = TypeVar("T", bound=Shaped)
-
-
-def check_shapes(module: str, factors: Mapping[str, Factors]) -> None:
-    """factors: by the names of the adapters that have the module."""
-    shapes = {name: pair.shape for name, pair in factors.items()}
-    if len(set(shapes.values())) > 1:
-        raise TipminiError(f"adapters of different base models: {module} is {_listed(shapes)}")
-
-
-def check_ranks(module: str, factors: Mapping[str, Factors]) -> None:
-    """What adding factors up asks for."""
-    ranks = {name: pair.rank for name, pair in factors.items()}
-    if len(set(ranks.values())) > 1:
-        raise TipminiError(f"linear needs equal ranks, {module} has {_listed(ranks)}; try cat")
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{value} in {name}" for name, value in values.items())
-
-
-def input_norm(norms: Mapping[str, T], module: str, name: str, channels: int) -> T:
-    """The norms of what a tensor of the module reads: A x for B, x for everything else."""
-    key = f"{module}.lora_B" if name == "b" else module
-    shape = tuple(norms[key].shape) if key in norms else "nothing"
-    if shape != (channels,):
-        raise TipminiError(
-            f"norms need {(channels,)} under {key!r}, got {shape}; use calibrate_adapter"
-        )
-    return norms[key]
-
-
-def input_gram(grams: Mapping[str, T] | None, module: str, channels: int) -> T:
-    """The Gram matrix of what the module reads."""
-    found = grams.get(module) if grams else None
-    if found is None:
-        raise TipminiError(f"regmean needs the Gram matrix of {module}; calibrate with 'gram'")
-    if found.shape != (channels, channels):
-        need = (channels, channels)
-        raise TipminiError(f"{module} needs a finite Gram matrix {need}, got {tuple(found.shape)}")
-    return found

@@ -5,51 +5,174 @@ words. Norms are keyed as `calibrate_adapter` returns them: x under the module's
 "<module>.lora_B".
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError, require
+from tipmini.errors import TipminiError, input_norm, require
 from tipmini.masks import prune_rows
-from tipmini.methods.sums import Part, Transform
-from tipmini.methods.table import input_norm
+from tipmini.methods.merge import (
+    Norms,
+    Part,
+    Parts,
+    Transform,
+    Update,
+    block_of,
+    in_blocks,
+    merge_tensors,
+)
+from tipmini.methods.table import TARGETS
 from tipmini.models.adapter import LoraAdapter, LoraFactors, at_least_float32
-from tipmini.options import TARGETS
 from tipmini.papers.dare import named_generator
-from tipmini.papers.tip import Reading, layer_importance, layer_sparsity, whole_pieces
-from tipmini.papers.wanda import prune_scored, wanda_score
+from tipmini.papers.tip import (
+    Reading,
+    layer_importance,
+    layer_sparsity,
+    prune_scored,
+    wanda_score,
+    whole_pieces,
+)
 
-Norms = Mapping[str, Tensor]
 Scores = dict[str, dict[str, Tensor]]  # module -> {"a": (r, k), "b": (d, r)}, or {"delta": (d, k)}
-
-FactorName = tuple[str, str]  # (module, "a", "b" or "delta")
-Shares = dict[FactorName, float]  # place -> sparsity
+Place = tuple[str, str]  # (module, "a", "b" or "delta")
 
 ROWS = 512  # about so many at a time; the last bits of an importance depend on it
 
-BLOCK = re.compile(r".*?\.\d+(?=\.)")  # up to the first number: model.layers.0
+
+def merge_tip(
+    parts: Parts,
+    *,
+    sparsity: float = 0.7,
+    on: str = "factors",
+    layer: str = "block",
+    mean: str = "elements",
+    normalized: str = "within",
+    sign: int = 1,
+    shift_range: float = 1.0,
+    bounds: str = "clip",
+    group: str = "row",
+    rescale: bool = False,
+    score: str = "wanda",
+    assignment: str = "layer",
+    summation: str = "linear",
+    rank: int | None = None,
+) -> Update:
+    """The least important elements pruned at each layer's own sparsity, then summed (TIP).
+
+    Options as in `tipmini.papers.tip.Reading`; summation as in `merge_tensors`.
+    """
+    reading = Reading(
+        **{"sparsity": sparsity, "on": on, "layer": layer, "mean": mean, "normalized": normalized},
+        **{"sign": sign, "shift_range": shift_range, "bounds": bounds, "group": group},
+        **{"rescale": rescale, "score": score, "assignment": assignment},
+    )
+    space = "delta" if on == "delta" else "factors"
+    change = tip_change(parts, reading)
+    return merge_tensors(parts, change, on=space, summation=summation, rank=rank)
 
 
+def merge_wanda(
+    parts: Parts,
+    *,
+    sparsity: float = 0.7,
+    group: str = "row",
+    on: str = "factors",
+    rescale: bool = False,
+    summation: str = "linear",
+    rank: int | None = None,
+) -> Update:
+    """The elements with the lowest activation scores pruned at one sparsity, then summed (Wanda).
+
+    TIP without its dynamic sparsity; options as in `merge_tip`.
+    """
+    options = {"group": group, "on": on, "rescale": rescale, "summation": summation, "rank": rank}
+    return merge_tip(parts, sparsity=sparsity, shift_range=0.0, **options)
+
+
+def tip_change(parts: Parts, reading: Reading) -> Transform:
+    """What TIP does to each tensor of a merge: a `Transform` for `merge_tensors`."""
+    if any(part.norms is None for part in parts):
+        raise TipminiError("norms are needed, one dict for each adapter, from calibrate_adapter")
+    adapters = [(part.adapter, part.norms) for part in parts]
+    shares = {}
+    for part, sparsities in zip(parts, sparsities_of(adapters, reading), strict=True):
+        if reading.assignment == "shuffled":
+            generator = named_generator(part.seed, part.name)
+            sparsities = sparsities[torch.randperm(len(sparsities), generator=generator)]
+        layers = _layers(part.adapter, reading).values()
+        for places, sparsity in zip(layers, sparsities.tolist(), strict=True):
+            shares |= {(part.name, *place): sparsity for place in places}
+
+    def change(part: Part, full_name: str, tensor: Tensor) -> Tensor:
+        module, _, factor = full_name.partition(".lora_")
+        name = factor.lower() or "delta"
+        if (part.name, module, name) not in shares:
+            return tensor  # B, where A alone is pruned
+        sparsity = shares[part.name, module, name]
+        norm = input_norm(part.norms, module, name, tensor.shape[1])
+        if reading.group == "row" and reading.score == "wanda":
+            # A delta is made for this alone, unlike a factor.
+            pruned = prune_scored(tensor, norm, sparsity, out=tensor if name == "delta" else None)
+        else:
+            if reading.score == "random":
+                generator = named_generator(part.seed, part.name, full_name)
+                score = torch.rand(tensor.shape, generator=generator).to(tensor.device)
+            else:
+                size = reading.score == "magnitude"
+                score = tensor.abs() if size else wanda_score(tensor, norm)
+            shape = (1, -1) if reading.group == "matrix" else tensor.shape
+            pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity)
+            pruned = pruned.view_as(tensor)
+        return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
+
+    return change
+
+
+def tip_prune(
+    adapter: LoraAdapter, norms: Norms, sparsity: float = 0.7, **options: object
+) -> LoraAdapter:
+    """The adapter with its factors pruned at their layers' sparsities; shapes and scaling stay.
+
+    Arguments as in `tip_sparsities`, but for on="delta", which leaves no factors (see `merge`).
+    """
+    reading = _without_draws(Reading(sparsity=sparsity, **options))
+    if reading.on == "delta":
+        raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
+    part = Part("", adapter, norms=norms)
+    change = tip_change([part], reading)
+
+    def pruned(module: str, pair: LoraFactors) -> LoraFactors:  # as stored: the dtype stays
+        a, b = change(part, f"{module}.lora_A", pair.a), change(part, f"{module}.lora_B", pair.b)
+        return replace(pair, a=a, b=b)
+
+    return adapter.map(pruned)
+
+
+# Layers: their names, importances and sparsities --------------------------------------------------
 def tip_layers(adapter: LoraAdapter) -> dict[str, list[str]]:
     """{block: its modules}, e.g. "model.layers.0", in the order of the model.
 
     A module outside the numbered blocks, such as lm_head, is a layer by itself.
     """
-    layers: dict[str, list[str]] = {}
+    return in_blocks(adapter.modules)
+
+
+def _layers(adapter: LoraAdapter, reading: Reading) -> dict[str, list[Place]]:
+    """{layer: its places}, in the order of the model; those of one module follow each other."""
+    layers: dict[str, list[Place]] = {}
     for module in adapter.modules:
-        layers.setdefault(block_of(module), []).append(module)
+        for name in TARGETS[reading.on]:
+            names = {"block": block_of(module), "module": module, "factor": f"{module} ({name})"}
+            layers.setdefault(names[reading.layer], []).append((module, name))
     return layers
 
 
-def block_of(module: str) -> str:
-    """The transformer block of a module, which itself is one where it lies outside of all."""
-    block = BLOCK.match(module)
-    return block[0] if block else module
+def layer_names(adapter: LoraAdapter, reading: Reading) -> list[str]:
+    """What the layers are called, in `tip_importance`'s order."""
+    return list(_layers(adapter, reading))
 
 
 def tip_tensor(factors: LoraFactors, name: str) -> Tensor:
@@ -65,83 +188,50 @@ def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Score
     Raises TipminiError when a norm is missing or has another size.
     """
     require("on", on, TARGETS)
-    return {
-        module: {name: _score(adapter, norms, module, name) for name in TARGETS[on]}
-        for module in adapter.modules
-    }
+    scores: Scores = {module: {} for module in adapter.modules}
+    for module, own in scores.items():
+        for name in TARGETS[on]:
+            tensor = tip_tensor(adapter.factors[module], name)
+            own[name] = wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
+    return scores
 
 
-def _score(adapter: LoraAdapter, norms: Norms, module: str, name: str) -> Tensor:
-    tensor = tip_tensor(adapter.factors[module], name)
-    return wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
-
-
-class _Rows:
-    """`_score` in chunks of rows, without gradients. Deltas share one memory, and so do chunks."""
-
-    def __init__(self, adapter: LoraAdapter, norms: Norms):
-        self.adapter, self.norms = adapter, norms
-        self.delta = torch.empty(0)
-
-    def __call__(self, module: str, name: str) -> Iterator[Tensor]:
-        tensor = self._tensor(self.adapter.factors[module], name).detach()
-        norm = input_norm(self.norms, module, name, tensor.shape[1])
-        chunks = tensor.split(whole_pieces(tensor.shape[1], ROWS))
-        room = torch.empty_like(chunks[0], dtype=torch.result_type(tensor, norm))
-        return (wanda_score(rows, norm.detach(), out=room[: len(rows)]) for rows in chunks)
-
-    @torch.no_grad()
-    def _tensor(self, factors: LoraFactors, name: str) -> Tensor:
-        if name != "delta":
-            return tip_tensor(factors, name)
-        fits = (
-            self.delta.shape == factors.shape
-            and self.delta.dtype == at_least_float32(factors.b).dtype
-        )
-        self.delta = factors.delta(out=self.delta if fits else None)
-        return self.delta
-
-
-def _layers(adapter: LoraAdapter, reading: Reading) -> list[list[FactorName]]:
-    """The places of every layer; those of one module follow each other."""
-    names = TARGETS[reading.on]
-    if reading.layer == "factor":
-        return [[(module, name)] for module in adapter.modules for name in names]
-    blocks = reading.layer == "block"
-    groups = tip_layers(adapter).values() if blocks else [[module] for module in adapter.modules]
-    return [[(module, name) for module in group for name in names] for group in groups]
-
-
-def layer_names(adapter: LoraAdapter, reading: Reading) -> list[str]:
-    """What the layers are called, in `tip_importance`'s order."""
-    if reading.layer == "block":
-        return list(tip_layers(adapter))
-    groups = _layers(adapter, reading)
-    if reading.layer == "module":
-        return [places[0][0] for places in groups]
-    return [f"{module} ({name})" for ((module, name),) in groups]
-
-
+@torch.no_grad()
 def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Tensor:
     """TIP Eqs. 1 and 2: the importance of every layer, (L,) float64, in the model's order.
 
     options are `Reading`'s on, layer and mean. Tensor after tensor, so that no more than one
     tensor's scores are held.
     """
-    reading = Reading(**options)
-    rows = _Rows(adapter, norms)
-    found = [_importance(layer, rows, reading) for layer in _layers(adapter, reading)]
+    reading, delta = Reading(**options), torch.empty(0)
+
+    def scores(place: Place) -> Iterator[Tensor]:
+        """In chunks of rows. Deltas share one memory, and so do a tensor's chunks."""
+        nonlocal delta
+        module, name = place
+        factors = adapter.factors[module]
+        if name == "delta":
+            dtype = at_least_float32(factors.b).dtype
+            fits = delta.shape == factors.shape and delta.dtype == dtype
+            tensor = delta = factors.delta(out=delta if fits else None)
+        else:
+            tensor = tip_tensor(factors, name)
+        norm = input_norm(norms, module, name, tensor.shape[1])
+        chunks = tensor.split(whole_pieces(tensor.shape[1], ROWS))
+        room = torch.empty_like(chunks[0], dtype=torch.result_type(tensor, norm))
+        return (wanda_score(rows, norm, out=room[: len(rows)]) for rows in chunks)
+
+    def mean(places: Iterable[Place]) -> float:
+        return layer_importance(chunk for place in places for chunk in scores(place))
+
+    found = []
+    for places in _layers(adapter, reading).values():
+        if reading.mean == "elements":
+            found.append(mean(places))
+        else:
+            own = [mean(group) for _, group in groupby(places, key=lambda place: place[0])]
+            found.append(sum(own) / len(own))
     return torch.tensor(found, dtype=torch.float64)
-
-
-def _importance(layer: list[FactorName], rows: _Rows, reading: Reading) -> float:
-    def mean(places: Iterable[FactorName]) -> float:
-        return layer_importance(chunk for place in places for chunk in rows(*place))
-
-    if reading.mean == "elements":
-        return mean(layer)
-    own = [mean(places) for _, places in groupby(layer, key=lambda place: place[0])]
-    return sum(own) / len(own)
 
 
 def tip_sparsities(
@@ -151,7 +241,7 @@ def tip_sparsities(
 
     sparsity is S_org; options are `Reading`'s.
     """
-    reading = without_draws(Reading(sparsity=sparsity, **options))
+    reading = _without_draws(Reading(sparsity=sparsity, **options))
     return sparsities_of([(adapter, norms)], reading)[0]
 
 
@@ -162,125 +252,17 @@ def sparsities_of(adapters: Sequence[tuple[LoraAdapter, Norms]], reading: Readin
         return [torch.full((n,), float(reading.sparsity), dtype=torch.float64) for n in counts]
     own = {"on": reading.on, "layer": reading.layer, "mean": reading.mean}
     found = [tip_importance(adapter, norms, **own) for adapter, norms in adapters]
-    sizes = [len(importance) for importance in found]
     groups = [torch.cat(found)] if reading.normalized == "across" else found
     bound = {"sign": reading.sign, "shift_range": reading.shift_range, "bounds": reading.bounds}
-    shares = [layer_sparsity(group, reading.sparsity, **bound) for group in groups]
-    own = torch.cat(shares).split(sizes)
+    shares = torch.cat([layer_sparsity(group, reading.sparsity, **bound) for group in groups])
+    layers = shares.split([len(importance) for importance in found])
     if reading.assignment == "mean":
-        return [layers.mean().expand(len(layers)) for layers in own]
-    return list(own)
+        return [sparsities.mean().expand(len(sparsities)) for sparsities in layers]
+    return list(layers)
 
 
-def without_draws(reading: Reading) -> Reading:
+def _without_draws(reading: Reading) -> Reading:
     """Refuses what a merge's seed decides."""
     if reading.assignment == "shuffled" or reading.score == "random":
         raise TipminiError("assignment='shuffled' and score='random' need a seed; use merge")
     return reading
-
-
-def tensor_sparsities(adapter: LoraAdapter, layers: Tensor, reading: Reading) -> Shares:
-    """{place: its layer's sparsity}."""
-    pairs = zip(_layers(adapter, reading), layers.tolist(), strict=True)
-    return {place: share for layer, share in pairs for place in layer}
-
-
-# TIP's pruning ------------------------------------------------------------------------------------
-Draw = Callable[[], torch.Generator]  # what a random score is drawn from
-
-
-def prune(
-    tensor: Tensor,
-    norm: Tensor,
-    sparsity: float,
-    reading: Reading,
-    draw: Draw,
-    out: Tensor | None = None,
-) -> Tensor:
-    """One tensor pruned by its scores, within rows or the whole matrix; (d, k), its dtype.
-
-    out: memory that the result may be written into, e.g. the tensor's own.
-    """
-    if reading.group == "row" and reading.score == "wanda":
-        pruned = prune_scored(tensor, norm, sparsity, out=out)
-    else:
-        score = _deciding(tensor, norm, reading.score, draw)
-        shape = (1, -1) if reading.group == "matrix" else tensor.shape
-        pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity).view_as(tensor)
-    return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
-
-
-def _deciding(tensor: Tensor, norm: Tensor, score: str, draw: Draw) -> Tensor:
-    """(d, k): by what the elements of a tensor are ranked; the lowest go."""
-    if score == "random":
-        return torch.rand(tensor.shape, generator=draw()).to(tensor.device)
-    return tensor.abs() if score == "magnitude" else wanda_score(tensor, norm)
-
-
-def tip_prune(
-    adapter: LoraAdapter, norms: Norms, sparsity: float = 0.7, **options: object
-) -> LoraAdapter:
-    """The adapter with its factors pruned at their layers' sparsities; shapes and scaling stay.
-
-    Arguments as in `tip_sparsities`, but for on="delta", which leaves no factors (see `merge`).
-    """
-    reading = without_draws(Reading(sparsity=sparsity, **options))
-    if reading.on == "delta":
-        raise TipminiError("a pruned delta has no factors; use merge with on='delta'")
-    layers = sparsities_of([(adapter, norms)], reading)[0]
-    shares = tensor_sparsities(adapter, layers, reading)
-
-    def change(module: str, pair: LoraFactors) -> LoraFactors:
-        pruned = {  # as stored: pruning keeps the dtype
-            name: _pruned(norms, (module, name), getattr(pair, name), shares, reading)
-            for name in TARGETS[reading.on]
-        }
-        return replace(pair, **pruned)
-
-    return adapter.map(change)
-
-
-def _pruned(
-    norms: Norms,
-    place: FactorName,
-    tensor: Tensor,
-    shares: Shares,
-    reading: Reading,
-    draw: Draw = torch.Generator,
-    out: Tensor | None = None,
-) -> Tensor:
-    norm = input_norm(norms, *place, tensor.shape[1])
-    return prune(tensor, norm, shares[place], reading, draw, out)
-
-
-def tip_change(parts: Sequence[Part], reading: Reading) -> Transform:
-    """What TIP does to each tensor of a merge: a `Transform` for `merge_tensors`."""
-    adapters = [(part.adapter, _norms(part)) for part in parts]
-    shares = {
-        part.name: tensor_sparsities(part.adapter, _assigned(part, layers, reading), reading)
-        for part, layers in zip(parts, sparsities_of(adapters, reading), strict=True)
-    }
-
-    def change(part: Part, full_name: str, tensor: Tensor) -> Tensor:
-        module, _, factor = full_name.partition(".lora_")
-        name = factor.lower() or "delta"
-        if (module, name) not in shares[part.name]:
-            return tensor  # B, where A alone is pruned
-        draw = partial(named_generator, part.seed, part.name, full_name)
-        out = tensor if name == "delta" else None  # made for this alone, unlike a factor
-        return _pruned(part.norms, (module, name), tensor, shares[part.name], reading, draw, out)
-
-    return change
-
-
-def _assigned(part: Part, layers: Tensor, reading: Reading) -> Tensor:
-    """The sparsities as they are, or in an order that the seed and the adapter's name decide."""
-    if reading.assignment != "shuffled":
-        return layers
-    return layers[torch.randperm(len(layers), generator=named_generator(part.seed, part.name))]
-
-
-def _norms(part: Part) -> Norms:
-    if part.norms is None:
-        raise TipminiError("norms are needed, one dict for each adapter, from calibrate_adapter")
-    return part.norms

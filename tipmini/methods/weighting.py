@@ -1,108 +1,46 @@
-"""Weights of the adapters in a merge: rules by name, numbers, or learnt ones, from a file."""
+"""Files of learnt weights: for each adapter and module the number that its scaling is times."""
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from tipmini.errors import TipminiError, is_finite
+from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, parse_json
 
-if TYPE_CHECKING:  # rules are checked without torch
-    from tipmini.models.adapter import LoraAdapter, LoraFactors
-
-Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
-Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
-
-RULES = "sum, mean, sqrt or a total such as 0.7/T"
-TOTAL = re.compile(r"([0-9]{0,9}\.?[0-9]{1,9})/T")
-
-
-def is_rule(text: str) -> bool:
-    if text in ("sum", "mean", "sqrt"):
-        return True
-    found = TOTAL.fullmatch(text)
-    return found is not None and float(found[1]) > 0
-
-
-def equal_weight(rule: str, count: int) -> float:
-    """The weight that a rule gives each of T = `count` adapters.
-
-    "sum" is 1, "mean" 1 / T, "sqrt" 1 / sqrt(T), and "0.7/T" what adds up to 0.7. Raises
-    TipminiError for anything else.
-    """
-    if not is_rule(rule):
-        raise TipminiError(f"weights must be numbers, {RULES}, got {rule!r}")
-    named = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
-    return named[rule] if rule in named else float(rule.removesuffix("/T")) / count
-
-
-def refuse_negative(weights: Mapping[str, float]) -> None:
-    """Raise TipminiError for a weight that RegMean can't take; by the adapters' names."""
-    for name, weight in weights.items():
-        if weight < 0:
-            raise TipminiError(f"regmean needs weights from 0 on, adapter {name} has {weight}")
-
-
-def weighed(name: str, adapter: "LoraAdapter", weight: Weight) -> tuple["LoraAdapter", float]:
-    """The adapter and its one weight; weights of modules go into their scalings."""
-    if not isinstance(weight, Mapping):
-        if not is_finite(weight):
-            raise TipminiError(f"the weight of adapter {name} must be finite, got {weight}")
-        return adapter, float(weight)
-    for module in adapter.factors.keys() ^ weight.keys():
-        raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
-    for module, own in weight.items():
-        if not is_finite(own):
-            raise TipminiError(f"the weight of {module} of {name} must be finite, got {own}")
-
-    def scaled(module: str, pair: "LoraFactors") -> "LoraFactors":
-        return replace(pair, scaling=pair.scaling * weight[module])
-
-    return adapter.map(scaled), 1.0
-
-
-# Files of learnt weights, one for each adapter and module -----------------------------------------
 if TYPE_CHECKING:  # a dry run compares modules, without torch
     from torch import Tensor
 
     from tipmini.models.adapter import LoraAdapter
-    from tipmini.models.inspection import AdapterHeader
+    from tipmini.models.peft_folder import AdapterHeader
 
 ByModule = dict[str, dict[str, float]]  # adapter's name -> module -> weight
 
 
-class Made(BaseModel):
+class Made(BaseModel, extra="allow"):
     """What they were learnt of; more is said for the reader."""
-
-    model_config = ConfigDict(extra="allow")
 
     identity: str
     adapters: dict[str, str]  # name -> `adapter_digest`
 
 
-class LearntWeights(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class LearntWeights(BaseModel, extra="forbid"):
     weights: dict[str, dict[str, FiniteFloat]]
     made: Made
 
 
 def adapter_digest(adapter: "LoraAdapter") -> str:
     """SHA-256 of the factors' values, wherever and in whatever precision they are stored."""
+
+    def digest(tensor: "Tensor") -> str:
+        return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+
     factors = sorted(adapter.factors.items())
-    values = [(module, f.scaling, _digest(f.a), _digest(f.b)) for module, f in factors]
+    values = [(module, f.scaling, digest(f.a), digest(f.b)) for module, f in factors]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(tensor: "Tensor") -> str:
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def read(file: Path) -> LearntWeights:

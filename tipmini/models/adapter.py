@@ -12,12 +12,17 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from tipmini.errors import TipminiError
-from tipmini.models.files import largest, naming
-from tipmini.models.inspection import read_adapter_header, refuse_overflow
-from tipmini.models.peft_folder import WEIGHTS, factor_names, write_folder
+from tipmini.models.files import largest
+from tipmini.models.peft_folder import (
+    factor_names,
+    read_adapter_header,
+    refuse_numbers,
+    write_folder,
+)
 from tipmini.models.peft_settings import lora_config
 
 
@@ -133,12 +138,13 @@ def load_adapter(path: str | PathLike) -> LoraAdapter:
     """
     folder = Path(path)
     header = read_adapter_header(folder)
-    tensors, factors = header.file.read_all(), {}
-    for module, known in header.factors.items():
-        a, b = (tensors[name] for name in factor_names(module))
-        with naming(folder / WEIGHTS):
-            factors[module] = LoraFactors(a, b, known.scaling)
-        refuse_overflow(folder, module, known.scaling, known.rank, largest(a), largest(b))
+    # Not mapped: who writes into a file that we have mapped ends our process.
+    tensors = load(header.file.path.read_bytes())
+    refuse_numbers(folder, header, {name: largest(tensor) for name, tensor in tensors.items()})
+    factors = {
+        module: LoraFactors(*(tensors[name] for name in factor_names(module)), known.scaling)
+        for module, known in header.factors.items()
+    }
     return LoraAdapter(factors, header.base_model, header.task_type)
 
 

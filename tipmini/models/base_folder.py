@@ -1,16 +1,26 @@
-"""A base model's folder on disk, of which only the safetensors' headers are read."""
+"""A base model's folder: its headers, and writing it with an update added, tensor by tensor."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tipmini.errors import TipminiError
-from tipmini.models.files import FLOATING, Entry, TensorFile, one_line
+from tipmini.models.files import FLOATING, Entry, TensorFile, one_line, replacing
+
+if TYPE_CHECKING:  # a dry run reads the headers alone
+    from torch import Tensor
+
+    from tipmini.models.adapter import LoraFactors
+
+    Update = Mapping[str, LoraFactors | Tensor]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -38,13 +48,16 @@ class BaseFolder:
     def locate(self, module: str) -> Entry:
         """The header of a module's weight; raises TipminiError unless it can be added to."""
         name = f"{module}.weight"
-        self._refuse_tied(module)
+        if self.config.get("tie_word_embeddings") and module.rpartition(".")[2] in HEADS:
+            raise TipminiError(
+                f"{self.folder}: {module} shares its weight with the embedding, which would "
+                "change too; keep this merge an adapter"
+            )
         if name not in self.files:
             near = get_close_matches(name, self.files, n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise TipminiError(f"{self.folder}: lacks {name}, which the adapters change{hint}")
-        if self.entry(name).dtype not in FLOATING:
-            kind = self.entry(name).dtype
+        if (kind := self.entry(name).dtype) not in FLOATING:
             raise TipminiError(f"{self.folder}: {name} is {kind}; only floating weights add up")
         return self.entry(name)
 
@@ -57,13 +70,6 @@ class BaseFolder:
                     f"{self.folder}: {module}.weight is {found}, the adapters' {tuple(shape)}; "
                     "give the base that they were trained on"
                 )
-
-    def _refuse_tied(self, module: str) -> None:
-        if self.config.get("tie_word_embeddings") and module.rpartition(".")[2] in HEADS:
-            raise TipminiError(
-                f"{self.folder}: {module} shares its weight with the embedding, which would "
-                "change too; keep this merge an adapter"
-            )
 
 
 def open_base(path: str | PathLike) -> BaseFolder:
@@ -78,8 +84,7 @@ def open_base(path: str | PathLike) -> BaseFolder:
     config = _read_json(folder / "config.json")
     if config.get("quantization_config"):
         raise TipminiError(f"{folder}: quantised weights cannot be added to; de-quantise the base")
-    if config.get("model_type") in TRANSPOSED:
-        kind = config["model_type"]
+    if (kind := config.get("model_type")) in TRANSPOSED:
         raise TipminiError(f"{folder}: {kind} stores weights transposed; merge into an adapter")
     return BaseFolder(folder, config, _files(folder))
 
@@ -109,17 +114,15 @@ def _files(folder: Path) -> dict[str, TensorFile]:
     places = _read_json(folder / INDEX).get("weight_map")
     if not (isinstance(places, dict) and all(isinstance(p, str) for p in places.values())):
         raise TipminiError(f"{folder / INDEX}: weight_map must give each tensor's file")
-    shards = {name: _shard(folder, name) for name in sorted(set(places.values()))}
+    shards = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise TipminiError(f"{folder / INDEX}: shard {name!r} lies outside the folder")
+        shards[name] = TensorFile(folder / name, finite=False)
     for tensor, name in places.items():
         if tensor not in shards[name]:
             raise TipminiError(f"{folder / name}: lacks {tensor}, which {INDEX} names")
     return {t: file for name, file in shards.items() for t in file if places.get(t) == name}
-
-
-def _shard(folder: Path, name: str) -> TensorFile:
-    if Path(name).name != name:
-        raise TipminiError(f"{folder / INDEX}: shard {name!r} lies outside the folder")
-    return TensorFile(folder / name, finite=False)
 
 
 def _read_json(file: Path) -> dict:
@@ -132,3 +135,116 @@ def _read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise TipminiError(f"{file}: must hold a JSON object")
     return content
+
+
+# Written with an update added ---------------------------------------------------------------------
+SHARD_BYTES = 4 * 2**30  # of a written file, unless one tensor alone is larger
+COPIED = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
+# The weights' own index, and what would make transformers load an adapter on top.
+LEFT = (INDEX, "pytorch_model.bin.index.json", "adapter_config.json")
+
+ShardTensor = tuple[int, str]  # number of the written file, name of a tensor
+Progress = Callable[[Sequence[ShardTensor]], Iterable[ShardTensor]]
+
+
+def save_merged(
+    base: BaseFolder,
+    update: "Update",
+    out: str | PathLike,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
+    progress: Progress = iter,
+) -> None:
+    """Write the base model with the update added, all at once or not at all.
+
+    update: LoRA factors or a dense (d, k) delta for each module; each is read once, when its
+    tensor is due. Added in float32 at least and rounded once, to the base's own dtype. A file
+    has at most `shard_bytes` of tensors, or one larger tensor alone; configuration and tokenizer
+    are copied; beside holds further files of the folder, or others in their place. progress wraps
+    the tensors, e.g. `tqdm.tqdm`.
+
+    Raises TipminiError when `out` is there and not empty, a module does not fit the base, a sum
+    overflows its dtype, or the disk does not take it; `out` is then as it was.
+    """
+    for module in update:
+        base.locate(module)
+    refuse_taken(Path(out), base.size)
+    with replacing(Path(out)) as new:
+        _write_tensors(base, update, new, shard_bytes, progress)
+        for file in base.folder.iterdir():  # no model card, which tells of the base
+            wanted = file.suffix in COPIED or file.name.upper().startswith(("LICENSE", "NOTICE"))
+            if file.is_file() and wanted and file.name not in LEFT:
+                shutil.copyfile(file, new / file.name)
+        for name, content in (beside or {}).items():
+            (new / name).write_bytes(content)
+
+
+def _write_tensors(
+    base: BaseFolder, update: "Update", folder: Path, shard_bytes: int, progress: Progress
+) -> None:
+    import torch
+
+    places = plan(base, shard_bytes)
+    count = 1 + places[-1][0]
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = files if count > 1 else [SINGLE]
+    changed = {f"{module}.weight": module for module in update}
+    for number, group in groupby(progress(places), key=lambda place: place[0]):
+        inside = {name: base.entry(name) for n, name in places if n == number}
+        with (folder / files[number]).open("xb") as opened:
+            opened.write(_header(inside))
+            for _, name in group:
+                tensor = base.files[name][name]
+                if name in changed:
+                    tensor = _added(base, name, tensor, update[changed[name]])
+                opened.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    if count > 1:
+        weight_map = {name: files[number] for number, name in places}
+        index = {"metadata": {"total_size": base.size}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def plan(base: BaseFolder, shard_bytes: int) -> list[ShardTensor]:
+    """Which tensor goes into which file, in the order of writing."""
+    number, used, places = 0, 0, []
+    for name in base.files:
+        size = base.entry(name).size
+        if used and used + size > shard_bytes:
+            number, used = number + 1, 0
+        places.append((number, name))
+        used += size
+
+    def width(name: str) -> int:
+        entry = base.entry(name)
+        return entry.size // max(1, math.prod(entry.shape))
+
+    # Wide dtypes first, as safetensors itself does: every tensor then lies aligned to its dtype.
+    return sorted(places, key=lambda place: (place[0], -width(place[1])))
+
+
+def _header(entries: Mapping[str, Entry]) -> bytes:
+    """The start of a safetensors file: its own length, then JSON padded to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, entry in entries.items():
+        end = start + entry.size
+        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _added(
+    base: BaseFolder, name: str, tensor: "Tensor", change: "LoraFactors | Tensor"
+) -> "Tensor":
+    """A tensor of the base with its module's update added, in its own dtype."""
+    from tipmini.models.adapter import LoraFactors, at_least_float32
+
+    delta = change.delta() if isinstance(change, LoraFactors) else change
+    base.check({name.removesuffix(".weight"): tuple(delta.shape)})  # else it could broadcast
+    total = (at_least_float32(tensor) + delta).to(tensor.dtype)
+    if not total.isfinite().all():
+        raise TipminiError(f"{base.folder}: {name} overflows in {tensor.dtype} once merged")
+    return total

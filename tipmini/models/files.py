@@ -1,19 +1,23 @@
-"""What others wrote: strict JSON and safetensors files, checked before a number of them is used."""
+"""Files: strict JSON and safetensors of others, checked before a number is used; whole folders."""
 
 import json
 import math
 import os
 import reprlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from tipmini.errors import TipminiError
+
+if TYPE_CHECKING:  # a header is read without torch
+    from torch import Tensor
 
 _short = reprlib.Repr()  # bounded in depth as well: a plain repr can exceed the recursion limit
 _short.maxstring = _short.maxother = 160
@@ -46,27 +50,48 @@ def parse_json(data: bytes) -> object:
 
     Raises ValueError, since Python's json reads the first two and fails on the third.
     """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"{shown(twice)} stands there twice")
+        return found
+
+    def no_number(text: str) -> None:
+        raise ValueError(f"{text} is no JSON number")
+
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number
-        )
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{shown(twice)} stands there twice")
-    return found
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which then takes the place of `path`: whole or not at all.
+
+    Raises TipminiError when the disk does not take it; what was there before is then unharmed.
+    """
+    path = Path(os.path.realpath(path))  # what a link names, not the link, is replaced
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as staging:
+            new, old = Path(staging) / "new", Path(staging) / "old"
+            new.mkdir()
+            yield new
+            if path.is_dir():  # no call exchanges two folders, so an old one first steps aside
+                os.rename(path, old)
+            try:
+                os.rename(new, path)
+            finally:  # an interrupted program puts it back as well
+                if old.is_dir() and not path.exists():
+                    os.rename(old, path)
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
+        raise TipminiError(f"{path}: cannot be written ({one_line(error)})") from None
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
-
-
-# The header of a safetensors file -----------------------------------------------------------------
+# A safetensors file, read tensor by tensor --------------------------------------------------------
 FLOATING = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes a number
 MAX_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
 
@@ -83,87 +108,37 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors by name, in the order of the file; raises TipminiError if one lies outside it.
+    """The tensors by name, in the order of the file, of which the header alone is read.
 
-    Reads the header alone, and no more than MAX_HEADER bytes whatever length it claims.
+    Raises TipminiError for a header above MAX_HEADER, and for what safetensors itself refuses:
+    tensors that overlap, leave bytes over or lie outside the file.
     """
-    try:
-        if not path.is_file():  # a pipe may never end
-            raise TipminiError(f"{path}: no such file; give a safetensors file")
-        with naming(path), path.open("rb") as stream:
-            return _entries(stream)
-    except OSError as error:
-        raise TipminiError(f"{path}: cannot be read ({one_line(error)})") from None
-
-
-def _entries(stream: BinaryIO) -> dict[str, Entry]:
-    size = os.fstat(stream.fileno()).st_size
-    start = stream.read(8)
-    length = int.from_bytes(start, "little")
-    if length > min(size - 8, MAX_HEADER):
-        raise _no_header(start, length, size)
-    header = _parse(stream.read(length))
-    for name, entry in header.items():
-        if not _is_inside(entry, size - 8 - length):
-            raise unreadable(f"tensor {shown(name)} is not where its header says: {shown(entry)}")
-    # In the order of the file, which the header need not have.
-    ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return {name: _entry(entry, 8 + length) for name, entry in ordered}
-
-
-def _no_header(start: bytes, length: int, size: int) -> TipminiError:
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
-        return unreadable("a pickle, which could run code; save it as safetensors")
-    return unreadable(f"its header claims {length} bytes, the file has {size}")
-
-
-def _parse(text: bytes) -> dict[str, object]:
-    try:
-        header = parse_json(text)
-    except ValueError as error:
-        raise unreadable(f"its header: {one_line(error)}") from None
-    if not isinstance(header, dict):
-        raise unreadable("its header is no JSON object")
+    if not os.path.isfile(path):  # a pipe may never end
+        raise TipminiError(f"{path}: no such file; give a safetensors file")
+    with _readable(path), path.open("rb") as stream:
+        size, start = path.stat().st_size, stream.read(8)
+        length = int.from_bytes(start, "little")
+        if length > min(size - 8, MAX_HEADER):
+            if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
+                raise ValueError("a pickle, which could run code; save it as safetensors")
+            raise ValueError(f"its header claims {length} bytes, the file has {size}")
+        with safe_open(path, "np"):
+            header = parse_json(stream.read(length))
     header.pop("__metadata__", None)
-    return header
+    found = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, end = entry["data_offsets"]
+        found[name] = Entry(entry["dtype"], tuple(entry["shape"]), end - first, 8 + length + first)
+    return found
 
 
-def _is_inside(entry: object, data: int) -> bool:
-    """Whether an entry is one, and its place in the `data` bytes after the header is its size."""
-    if not isinstance(entry, dict):
-        return False
-    dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(place)):
-        return False
-    if len(place) != 2 or not place[0] <= place[1] <= data:
-        return False
-    return dtype not in FLOATING or math.prod(shape) * FLOATING[dtype] == place[1] - place[0]
-
-
-def _are_counts(values: object) -> bool:
-    """Whole numbers of 40 bits, and few: their product stays small enough to compute."""
-    return (
-        isinstance(values, list)
-        and len(values) <= 8
-        and all(type(value) is int and 0 <= value < 2**40 for value in values)
-    )
-
-
-def _entry(entry: dict, data: int) -> Entry:
-    start, end = entry["data_offsets"]
-    return Entry(entry["dtype"], tuple(entry["shape"]), end - start, data + start)
-
-
-def unreadable(why: str) -> TipminiError:
-    """The error of a file that is no safetensors file, or a damaged one."""
-    return TipminiError(f"not a readable safetensors file ({why})")
-
-
-# A safetensors file, read tensor by tensor --------------------------------------------------------
-if TYPE_CHECKING:  # a header is read without torch
-    from torch import Tensor
-
-CHUNK = 1 << 22  # bytes of a tensor at a time
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        why = f"not a readable safetensors file ({one_line(error)})"
+        raise TipminiError(f"{path}: {why}") from None
 
 
 class TensorFile(Mapping[str, "Tensor"]):
@@ -174,18 +149,23 @@ class TensorFile(Mapping[str, "Tensor"]):
     """
 
     def __init__(self, path: Path, *, finite: bool = True) -> None:
-        self.path, self.finite = path, finite
-        self.entries = read_header(path)
-        if finite:
-            self._refuse_other_dtypes()
-        with _opened(path, "np"):
-            pass
+        self.path, self.finite, self.entries = path, finite, read_header(path)
+        for name, entry in self.entries.items():
+            if finite and entry.dtype not in FLOATING:
+                kinds, found = ", ".join(FLOATING), shown(entry.dtype)
+                raise TipminiError(
+                    f"{path}: tensor {one_line(name)} must be one of {kinds}, got {found}"
+                )
 
     def __getitem__(self, name: str) -> "Tensor":
         if name not in self.entries:
             raise KeyError(name)
-        with _opened(self.path) as stream:
-            return self._checked(name, stream.get_tensor(name))
+        with _readable(self.path), safe_open(self.path, "pt") as stream:
+            tensor = stream.get_tensor(name)
+        if self.finite:
+            with naming(self.path):
+                refuse_non_finite(name, largest(tensor))
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries  # Mapping's own would read the tensor
@@ -196,14 +176,6 @@ class TensorFile(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read_all(self) -> dict[str, "Tensor"]:
-        """All tensors, to be kept: the file is opened once, and may change afterwards.
-
-        Copies: safetensors maps the file, and who writes into a mapped file ends our process.
-        """
-        with _opened(self.path) as stream:
-            return {name: self._checked(name, stream.get_tensor(name).clone()) for name in self}
-
     def largest(self, name: str) -> float:
         """The largest magnitude of a floating tensor, read without torch; NaN if one is.
 
@@ -213,48 +185,11 @@ class TensorFile(Mapping[str, "Tensor"]):
 
         entry = self.entries[name]
         width = FLOATING[entry.dtype]
-        kind, magnitude, top = np.dtype(f"<u{width}"), (1 << 8 * width - 1) - 1, 0
-        with self.path.open("rb") as stream:
-            stream.seek(entry.start)
-            for start in range(0, entry.size, CHUNK):
-                bits = np.frombuffer(stream.read(min(CHUNK, entry.size - start)), kind)
-                top = max(top, int((bits & kind.type(magnitude)).max()))
-        return _number(top, entry)
-
-    def _checked(self, name: str, tensor: "Tensor") -> "Tensor":
-        if self.finite:
-            with naming(self.path):
-                refuse_non_finite(name, largest(tensor))
-        return tensor
-
-    def _refuse_other_dtypes(self) -> None:
-        for name, entry in self.entries.items():
-            if entry.dtype not in FLOATING:
-                kinds, found = ", ".join(FLOATING), shown(entry.dtype)
-                raise TipminiError(
-                    f"{self.path}: tensor {one_line(name)} must be one of {kinds}, got {found}"
-                )
-
-
-@contextmanager
-def _opened(path: Path, framework: str = "pt") -> Iterator[safe_open]:
-    """The file as safetensors opens it, which refuses tensors that overlap or leave bytes over."""
-    try:
-        with safe_open(path, framework) as stream:
-            yield stream
-    except (OSError, SafetensorError) as error:
-        with naming(path):
-            raise unreadable(one_line(error)) from None
-
-
-def _number(bits: int, entry: Entry) -> float:
-    """What the bits of a stored number mean."""
-    import numpy as np
-
-    width = FLOATING[entry.dtype]
-    if entry.dtype == "BF16":  # the upper half of a float32
-        bits, width = bits << 16, 4
-    return float(np.array(bits, f"<u{width}").view(f"<f{width}"))
+        bits = np.fromfile(self.path, f"<u{width}", entry.size // width, offset=entry.start)
+        top = (bits & ((1 << 8 * width - 1) - 1)).max(initial=0)
+        if entry.dtype == "BF16":  # the upper half of a float32
+            return float((np.array(top, "<u4") << 16).view("<f4"))
+        return float(top.view(f"<f{width}"))
 
 
 def refuse_non_finite(name: str, largest: float) -> None:

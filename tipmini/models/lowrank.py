@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, check_rank
 from tipmini.models.adapter import LoraFactors
 from tipmini.models.files import largest
-from tipmini.options import check_rank
 
 
 def product_norm(b: Tensor, a: Tensor) -> float:

@@ -1,31 +1,43 @@
-"""A PEFT adapter folder: which tensors it may hold, and writing one whole or not at all."""
+"""A PEFT adapter folder: read without its numbers, inspected, and written whole or not at all.
 
-import hashlib
+All that `load_adapter` refuses is refused here; torch is not needed until something is written.
+"""
+
 import json
+import math
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from safetensors import SafetensorError
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import (
     FLOATING,
     Entry,
+    TensorFile,
     largest,
     naming,
     one_line,
     parse_json,
+    read_header,
     refuse_non_finite,
+    replacing,
     shown,
 )
-from tipmini.models.peft_settings import config_problems
+from tipmini.models.peft_settings import FLOAT32_MAX, Settings, config_problems, unknown_settings
 
-Header = Mapping[str, Entry]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
+INDEX = "adapter_model.safetensors.index.json"
+MAX_CONFIG = 8 << 20  # bytes; twenty thousand modules named in full take less
 
 PREFIX = "base_model.model."  # PEFT's wrapping, before the module's own name
 FACTOR_NAME = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
@@ -45,40 +57,121 @@ OTHERS = {
     "lora_B.": "its name holds an adapter's name, which save_pretrained leaves out",
 }
 
+Header = Mapping[str, Entry]
+
+
+# Read ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class FactorsHeader:
+    """The stored A (r, k) and B (d, r) of one module, and its scaling."""
+
+    a: Entry
+    b: Entry
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, k), the shape of the delta."""
+        return self.b.shape[0], self.a.shape[1]
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """What is known of an adapter before its numbers are read; file holds these."""
+
+    factors: Mapping[str, FactorsHeader]
+    file: TensorFile
+    base_model: str | None
+    task_type: str | None
+
+
+def read_adapter_header(folder: Path) -> AdapterHeader:
+    """Raises TipminiError of one line that names the file; see `load_adapter`."""
+    *_, adapter, problems = _examine(folder, numbers=False)
+    refuse(problems)
+    return adapter
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise TipminiError of the first problem, if there is any."""
+    if problems:
+        more = len(problems) - 1
+        tail = f" (and {more} more: `tipmini inspect` lists them)" if more else ""
+        raise TipminiError(f"{problems[0]}{tail}")
+
+
+def _examine(folder: Path, numbers: bool) -> tuple[dict, Header, AdapterHeader | None, list[str]]:
+    """The settings, the tensors, the adapter where nothing is wrong, and else what is, by file."""
+    config, header, adapter, problems = {}, {}, None, []
+
+    @contextmanager
+    def collecting() -> Iterator[None]:
+        try:
+            yield
+        except TipminiError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{folder}: cannot be read ({one_line(error)})")
+
+    with collecting():
+        found = read_settings(folder)
+        config = found if isinstance(found, dict) else {}
+        problems += [f"{folder / CONFIG}: {problem}" for problem in config_problems(found)]
+    with collecting():
+        header = read_header(weights_file(folder))
+        problems += [f"{folder / WEIGHTS}: {problem}" for problem in tensor_problems(header)]
+    if not problems:
+        with collecting():
+            adapter = _adapter(folder, Settings.model_validate(config))
+            if numbers:
+                file = adapter.file
+                refuse_numbers(folder, adapter, {name: file.largest(name) for name in file})
+    return config, header, None if problems else adapter, list(dict.fromkeys(problems))
+
+
+def _adapter(folder: Path, settings: Settings) -> AdapterHeader:
+    file, factors = TensorFile(folder / WEIGHTS), {}
+    with naming(folder / CONFIG):
+        for module in modules_of(file):
+            if not settings.targets(module):
+                why = "has tensors but is no target, so PEFT would leave it out"
+                raise TipminiError(f"{module} {why}")
+            a, b = (file.entries[name] for name in factor_names(module))
+            factors[module] = FactorsHeader(a, b, settings.scaling(module, a.shape[0]))
+    return AdapterHeader(factors, file, settings.base_model_name_or_path, settings.task_type)
+
+
+def refuse_numbers(folder: Path, adapter: AdapterHeader, largest: Mapping[str, float]) -> None:
+    """Raise TipminiError for NaN and Inf, and for finite numbers so large, as damage leaves them,
+    that an update overflows; by the largest magnitude of each tensor."""
+    with naming(folder / WEIGHTS):
+        for name, number in largest.items():
+            refuse_non_finite(name, number)
+        for module, pair in adapter.factors.items():
+            a, b = (largest[name] for name in factor_names(module))
+            if max(1.0, abs(pair.scaling)) * pair.rank * a * b > FLOAT32_MAX:  # B A as well
+                raise TipminiError(
+                    f"{module}: its update overflows float32: numbers up to {a:.0e} in lora_A and "
+                    f"{b:.0e} in lora_B, scaling {pair.scaling:.3g}"
+                )
+
 
 def tensor_problems(header: Header) -> list[str]:
     """Why the tensors are not the factors of linear modules, one line each; [] when they are."""
     if not header:
         return ["holds no tensor; an adapter has lora_A and lora_B"]
-    strange = [name for name in header if not _module_of(name)]
-    problems = [
-        f"{one_line(name)} is no LoRA factor of a linear module{_what(name)}" for name in strange
-    ]
+    problems = []
+    for name in header:
+        if not _module_of(name):
+            what = next((f"; it is {what}" for part, what in OTHERS.items() if part in name), "")
+            problems.append(f"{one_line(name)} is no LoRA factor of a linear module{what}")
     for module in modules_of(header):
         problems += _module_problems(header, module)
     return problems
-
-
-def _module_of(name: str) -> str | None:
-    """The module that has a factor of this name."""
-    if len(name) > MAX_NAME or not name.isprintable():
-        return None
-    found = FACTOR_NAME.fullmatch(name)
-    return found[1] if found else None
-
-
-def _what(name: str) -> str:
-    return next((f"; it is {what}" for part, what in OTHERS.items() if part in name), "")
-
-
-def modules_of(names: Iterable[str]) -> list[str]:
-    """The modules that have a factor, in the order of the names."""
-    return list(dict.fromkeys(filter(None, map(_module_of, names))))
-
-
-def factor_names(module: str) -> tuple[str, str]:
-    """The names of A and B."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def _module_problems(header: Header, module: str) -> list[str]:
@@ -98,17 +191,25 @@ def _module_problems(header: Header, module: str) -> list[str]:
     return []
 
 
-# The files of a PEFT adapter folder ---------------------------------------------------------------
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"  # what older versions of PEFT wrote
-INDEX = "adapter_model.safetensors.index.json"
-MAX_CONFIG = 8 << 20  # bytes; twenty thousand modules named in full take less
+def _module_of(name: str) -> str | None:
+    """The module that has a factor of this name."""
+    found = FACTOR_NAME.fullmatch(name) if len(name) <= MAX_NAME and name.isprintable() else None
+    return found and found[1]
+
+
+def modules_of(names: Iterable[str]) -> list[str]:
+    """The modules that have a factor, in the order of the names."""
+    return list(dict.fromkeys(filter(None, map(_module_of, names))))
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """The names of A and B."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def read_settings(folder: Path) -> object:
     """adapter_config.json as JSON; raises TipminiError when there is no such thing."""
-    file = own_file(folder, CONFIG, "give the folder of a PEFT adapter")
+    file = _own_file(folder, CONFIG, "give the folder of a PEFT adapter")
     with naming(file), file.open("rb") as stream:
         data = stream.read(MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
@@ -126,49 +227,75 @@ def weights_file(folder: Path) -> Path:
         found = f"{PICKLE} is a pickle, which could run code; "
     elif (folder / INDEX).exists():
         found = f"{INDEX} names other files, and an adapter is one; "
-    return own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")
+    return _own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")
 
 
-def refuse(file: Path, problems: list[str]) -> None:
-    """Raise TipminiError that names the file and its first problem, if there is any."""
-    if problems:
-        more = len(problems) - 1
-        tail = f" (and {more} more: `tipmini inspect` lists them)" if more else ""
-        raise TipminiError(f"{file}: {problems[0]}{tail}")
-
-
-def own_file(folder: Path, name: str, mend: str) -> Path:
+def _own_file(folder: Path, name: str, mend: str) -> Path:
     """The path of a file; refuses what is missing, no file, or a link that leaves the folder."""
     file = folder / name
     if not folder.is_dir():
         raise TipminiError(f"{folder}: no such folder; a PEFT adapter has {CONFIG} and {WEIGHTS}")
     if not os.path.lexists(file):
         raise TipminiError(f"{file}: missing; {mend}")
-    real = Path(os.path.realpath(file))
-    if not any(real.is_relative_to(home) for home in _homes(folder)):
+    real, home = (Path(os.path.realpath(path)) for path in (file, folder))
+    # The hub's cache keeps the files that its snapshots link to in blobs.
+    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    if not any(real.is_relative_to(place) for place in [home, *blobs]):
         raise TipminiError(f"{file}: a link that leaves the folder; copy the file it names here")
     if not file.is_file():  # a device or a pipe may never end
         raise TipminiError(f"{file}: not a file; {mend}")
     return file
 
 
-def _homes(folder: Path) -> list[Path]:
-    """The folder, and where the hub's cache keeps the files that its snapshots link to."""
-    real = Path(os.path.realpath(folder))
-    caches = [above.parent / "blobs" for above in real.parents if above.name == "snapshots"]
-    return [real, *caches]
+# Inspected ----------------------------------------------------------------------------------------
+QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf4", re.IGNORECASE)
 
 
-def weights_sha256(folder: Path) -> str:
-    """The hash of the factors' file, as the hub shows it, for a model card."""
-    with weights_file(folder).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def inspect_folder(path: str | PathLike) -> dict[str, object]:
+    """The facts of a PEFT folder; never raises for an adapter that `load_adapter` refuses.
+
+    All numbers are read, for NaN and overflow, but without torch.
+
+    base, task: as the settings name them; modules: how many; targets: the last parts of their
+    names; ranks, scaling, dtypes: the distinct ones; parameters: of the factors; problems:
+    why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth
+    knowing. A refused folder has what could be read of it and no scaling.
+    """
+    config, header, adapter, problems = _examine(Path(path), numbers=True)
+    modules = modules_of(header)
+    firsts = [header[name].shape for m in modules if (name := factor_names(m)[0]) in header]
+    scalings = {pair.scaling for pair in adapter.factors.values()} if adapter else set()
+    base, task = (config.get(name) for name in ("base_model_name_or_path", "task_type"))
+    unknown = ", ".join(map(shown, unknown_settings(config)))
+    notes = {
+        "names no base model; whether adapters fit together can't be checked": base is None,
+        "the base is quantised: the adapter was trained against its rounded weights, and adds "
+        "its update to others here": isinstance(base, str) and QUANTISED.search(base),
+        "rsLoRA: alpha / sqrt(r), written as a plain alpha": config.get("use_rslora") is True,
+        "fan_in_fan_out: the base stores its weights transposed; deltas are (outputs, inputs)": (
+            config.get("fan_in_fan_out") is True
+        ),
+        "target_modules is a regular expression, not checked against the tensors": (
+            isinstance(config.get("target_modules"), str)
+        ),
+        "scaling 0: the adapter changes nothing": 0.0 in scalings,
+        f"settings that PEFT 0.21 does not know, ignored: {unknown}": unknown,
+    }
+    return {
+        "modules": len(modules),
+        "targets": sorted({module.rsplit(".", 1)[-1] for module in modules}),
+        "ranks": sorted({shape[0] for shape in firsts if shape}),
+        "scaling": sorted(scalings),
+        "dtypes": sorted({entry.dtype for entry in header.values()}),
+        "parameters": sum(math.prod(entry.shape) for entry in header.values()),
+        "base": one_line(base) if isinstance(base, str) else None,
+        "task": one_line(task) if isinstance(task, str) else None,
+        "notes": [note for note, holds in notes.items() if holds],
+        "problems": problems,
+    }
 
 
-# Writing a PEFT adapter folder, all at once or not at all -----------------------------------------
-if TYPE_CHECKING:  # a dry run asks for `refuse_taken` alone
-    from torch import Tensor
-
+# Written ------------------------------------------------------------------------------------------
 CARD = "README.md"
 CARD_MARK = "tipmini"  # a tag in the front matter of our own cards
 
@@ -178,40 +305,25 @@ def write_folder(
 ) -> None:
     """Write the files, so that `path` only ever holds a whole adapter; card becomes README.md.
 
-    They are written into a temporary folder beside `path`, which is then renamed. An adapter that
-    is there already is replaced; a folder that holds anything else is refused. Raises TipminiError
-    when that is so, for settings or numbers that could not be read again, and when the disk does
-    not take it; what was there before is then unharmed.
+    An adapter that is there already is replaced; a folder that holds anything else is refused.
+    Raises TipminiError when that is so, for settings or numbers that could not be read again, and
+    when the disk does not take it; what was there before is then unharmed.
     """
+    from safetensors.torch import save
+
     with naming(path / WEIGHTS):
         for name, tensor in tensors.items():
             refuse_non_finite(name, largest(tensor))
-    refuse(path / CONFIG, config_problems(config))
+    refuse([f"{path / CONFIG}: {problem}" for problem in config_problems(config)])
     refuse_taken(path)
-    path = Path(os.path.realpath(path))  # what a link names, not the link, is replaced
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as staging:
-            new = Path(staging) / "new"
-            new.mkdir()
-            _write_files(new, config, tensors, card)
-            _swap(new, path, Path(staging) / "old")
-    except (OSError, SafetensorError, UnicodeEncodeError) as error:
-        raise TipminiError(f"{path}: cannot be written ({one_line(error)})") from None
-
-
-def _write_files(
-    folder: Path, config: dict, tensors: Mapping[str, "Tensor"], card: str | None
-) -> None:
-    from safetensors.torch import save
-
-    # Copies, since safetensors refuses tensors that share memory; bytes, since its own save_file
-    # makes a file that only its owner may read.
-    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    (folder / WEIGHTS).write_bytes(save(copies))
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if card is not None:
-        (folder / CARD).write_text(card, encoding="utf-8")
+    with replacing(path) as new:
+        # Copies, since safetensors refuses tensors that share memory; bytes, since its own
+        # save_file makes a file that only its owner may read.
+        copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        (new / WEIGHTS).write_bytes(save(copies))
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (new / CARD).write_text(card, encoding="utf-8")
 
 
 def refuse_taken(path: Path) -> None:
@@ -236,17 +348,3 @@ def is_our_card(file: Path) -> bool:
         fence, *lines = stream.read(1 << 16).splitlines() or [b""]
     matter = lines[: lines.index(b"---")] if b"---" in lines else []
     return fence == b"---" and f"- {CARD_MARK}".encode() in matter
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Rename new to path. No call exchanges two folders, so an old one first steps aside."""
-    if not path.is_dir():
-        os.rename(new, path)
-        return
-    os.rename(path, old)
-    try:
-        os.rename(new, path)
-    finally:  # an interrupted program puts it back as well
-        if not path.exists():
-            os.rename(old, path)
-    shutil.rmtree(old)

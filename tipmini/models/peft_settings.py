@@ -3,9 +3,11 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import regex  # PEFT's patterns are anyone's regular expressions, and re has no time limit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, shown
@@ -30,153 +32,97 @@ EXTRAS = {
     "use_dora": "DoRA's magnitudes depend on the base model's weights",
     "use_qalora": "QA-LoRA pools its input",
 }
+UNSET = (None, False, "none", [], {})
 # Initialisations that move part of the base model's weights into the adapter.
 BASE_CHANGING = ("corda", "loftq", "lora_ga", "olora", "pissa")
 HARMLESS = ("gaussian", "eva", "orthogonal", "mica")
-TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 # Settings of PEFT 0.21 that only matter while training or loading.
 INERT = {
-    *("auto_mapping", "corda_config", "eva_config", "inference_mode", "layers_pattern"),
+    *(
+        "auto_mapping",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+    ),
     *("loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type"),
     *("peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
 }
-UNSET = (None, False, "none", [], {})
+
+TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+MATCH_SECONDS = 2.0  # of one pattern on one name
+
+Rank = Annotated[int, Field(ge=1, lt=2**31)]
+Number = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]  # NaN is neither
+Index = Annotated[int, Field(ge=0)]
+Line = Annotated[str, Field(pattern=r"^( |[^\p{C}\p{Z}])+$", max_length=4096)]  # printable
+Names = Line | list[Line] | None
 
 
-# What a setting may be ----------------------------------------------------------------------------
-
-Check = Callable[[object], bool]
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= FLOAT32_MAX  # NaN compares false
+def _may(be: str, default: object = None) -> object:
+    """A setting with, in words, what it may be."""
+    return Field(default, description=be)
 
 
-def _is_rank(value: object) -> bool:
-    return type(value) is int and 1 <= value < 2**31
+class Settings(BaseModel):
+    """The settings that say what a plain LoRA adapter's factors mean."""
+
+    model_config = ConfigDict(strict=True)
+
+    r: Rank = _may("a whole number of at least 1", ...)
+    lora_alpha: Number = _may("a number that float32 holds", ...)
+    rank_pattern: dict[Line, Rank] | None = _may("names with whole numbers of at least 1")
+    alpha_pattern: dict[Line, Number] | None = _may("names with numbers that float32 holds")
+    use_rslora: bool | None = _may("true or false")
+    fan_in_fan_out: bool | None = _may("true or false")
+    base_model_name_or_path: Line | None = _may("one line of text")
+    task_type: Literal[TASKS] | None = _may(f"one of {', '.join(TASKS)}")
+    target_modules: Names = _may("a name or a list of names")
+    exclude_modules: Names = _may("names or nothing")
+    layers_to_transform: Index | list[Index] | None = _may("numbers of layers")
+    layers_pattern: object = None
+    init_lora_weights: bool | str | None = _may("true, false or a name")
+
+    def scaling(self, module: str, rank: int) -> float:
+        r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
+
+        Raises TipminiError where the settings and the tensor's own rank disagree.
+        """
+        r = _of_module("rank_pattern", self.rank_pattern, module, self.r)
+        alpha = _of_module("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
+        if r != rank:
+            raise TipminiError(f"rank {r} for {module}, whose tensors have rank {rank}")
+        return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would give the module an adapter, and so read its tensors.
+
+        False only where that is sure: a regular expression in place of a list, and layers_pattern,
+        count as true.
+        """
+
+        def among(names: object) -> bool:
+            return isinstance(names, list) and any(f".{module}".endswith(f".{n}") for n in names)
+
+        if among(self.exclude_modules):
+            return False
+        if not isinstance(self.target_modules, list) or module in self.target_modules:
+            return True
+        if not among(self.target_modules):
+            return False
+        layers = self.layers_to_transform
+        if layers in (None, []) or self.layers_pattern:
+            return True
+        number = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        wanted = layers if isinstance(layers, list) else [layers]
+        return number is not None and int(number[1]) in wanted
 
 
-def _is_index(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_line(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _list_of(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _names_with(check: Check) -> Check:
-    return lambda value: (
-        isinstance(value, dict) and all(_is_line(name) and check(v) for name, v in value.items())
-    )
-
-
-def _optional(*checks: Check) -> Check:
-    """null, or what one of the checks takes."""
-    return lambda value: value is None or any(check(value) for check in checks)
-
-
-# Setting -> (what it may be, in words).
-KINDS: dict[str, tuple[Check, str]] = {
-    "r": (_is_rank, "a whole number of at least 1"),
-    "lora_alpha": (_is_number, "a number that float32 holds"),
-    "rank_pattern": (_optional(_names_with(_is_rank)), "names with whole numbers of at least 1"),
-    "alpha_pattern": (_optional(_names_with(_is_number)), "names with numbers that float32 holds"),
-    "use_rslora": (_optional(_is_bool), "true or false"),
-    "fan_in_fan_out": (_optional(_is_bool), "true or false"),
-    "base_model_name_or_path": (_optional(_is_line), "one line of text"),
-    "task_type": (_optional(TASKS.__contains__), f"one of {', '.join(TASKS)}"),
-    "target_modules": (_optional(_is_line, _list_of(_is_line)), "a name or a list of names"),
-    "exclude_modules": (_optional(_is_line, _list_of(_is_line)), "names or nothing"),
-    "layers_to_transform": (_optional(_is_index, _list_of(_is_index)), "numbers of layers"),
-    "init_lora_weights": (_optional(_is_bool, _is_text), "true, false or a name"),
-}
-SETTINGS = INERT | EXTRAS.keys() | KINDS.keys()
-
-
-def config_problems(config: object) -> list[str]:
-    """Why the settings are not those of plain LoRA, one line each; [] for plain LoRA."""
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        return ['not a LoRA adapter; "peft_type" must be "LORA"']
-    wrong = [
-        f"{name} must be {right}, got {shown(config.get(name))}"
-        for name, (check, right) in KINDS.items()
-        if not check(config.get(name))
-    ]
-    return wrong + _extras(config) + _unknown(config) + _base_changing(config)
-
-
-def _extras(config: dict) -> list[str]:
-    return [
-        f"{name} is {shown(config[name])}; {why}; only plain LoRA can be merged"
-        for name, why in EXTRAS.items()
-        if config.get(name) not in UNSET
-    ]
-
-
-def _unknown(config: dict) -> list[str]:
-    """A switch or a table of a newer PEFT may change what the factors mean; other values don't."""
-    return [
-        f"{shown(name)} is no setting of PEFT 0.21 and may change what the adapter means; "
-        "remove it if it does not"
-        for name in unknown_settings(config)
-        if config[name] is True or (isinstance(config[name], dict) and config[name])
-    ]
-
-
-def unknown_settings(config: dict) -> list[str]:
-    """The names that PEFT 0.21 does not know and ignores."""
-    return sorted(config.keys() - SETTINGS)
-
-
-def _base_changing(config: dict) -> list[str]:
-    init = config.get("init_lora_weights")
-    if not isinstance(init, str) or init.lower() in HARMLESS:
-        return []
-    if init.lower().startswith(BASE_CHANGING):
-        what = "changes the base model"
-    else:
-        what = "is unknown to PEFT 0.21 and may change the base model"
-    return [
-        f"init_lora_weights {shown(init)} {what}; save the adapter with PEFT's "
-        "path_initial_model_for_weight_conversion"
-    ]
-
-
-# What PEFT's settings say of one module -----------------------------------------------------------
-MATCH_SECONDS = 2.0
-
-
-def scaling_of(config: dict, module: str, rank: int) -> float:
-    r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
-
-    Raises TipminiError where the settings and the tensor's own rank disagree.
-    """
-    r = _setting(config, "r", "rank_pattern", module)
-    alpha = _setting(config, "lora_alpha", "alpha_pattern", module)
-    if r != rank:
-        raise TipminiError(f"rank {r} for {module}, whose tensors have rank {rank}")
-    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-
-
-def _setting(config: dict, name: str, pattern: str, module: str) -> float:
+def _of_module(name: str, patterns: dict | None, module: str, default: float) -> float:
     """As PEFT's get_pattern_key: the first pattern that ends the module's name, or the default."""
-    patterns = config.get(pattern) or {}
-    for key, value in patterns.items():
-        if _ends(pattern, key, module):
+    for key, value in (patterns or {}).items():
+        if _ends(name, key, module):
             return value
-    return patterns.get(module, config[name])  # a name that, as a pattern, misses itself
+    return (patterns or {}).get(module, default)  # a name that, as a pattern, misses itself
 
 
 def _ends(pattern: str, key: str, module: str) -> bool:
@@ -191,37 +137,46 @@ def _ends(pattern: str, key: str, module: str) -> bool:
     raise TipminiError(f"{pattern}: {shown(key)} {why}; name the module in full")
 
 
-def is_targeted(config: dict, module: str) -> bool:
-    """Whether PEFT would give the module an adapter, and so read its tensors.
-
-    False only where that is sure: a regular expression in place of a list, and layers_pattern,
-    count as true.
-    """
-    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-    if isinstance(excluded, list) and _is_among(excluded, module):
-        return False
-    if not isinstance(targets, list) or module in targets:
-        return True
-    return _is_among(targets, module) and _is_in_layers(config, module)
+SETTINGS = INERT | EXTRAS.keys() | Settings.model_fields.keys()
 
 
-def _is_in_layers(config: dict, module: str) -> bool:
-    """Whether layers_to_transform, where it is set, holds the number of the module's layer."""
-    layers = config.get("layers_to_transform")
-    if layers in (None, []) or config.get("layers_pattern"):
-        return True
-    number = re.match(r".*?\.[^.]*\.(\d+)\.", module)
-    wanted = layers if isinstance(layers, list) else [layers]
-    return number is not None and int(number[1]) in wanted
+def config_problems(config: object) -> list[str]:
+    """Why the settings are not those of plain LoRA, one line each; [] for plain LoRA."""
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        return ['not a LoRA adapter; "peft_type" must be "LORA"']
+    problems, wrong, init = [], [], config.get("init_lora_weights")
+    try:
+        Settings.model_validate(config)
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(each["loc"][0]) for each in error.errors())
+    for name in wrong:
+        right = Settings.model_fields[name].description
+        problems.append(f"{name} must be {right}, got {shown(config.get(name))}")
+    for name, why in EXTRAS.items():
+        if config.get(name) not in UNSET:
+            told = f"{name} is {shown(config[name])}; {why}"
+            problems.append(f"{told}; only plain LoRA can be merged")
+    for name in unknown_settings(config):
+        # A switch or a table of a newer PEFT may change what the factors mean; other values don't.
+        if config[name] is True or (isinstance(config[name], dict) and config[name]):
+            told = f"{shown(name)} is no setting of PEFT 0.21 and may change what the adapter means"
+            problems.append(f"{told}; remove it if it does not")
+    if isinstance(init, str) and init.lower() not in HARMLESS:
+        sure = init.lower().startswith(BASE_CHANGING)
+        what = "changes" if sure else "is unknown to PEFT 0.21 and may change"
+        problems.append(
+            f"init_lora_weights {shown(init)} {what} the base model; save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion"
+        )
+    return problems
 
 
-def _is_among(names: list[str], module: str) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def unknown_settings(config: dict) -> list[str]:
+    """The names that PEFT 0.21 does not know and ignores."""
+    return sorted(config.keys() - SETTINGS)
 
 
 # Written ------------------------------------------------------------------------------------------
-
-
 def lora_config(
     ranks: Mapping[str, int],
     scaling: Mapping[str, float],
@@ -233,8 +188,17 @@ def lora_config(
     Modules are named in full: a short name such as q_proj would also match modules that the
     adapter leaves alone.
     """
-    alphas = {module: _whole(scaling[module] * rank) for module, rank in ranks.items()}
-    r, alpha = _commonest(ranks), _commonest(alphas)
+    alphas = {module: scaling[module] * rank for module, rank in ranks.items()}
+    alphas = {m: int(alpha) if alpha == int(alpha) else alpha for m, alpha in alphas.items()}
+    (r, _), (alpha, _) = (Counter(x.values()).most_common(1)[0] for x in (ranks, alphas))
+    ends = {name[dot.end() :] for name in ranks for dot in re.finditer(r"\.", name)}
+
+    def key(name: str) -> str:
+        """A name is a pattern for the ends of names: where it would match another module too, or
+        is no plain name, it is anchored and escaped."""
+        plain = re.fullmatch(r"[\w.]+", name) and name not in ends
+        return name if plain else f"^{re.escape(name)}"
+
     return {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -242,32 +206,11 @@ def lora_config(
         "inference_mode": True,
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": _pattern(ranks, r),
-        "alpha_pattern": _pattern(alphas, alpha),
+        "rank_pattern": {key(m): rank for m, rank in ranks.items() if rank != r},
+        "alpha_pattern": {key(m): other for m, other in alphas.items() if other != alpha},
         "target_modules": list(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
     }
-
-
-def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
-    """The modules that differ from the default."""
-    ends = {name[dot.end() :] for name in values for dot in re.finditer(r"\.", name)}
-    return {_key(name, ends): value for name, value in values.items() if value != default}
-
-
-def _key(name: str, ends: set[str]) -> str:
-    """A name is a pattern for the ends of names: where it would match another module too, or is
-    no plain name, it is anchored and escaped."""
-    plain = re.fullmatch(r"[\w.]+", name) and name not in ends
-    return name if plain else f"^{re.escape(name)}"
-
-
-def _commonest(values: Mapping[str, float]) -> float:
-    return Counter(values.values()).most_common(1)[0][0]
-
-
-def _whole(alpha: float) -> float:
-    return int(alpha) if alpha == int(alpha) else alpha

@@ -10,8 +10,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from tipmini.errors import TipminiError
-from tipmini.options import check_options
+from tipmini.errors import TipminiError, check_options
 
 
 def dare(

@@ -5,16 +5,21 @@ near-black, and stay apart for colour-blind readers; markers and line styles tel
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill, wrap
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike
 
-from tipmini.methods.tip import block_of
+from tipmini.methods.merge import block_of
+from tipmini_lab.results.statistics import COVERED, MISSING, Interval
 
 GREY = "#757575"
 BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"
@@ -23,10 +28,12 @@ SERIES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PINK, "-.",
 SIZES = LinearSegmentedColormap.from_list("sizes", [f"{BLUE}14", BLUE])
 SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, f"{GREY}10", BLUE])
 KEPT = ListedColormap([f"{GREY}28", BLUE])
+DASHED = (0, (5, 4))
 WIDTH = 4.6  # inches; drawn for the width of a telephone, where 10 pt stay legible
 
 STYLE = {
     "font.size": 10,
+    "figure.labelsize": 10,
     "axes.titlesize": 10,
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
@@ -77,8 +84,8 @@ def layers_by_task(values: Mapping[str, ArrayLike], ylabel: str) -> Figure:
     for axes, line in zip(panels, values.values(), strict=True):
         axes.plot(np.asarray(line), color=BLUE, marker="o", markersize=2)
     panels[0].set_ylim(0, None)  # last: it ends the scaling of all panels
-    figure.supxlabel("layer (transformer block)", fontsize=10)
-    figure.supylabel(ylabel, fontsize=10)
+    figure.supxlabel("layer (transformer block)")
+    figure.supylabel(ylabel)
     return figure
 
 
@@ -114,7 +121,7 @@ def _mark_bounds(axes: Axes, base_sparsity: float) -> None:
     low, high = min(low, -0.02), max(high, 1.04)
     for bottom, top in ((1, high), (low, 0)):
         axes.axhspan(bottom, top, color=GREY, alpha=0.22, linewidth=0)
-    axes.axhline(base_sparsity, color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+    axes.axhline(base_sparsity, color=GREY, linewidth=0.9, linestyle=DASHED)
     axes.set_ylim(low, high)
 
 
@@ -128,8 +135,8 @@ def sparsity_panels(unbounded: Mapping[str, ArrayLike], base_sparsity: float) ->
     # The scale is shared: it is known once all panels are drawn.
     for axes in panels:
         _mark_bounds(axes, base_sparsity)
-    figure.supxlabel("layer (transformer block)", fontsize=10)
-    figure.supylabel("sparsity (share pruned)", fontsize=10)
+    figure.supxlabel("layer (transformer block)")
+    figure.supylabel("sparsity (share pruned)")
     return figure
 
 
@@ -182,10 +189,11 @@ def accuracy_panels(
         for place, (mean, error) in enumerate(methods.values()):
             colour = GREY if place < 1 else SERIES[place - 1][0]
             marker = "oDs^v"[place % 5]
-            axes.errorbar(mean, -place, xerr=1.96 * error, color=colour, marker=marker, capsize=2)
-        axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+            reach = COVERED * error
+            axes.errorbar(mean, -place, xerr=reach, color=colour, marker=marker, capsize=2)
+        axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=DASHED)
         axes.set_yticks(-np.arange(len(methods)), list(methods))
-    figure.supxlabel("accuracy (share of rows, 95% interval)", fontsize=10)
+    figure.supxlabel("accuracy (share of rows, 95% interval)")
     return figure
 
 
@@ -262,13 +270,11 @@ def serving(
     top.supxlabel("unmerged adapters in the batch;\nA: one merged adapter, W: in the weights")
     top.supylabel("time / base model's time")
     _memory(bottom.subplots(), memory)
-    for label in (top._supxlabel, top._supylabel):
-        label.set_fontsize(10)
     return figure
 
 
 def _ratios(axes: Axes, steps: Mapping[str, Mapping[str, Ratio]], ticks: Sequence[str]) -> None:
-    axes.axhline(1, color=GREY, linewidth=0.9, linestyle=(0, (5, 4)))
+    axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
     for number, (step, ratios) in enumerate(steps.items()):
         colour, _, marker = SERIES[number]
         places = [ticks.index(tick) + 0.16 * (2 * number - 1) for tick in ratios]
@@ -288,3 +294,174 @@ def _memory(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]
     axes.set(xlabel="batch size", ylabel="memory of a pass, MB", ylim=(0, None))
     if lines:
         axes.legend(fontsize=9)
+
+
+# Many variants ------------------------------------------------------------------------------------
+Line = tuple[Sequence[float], Sequence[Interval]]  # x, and y with its band
+
+ROW = 0.19  # inches of a line of text
+LABELS, LETTERS = 0.5, 29  # labels get this share of the width, and these letters a line
+ACROSS = 52  # letters of a heading, which has the whole width
+STYLES = (*SERIES, (GREY, "--", "v"), (GREY, ":", "P"))
+
+
+@styled
+def effects(found: pd.DataFrame, xlabel: str) -> Figure:
+    """A forest plot of a ledger: a line a reading, in points, a heading a point, 0 marked.
+
+    Where the interval is on one side of 0 the mark is a filled triangle towards that side, else an
+    open circle. NaN: not measured yet, and written so.
+    """
+    groups = {
+        f"{point}. {question}": {one.reading: one for one in own.itertuples()}
+        for (point, question), own in found.groupby(["point", "question"], sort=False)
+    }
+    placed, lines = _places(groups)
+    height = 0.85 + ROW * lines
+    figure = Figure((WIDTH, height))
+    axes = figure.subplots()
+    figure.subplots_adjust(left=LABELS, right=0.98, top=1 - 0.05 / height, bottom=0.7 / height)
+    for title, readings in groups.items():
+        _label(axes, placed[title, None], fill(title, ACROSS), fontweight="bold")
+        ys = [placed[title, reading] for reading in readings]
+        axes.plot((0, 0), (ys[0] + 0.6, ys[-1] - 0.6), color=GREY, linewidth=0.9)
+        for y, (reading, one) in zip(ys, readings.items(), strict=True):
+            _label(axes, y, fill(reading, LETTERS), indent=0.03)
+            _effect(axes, y, *(100 * number for number in (one.value, one.low, one.high)))
+    axes.set(ylim=(0.2 - lines, 0.8), xlabel=fill(xlabel, LETTERS), yticks=[])
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _places(groups: Mapping[str, Mapping]) -> tuple[dict[tuple[str, str | None], float], int]:
+    """{(point, reading): y}, of a heading with None, and how many lines of text there are."""
+    placed, line = {}, 0
+    for title, readings in groups.items():
+        texts = {None: wrap(title, ACROSS)} | {r: wrap(r, LETTERS) for r in readings}
+        for reading, text in texts.items():
+            placed[title, reading] = -(line + (len(text) - 1) / 2)
+            line += len(text)
+    return placed, line
+
+
+def _label(axes: Axes, y: float, text: str, indent: float = 0.0, **options: object) -> None:
+    """Text from the figure's left edge, at y of the axes."""
+    mixed = blended_transform_factory(axes.figure.transFigure, axes.transData)
+    axes.text(0.01 + indent, y, text, transform=mixed, va="center", fontsize=9, **options)
+
+
+def _effect(axes: Axes, y: float, value: float, low: float, high: float) -> None:
+    if np.isnan(value):
+        axes.text(0, y, f" {MISSING}", va="center", fontsize=8, style="italic")
+        return
+    colour, marker = GREY, "o"
+    if low > 0 or high < 0:
+        colour, marker = (BLUE, ">") if value > 0 else (ORANGE, "<")
+    axes.plot((low, high), (y, y), color=colour)
+    face = "none" if marker == "o" else colour
+    axes.plot(value, y, marker, color=colour, markerfacecolor=face, markersize=5)
+
+
+@styled
+def sweep(
+    series: Mapping[str, Line],
+    xlabel: str,
+    ylabel: str = "accuracy (mean over tasks)",
+    levels: Mapping[str, Interval] | None = None,
+    logarithmic: bool = False,
+) -> Figure:
+    """Lines with bands over a number that was varied; levels: what doesn't depend on it."""
+    figure = Figure((WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _draw_sweep(axes, series, levels or {})
+    if logarithmic:
+        _double(axes, series)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
+def sweep_panels(
+    tasks: Mapping[str, Mapping[str, Line]],
+    xlabel: str,
+    ylabel: str = "accuracy",
+    logarithmic: bool = False,
+) -> Figure:
+    """`sweep` in small, a panel a task, each with a scale of its own: {task: {series: line}}."""
+    tasks = tasks or {"": {}}
+    figure, panels = _panels(list(tasks), sharey=False)
+    for axes, series in zip(panels, tasks.values(), strict=True):
+        _draw_sweep(axes, series, {})
+        if logarithmic:
+            _double(axes, series)
+    figure.supxlabel(xlabel)
+    figure.supylabel(ylabel)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def _draw_sweep(axes: Axes, series: Mapping[str, Line], levels: Mapping[str, Interval]) -> None:
+    if len(series) > len(STYLES):
+        raise ValueError(f"{len(series)} lines; there are styles for {len(STYLES)}")
+    if not series:
+        axes.text(0.5, 0.5, MISSING, transform=axes.transAxes, ha="center", style="italic")
+    for (name, (x, bounds)), (colour, line, marker) in zip(series.items(), STYLES, strict=False):
+        value, low, high = np.array(bounds, dtype=float).T
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(x, value, line, color=colour, marker=marker, label=name)
+    for (name, (value, low, high)), style in zip(levels.items(), (DASHED, ":"), strict=False):
+        axes.axhspan(low, high, color=GREY, alpha=0.14, linewidth=0)
+        axes.axhline(value, color=GREY, linestyle=style, linewidth=0.9, label=name)
+
+
+def _double(axes: Axes, series: Mapping[str, Line]) -> None:
+    """A scale on which every doubling is as wide, with a tick at each number that was taken."""
+    axes.set_xscale("log", base=2)
+    ticks = sorted({x for numbers, _ in series.values() for x in numbers})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+@styled
+def methods_by_retention(
+    methods: Mapping[str, tuple[Interval | None, Interval | None]], levels: Mapping[str, float]
+) -> Figure:
+    """Methods ordered by mean accuracy (left), with their retention (right).
+
+    levels: accuracies that are marked by lines, e.g. {"Base": 0.39, "Single": 0.48}. Methods that
+    aren't measured stand last and are named so.
+    """
+    order = sorted(methods, key=lambda m: -methods[m][0].value if methods[m][0] else np.inf)
+    figure = Figure((WIDTH, 1.1 + 0.22 * len(order)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for y, method in enumerate(order):
+        _dot(left, -y, methods[method][0], missing=MISSING)
+        _dot(right, -y, methods[method][1])
+    _mark_levels(left, levels)
+    left.set_yticks(-np.arange(len(order)), order, fontsize=9)
+    left.set(ylim=(0.5 - len(order), 0.6), xlabel="mean accuracy")
+    _mark_levels(right, {"Base": 0, "Single": 1}, named=False)
+    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.set(xlabel="retention")
+    return figure
+
+
+def _dot(axes: Axes, y: float, bounds: Interval | None, missing: str = "") -> None:
+    if bounds is None:
+        across = axes.get_yaxis_transform()
+        axes.text(0.04, y, missing, transform=across, va="center", fontsize=8, style="italic")
+        return
+    value, low, high = bounds
+    axes.plot((low, high), (y, y), color=BLUE)
+    axes.plot(value, y, "o", color=BLUE, markersize=4.5)
+
+
+def _mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:
+    """Lines, their names above the axes and away from each other."""
+    above = axes.get_xaxis_transform()
+    for (name, value), style, side in zip(
+        levels.items(), (DASHED, ":"), ("right", "left"), strict=False
+    ):
+        axes.axvline(value, color=GREY, linewidth=0.9, linestyle=style)
+        if named:
+            axes.text(value, 1, name, transform=above, ha=side, va="bottom", fontsize=9)

@@ -8,7 +8,6 @@ import pandas as pd
 
 from tipmini_lab import paths
 from tipmini_lab.book import comparisons, parity, performance
-from tipmini_lab.book.comparisons import sentences
 from tipmini_lab.book.tables import (
     TITLES,
     estimate,
@@ -16,6 +15,7 @@ from tipmini_lab.book.tables import (
     printed,
     stored_cells,
     variant_cells,
+    variant_rows,
 )
 from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.evaluation.documents import TASKS
@@ -24,6 +24,7 @@ from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
+from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import MISSING, Pair, mean_of
 from tipmini_lab.results.store import Cell
 
@@ -56,9 +57,9 @@ def front_page_values() -> dict[str, str]:
 
 def _answers(profile: Profile) -> str:
     titles = TITLES | comparisons.titles(catalogue(), profile.variant_store)
-    pairs, cells = [Pair(*asked, profile.tasks) for asked in ANSWERS], variant_cells(profile)
-    said = zip(sentences(cells, pairs, titles), pairs, strict=True)
-    return "\n".join(f"- {text}{comparisons.rest(cells, pair)}" for text, pair in said)
+    pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
+    rows = variant_rows(profile)
+    return markdown_table(comparisons.differences(rows, pairs, titles, without=True))
 
 
 def _printed_means() -> dict[str, str]:
@@ -67,9 +68,9 @@ def _printed_means() -> dict[str, str]:
 
 
 def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str, str]:
-    cells = stored_cells(profile)
+    rows = wide(stored_cells(profile))
     counts = {task: min(profile.rows(task) or available[task], available[task]) for task in TASKS}
-    values = {method: estimate(mean_of(cells, method, profile.tasks)) for method in TABLE_1}
+    values = {method: estimate(mean_of(rows, method, profile.tasks)) for method in TABLE_1}
     values |= {task: f"{count:,}" for task, count in counts.items()}
     values["rows"] = f"{sum(counts.values()):,}"
     return {f"{profile.name}_{name}": value for name, value in values.items()}
@@ -109,22 +110,25 @@ def row_counts() -> dict[str, tuple[int, int]]:
 
 def training() -> pd.DataFrame:
     """What every committed adapter was trained on, and its held-out rows before and after."""
-    rows = {TITLES[task]: _trained(story) for task, story in _stories().items()}
-    return pd.DataFrame(rows).T.rename_axis("adapter")
+    lines = {}
+    for task, story in _stories().items():
+        recipe, (first, kept) = story["recipe"], _ends(story)
+        accuracies = (first["accuracy"], kept["accuracy"])  # CoQA has none
+        lines[TITLES[task]] = {
+            "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
+            "learning rate": f"{recipe['learning_rate']:g}",
+            "minutes": f"{story['seconds'] / 60:.0f}",
+            "held-out rows": str(story["held_out_rows"]),
+            "their loss": "{:.3f} → {:.3f}".format(first["loss"], kept["loss"]),
+            "their accuracy": "-" if None in accuracies else "{:.3f} → {:.3f}".format(*accuracies),
+        }
+    return pd.DataFrame(lines).T.rename_axis("adapter")
 
 
 def unlearnt() -> str:
-    """The adapters after whose training no more held-out rows are right than before, in words."""
-    ends = {TITLES[task]: _ends(story) for task, story in _stories().items()}
-    flat = {t: e for t, e in ends.items() if e[0]["accuracy"] is not None and not _rises(*e)}
-    said = [f"{t} (loss {_losses(*e)}, accuracy {_shares(*e)})" for t, e in flat.items()]
-    if not said:
-        return "After training more held-out rows are right than before with every adapter."
-    return (
-        f"After training no more held-out rows are right than before with {', '.join(said)}. Such "
-        "an adapter shows no gain that could be merged, but it is one of the seven all the same "
-        "and counts in every mean."
-    )
+    """The adapters after whose training no more held-out rows are right than before."""
+    ends = {TITLES[task]: [e["accuracy"] for e in _ends(s)] for task, s in _stories().items()}
+    return ", ".join(t for t, (a, b) in ends.items() if a is not None and b <= a) or "none"
 
 
 def _stories() -> dict[str, dict]:
@@ -136,28 +140,3 @@ def _ends(story: dict) -> tuple[dict, dict]:
     """What was checked before the first step, and at the checkpoint that was kept."""
     checks = story["held_out"]
     return checks[0], min(checks, key=lambda check: check["loss"])
-
-
-def _rises(first: dict, kept: dict) -> bool:
-    return kept["accuracy"] > first["accuracy"]
-
-
-def _losses(first: dict, kept: dict) -> str:
-    return f"{first['loss']:.3f} → {kept['loss']:.3f}"
-
-
-def _shares(first: dict, kept: dict) -> str:
-    """The accuracies of both; CoQA has none."""
-    return "-" if first["accuracy"] is None else f"{first['accuracy']:.3f} → {kept['accuracy']:.3f}"
-
-
-def _trained(story: dict) -> dict[str, str]:
-    recipe, (first, kept) = story["recipe"], _ends(story)
-    return {
-        "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
-        "learning rate": f"{recipe['learning_rate']:g}",
-        "minutes": f"{story['seconds'] / 60:.0f}",
-        "held-out rows": str(story["held_out_rows"]),
-        "their loss": _losses(first, kept),
-        "their accuracy": _shares(first, kept),
-    }

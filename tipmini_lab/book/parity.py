@@ -2,18 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
+
+import pandas as pd
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.book.tables import markdown_table
 
 STORED = paths.REPOSITORY / "results" / "parity.json"
 BITS, ROUNDING, DIFFERS = RELATIONS = ("bit for bit", "to rounding", "differs")
-
-# Few columns, so that a page shows them whole: of two calls the upper one is the peer's.
-COLUMNS = ("peer, tipmini", "relation", "cases", "why")
-PITFALL_COLUMNS = ("`add_weighted_adapter`", "what happens", "policy")
 
 
 def read() -> dict:
@@ -32,51 +30,42 @@ def counts(comparisons: Sequence[dict]) -> dict[str, int]:
 def page_values() -> dict[str, str]:
     """Markdown for every {{ parity_... }} of book/parity.md."""
     stored = read()
-    rows = stored["comparisons"]
-    told = [row for row in rows if _words(row)]
+    rows = pd.DataFrame(stored["comparisons"])
+    first = pd.json_normalize(rows["cases"].str[0])
+    in_words = first["difference"].isna()  # both sides told what happened
+    bits, rounding, differs = counts(stored["comparisons"]).values()
     values = {
-        "parity_cases": str(sum(counts(rows).values())),
-        "parity_cases_bits": str(counts(rows)[BITS]),
-        "parity_cases_rounding": str(counts(rows)[ROUNDING]),
-        "parity_cases_differs": str(counts(rows)[DIFFERS]),
+        "parity_cases": str(bits + rounding + differs),
+        "parity_cases_bits": str(bits),
+        "parity_cases_rounding": str(rounding),
+        "parity_cases_differs": str(differs),
         "parity_versions": ", ".join(f"{name} {v}" for name, v in stored["versions"].items()),
         "parity_date": stored["date"],
-        "parity_pitfalls": _table(PITFALL_COLUMNS, map(_pitfall, told)),
     }
-    for peer in dict.fromkeys(row["peer"] for row in rows):
-        measured = [_measured(row) for row in rows if row["peer"] == peer and not _words(row)]
-        values[f"parity_{peer.replace('-', '_')}"] = _table(COLUMNS, measured)
-    return values
+    # Few columns, so that a page shows them whole: of two calls the upper one is the peer's.
+    shown = {
+        "relation": rows.apply(_relation, axis=1),
+        "cases": rows["cases"].map(len),
+        "why": rows["reason"],
+    }
+    table = pd.DataFrame(shown).set_index("`" + rows["function"] + "`<br>`" + rows["ours"] + "`")
+    for peer in rows["peer"].unique():
+        own = table[(~in_words & (rows["peer"] == peer)).to_numpy()]
+        name = f"parity_{peer.replace('-', '_')}"
+        values[name] = markdown_table(own.rename_axis("peer, tipmini"))
+    happens = "PEFT: " + first["theirs"] + "<br>`" + rows["ours"] + "`: " + first["mine"]
+    pitfalls = pd.DataFrame({"what happens": happens, "policy": rows["reason"]})
+    pitfalls.index = rows["function"].str.removeprefix("add_weighted_adapter, ")
+    pitfalls = pitfalls[in_words.to_numpy()].rename_axis("`add_weighted_adapter`")
+    return values | {"parity_pitfalls": markdown_table(pitfalls)}
 
 
-def _words(row: dict) -> bool:
-    """Whether its sides told in words what happened."""
-    return row["cases"][0]["difference"] is None
-
-
-def _measured(row: dict) -> list[str]:
-    calls = f"`{row['function']}`<br>`{row['ours']}`"
-    return [calls, _relation(row), str(len(row["cases"])), row["reason"]]
-
-
-def _relation(row: dict) -> str:
+def _relation(row: pd.Series) -> str:
     """The relation, and the relative differences that were found."""
     found = [case["difference"] for case in row["cases"]]
-    if row["relation"] == BITS:
-        return BITS
+    if row["relation"] == BITS or None in found:
+        return row["relation"]
     if row["relation"] == ROUNDING:
         return f"{ROUNDING}, {max(found):.1g}"
     spread = sorted({f"{min(found):.2g}", f"{max(found):.2g}"}, key=float)
     return f"{DIFFERS} by {' to '.join(spread)}"
-
-
-def _pitfall(row: dict) -> list[str]:
-    case = row["cases"][0]
-    situation = row["function"].removeprefix("add_weighted_adapter, ")
-    happens = f"PEFT: {case['theirs']}<br>`{row['ours']}`: {case['mine']}"
-    return [situation, happens, row["reason"]]
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = chain([columns, ["---"] * len(columns)], rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,15 +4,16 @@ Every part has its own sizes, and `made`: the day, the machine and the versions.
 """
 
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 
-from tipmini.methods.groups import CHANNELS
 from tipmini_lab import paths
+from tipmini_lab.book.pruning_tables import formatted
 from tipmini_lab.results.statistics import MISSING
 
 PREFIX = "pruning-"
@@ -23,9 +24,7 @@ Found = Mapping[str, Mapping]
 
 def read() -> Found:
     """The parts that are stored; none where the file is missing."""
-    if not paths.BENCH.is_file():
-        return {}
-    return of(json.loads(paths.BENCH.read_text()))
+    return of(json.loads(paths.BENCH.read_text())) if paths.BENCH.is_file() else {}
 
 
 def of(stored: Mapping[str, Mapping]) -> Found:
@@ -40,36 +39,23 @@ def part(found: Found, name: str, what: str, default: object) -> object:
 
 
 def made_with(found: Found, name: str) -> str:
-    """A sentence on the rows that a part read, and when it was measured on what."""
+    """A table's note: the rows that a part read, and when it was measured on what."""
     if name not in found:
         return f"This part is {MISSING}: `python -m bench {PREFIX}{name}`."
-    own = found[name]
-    read = _passes(own) if name == INFERENCE else _rows(own)
-    made = own["made"]
+    own, made = found[name], found[name]["made"]
+    if name == INFERENCE:
+        sizes = {(e["prompt"], len(e["seconds"])) for e in own["inference"]}
+        prompts, rounds = (
+            " or ".join(map(str, sorted({*one}))) for one in zip(*sizes, strict=True)
+        )
+        read = f"Prompts of {prompts} tokens, each model {rounds} times in turn"
+    else:
+        read = f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass"
+        read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
     return (
         f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
         f"Measured on {made['date']}, {made['machine']['processor']}, {made['threads']} threads."
     )
-
-
-def _rows(own: Mapping) -> str:
-    """Of steps; a bench of before has no number of them."""
-    told = f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass"
-    return f"{told}; {own['repeats']} steps of each" if "repeats" in own else told
-
-
-def _passes(own: Mapping) -> str:
-    prompts, rounds = ({f(e) for e in own["inference"]} for f in (_prompt, _rounds))
-    lengths, counts = (" or ".join(map(str, sorted(one))) for one in (prompts, rounds))
-    return f"Prompts of {lengths} tokens, each model {counts} times in turn"
-
-
-def _prompt(entry: Mapping) -> int:
-    return entry["prompt"]
-
-
-def _rounds(entry: Mapping) -> int:
-    return len(entry["seconds"])
 
 
 # What a criterion keeps beside the weights --------------------------------------------------------
@@ -77,8 +63,7 @@ WIDTH = 2  # bytes of a weight, a gradient, an adapter's element: 16 bits
 SCORE, MASK = 4, 1  # bytes of a float32 importance or norm, and of a mask's boolean
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A LLaMA's sizes: those of its attention and MLP matrices, which are pruned."""
 
     name: str
@@ -107,13 +92,14 @@ class Shape:
         return self.layers * sum(d * k for d, k in self.modules)
 
     @property
-    def inputs(self) -> int:
-        """Channels that the matrices read, all together."""
-        return self.layers * sum(k for _, k in self.modules)
+    def norm_bytes(self) -> int:
+        """Of a norm for every channel that a matrix reads."""
+        return SCORE * self.layers * sum(k for _, k in self.modules)
 
     @property
-    def groups(self) -> int:
-        return self.layers * (self.heads + self.inner)
+    def group_bytes(self) -> int:
+        """Of an average importance and a mask for every group."""
+        return (SCORE + MASK) * self.layers * (self.heads + self.inner)
 
     def factors(self, rank: int) -> int:
         """Elements of A and B of all matrices."""
@@ -124,8 +110,7 @@ LLAMA_7B = Shape("LLaMA-7B", 32, 4096, 11008, 4096, 32)
 LLAMA_65B = Shape("LLaMA-65B", 80, 8192, 22016, 8192, 64)
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What a method reads to prune, and the bytes of it beside weights, adapter, activations."""
 
     title: str
@@ -134,22 +119,17 @@ class Need:
     count: Callable[[Shape, int], int]  # of a shape and a rank
 
 
-def _groups(shape: Shape) -> int:
-    """An average importance and a mask of every group."""
-    return (SCORE + MASK) * shape.groups
-
-
 def _pst(shape: Shape, rank: int) -> int:
     """BA and a mask, each as large as W, and the gradients of the factors."""
     return (WIDTH + MASK) * shape.weights + WIDTH * shape.factors(rank)
 
 
 NEEDS = (
-    Need("magnitude", "none", "groups", lambda s, r: _groups(s)),
-    Need("Wanda", "none, but norms", "groups", lambda s, r: _groups(s) + SCORE * s.inputs),
-    Need("LLM-Pruner, vanilla", "of W", "groups", lambda s, r: _groups(s) + WIDTH * s.weights),
-    Need("PST", "of A and B", "as large as W", lambda s, r: _pst(s, r)),
-    Need("LoRAPrune", "of A and B", "groups", lambda s, r: _groups(s) + WIDTH * s.factors(r)),
+    Need("magnitude", "none", "groups", lambda s, r: s.group_bytes),
+    Need("Wanda", "none, but norms", "groups", lambda s, r: s.group_bytes + s.norm_bytes),
+    Need("LLM-Pruner, vanilla", "of W", "groups", lambda s, r: s.group_bytes + WIDTH * s.weights),
+    Need("PST", "of A and B", "as large as W", _pst),
+    Need("LoRAPrune", "of A and B", "groups", lambda s, r: s.group_bytes + WIDTH * s.factors(r)),
 )
 
 
@@ -160,112 +140,91 @@ def memory_table(shapes: Sequence[Shape], rank: int) -> pd.DataFrame:
         | {shape.name: size(need.count(shape, rank)) for shape in shapes}
         for need in NEEDS
     }
-    rows["for comparison: the weights"] = {"gradients": "", "mask in the forward pass": ""} | {
-        shape.name: size(WIDTH * shape.weights) for shape in shapes
-    }
-    return pd.DataFrame(rows).T.rename_axis("method")
+    weights = {shape.name: size(WIDTH * shape.weights) for shape in shapes}
+    table = pd.DataFrame(rows | {"for comparison: the weights": weights}).T
+    return table.fillna("").rename_axis("method")
 
 
 def size(count: int) -> str:
     """Bytes in the largest unit that leaves a whole number."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return (
-                f"{count / size:,.3g} {unit}"
-                if count < 1000 * size
-                else f"{count / size:,.0f} {unit}"
-            )
-    return f"{count / 1000:.3g} kB"
+    units = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+    name = next((name for name, unit in units.items() if count >= unit), "kB")
+    form = ",.0f" if count >= 1000 * units[name] else ".3g"
+    return f"{count / units[name]:{form}} {name}"
 
 
-# What the bench measured of pruning, as tables and figure lines -----------------------------------
+# What the bench measured of pruning, as tables ----------------------------------------------------
+RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
 SIDES = {
     "vanilla": "vanilla (Eq. 3)",
     "lora-guided": "LoRA-guided",
     "lora-guided int8": "in 8 bits",
 }
-RECOMPUTED = " recomputed"  # a layer's activations are made again in its backward pass
 SIDES |= {f"{name}{RECOMPUTED}": f"{title}, recomputed" for name, title in SIDES.items()}
-PRINTED = {
-    "vanilla": "vanilla",
-    "lora-guided": "lora_guided",
-    "lora-guided int8": "lora_guided_8bit",
-}
+PRINTED = {"lora_guided": "lora-guided", "lora_guided_8bit": "lora-guided int8"}
 SHARES = (0.0, 0.2, 0.5)
 PRINTED_TIME = "printed, LLaMA-7B"
 
 
-def _in_print(table: str) -> Mapping[str, Mapping]:
-    """A table of the paper, as far as its cells are known."""
-    return yaml.safe_load(paths.PRINTED.read_text())["loraprune"][table]
-
-
-# Table 3 ------------------------------------------------------------------------------------------
+def _in_print(table: str, column: str, rows: Iterable[str]) -> pd.Series:
+    """A column of a table of the paper in the bench's rows; NaN where a cell is not known."""
+    cells = yaml.safe_load(paths.PRINTED.read_text())["loraprune"][table]
+    known = {name: cell[column]["value"] for name, cell in cells.items()}
+    return pd.Series(known).rename(PRINTED).reindex([*rows])
 
 
 def inference_table(found: Found) -> pd.DataFrame:
-    """Median seconds of a pass at every share, merged and not, and the change against unpruned.
+    """Table 3: median seconds of a pass at every share, merged and not, and what is printed.
 
-    Beside them what is printed of LLaMA-7B.
+    Against the unpruned merged model: the median of the rounds' ratios, minus 1, and its ends.
     """
     entries = part(found, INFERENCE, "inference", [])
-    batches = sorted({entry["batch"] for entry in entries}) or [1]
-    rows, printed = {}, _in_print("time")
-    for share in sorted({entry["share"] for entry in entries}) or SHARES:
-        for merged in (True, False):
-            own = [e for e in entries if (e["share"], e["merged"]) == (share, merged)]
-            name = f"{share:.0%}, {'merged' if merged else 'adapter beside'}"
-            rows[name] = {"really removed": f"{own[0]['removed']:.1%}" if own else MISSING}
-            for batch in batches:
-                rows[name] |= _timed(entries, own, batch)
-            known = printed.get(name)
-            rows[name][PRINTED_TIME] = f"{known['change']['value']:+.1f}%" if known else "-"
-    return pd.DataFrame(rows).T.rename_axis("share, adapter")
-
-
-def _timed(entries: list[dict], own: list[dict], batch: int) -> dict[str, str]:
-    title, change = f"batch {batch}, s", f"batch {batch}, against unpruned"
-    mine = [e for e in own if e["batch"] == batch]
-    if not mine:
-        return {title: MISSING, change: MISSING}
-    whole = next(e for e in entries if (e["share"], e["merged"], e["batch"]) == (0, True, batch))
-    seconds = statistics.median(mine[0]["seconds"])
-    return {title: f"{seconds:.3f}", change: _ratios(mine[0]["seconds"], whole["seconds"])}
-
-
-def _ratios(mine: list[float], whole: list[float]) -> str:
-    """The median of the rounds' ratios, minus 1, and the least and the most."""
-    found = sorted(100 * (a / b - 1) for a, b in zip(mine, whole, strict=True))
-    return f"{statistics.median(found):+.1f}% [{found[0]:+.1f}, {found[-1]:+.1f}]"
-
-
-# Table 4 ------------------------------------------------------------------------------------------
+    batches = sorted({e["batch"] for e in entries}) or [1]
+    shares = sorted({e["share"] for e in entries}) or SHARES
+    rows = {
+        (share, merged): f"{share:.0%}, {'merged' if merged else 'adapter beside'}"
+        for share, merged in product(shares, (True, False))
+    }
+    heads = [f"batch {batch}, {what}" for batch in batches for what in ("s", "against unpruned")]
+    table = pd.DataFrame(MISSING, index=[*rows.values()], columns=["really removed", *heads])
+    whole = {e["batch"]: e["seconds"] for e in entries if e["merged"] and not e["share"]}
+    for e in entries:
+        change = 100 * (np.divide(e["seconds"], whole[e["batch"]]) - 1)
+        row, batch = rows[e["share"], e["merged"]], f"batch {e['batch']}"
+        ends = f"[{change.min():+.1f}, {change.max():+.1f}]"
+        table.loc[row, "really removed"] = f"{e['removed']:.1%}"
+        table.loc[row, f"{batch}, s"] = f"{np.median(e['seconds']):.3f}"
+        table.loc[row, f"{batch}, against unpruned"] = f"{np.median(change):+.1f}% {ends}"
+    table[PRINTED_TIME] = formatted(_in_print("time", "change", table.index), "{:+.1f}%", "-")
+    return table.rename_axis("share, adapter")
 
 
 def cost_table(found: Found) -> pd.DataFrame:
-    """Memory and throughput of every criterion, against the vanilla one, and what is printed."""
-    cost = part(found, CRITERIA, "cost", {})
-    rows = {title: _cost(cost, name) | _printed_cost(name) for name, title in SIDES.items()}
-    return pd.DataFrame(rows).T.rename_axis("criterion")
+    """Table 4: memory and throughput of every criterion, against the vanilla one, and printed.
 
-
-def _cost(cost: Mapping, name: str) -> dict[str, str]:
-    names = ("model, MB", "a step above it, MB", "of a step saved", "of all saved")
-    names += ("rows a second", "faster by")
-    if name not in cost:
-        return dict.fromkeys(names, MISSING)
-    own, first = cost[name], cost[against(name)]
-    step, other = own["step_bytes"], first["step_bytes"]
-    total, most = all_bytes(own), all_bytes(first)
-    values = (
-        f"{own['model_bytes'] / 1e6:.0f}",
-        "not known" if step is None else f"{step / 1e6:.0f}",
-        "not known" if step is None else f"{1 - step / other:.1%}",
-        f"{1 - total / most:.1%}",
-        f"{own['rows_a_second']:.2f}",
-        f"{own['rows_a_second'] / first['rows_a_second'] - 1:+.1%}",
-    )
-    return dict(zip(names, values, strict=True))
+    Sides that make activations again are set against the vanilla one that does, too.
+    """
+    stored = {name: dict(own) for name, own in part(found, CRITERIA, "cost", {}).items()}
+    columns = ["model_bytes", "step_bytes", "rows_a_second"]
+    cost = pd.DataFrame(stored, index=columns, columns=[*SIDES], dtype=float).T
+    vanilla = [f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}" for name in SIDES]
+    first = cost.loc[vanilla].set_axis(cost.index)
+    total, most = (one.model_bytes + one.step_bytes.fillna(0) for one in (cost, first))
+    memory = _in_print("memory", "gigabytes", SIDES)
+    not_known = cost.model_bytes.map(lambda known: MISSING if pd.isna(known) else "not known")
+    cells = {
+        "model, MB": (cost.model_bytes / 1e6, "{:.0f}"),
+        "a step above it, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
+        "of a step saved": (1 - cost.step_bytes / first.step_bytes, "{:.1%}", not_known),
+        "of all saved": (1 - total / most, "{:.1%}"),
+        "rows a second": (cost.rows_a_second, "{:.2f}"),
+        "faster by": (cost.rows_a_second / first.rows_a_second - 1, "{:+.1%}"),
+        "printed, LLaMA-7B, GB": (memory, "{:.1f}", "-"),
+        "printed, saved": (1 - memory / memory["vanilla"], "{:.1%}", "-"),
+        "printed, faster by": (_in_print("throughput", "gain", SIDES), "{:+.1f}%", "-"),
+    }
+    table = pd.DataFrame({head: formatted(*cell) for head, cell in cells.items()})
+    return table.rename(SIDES).rename_axis("criterion")
 
 
 def all_bytes(cost: Mapping) -> float:
@@ -273,155 +232,44 @@ def all_bytes(cost: Mapping) -> float:
     return cost["model_bytes"] + (cost["step_bytes"] or 0)
 
 
-def against(name: str) -> str:
-    """The vanilla side that a side is compared with: both keep activations, or neither does."""
-    return f"vanilla{RECOMPUTED if name.endswith(RECOMPUTED) else ''}"
-
-
-def _printed_cost(name: str) -> dict[str, str]:
-    titles = ("printed, LLaMA-7B, GB", "printed, saved", "printed, faster by")
-    if name not in PRINTED:
-        return dict.fromkeys(titles, "-")
-    memory, throughput = _in_print("memory"), _in_print("throughput")
-    own, first = (memory[PRINTED[n]]["gigabytes"]["value"] for n in (name, "vanilla"))
-    faster = throughput.get(PRINTED[name])
-    gain = f"{faster['gain']['value']:+.1f}%" if faster else "-"
-    return dict(zip(titles, (f"{own:.1f}", f"{1 - own / first:.1%}", gain), strict=True))
-
-
-# All of it in words -------------------------------------------------------------------------------
-
-
-def summary(found: Found) -> str:
-    """The criterion's cost, its masks and the pruned model's time, a sentence each."""
-    return " ".join([_cost_told(found), _masks_told(found), _time_told(found)])
-
-
-def _cost_told(found: Found) -> str:
-    if CRITERIA not in found:
-        return f"The criterion's cost is {MISSING}."
-    table = cost_table(found)
-    kept, again = (table.loc[SIDES[f"lora-guided{end}"]] for end in ("", RECOMPUTED))
-    return (
-        f"**Memory** above the model, LoRA-guided against vanilla: {kept['of a step saved']} "
-        f"saved, {again['of a step saved']} where activations are made again; of all memory "
-        f"{kept['of all saved']} and {again['of all saved']} (printed, for LLaMA-7B: "
-        f"{kept['printed, saved']}). **Throughput**: {kept['faster by']} and {again['faster by']} "
-        f"(printed: {kept['printed, faster by']})."
-    )
-
-
-def _masks_told(found: Found, share: float = 0.1) -> str:
-    entries, wanted = part(found, MASKS, "agreement", []), (CHANNELS, share, "paper")
-    own = [e for e in entries if (e["kind"], e["share"], e["reduction"]) == wanted]
-    if not own:
-        return f"The agreement of the masks is {MISSING}."
-    same, chance = (statistics.mean(e[name] for e in own) for name in ("same", "chance_same"))
-    return f"**Masks** at {share:.0%}: {same:.1%} of the channels alike, {chance:.1%} by chance."
-
-
-def _time_told(found: Found) -> str:
-    entries = part(found, INFERENCE, "inference", [])
-    if not entries:
-        return f"The pruned model's time is {MISSING}."
-    share, batch = (max(entry[name] for entry in entries) for name in ("share", "batch"))
-    column = f"batch {batch}, against unpruned"
-    change = inference_table(found).loc[f"{share:.0%}, merged", column]
-    return f"**Time** of a pass without {share:.0%} of the weights, batch {batch}: {change}."
-
-
-# How far two criteria mark the same groups at one moment (LoRAPrune -------------------------------
+# How far two criteria mark the same groups at one moment (LoRAPrune's Figure 4) -------------------
 REDUCTIONS = {"paper": "squares, as printed", "released": "as released"}
-Line = tuple[list[float], list[float], list[float], list[float]]
 
 
-def entries(found: Found, kind: str | None = None) -> list[dict]:
-    """What was measured where any group goes, of one kind or all."""
-    every = part(found, MASKS, "agreement", [])
-    return [e for e in every if e["removed"] and kind in (None, e["kind"])]
+def agreement(found: Found) -> pd.DataFrame:
+    """A line a comparison of masks where any group goes; gone: the share of the groups that does.
+
+    same: groups judged alike; both: of those that the vanilla criterion removes, those that
+    LoRA-guided removes too; chance_*: of two masks that know nothing.
+    """
+    columns = ["kind", "share", "reduction", "groups", "removed", "same", "both"]
+    columns += ["chance_same", "chance_both"]
+    every = pd.DataFrame(part(found, MASKS, "agreement", []), columns=columns)
+    return every[every.removed > 0].assign(gone=every.removed / every.groups)
 
 
-def kinds(found: Found) -> list[str]:
-    return list(dict.fromkeys(entry["kind"] for entry in entries(found)))
-
-
-def lines(found: Found) -> dict[str, dict[str, Line]]:
-    """{kind: {reduction: (shares really gone, mean over seeds, least, most)}} of groups alike."""
-    told: dict[str, dict[str, Line]] = {}
-    for kind in kinds(found):
-        for reduction, title in REDUCTIONS.items():
-            own = [e for e in entries(found, kind) if e["reduction"] == reduction]
-            points = [(_gone(place), [e["same"] for e in place]) for place in _places(own)]
-            told.setdefault(kind, {})[title] = (
-                [share for share, _ in points],
-                [statistics.mean(same) for _, same in points],
-                [min(same) for _, same in points],
-                [max(same) for _, same in points],
-            )
-    return told
-
-
-def chance(found: Found) -> dict[str, tuple[list, list]]:
-    """{kind: (shares really gone, groups that two random masks judge alike)}."""
-    told = {}
-    for kind in kinds(found):
-        places = list(_places(entries(found, kind)))
-        told[kind] = [_gone(p) for p in places], [p[0]["chance_same"] for p in places]
-    return told
+def alike(found: Found) -> pd.DataFrame:
+    """Figure 4: kind, line, x (share gone), y (mean of seeds), low, high, chance: groups alike."""
+    by = agreement(found).groupby(["kind", "reduction", "gone"])
+    means = by.agg(y=("same", "mean"), low=("same", "min"), high=("same", "max"))
+    means = means.assign(chance=by["chance_same"].first()).reset_index()
+    return means.replace({"reduction": REDUCTIONS}).rename(
+        columns={"reduction": "line", "gone": "x"}
+    )
 
 
 def overlap_table(found: Found) -> pd.DataFrame:
     """Of the groups that the vanilla criterion removes, those that LoRA-guided removes too."""
     rows: dict[str, dict[str, str]] = {}
-    for kind in kinds(found):
-        for place in _places(entries(found, kind)):
-            row = {"gone": f"{place[0]['removed']:,} of {place[0]['groups']:,}"}
-            for reduction in REDUCTIONS:
-                both = [e["both"] for e in place if e["reduction"] == reduction]
-                row[reduction] = f"{statistics.mean(both):.1%}" if both else MISSING
-            rows[_title(kind, place)] = row | {"by chance": f"{place[0]['chance_both']:.1%}"}
-    if not rows:
-        rows[MISSING] = dict.fromkeys(("gone", *REDUCTIONS, "by chance"), "-")
-    return pd.DataFrame(rows).T.rename_axis("removed by both")
-
-
-SMALLEST = 0.2  # of a layer's channels, by their weights
-
-
-def loudest_told(found: Found) -> str:
-    """A sentence on the channels with the largest activations: where magnitude ranks them."""
-    every = part(found, MASKS, "loudest", [])
-    if not every:
-        return f"How large the activations of channels are is {MISSING}."
-    light = [e for e in every if e["lighter"] < SMALLEST]
-    most = max(every, key=lambda e: e["times"])
-    where = ", ".join(str(e["layer"] + 1) for e in light)
-    own = found[MASKS]
-    return (
-        f"Measured on SmolLM2-135M without an adapter, {own['rows']} rows of {own['task']}: "
-        f"the channel with the largest activation is by its weights among the smallest "
-        f"{SMALLEST:.0%} of its layer in {len(light)} of {len(every)} layers"
-        f"{f' ({where})' if light else ''}; {SMALLEST * len(every):.0f} would be, had the two "
-        f"nothing to do with each other. It stands out the most in layer {most['layer'] + 1}: its "
-        f"norm is {most['times']:,.0f} times the median channel's, and {most['lighter']:.0%} of "
-        "the layer's channels have less weight."
+    for (kind, removed), own in agreement(found).groupby(["kind", "removed"]):
+        shares = " and ".join(f"{share:.0%}" for share in sorted({*own.share}))
+        both = own.groupby("reduction")["both"].mean().map("{:.1%}".format)
+        row = {"gone": f"{removed:,} of {own.groups.iloc[0]:,}", **both}
+        rows[f"{kind}, {shares}"] = row | {"by chance": f"{own.chance_both.iloc[0]:.1%}"}
+    table = pd.DataFrame(rows or {MISSING: {}}).T.reindex(
+        columns=["gone", *REDUCTIONS, "by chance"]
     )
-
-
-def _title(kind: str, place: Sequence[Mapping]) -> str:
-    """The kind and the shares asked for that come to these groups."""
-    shares = sorted({entry["share"] for entry in place})
-    return f"{kind}, {' and '.join(f'{share:.0%}' for share in shares)}"
-
-
-def _places(own: Sequence[dict]) -> list[list[dict]]:
-    """The entries of every number of groups that goes, in order."""
-    counts = sorted({entry["removed"] for entry in own})
-    return [[e for e in own if e["removed"] == count] for count in counts]
-
-
-def _gone(place: Sequence[Mapping]) -> float:
-    return place[0]["removed"] / place[0]["groups"]
+    return table.astype(object).fillna("-").rename_axis("removed by both")
 
 
 # Where a criterion's step and a pruned model's pass spend their time ------------------------------
@@ -432,90 +280,51 @@ FACTORS = "the adapter's factors"
 HEAD = "the vocabulary: embedding, logits, loss"
 ATTENTION = "attention between queries and values"
 REST = "all else: norms, activations, copies"
-IMPORTANCES = "importances of all groups"
+IMPORTANCES = "importances of all groups"  # read off once a step, so a row has its part of them
 STEP_PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST)  # of a row's two passes
 OF_A_PASS = (PRODUCTS, ATTENTION, HEAD, REST)
 SUM, WALL = "all of them", "without the profiler"
 TIMED = {"vanilla": "vanilla, ms", "lora-guided": "LoRA-guided, ms"}
 
 
-def step_table(found: Found) -> pd.DataFrame:
-    """Milliseconds a row of every part of a step by either criterion.
-
-    Importances are read off once a step, so a row has its part of them.
-    """
+def step_times(found: Found) -> pd.DataFrame:
+    """Milliseconds a row of every part of a step by either criterion; NaN: not measured."""
     steps = part(found, PROFILE, "steps", {})
-    rows = _step_time_rows(
-        {t: steps.get(name) for name, t in TIMED.items()}, [*STEP_PARTS, IMPORTANCES]
-    )
-    for name, row in rows.items():
-        seconds = part(found, PROFILE, "at_peak", {}).get(name)
-        row["at the peak, ms"] = "-" if seconds is None else f"{1000 * seconds:.1f}"
-    return pd.DataFrame(rows).T.rename_axis("part of a step")
+    entries = {title: steps.get(name) for name, title in TIMED.items()}
+    return _milliseconds(entries, [*STEP_PARTS, IMPORTANCES])
 
 
-def _step_time_rows(
-    columns: Mapping[str, Mapping | None], parts: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Every part's milliseconds in every column, their sum, and what a clock says."""
-
-    def told(own: Mapping | None, names: Sequence[str]) -> str:
-        return f"{1000 * sum(own['parts'][name] for name in names):.1f}" if own else MISSING
-
-    rows = {name: {title: told(own, [name]) for title, own in columns.items()} for name in parts}
-    rows[SUM] = {title: told(own, parts) for title, own in columns.items()}
-    walls = {t: f"{1000 * own['seconds']:.1f}" if own else MISSING for t, own in columns.items()}
-    return rows | {WALL: walls}
+def pass_times(found: Found) -> pd.DataFrame:
+    """Milliseconds of every part of a pass at every share."""
+    passes = part(found, PROFILE, "passes", [])
+    entries = {f"{e['removed']:.1%} removed, ms": e for e in passes} or {"ms": None}
+    return _milliseconds(entries, OF_A_PASS)
 
 
-def bound(found: Found) -> str:
-    """What the gain can be at most, and what is in its way."""
-    if PROFILE not in found:
-        return f"Where the time goes is {MISSING}."
-    vanilla, ours = (found[PROFILE]["steps"][name]["parts"] for name in TIMED)
-    spared = vanilla[WEIGHTS] + vanilla[ADDING]
-    return (
-        "A vanilla step multiplies by matrices of the weights' size three times for every token: "
-        "forward, backward to the inputs, and for the gradients of the weights. The LoRA-guided "
-        "criterion spares the third. Were products all that a step does, each as fast as another, "
-        "it would be faster by one half; the 64.6% that the paper prints is more than that, so "
-        "more than these products sets its two criteria apart. Here, by measured times, what is "
-        f"spared is {spared / vanilla[PRODUCTS]:.1%} of the two products that stay, but only "
-        f"{spared / sum(vanilla.values()):.0%} of a whole vanilla step; and the products are "
-        f"{ours[PRODUCTS] / sum(ours.values()):.0%} of a LoRA-guided one."
-    )
+def _milliseconds(entries: Mapping[str, Mapping | None], parts: Sequence[str]) -> pd.DataFrame:
+    """Every part's in every column, their sum, and what a clock says."""
+    nothing = {"parts": {}, "seconds": None}
+    known = {title: entry or nothing for title, entry in entries.items()}
+    columns = {title: pd.Series(e["parts"], parts, float) for title, e in known.items()}
+    times = pd.DataFrame(columns)
+    times.loc[SUM] = times.sum(min_count=1)
+    times.loc[WALL] = [entry["seconds"] for entry in known.values()]
+    return 1000 * times
+
+
+def step_table(found: Found) -> pd.DataFrame:
+    """`step_times`, and what the products take at the measured peak of matrix products."""
+    table = formatted(step_times(found), "{:.1f}")
+    at_peak = pd.Series(part(found, PROFILE, "at_peak", {}), table.index, float)
+    table["at the peak, ms"] = formatted(1000 * at_peak, "{:.1f}", "-")
+    return table.rename_axis("part of a step")
 
 
 def pass_table(found: Found) -> pd.DataFrame:
-    """Milliseconds of every part of a pass at every share, and the last share against the first."""
-    passes = part(found, PROFILE, "passes", [])
-    rows = _step_time_rows(
-        {f"{e['removed']:.1%} removed, ms": e for e in passes} or {"ms": None}, OF_A_PASS
-    )
-    for name in [*OF_A_PASS, SUM, WALL] if passes else ():
-        first, last = (_seconds(entry, name) for entry in (passes[0], passes[-1]))
-        rows[name]["the last against the first"] = f"{last / first - 1:+.1%}"
-    return pd.DataFrame(rows).T.rename_axis("part of a pass")
-
-
-def _seconds(entry: Mapping, name: str) -> float:
-    if name == WALL:
-        return entry["seconds"]
-    return sum(entry["parts"][one] for one in (OF_A_PASS if name == SUM else [name]))
-
-
-def pass_bound(found: Found) -> str:
-    """Why half of the weights is not half of the time."""
-    passes = part(found, PROFILE, "passes", [])
-    if not passes:
-        return f"Where a pass spends its time is {MISSING}."
-    whole, least = passes[0], passes[-1]
-    changes = {n: 1 - _seconds(least, n) / _seconds(whole, n) for n in (PRODUCTS, ATTENTION)}
-    shares = {n: _seconds(whole, n) / _seconds(whole, SUM) for n in changes}
-    return (
-        f"Without {least['removed']:.1%} of the weights the products take {changes[PRODUCTS]:.1%} "
-        f"less time; they are {shares[PRODUCTS]:.0%} of the unpruned model's pass. Attention is "
-        f"{shares[ATTENTION]:.0%} of it and takes {changes[ATTENTION]:.1%} less: a layer has few "
-        "groups of heads, and only whole ones go ({numref}`tab-loraprune-shares`). What is done on "
-        "the hidden states stays, since their width is not pruned."
-    )
+    """`pass_times`, and the last share against the first."""
+    times = pass_times(found)
+    table = formatted(times, "{:.1f}")
+    if PROFILE in found:
+        change = times.iloc[:, -1] / times.iloc[:, 0] - 1
+        table["the last against the first"] = formatted(change, "{:+.1%}")
+    return table.rename_axis("part of a pass")

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     LogLocator,
@@ -15,52 +16,48 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 from numpy.typing import ArrayLike
+from torch import Tensor
 
+from tipmini.methods.criteria import semi_structured_mask
 from tipmini_lab.book.figures import BLUE, GREY, ORANGE, SERIES, SIGNED, SIZES, WIDTH, styled
 from tipmini_lab.results.statistics import MISSING
 
-Line = tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]  # x, y, low, high
 STYLES = (*SERIES, (GREY, "--", "v"), (GREY, ":", "P"))
-DASHED = (0, (5, 4))
+DASHED = {"color": GREY, "linestyle": (0, (5, 4)), "linewidth": 0.9}
 
 
 # Figures 1, 2, 5: schemes, drawn from real tensors ------------------------------------------------
 
 
 @styled
-def merged_sparsities(rows: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
-    """LoRAPrune's Figure 1: {way to prune: {what: (d, k)}}, a row of pictures for each way.
+def merged_sparsities(
+    weight: Tensor, product: Tensor, kept: Tensor, window: tuple[slice, slice]
+) -> Figure:
+    """LoRAPrune's Figure 1: a window of W, pruned 2:4 and by groups, of sBA, and of their sum.
 
-    Every picture has a scale of its own, and says how much of it is exactly 0.
+    kept: (count,) bool, the groups of rows that stay. Every picture has a scale of its own, and
+    says how much of it is exactly 0.
     """
-    figure = Figure((WIDTH, 0.5 + 1.9 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False)
-    for line, (way, pictures) in zip(grid, rows.items(), strict=True):
+    rows = kept.repeat_interleave(len(weight) // len(kept))[:, None]
+    sparse = weight * semi_structured_mask(weight.abs())
+    ways = {"2:4 zeros": (sparse, product), "a group of heads": (weight * rows, product * rows)}
+    figure = Figure((WIDTH, 4.3), layout="constrained")
+    for line, (way, (w, ba)) in zip(figure.subplots(2, 3), ways.items(), strict=True):
+        pictures = {"W pruned": w[window], "sBA": ba[window], "merged": (w + ba)[window]}
         for axes, (what, values) in zip(line, pictures.items(), strict=True):
-            values = np.asarray(values)
-            _signed(axes, values, f"{what}\n{np.mean(values == 0):.0%} zeros")
+            _map(axes, values, f"{what}\n{(values == 0).float().mean():.0%} zeros")
         line[0].set_ylabel(way)
     return figure
 
 
-def _signed(axes: Axes, values: ArrayLike, title: str) -> AxesImage:
-    """A heat map around 0; its colours end at the 99% quantile of the sizes."""
+def _map(axes: Axes, values: ArrayLike, title: str, signed: bool = True) -> None:
+    """A heat map around 0, or from 0 on; its colours end at the 99% quantile of the sizes."""
     values = np.asarray(values)
     reach = np.quantile(np.abs(values), 0.99) or 1.0
-    return _map(axes, values, title, cmap=SIGNED, vmin=-reach, vmax=reach)
-
-
-def _sized(axes: Axes, values: ArrayLike, title: str) -> AxesImage:
-    values = np.asarray(values)
-    return _map(axes, values, title, cmap=SIZES, vmin=0, vmax=np.quantile(values, 0.99) or 1.0)
-
-
-def _map(axes: Axes, values: np.ndarray, title: str, **colours: object) -> AxesImage:
-    image = axes.imshow(values, aspect="auto", **colours)
+    low, colours = (-reach, SIGNED) if signed else (0, SIZES)
+    axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=reach)
     axes.set_title(title, fontsize=9)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    return image
+    axes.set(xticks=[], yticks=[])
 
 
 @styled
@@ -81,27 +78,22 @@ def criteria(
     figure = Figure((WIDTH, 5.4), layout="constrained")
     maps, bars = figure.subfigures(2, 1, height_ratios=(3.6, 1.9))
     grid = maps.add_gridspec(2, 3)
-    _signed(maps.add_subplot(grid[0, 0]), weight, "W + sBA")
-    _signed(maps.add_subplot(grid[0, 1]), gradient, "gradient of W")
-    _sized(maps.add_subplot(grid[0, 2]), np.square(gradient * weight), "vanilla")
     inner = grid[1, 0].subgridspec(1, 2, width_ratios=(1, 2))
-    _signed(maps.add_subplot(inner[0]), grad_b, "of B")
-    _signed(maps.add_subplot(inner[1]), grad_a, "of A")
-    _signed(maps.add_subplot(grid[1, 1]), estimate, "G, estimated")
-    _sized(maps.add_subplot(grid[1, 2]), np.square(estimate * weight), "LoRA-guided")
-    _bars(bars.subplots(), groups)
-    return figure
-
-
-def _bars(axes: Axes, groups: Mapping[str, ArrayLike]) -> None:
+    _map(maps.add_subplot(grid[0, 0]), weight, "W + sBA")
+    _map(maps.add_subplot(grid[0, 1]), gradient, "gradient of W")
+    _map(maps.add_subplot(grid[0, 2]), np.square(gradient * weight), "vanilla", signed=False)
+    _map(maps.add_subplot(inner[0]), grad_b, "of B")
+    _map(maps.add_subplot(inner[1]), grad_a, "of A")
+    _map(maps.add_subplot(grid[1, 1]), estimate, "G, estimated")
+    _map(maps.add_subplot(grid[1, 2]), np.square(estimate * weight), "LoRA-guided", signed=False)
+    axes = bars.subplots()
     width = 0.8 / len(groups)
-    for number, ((name, values), (colour, *_)) in enumerate(
-        zip(groups.items(), SERIES, strict=False)
-    ):
+    for number, (name, values) in enumerate(groups.items()):
         places = np.arange(len(values)) + (number - (len(groups) - 1) / 2) * width
-        axes.bar(places, np.asarray(values), width, color=colour, label=name)
+        axes.bar(places, np.asarray(values), width, color=SERIES[number][0], label=name)
     axes.set(xlabel="query head", ylabel="importance", xticks=np.arange(len(values)))
     axes.legend(fontsize=9)
+    return figure
 
 
 @styled
@@ -120,19 +112,15 @@ def dependencies(
         widths = [np.shape(values)[1] for _, values, *_ in modules]
         grid = part.subplots(1, len(modules), width_ratios=widths, squeeze=False)[0]
         for axes, (module, values, dim, (first, stop)) in zip(grid, modules, strict=True):
-            _sized(axes, values, module)
+            _map(axes, values, module, signed=False)
             axes.set_aspect("equal", anchor="N")
-            _band(axes, np.shape(values), dim, first / block, stop / block)
+            shape = np.shape(values)
+            size = max((stop - first) / block, 0.012 * max(shape))  # wide enough to be seen
+            place, sides = (-0.5, first / block - 0.5), (shape[1], size)
+            if dim == 1:
+                place, sides = place[::-1], (size, shape[0])
+            axes.add_patch(Rectangle(place, *sides, facecolor=ORANGE, alpha=0.75, linewidth=0))
     return figure
-
-
-def _band(axes: Axes, shape: tuple[int, int], dim: int, first: float, stop: float) -> None:
-    """A frame around rows or columns, wide enough to be seen."""
-    size = max(stop - first, 0.012 * max(shape))
-    place, sides = (-0.5, first - 0.5), (shape[1], size)
-    if dim == 1:
-        place, sides = place[::-1], (size, shape[0])
-    axes.add_patch(Rectangle(place, *sides, facecolor=ORANGE, alpha=0.75, linewidth=0))
 
 
 @styled
@@ -144,7 +132,7 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
         axes.step(range(1, len(shares) + 1), shares, line, color=colour, where="post", label=name)
     axes.set(xlabel="step", ylabel="share removed", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(axes.yaxis)
     _legend(figure, axes)  # beside the lines: one of them rises where every corner is taken
     return figure
 
@@ -154,19 +142,19 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
 
 @styled
 def perplexities(
-    corpora: Mapping[str, Mapping[str, Line]], marks: Mapping[str, Mapping[str, tuple]]
+    corpora: Mapping[str, pd.DataFrame], marks: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """LoRAPrune's Figure 3: a panel a corpus, {corpus: {line: (x, y, low, high)}}.
+    """LoRAPrune's Figure 3: a panel a corpus, {corpus: line, x, y, low, high}.
 
-    marks: {corpus: {name: (x, y)}}, single points. Perplexity grows fast: the scale is logarithmic.
+    marks: {corpus: {name: y}}, at one half. Perplexity grows fast: the scale is logarithmic.
     """
     figure = Figure((WIDTH, 5.6), layout="constrained")
     grid = figure.subplots(len(corpora), 1, sharex=True)
     for axes, (corpus, lines) in zip(grid, corpora.items(), strict=True):
         _banded(axes, lines)
-        for (name, (x, y)), sign in zip(marks.get(corpus, {}).items(), "*X", strict=False):
-            axes.plot(x, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
-        if lines:
+        for (name, y), sign in zip(marks.get(corpus, {}).items(), "*X", strict=False):
+            axes.plot(0.5, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
+        if len(lines):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             few = high / low > 1000  # from there on a tick at every power of ten is enough
@@ -174,28 +162,29 @@ def perplexities(
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(title=corpus, ylabel="perplexity")
-    grid[-1].set_xlabel("share of weights removed")
-    grid[-1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("share of weights removed")
+    _percent(axes.xaxis)
     _legend(figure, grid[0])
     return figure
 
 
 @styled
-def agreements(
-    kinds: Mapping[str, Mapping[str, Line]], chance: Mapping[str, tuple[Sequence, Sequence]]
-) -> Figure:
-    """LoRAPrune's Figure 4: a panel a kind of group; chance: {kind: (x, y)}, of random masks."""
+def agreements(lines: pd.DataFrame) -> Figure:
+    """LoRAPrune's Figure 4: a panel a kind of group; see `pruning_costs.alike`."""
     figure = Figure((WIDTH, 5.0), layout="constrained")
-    grid = figure.subplots(max(1, len(kinds)), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (kind, lines) in zip(grid, (kinds or {"": {}}).items(), strict=True):
-        _banded(axes, lines)
-        if kind in chance:
-            style = {"color": GREY, "linestyle": DASHED, "linewidth": 0.9, "label": "by chance"}
-            axes.plot(*chance[kind], marker=_marker(chance[kind][0]), markersize=14, **style)
+    kinds = [*lines.kind.unique()] or [""]
+    grid = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, kind in zip(grid, kinds, strict=True):
+        own = lines[lines.kind == kind]
+        _banded(axes, own)
+        if len(own):
+            chance = own.groupby("x")["chance"].first()
+            dash = "_" if len(chance) == 1 else ""  # one point of a line would not be seen
+            axes.plot(chance, marker=dash, markersize=14, label="by chance", **DASHED)
         axes.set(title=kind, ylabel="groups judged alike")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    grid[-1].set_xlabel("share of groups removed")
-    grid[-1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _percent(axes.yaxis)
+    axes.set_xlabel("share of groups removed")
+    _percent(axes.xaxis)
     _legend(figure, grid[0])
     return figure
 
@@ -210,7 +199,7 @@ def progress(losses: Mapping[str, Sequence[float]], gone: Sequence[float]) -> Fi
     for (name, values), (colour, line, _) in zip(losses.items(), STYLES, strict=False):
         top.plot(range(1, len(values) + 1), values, line, color=colour, label=name)
     bottom.step(range(1, len(gone) + 1), gone, color=BLUE, where="post")
-    bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _percent(bottom.yaxis)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("loss of the batch")
     bottom.set(xlabel="step", ylabel="removed", ylim=(0, None))
@@ -218,21 +207,20 @@ def progress(losses: Mapping[str, Sequence[float]], gone: Sequence[float]) -> Fi
     return figure
 
 
-def _banded(axes: Axes, lines: Mapping[str, Line]) -> None:
-    if not lines:
+def _banded(axes: Axes, lines: pd.DataFrame) -> None:
+    """line, x, y, low, high: a line with its band for every name."""
+    if lines.empty:
         _missing(axes)
-    for (name, (x, y, low, high)), (colour, line, marker) in zip(
-        lines.items(), STYLES, strict=False
-    ):
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        if len(x) == 1:  # too narrow for a band
-            axes.vlines(x, low, high, color=colour, alpha=0.5)
-        axes.plot(x, y, line, color=colour, marker=marker, label=name)
+    named = lines.groupby("line", sort=False)
+    for (name, own), (colour, line, marker) in zip(named, STYLES, strict=False):
+        axes.fill_between(own.x, own.low, own.high, color=colour, alpha=0.18, linewidth=0)
+        if len(own) == 1:  # too narrow for a band
+            axes.vlines(own.x, own.low, own.high, color=colour, alpha=0.5)
+        axes.plot(own.x, own.y, line, color=colour, marker=marker, label=name)
 
 
-def _marker(x: Sequence[float]) -> str:
-    """Of a dashed line without markers: a dash where it has one point and would not be seen."""
-    return "_" if len(x) == 1 else ""
+def _percent(axis: Axis) -> None:
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _missing(axes: Axes) -> None:

@@ -1,13 +1,14 @@
-"""The chapter on serving: operations and bytes counted, stored times, its figure and its words."""
+"""The chapter on serving: operations and bytes counted, stored times, their tables and figure."""
 
-import json
-import statistics
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 import tipmini as tm
@@ -79,10 +80,9 @@ def products(s: Sizes, adapters: int) -> int:
     return s.modules + 1 + 2 * s.adapted * adapters
 
 
-def floor_seconds(point: dict, found: dict) -> float:
-    """The time below which a point can't come at the speeds measured in the same run."""
-    speeds = (("operations", "matrix_product"), ("bytes", "bandwidth"))
-    return max(point[needed] / found[speed] for needed, speed in speeds)
+def floor_seconds(operations: float, moved: float, product: float, bandwidth: float) -> float:
+    """The least time of a pass, at the speeds of matrix products and of memory; also of arrays."""
+    return np.maximum(operations / product, moved / bandwidth)
 
 
 def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
@@ -104,282 +104,159 @@ TITLES = {
     "weights": "merged into the weights",
 }
 TICKS = {"base": "0", "one adapter": "A", "weights": "W"}
+PLACE = ["step", "batch"]
 
 
-def read() -> dict:
-    """The stored figures of the last measurement; raises TipminiError where there are none."""
+class Stored(BaseModel):
+    """What the last measurement found, and what made it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: str
+    date: str
+    machine: dict[str, str | int]
+    threads: int
+    versions: dict[str, str]
+    profile: str
+    dtype: str
+    matrix_product: float  # operations a second
+    bandwidth: float  # bytes a second
+    length: int  # tokens of a prompt
+    rounds: int
+    sizes: Sizes
+    points: list[dict]  # of every way to serve, batch size and step
+
+    @cached_property
+    def seconds(self) -> pd.DataFrame:
+        """(step, batch, round) x ways; NaN where a batch has fewer rows than adapters."""
+        rows = pd.DataFrame(self.points).explode("seconds")
+        rows["round"] = rows.groupby(level=0).cumcount()
+        ways = rows[rows["batch"] == rows["batch"].max()]["way"].unique()
+        wide = rows.pivot(index=[*PLACE, "round"], columns="way", values="seconds")
+        return wide[ways].astype(float)
+
+    @cached_property
+    def ratios(self) -> pd.DataFrame:
+        """The same over the base model's seconds in the same round."""
+        return self.seconds.div(self.seconds["base"], axis=0)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """(step, batch, way) x counts, MB of adapters kept, the least seconds needed, the median
+        of those taken, and ratios to the base model's.
+
+        slower: whether it took longer in every round than the base model and than the merge in
+        the weights. These two are one program. Of three alike, one and the same is the slowest in
+        all of five rounds once in 243 times.
+        """
+        frame = pd.DataFrame(self.points).set_index([*PLACE, "way"]).sort_index()
+        speeds = self.matrix_product, self.bandwidth
+        frame["kept"] = frame["adapters"] * self.sizes.adapter * self.sizes.width / 1e6
+        frame["floor"] = floor_seconds(frame["operations"], frame["bytes"], *speeds)
+        slower = self.seconds.gt(self.seconds[["base", "weights"]].max(axis=1), axis=0)
+        wide = {
+            "taken": self.seconds.groupby(PLACE).median(),
+            "slower": slower.groupby(PLACE).all(),
+        }
+        wide |= {name: self.ratios.groupby(PLACE).agg(name) for name in ("median", "min", "max")}
+        return frame.join(pd.DataFrame({name: own.stack() for name, own in wide.items()}))
+
+    @property
+    def batches(self) -> list[int]:
+        return list(self.seconds.index.unique("batch"))
+
+    @property
+    def ways(self) -> list[str]:
+        """All ways to serve, in their order."""
+        return list(self.seconds.columns)
+
+
+def read() -> Stored:
+    """The last measurement; raises TipminiError where there is none."""
     if not STORED.is_file():
         raise TipminiError(f"{STORED} is missing; run python -m bench serving")
-    return json.loads(STORED.read_text())
+    return Stored.model_validate_json(STORED.read_text())
 
 
 def title(way: str) -> str:
     count = way.removeprefix("mixed ")
-    plural = "" if count == "1" else "s"
-    return TITLES.get(way) or f"{count} unmerged adapter{plural}"
+    return TITLES.get(way) or f"{count} unmerged adapter{'' if count == '1' else 's'}"
 
 
-def points(found: dict, step: str, batch: int) -> dict[str, dict]:
-    """{way: point} of one step at one batch size."""
-    chosen = [p for p in found["points"] if (p["step"], p["batch"]) == (step, batch)]
-    return {p["way"]: p for p in chosen}
-
-
-def batches(found: dict) -> list[int]:
-    return sorted({point["batch"] for point in found["points"]})
-
-
-def ways(found: dict) -> list[str]:
-    """All ways to serve, in their order."""
-    return list(points(found, "prompt", batches(found)[-1]))
-
-
-def most(found: dict) -> str:
+def most(found: Stored) -> str:
     """The mixed batch of the most adapters."""
-    return f"mixed {max(point['adapters'] for point in found['points'])}"
+    return f"mixed {found.frame['adapters'].max()}"
 
 
-def relative(found: dict, step: str, batch: int) -> dict[str, tuple[float, float, float]]:
+def relative(found: Stored, step: str, batch: int) -> dict[str, tuple[float, float, float]]:
     """{way: (median, least, most)} of its time over the base model's in the same round."""
-    chosen = points(found, step, batch)
-    base, ratios = chosen["base"]["seconds"], {}
-    for way, point in chosen.items():
-        each = [own / alone for own, alone in zip(point["seconds"], base, strict=True)]
-        ratios[way] = statistics.median(each), min(each), max(each)
-    return ratios
+    ratios = found.ratios.loc[step, batch].dropna(axis="columns").agg(["median", "min", "max"])
+    return {way: tuple(own) for way, own in ratios.items()}
 
 
-def slower(found: dict, step: str, batch: int, way: str) -> bool:
-    """Whether it took longer in every round than the base model and than the merge in the weights.
-
-    These two are one program. Of three alike, one and the same is the slowest in all of five rounds
-    once in 243 times.
-    """
-    chosen = points(found, step, batch)
-    alike = zip(chosen["base"]["seconds"], chosen["weights"]["seconds"], strict=True)
-    return all(own > max(two) for own, two in zip(chosen[way]["seconds"], alike, strict=True))
-
-
-def slope(found: dict, step: str, batch: int) -> tuple[float, float, float]:
+def slope(found: Stored, step: str, batch: int) -> np.ndarray:
     """What every further adapter of a mixed batch adds, as a share of the base model's time.
 
     Median, least and most over the rounds, by least squares within each: a drift of the machine
     from round to round has no part in it.
     """
-    chosen = points(found, step, batch)
-    mixed = [point for way, point in chosen.items() if way.startswith("mixed")]
-    counts = [point["adapters"] for point in mixed]
-    rounds = np.array([point["seconds"] for point in mixed]) / chosen["base"]["seconds"]
-    each = np.polyfit(counts, rounds, 1)[0].tolist()
-    return statistics.median(each), min(each), max(each)
+    mixed = found.ratios.loc[step, batch].filter(like="mixed").dropna(axis="columns")
+    counts = [int(way.removeprefix("mixed ")) for way in mixed]
+    each = np.polyfit(counts, mixed.T, 1)[0]
+    return np.array([np.median(each), each.min(), each.max()])
 
 
-# Figure -------------------------------------------------------------------------------------------
+# What is shown ------------------------------------------------------------------------------------
 
 
-def figure(found: dict) -> Figure:
+def figure(found: Stored) -> Figure:
     """TIP's Figure 1: time of every way beside the base model's, and memory."""
+    ticks = {way: TICKS.get(way, way.removeprefix("mixed ")) for way in found.ways}
     times = {
         f"batch {batch}": {
-            name: {
-                TICKS.get(way) or way.removeprefix("mixed "): ratio
-                for way, ratio in relative(found, step, batch).items()
-            }
+            name: {ticks[way]: ratio for way, ratio in relative(found, step, batch).items()}
             for step, name in STEPS.items()
         }
-        for batch in batches(found)
+        for batch in found.batches
     }
-    ticks = [TICKS.get(way) or way.removeprefix("mixed ") for way in ways(found)]
-    return figures.serving(times, ticks, memory_lines(found))
+    memory = rises(found).filter(["base", most(found), "one adapter", "weights"], axis="index")
+    lines = {title(way): own.dropna() for way, own in memory.iterrows()}
+    drawn = {name: (list(own.index), list(own)) for name, own in lines.items()}
+    return figures.serving(times, list(ticks.values()), drawn)
 
 
-def memory_lines(found: dict) -> dict[str, tuple[list[int], list[float]]]:
-    """{title: (batch sizes, MB that a pass over prompts takes)} of what differs most."""
-    lines: dict[str, tuple[list[int], list[float]]] = {}
-    for way in ("base", most(found), "one adapter", "weights"):
-        for batch in batches(found):
-            risen = memory(found, way, batch)
-            if risen is not None:
-                sizes, megabytes = lines.setdefault(title(way), ([], []))
-                sizes.append(batch)
-                megabytes.append(risen / 1e6)
-    return lines
+def rises(found: Stored) -> pd.DataFrame:
+    """MB by which a pass over prompts rises above what is kept: the ways measured x batches."""
+    wide = found.frame.loc["prompt"]["memory"].unstack("batch") / 1e6
+    return wide.filter(found.ways, axis="index").dropna(how="all")
 
 
-# Tables -------------------------------------------------------------------------------------------
-
-
-def table(found: dict, shown: tuple[int, ...]) -> pd.DataFrame:
+def table(found: Stored, batches: Sequence[int]) -> pd.DataFrame:
     """Every way: what it adds in counts, and its median times at some batch sizes."""
-    rows = {title(way): _counts(found, way) | _times(found, way, shown) for way in ways(found)}
-    return pd.DataFrame(rows).T.rename_axis("served")
-
-
-def _counts(found: dict, way: str) -> dict[str, str]:
-    size, last = Sizes(**found["sizes"]), batches(found)[-1]
-    own, base = (points(found, "token", last)[name] for name in (way, "base"))
-    return _adapters(found, way) | {
-        "operations, token": f"{own['operations'] / base['operations'] - 1:+.2%}",
-        "matrix products": str(products(size, own["adapters"])),
+    whole = found.frame.loc["token", found.batches[-1]]
+    added = whole["operations"] / whole["operations"]["base"] - 1
+    columns = {
+        "adapter weights, MB": whole["kept"].map("{:.2f}".format),
+        "operations, token": added.map("{:+.2%}".format),
+        "matrix products": whole["adapters"].map(lambda count: str(products(found.sizes, count))),
     }
+    for batch, (step, name) in itertools.product(batches, STEPS.items()):
+        own = found.frame.loc[step, batch]
+        times = (1e3 * own["taken"]).map("{:.0f} ms<br>".format)
+        ratios = own.apply("{0[median]:.2f} ({0[min]:.2f} to {0[max]:.2f})".format, axis=1)
+        columns[f"{name}, batch {batch}"] = times + ratios
+    return pd.DataFrame(columns, index=found.ways).fillna("-").rename(title).rename_axis("served")
 
 
-def _adapters(found: dict, way: str) -> dict[str, str]:
-    size, last = Sizes(**found["sizes"]), batches(found)[-1]
-    weights = points(found, "token", last)[way]["adapters"] * size.adapter * size.width
-    return {"adapter weights, MB": f"{weights / 1e6:.2f}"}
-
-
-def _times(found: dict, way: str, shown: tuple[int, ...]) -> dict[str, str]:
-    cells = {}
-    for batch in shown:
-        for step, name in STEPS.items():
-            cells[f"{name}, batch {batch}"] = _time(found, way, step, batch)
-    return cells
-
-
-def _time(found: dict, way: str, step: str, batch: int) -> str:
-    point = points(found, step, batch).get(way)
-    if point is None:
-        return "-"
-    middle, low, high = relative(found, step, batch)[way]
-    taken = statistics.median(point["seconds"])
-    return f"{taken * 1e3:.0f} ms<br>{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
-def memory_table(found: dict) -> pd.DataFrame:
+def memory_table(found: Stored) -> pd.DataFrame:
     """MB of the adapters that a way keeps, and by how much a pass over prompts rises above that."""
-    rows = {title(way): _adapters(found, way) | _rises(found, way) for way in ways(found)}
-    rows = {name: row for name, row in rows.items() if len(row) > 1}  # not measured of all
-    return pd.DataFrame(rows).T.fillna("-").rename_axis("served")
+    frame = rises(found).map("{:.0f}".format, na_action="ignore").rename(columns="batch {}".format)
+    kept = found.frame.loc["token", found.batches[-1]]["kept"]
+    frame.insert(0, "adapter weights, MB", kept.map("{:.2f}".format))
+    return frame.fillna("-").rename(title).rename_axis(index="served", columns=None)
 
 
-def _rises(found: dict, way: str) -> dict[str, str]:
-    risen = {batch: memory(found, way, batch) for batch in batches(found)}
-    return {f"batch {b}": f"{rise / 1e6:.0f}" for b, rise in risen.items() if rise is not None}
-
-
-def memory(found: dict, way: str, batch: int) -> float | None:
-    """Bytes by which a pass over prompts rises above what is kept; None where not measured."""
-    return points(found, "prompt", batch).get(way, {}).get("memory")
-
-
-def floor_table(found: dict) -> pd.DataFrame:
-    """Median times of some ways as multiples of the time that they need at least."""
-    rows = {}
-    for way in ("base", most(found), "one adapter", "weights"):
-        rows[title(way)] = {
-            f"{name}, batch {batch}": above_floor(found, way, step, batch)
-            for step, name in STEPS.items()
-            for batch in batches(found)
-            if way in points(found, step, batch)
-        }
-    return pd.DataFrame(rows).fillna("-").rename_axis("step")
-
-
-def above_floor(found: dict, way: str, step: str, batch: int) -> str:
-    """The median time as a multiple of the least time it needs, and that time."""
-    point = points(found, step, batch)[way]
-    least = floor_seconds(point, found)
-    return f"{statistics.median(point['seconds']) / least:.1f} × {least * 1e3:.1f} ms"
-
-
-# What was measured of serving, in words -----------------------------------------------------------
-def provenance(found: dict) -> str:
-    """What the numbers were measured on, with and how often."""
-    machine, speeds = found["machine"], (found["matrix_product"] / 1e9, found["bandwidth"] / 1e9)
-    versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("torch", "transformers", "peft"))
-    return (
-        f"Measured by `{found['command']}` on {found['date']}: {machine['processor']}, "
-        f"{machine['cores']} cores, {found['threads']} threads, {versions}, {found['dtype']}, "
-        f"prompts of {found['length']} tokens, {found['rounds']} rounds. In the same run a large "
-        f"matrix product reached {speeds[0]:.0f} GFLOP/s and a copy in memory {speeds[1]:.0f} GB/s."
-    )
-
-
-def counted(found: dict) -> str:
-    """What the operations of the table stand beside: the whole pass, not its blocks alone."""
-    size = Sizes(**found["sizes"])
-    return (
-        "Operations are those of one token a row and of the whole pass: the head and attention "
-        f"count among the base model's. Beside its {size.modules} linear layers alone, an "
-        f"adapter's are {size.adapter / size.linear:+.2%}. Matrix products are counted in one pass."
-    )
-
-
-def drift(found: dict, batch: int) -> str:
-    """Why a ratio of the table is not that of the two times above it."""
-    taken = [1e3 * s for s in points(found, "prompt", batch)["base"]["seconds"]]
-    return (
-        f"The machine has not one speed: the base model's own {len(taken)} passes over the prompt "
-        f"at batch {batch} took {min(taken):.0f} to {max(taken):.0f} ms. A time is the median of "
-        "its own rounds; a ratio is the median of the ratios within each round, so it is not the "
-        "quotient of two times in the table. Where the speed changed within a round, that "
-        "round's ratios are off too, and the range from the least to the most is wide."
-    )
-
-
-def summary(found: dict, batch: int) -> str:
-    """What came out at one batch size."""
-    said = [_step(found, step, batch) for step in STEPS]
-    return " ".join([*said, _further(found, batch)])
-
-
-def _step(found: dict, step: str, batch: int) -> str:
-    middle, low, high = relative(found, step, batch)["weights"]
-    ways = "; ".join(_way(found, step, batch, way) for way in (most(found), "one adapter"))
-    return (
-        f"At batch {batch} a pass over the {STEPS[step]} takes, as a multiple of the base model's "
-        f"time, {middle:.2f} ({low:.2f} ... {high:.2f}) with the merge in the weights, which is "
-        f"the same program; {ways}."
-    )
-
-
-def _way(found: dict, step: str, batch: int, way: str) -> str:
-    told = "slower than both in every round"
-    if not slower(found, step, batch, way):
-        told = "not significantly apart from measuring one program twice"
-    return f"{relative(found, step, batch)[way][0]:.2f} with {title(way)}, {told}"
-
-
-def _further(found: dict, batch: int) -> str:
-    shares, size = slope(found, "token", batch), Sizes(**found["sizes"])
-    base = statistics.median(points(found, "token", batch)["base"]["seconds"])
-    more, least, at_most = (share * base for share in shares)
-    return (
-        f"Each further adapter adds {shares[0]:.1%} of the base model's time to the pass over the "
-        f"next token. Of its median time of {base * 1e3:.0f} ms that is {more * 1e3:.1f} ms "
-        f"({least * 1e3:.1f} ... {at_most * 1e3:.1f} over the rounds), "
-        f"{more / size.adapted * 1e6:.0f} µs for each of the {size.adapted} adapted modules."
-    )
-
-
-def twice(found: dict, batch: int) -> str:
-    """The memory of one program in two processes: what no difference can be surer than."""
-    risen = [memory(found, way, batch) for way in ("base", "weights")]
-    if None in risen:
-        return ""
-    base, weights = (round(rise / 1e6) for rise in risen)
-    return (
-        f"At batch {batch} a pass of the base model rose by {base} MB and one of the merge in the "
-        f"weights by {weights} MB. These are one program, so a difference of "
-        f"{max(1, abs(base - weights))} MB tells nothing."
-    )
-
-
-def floors(found: dict, batch: int) -> str:
-    """How far the base and the fullest mixed batch are from what they need at least."""
-    said = []
-    for way in ("base", most(found)):
-        above = (above_floor(found, way, step, batch) for step in STEPS)
-        named = (f"{a} ({name})" for a, name in zip(above, STEPS.values(), strict=True))
-        said.append(f"{title(way)}: {' and '.join(named)}")
-    return f"Measured time as a multiple of the floor at batch {batch}: {'; '.join(said)}."
-
-
-def report(found: dict) -> str:
-    """What the terminal shows."""
-    last = batches(found)[-1]
-    parts = [table(found, (last,)), memory_table(found), floor_table(found)]
-    texts = [part.to_string().replace("<br>", " ") for part in parts]
-    return "\n\n".join([*texts, summary(found, last), provenance(found)])
+def report(found: Stored) -> str:
+    """What the terminal shows: every point, and what made them."""
+    facts = found.model_dump_json(exclude={"points"}, indent=1)
+    return f"{found.frame.drop(columns='seconds').to_string()}\n\n{facts}"

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -57,15 +58,22 @@ def stage(
     pages = [Path(c["file"]) for part in contents["parts"] for c in part["chapters"]]
     names = [page.name for page in pages if page.parent.name == "notebooks"]
     notebooks = {n: published(repository / f"notebooks/{n}.ipynb", executed) for n in names}
-    _refuse_unknown_values(repository / "book", values)
+    for page in sorted((repository / "book").glob("*.md")):
+        for name in VALUE.findall(page.read_text()):
+            if name not in values:
+                raise TipminiError(f"book/{page.name}: no value is given for {{{{ {name} }}}}")
 
     shutil.rmtree(stage_dir, ignore_errors=True)
     shutil.copytree(repository / "book", stage_dir / "book")
     (stage_dir / "book/pictures").mkdir()
     for name, picture in pictures.items():
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
-    _front_page_first(contents, stage_dir)
-    _configure(repository / "_config.yml", values, stage_dir)
+    # The front page is the stage's index, or it would be built below book/.
+    (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
+    config = yaml.safe_load((repository / "_config.yml").read_text())
+    config["parse"]["myst_substitutions"] = dict(sorted(values.items()))
+    (stage_dir / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     _vendor_mathjax(stage_dir / "vendor")
     (stage_dir / "notebooks").mkdir()
     for name, notebook in notebooks.items():
@@ -88,57 +96,44 @@ def published(source: Path, executed: Path) -> nbformat.NotebookNode:
     if not (executed / source.name).is_file():
         raise TipminiError(f"{name}: not executed: {executed / source.name} is missing")
     page, run = (nbformat.read(folder / source.name, 4) for folder in (source.parent, executed))
-    _refuse_unfinished(name, run)
-    done = [c for c in run.cells if c.cell_type == "code" and not _injected(c)]
-    code = [c for c in page.cells if c.cell_type == "code"]
-    if [c.source for c in done] != [c.source for c in code]:
+    for fault in _faults(run):
+        raise TipminiError(f"{name}{fault}; execute it again")
+    ran = [cell for cell in run.cells if cell.cell_type == "code"]
+    code = [cell for cell in page.cells if cell.cell_type == "code"]
+    parameters = [cell for cell in ran if "injected-parameters" in _tags(cell)]  # by papermill
+    ran = [cell for cell in ran if cell not in parameters]
+    if [cell.source for cell in ran] != [cell.source for cell in code]:
         raise TipminiError(f"{name}: its code is not the code that was run; execute it again")
-    for cell, ran in zip(code, done, strict=True):
-        cell.execution_count, cell.outputs = ran.execution_count, _outputs(ran)
-    _show_parameters(page, run)
+    for cell, done in zip(code, ran, strict=True):
+        kept = [output for output in done.outputs if output.get("name") != "stderr"]
+        cell.outputs = nbformat.from_dict(json.loads(_portable(json.dumps(kept))))
+        cell.execution_count = done.execution_count
+    place = next((i + 1 for i, c in enumerate(page.cells) if "parameters" in _tags(c)), 0)
+    for cell in parameters:  # those that were used stand below their defaults
+        used = {"id": "parameters-used", "execution_count": cell.execution_count}
+        page.cells.insert(place, nbformat.v4.new_code_cell(_portable(cell.source), **used))
     page.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3"})
     return page
 
 
-def _injected(cell: nbformat.NotebookNode) -> bool:
-    """Whether papermill put the cell there."""
-    return "injected-parameters" in cell.metadata.get("tags", [])
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
-def _show_parameters(page: nbformat.NotebookNode, run: nbformat.NotebookNode) -> None:
-    """Insert the cell of the parameters that were used below the cell of their defaults."""
-    injected = [cell for cell in run.cells if _injected(cell)]
-    tags = [cell.metadata.get("tags", []) for cell in page.cells]
-    place = next((i + 1 for i, t in enumerate(tags) if "parameters" in t), 0)
-    for cell in injected:
-        used = {"id": "parameters-used", "execution_count": cell.execution_count}
-        page.cells.insert(place, nbformat.v4.new_code_cell(_portable(cell.source), **used))
-
-
-def _refuse_unfinished(name: str, run: nbformat.NotebookNode) -> None:
+def _faults(run: nbformat.NotebookNode) -> Iterator[str]:
+    """Why an executed notebook may not be published."""
     if run.metadata.get("papermill", {}).get("exception"):
-        raise TipminiError(f"{name}: papermill marked the run as failed; execute it again")
+        yield ": papermill marked the run as failed"
     for number, cell in enumerate(run.cells, start=1):
-        if fault := _fault(cell):
-            line = (cell.source.strip().splitlines() or [""])[0]
-            raise TipminiError(f"{name}, cell {number} ({line[:50]}): {fault}; execute it again")
-
-
-def _fault(cell: nbformat.NotebookNode) -> str | None:
-    """Why a cell of an executed notebook may not be published, or None."""
-    for output in cell.get("outputs", []):
-        if output.output_type == "error":
-            return f"it ended in {output.ename}"
-    if cell.metadata.get("papermill", {}).get("exception"):
-        return "papermill marked it as failed"
-    if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-        return "it was not executed"
-    return None
-
-
-def _outputs(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    kept = [o for o in cell.outputs if o.get("name") != "stderr"]
-    return nbformat.from_dict(json.loads(_portable(json.dumps(kept))))
+        line = cell.source.strip().partition("\n")[0]
+        where = f", cell {number} ({line[:50]}): "
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                yield f"{where}it ended in {output.ename}"
+        if cell.metadata.get("papermill", {}).get("exception"):
+            yield f"{where}papermill marked it as failed"
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            yield f"{where}it was not executed"
 
 
 def _portable(text: str) -> str:
@@ -147,25 +142,6 @@ def _portable(text: str) -> str:
     for place, name in places:
         text = text.replace(f"{place}{os.sep}", f"{name}/")
     return ADDRESS.sub("", text)
-
-
-def _refuse_unknown_values(book: Path, values: dict[str, str]) -> None:
-    for page in sorted(book.glob("*.md")):
-        for name in VALUE.findall(page.read_text()):
-            if name not in values:
-                raise TipminiError(f"book/{page.name}: no value is given for {{{{ {name} }}}}")
-
-
-def _front_page_first(contents: dict, stage_dir: Path) -> None:
-    """Make book/index the stage's index, so that it is built as index.html and not below book/."""
-    (stage_dir / "book/index.md").rename(stage_dir / "index.md")
-    (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
-
-
-def _configure(source: Path, values: dict[str, str], stage_dir: Path) -> None:
-    config = yaml.safe_load(source.read_text())
-    config["parse"]["myst_substitutions"] = dict(sorted(values.items()))
-    (stage_dir / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
 
 def _vendor_mathjax(into: Path) -> None:
@@ -198,27 +174,19 @@ def build(stage_dir: Path, out: Path) -> None:
         env=environment,
     )
     if run.returncode:
-        raise TipminiError(_first_warning(run.stderr))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", run.stderr)  # without its colours
+        print(plain, file=sys.stderr)
+        lines = plain.strip().splitlines() or ["no message"]
+        warnings = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[:1]
+        told = f"{len(warnings)} warnings; the first: {warnings[0].strip()}"
+        raise TipminiError(f"book: not published, {told}")
     for page in (work / "_build/html").rglob("*.html"):
         page.write_text(PRELOAD.sub("", page.read_text()))
-    _replace(work / "_build/html", out)
-    shutil.rmtree(work)
-
-
-def _first_warning(log: str) -> str:
-    """One line from what Sphinx printed in colours; all of it goes to stderr."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
-    print(plain, file=sys.stderr)
-    warnings = [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line]
-    first = (warnings or plain.strip().splitlines() or ["no message"])[0]
-    return f"book: not published, {max(1, len(warnings))} warnings; the first: {first.strip()}"
-
-
-def _replace(new: Path, out: Path) -> None:
-    """Put the folder `new` where `out` is, by two renames: never a half-written book."""
+    # Two renames: never a half-written book.
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    (work / "_build/html").rename(out)
+    for folder in (old, work):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import wrap
 
 import matplotlib
@@ -21,19 +21,18 @@ from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, retention, store
+from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import (
-    LEVEL,
     MISSING,
-    Bounds,
-    Cells,
     Interval,
-    bounds,
-    holm_of,
-    mean_interval,
+    accuracy,
     mean_of,
+    measured,
+    rows_of,
+    sign_p,
     tasks_of,
 )
-from tipmini_lab.results.store import Cell, in_one_format, paired_p, side_by_side
+from tipmini_lab.results.store import Cell, Place, in_one_format
 
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
 POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
@@ -117,77 +116,52 @@ def source(*functions: Callable) -> None:
     text(f"```python\n{listing}\n```")
 
 
-# Tables and numbers of the pages ------------------------------------------------------------------
+# What every table shows ---------------------------------------------------------------------------
 TITLES = {
     **{name: task.title for name, task in ADAPTED.items()},
     **{"base": "Base", "single": "Single", "linear": "Linear", "dare": "DARE", "tip": "TIP"},
 }
+Titles = Mapping[str, str]
+EMPTY = "–"  # in narrow columns; another column of the row says that it isn't measured
 
 
-# Cells and their means ----------------------------------------------------------------------------
+def estimate(found: tuple[float, float] | None, missing: str = MISSING) -> str:
+    """A mean and its standard error: "0.375 ± 0.052"."""
+    return f"{found[0]:.3f} ± {found[1]:.3f}" if found else missing
 
 
-def stored_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
-    """Whatever a profile has in its store; nothing is measured."""
-    found = {(m, t): stored(profile, m, t) for t in profile.tasks for m in TABLE_1}
-    return in_one_format({place: cell for place, cell in found.items() if cell is not None})
+def points(found: Interval) -> str:
+    """A difference of shares in points, its 95% interval below it; EMPTY of NaN."""
+    if math.isnan(found.value):
+        return EMPTY
+    value, low, high = (f"{100 * n:+z.1f}" for n in (found.value, found.low, found.high))
+    return f"{value}<br>[{low}, {high}]"
 
 
-def variant_cells(profile: Profile) -> dict[tuple[str, str], Cell]:
-    """Whatever a profile has stored of all variants, in their format; nothing is measured."""
-    return in_one_format(stored_cells(profile) | store.cells(profile.variant_store))
+def share(found: Interval | None) -> str:
+    """A share in percent with the bounds of its 95% interval."""
+    if found is None:
+        return EMPTY
+    return f"{found.value:.0%}<br>[{100 * found.low:.0f}, {100 * found.high:.0f}]"
 
 
-def estimate(pair: tuple[float, float] | None) -> str:
-    return f"{pair[0]:.3f} ± {pair[1]:.3f}" if pair else MISSING
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else EMPTY if math.isnan(p) else f"{p:.3f}"
 
 
-# Table 1 ------------------------------------------------------------------------------------------
-
-
-def printed() -> pd.DataFrame:
-    """Table 1 as the paper prints it (LLaMA-2-7B), with the means of its columns below."""
-    rows = yaml.safe_load(paths.PRINTED.read_text())["table1"]["tasks"]
-    frame = pd.DataFrame(rows).T
-    frame.loc["mean"] = frame.mean()
-    frame = frame.rename(index=TITLES, columns=TITLES)
-    return frame.rename_axis("printed, LLaMA-2-7B").map("{:.4f}".format)
-
-
-def measured(cells: Cells, profile: Profile) -> pd.DataFrame:
-    """Table 1 as measured: accuracy, standard error and right rows of all, a row a task.
-
-    Cells have two lines: all methods are to be seen at once.
-    """
-    tasks = tasks_of(cells)
-    rows = {
-        f"{_title(task, profile)}<br>{METRIC[task]}": {
-            TITLES[m]: _tables_cell(cells.get((m, task))) for m in TABLE_1
-        }
-        for task in tasks
-    }
-    rows[f"mean of {len(tasks)}"] = {TITLES[m]: estimate(mean_of(cells, m, tasks)) for m in TABLE_1}
-    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
-
-
-def _tables_cell(cell: Cell | None) -> str:
-    if cell is None:
-        return MISSING
-    return f"{cell.mean:.3f} ± {cell.stderr:.3f}<br>{_count(cell.correct)}/{cell.count}"
-
-
-def _count(correct: float) -> str:
-    """A whole number, or with a decimal where rows of CoQA count in part."""
-    return f"{correct:.0f}" if abs(correct - round(correct)) < 1e-9 else f"{correct:.1f}"
-
-
-def _title(task: str, profile: Profile) -> str:
-    return TITLES[task] + mark(task, profile)
+def narrow(text: str, letters: int = 20) -> str:
+    """In lines of so many letters: cells of tables don't wrap."""
+    return "<br>".join(wrap(text, letters, break_long_words=False))
 
 
 def mark(task: str, profile: Profile) -> str:
     """The sign of `split_note` at a task whose evaluation rows were split."""
     return "†" if KNOWN[task].halved and profile.data == "embedded" else ""
+
+
+def head(task: str, profile: Profile) -> str:
+    """The head of a narrow column."""
+    return (ADAPTED[task].short or TITLES[task]) + mark(task, profile)
 
 
 def split_note(profile: Profile) -> str:
@@ -200,92 +174,40 @@ def split_note(profile: Profile) -> str:
     )
 
 
-# Comparisons --------------------------------------------------------------------------------------
+# What is stored -----------------------------------------------------------------------------------
 
 
-def comparison(cells: Cells, profile: Profile, first: str, second: str) -> pd.DataFrame:
-    """Two methods on the same rows: counts, difference second - first and the sign test's p."""
-    rows = {}
-    for task in tasks_of(cells):
-        one, two = cells.get((first, task)), cells.get((second, task))
-        rows[_title(task, profile)] = _compared(one, two, TITLES[first], TITLES[second])
-    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+def stored_cells(profile: Profile) -> dict[Place, Cell]:
+    """Whatever a profile has in its store; nothing is measured."""
+    found = {(m, t): stored(profile, m, t) for t in profile.tasks for m in TABLE_1}
+    return in_one_format({place: cell for place, cell in found.items() if cell is not None})
 
 
-def _compared(one: Cell | None, two: Cell | None, first: str, second: str) -> dict[str, str]:
-    names = ["rows", first, second, "difference", "rows better / worse", "paired p"]
-    if one is None or two is None:
-        return dict.fromkeys(names, MISSING)
-    better, worse = _signs(one, two)
-    values = [
-        str(one.count),
-        f"{_count(one.correct)} ({one.mean:.3f})",
-        f"{_count(two.correct)} ({two.mean:.3f})",
-        f"{two.mean - one.mean:+.3f}",
-        f"{better} / {worse}",
-        p_text(paired_p(one, two)),
-    ]
-    return dict(zip(names, values, strict=True))
+def variant_cells(profile: Profile) -> dict[Place, Cell]:
+    """Whatever a profile has stored of all variants, in their format; nothing is measured."""
+    return in_one_format(stored_cells(profile) | store.cells(profile.variant_store))
 
 
-def _signs(one: Cell, two: Cell) -> tuple[int, int]:
-    pairs = side_by_side(one, two)
-    return sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
+def variant_rows(profile: Profile) -> pd.DataFrame:
+    """`variant_cells` side by side."""
+    return wide(variant_cells(profile))
 
 
-def p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def every_method() -> list[str]:
+    """Base, Single, and every method and preset of the library."""
+    return [*retention.OWN, *tm.METHODS, *tm.PRESETS]
 
 
-def relation(p: float) -> str:
-    return p_text(p) if p < 0.001 else f"= {p_text(p)}"
+def printed() -> pd.DataFrame:
+    """Table 1 as the paper prints it (LLaMA-2-7B), with the means of its columns below."""
+    rows = yaml.safe_load(paths.PRINTED.read_text())["table1"]["tasks"]
+    frame = pd.DataFrame(rows).T
+    frame.loc["mean"] = frame.mean()
+    frame = frame.rename(index=TITLES, columns=TITLES)
+    return frame.rename_axis("printed, LLaMA-2-7B").map("{:.4f}".format)
 
 
-def base_vs_single(cells: Cells, profile: Profile) -> pd.DataFrame:
-    """Whether each adapter knows its task: Base against Single, row by row."""
-    return comparison(cells, profile, "base", "single")
-
-
-SUMMARISED = (("base", "single"), ("linear", "tip"), ("dare", "tip"), ("base", "tip"))
-
-
-def summary(cells: Cells, profile: Profile, level: float = 0.05) -> str:
-    """A paragraph on what was measured, every number computed from the cells."""
-    tasks = tasks_of(cells)
-    rows = sum(cells["base", task].count for task in tasks)
-    means = {m: estimate(mean_of(cells, m, tasks)) for m in TABLE_1}
-    parts = [
-        f"At profile `{profile.name}` ({rows} rows in {len(tasks)} tasks) the mean accuracies are "
-        + ", ".join(f"{TITLES[m]} {means[m]}" for m in TABLE_1)
-        + "."
-    ]
-    places = [(*pair, task) for pair in SUMMARISED for task in tasks]
-    ps = holm_of({(a, b, t): paired_p(cells[a, t], cells[b, t]) for a, b, t in places})
-    clear = {place for place, p in ps.items() if p < level}
-    parts += [_verdict(cells, tasks, pair, clear) for pair in SUMMARISED]
-    told = f"Better and worse are by the paired sign test at p < {level:g}, corrected for "
-    return " ".join([*parts, f"{told}the {len(ps)} tests of this paragraph."])
-
-
-def _verdict(
-    cells: Cells, tasks: list[str], pair: tuple[str, str], clear: Container[tuple[str, str, str]]
-) -> str:
-    first, second = pair
-    above = [task for task in tasks if cells[second, task].mean > cells[first, task].mean]
-    better = sum((first, second, task) in clear for task in above)
-    worse = sum((first, second, task) in clear for task in tasks if task not in above)
-    return (
-        f"{TITLES[second]} lies above {TITLES[first]} on {len(above)} of {len(tasks)} "
-        f"tasks; significantly so, it is better on {better} and worse on {worse}."
-    )
-
-
-def computed_in(cells: Cells) -> str:
-    """The number formats of the cells, in words."""
-    return " and ".join(sorted({cell.dtype for cell in cells.values()}))
-
-
-def provenance(cells: Cells) -> pd.DataFrame:
+def provenance(cells: Mapping[Place, Cell]) -> pd.DataFrame:
     """Where the cells came from: machines, versions, evaluation code, and the seconds they took."""
     kinds: dict[tuple, list[Cell]] = {}
     for cell in cells.values():
@@ -293,64 +215,89 @@ def provenance(cells: Cells) -> pd.DataFrame:
         code = ("code (SHA-256)", ", ".join(codes))
         kind = (("number format", cell.dtype), *cell.machine.items(), *cell.versions.items(), code)
         kinds.setdefault(kind, []).append(cell)
-    rows = [
-        {
+    runs = {
+        f"run {number}": {
             "cells": len(group),
             "measured": " to ".join(sorted({min(dates := [c.date for c in group]), max(dates)})),
             "seconds": f"{math.fsum(cell.seconds for cell in group):.0f}",
             "model (SHA-256)": str(group[0].inputs.get("model", "-"))[:12],
             **{name: str(value) for name, value in kind},
         }
-        for kind, group in kinds.items()
-    ]
-    return pd.DataFrame(rows).T.rename(columns=lambda n: f"run {n + 1}")
+        for number, (kind, group) in enumerate(kinds.items(), 1)
+    }
+    return pd.DataFrame(runs)
 
 
-# Tables of many variants --------------------------------------------------------------------------
-Titles = Mapping[str, str]
-Facts = Mapping[str, Mapping[str, float]]
-SIZE = "size"  # of a merge, over that of the exact sum
-
-# Heads of narrow columns: nine of them stand beside each other.
-HEADS = {
-    **{"arc_challenge": "ARC-C", "hellaswag": "Hella-<br>Swag"},
-    **{"openbookqa": "Open-<br>Book-<br>QA"},
-}
-NARROW = MISSING.replace(" ", "<br>")
-UNMERGED = ("base", "single")
-EMPTY = "–"  # in narrow columns; the row's last cell says that it isn't measured
+# Accuracies ---------------------------------------------------------------------------------------
 
 
-def narrow(text: str, letters: int = 20) -> str:
-    """In lines of so many letters: cells of tables don't wrap."""
-    return "<br>".join(wrap(text, letters, break_long_words=False))
+def accuracies(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """Table 1 as measured: accuracy, standard error and right rows of all, a row a task.
+
+    Cells have two lines: all methods are to be seen at once.
+    """
+    tasks, lines = tasks_of(rows), {}
+    for task in tasks:
+        line = lines[f"{TITLES[task]}{mark(task, profile)}<br>{METRIC[task]}"] = {}
+        for name in TABLE_1:
+            found = mean_of(rows, name, [task])
+            right = f"<br>{_right(rows.loc[task, name])}/{len(rows.loc[task])}" if found else ""
+            line[TITLES[name]] = estimate(found) + right
+    lines[f"mean of {len(tasks)}"] = {TITLES[m]: estimate(mean_of(rows, m)) for m in TABLE_1}
+    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
-# All methods --------------------------------------------------------------------------------------
+def _right(values: Sequence[float]) -> str:
+    """The number of right rows; with a decimal where rows of CoQA count in part."""
+    return f"{math.fsum(values):.1f}".removesuffix(".0")
 
 
-def every_method() -> list[str]:
-    """Base, Single, and every method and preset of the library."""
-    return [*UNMERGED, *tm.METHODS, *tm.PRESETS]
+def comparison(rows: pd.DataFrame, profile: Profile, first: str, second: str) -> pd.DataFrame:
+    """Two methods on the same rows: counts, difference second - first and the sign test's p."""
+    lines = {}
+    heads = ("rows", TITLES[first], TITLES[second], "difference", "rows better / worse", "paired p")
+    for task in tasks_of(rows):
+        shown = [MISSING] * len(heads)
+        if measured(rows, (first, second), [task]):
+            pair = rows_of(rows, (first, second), task).T
+            (one, _), (two, _) = map(accuracy, pair)
+            gain = pair[1] - pair[0]
+            counts = [f"{_right(v)} ({mean:.3f})" for v, mean in zip(pair, (one, two), strict=True)]
+            shown = [str(len(gain)), *counts, f"{two - one:+.3f}"]
+            shown += [f"{(gain > 0).sum()} / {(gain < 0).sum()}", p_text(sign_p(gain))]
+        lines[TITLES[task] + mark(task, profile)] = dict(zip(heads, shown, strict=True))
+    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
-def complete(
-    cells: Cells,
+def by_method(
+    rows: pd.DataFrame,
     profile: Profile,
     names: Iterable[str],
     titles: Titles = TITLES,
-    facts: Facts | None = None,
+    facts: Mapping[str, Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
     """Accuracy and standard error of every variant, a row each, with mean and retention.
 
     facts: {name: `merging.sizes` of its merge}, for a column of the merges' sizes.
     """
-    names = list(names)
-    rows = {_side(name, titles): _accuracies(cells, profile, name) for name in names}
-    if facts is not None:
-        for name, row in zip(names, rows.values(), strict=True):
-            row[SIZE] = relative_size(facts.get(name))
-    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+    tasks, lines = profile.tasks, {}
+    known = len(retention.learnt(rows, tasks))
+    for name in names:
+        mean = mean_of(rows, name, tasks)
+        kept = retention.retention(rows, name, tasks).get(retention.MEAN) if mean else None
+        by_definition = {"base": "0%", "single": "100%"}.get(name) if mean else None
+        line = lines[narrow(titles.get(name, name), 10)] = {
+            **{head(t, profile): _narrow_estimate(mean_of(rows, name, [t])) for t in tasks},
+            f"mean of {len(tasks)}": _narrow_estimate(mean, MISSING),
+            f"retention,<br>{known} task{'s' * (known != 1)}": by_definition or share(kept),
+        }
+        if facts is not None:
+            line["size"] = relative_size(facts.get(name))
+    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
+
+
+def _narrow_estimate(found: tuple[float, float] | None, missing: str = EMPTY) -> str:
+    return estimate(found, missing).replace(" ± ", "<br>±").replace(" ", "<br>")
 
 
 def relative_size(facts: Mapping[str, float] | None) -> str:
@@ -358,98 +305,31 @@ def relative_size(facts: Mapping[str, float] | None) -> str:
     return f"{facts['norm'] / facts['sum']:.2f}" if facts else EMPTY
 
 
-def sizes(names: Iterable[str], facts: Facts, titles: Titles = TITLES) -> pd.DataFrame:
-    """`relative_size` of every merge, a row each."""
-    rows = {titles.get(name, name): {SIZE: relative_size(facts.get(name))} for name in names}
-    return pd.DataFrame(rows).T.rename_axis("merge")
-
-
-def _accuracies(cells: Cells, profile: Profile, name: str) -> dict[str, str]:
-    tasks = profile.tasks
-    row = {_head(task, profile): _accuracy(cells.get((name, task))) for task in tasks}
-    mean = mean_of(cells, name, tasks)
-    row[f"mean of {len(tasks)}"] = _with_error(*mean) if mean else NARROW
-    known = len(retention.learnt(cells, tasks))
-    row[f"retention,<br>{known} task{'s' * (known != 1)}"] = (
-        _retention(cells, profile, name) if mean else EMPTY
-    )
-    return row
-
-
-def _accuracy(cell: Cell | None) -> str:
-    return _with_error(cell.mean, cell.stderr) if cell else EMPTY
-
-
-def _with_error(mean: float, error: float) -> str:
-    return f"{mean:.3f}<br>±{error:.3f}"
-
-
-def _retention(cells: Cells, profile: Profile, name: str) -> str:
-    if name in UNMERGED:
-        return "0%" if name == "base" else "100%"  # by definition
-    found = retention.retention(cells, name, profile.tasks)
-    return _share(found.mean) if found else EMPTY
-
-
-def _share(interval: Interval) -> str:
-    low, high = (f"{100 * bound:.0f}" for bound in (interval.low, interval.high))
-    return f"{interval.value:.0%}<br>[{low}, {high}]"
-
-
-def _side(name: str, titles: Titles) -> str:
-    return narrow(titles.get(name, name), 10)
-
-
-def _head(task: str, profile: Profile) -> str:
-    return HEADS.get(task, TITLES[task]) + mark(task, profile)
-
-
-def dots(
-    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
-) -> tuple[dict[str, Bounds | None], dict[str, Bounds | None], dict[str, float]]:
-    """The arguments of the figure `methods_by_retention`: accuracies, retentions and levels."""
-    merged = [name for name in names if name not in UNMERGED]
-    means = {name: mean_interval(cells, name, profile.tasks) for name in (*UNMERGED, *merged)}
-    found = {name: retention.retention(cells, name, profile.tasks) for name in merged}
-    return (
-        {titles.get(name, name): means[name] and bounds(means[name]) for name in merged},
-        {titles.get(name, name): one and bounds(one.mean) for name, one in found.items()},
-        {titles.get(name, name): means[name].value for name in UNMERGED if means[name]},
-    )
-
-
 # Retention ----------------------------------------------------------------------------------------
 
 
 def retention_table(
-    cells: Cells, profile: Profile, names: Iterable[str], titles: Titles = TITLES
+    rows: pd.DataFrame, profile: Profile, names: Iterable[str], titles: Titles = TITLES
 ) -> pd.DataFrame:
     """Retention of every variant on each task whose adapter knows it, and in the mean."""
-    tasks = retention.learnt(cells, profile.tasks)
-    rows = {}
+    tasks = retention.learnt(rows, profile.tasks)
+    heads = {t: head(t, profile) for t in tasks} | {retention.MEAN: f"mean of {len(tasks)}"}
+    lines = {}
     for name in names:
-        found = retention.retention(cells, name, profile.tasks)
-        shares = [*(found.tasks[t] for t in tasks), found.mean] if found else None
-        heads = [*(_head(t, profile) for t in tasks), f"mean of {len(tasks)}"]
-        texts = map(_share, shares) if shares else [*[EMPTY] * len(tasks), NARROW]
-        rows[_side(name, titles)] = dict(zip(heads, texts, strict=True))
-    return pd.DataFrame(rows).T.rename_axis(f"measured, {profile.name}")
+        found = retention.retention(rows, name, profile.tasks)
+        line = {text: share(found.get(key)) for key, text in heads.items()}
+        line |= {} if found else {heads[retention.MEAN]: MISSING}
+        lines[narrow(titles.get(name, name), 10)] = line
+    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
-def learnt_note(cells: Cells, profile: Profile) -> str:
-    """Which tasks retention is told on, and of the others how far Single is from Base."""
-    gains = retention.single_gains(cells, profile.tasks)
-    left = {task: gain for task, gain in gains.items() if not gain.learnt()}
-    total = f"{len(gains) - len(left)} of {len(gains)} tasks"
-    told = f"Retention is told on the {total} whose Single is significantly above Base"
-    rule = f" (exact sign test, corrected p < {LEVEL:g})."
-    return told + rule + (f" Left out: {_gains_text(left)}." if left else "")
-
-
-def _gains_text(gains: Mapping[str, retention.Gain]) -> str:
-    texts = [
-        f"{TITLES[task]} (Single − Base {100 * gain.value:+.1f} points, "
-        f"p {relation(gain.corrected)})"
-        for task, gain in gains.items()
-    ]
-    return ", ".join(texts)
+def single_gains(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+    """How far Single is from Base on every task, and whether retention is told of it."""
+    found = retention.single_gains(rows, profile.tasks)
+    shown = {
+        "Single − Base, points": found.value.map(lambda value: f"{100 * value:+.1f}"),
+        "p, corrected": found.corrected.map(p_text),
+        "retention": found.learnt.map({True: "told", False: EMPTY}),
+    }
+    names = {task: TITLES[task] + mark(task, profile) for task in found.index}
+    return pd.DataFrame(shown).rename(index=names).rename_axis(f"measured, {profile.name}")

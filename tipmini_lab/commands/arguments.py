@@ -1,17 +1,35 @@
-"""Arguments that the laboratory's commands share, and what the shell completes them with."""
+"""Options that the laboratory's commands share, and what the shell completes them with."""
 
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import typer
 
+from tipmini import source
 from tipmini.errors import require
-from tipmini_lab import checkout
-
-PRUNING = "pruning"  # a group of `measure` beside those of experiments/*.yaml
-
-Base = Annotated[str, typer.Option(help="model folder, hub id, or `embedded`")]
+from tipmini_lab import paths
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def option(
+    kind: object,
+    help: str,
+    *names: str,
+    known: Callable[[], Iterable[str]] = lambda: (),
+    **more: object,
+) -> object:
+    """The annotation of a command's option; `known` is what completes it, asked for only then."""
+    offered = lambda incomplete: [n for n in known() if n.startswith(incomplete)]  # noqa: E731
+    return Annotated[kind, typer.Option(*names, help=help, autocompletion=offered, **more)]
+
+
+def task_names() -> tuple[str, ...]:
+    return source.names("tipmini_lab.evaluation.documents", "ADAPTED")
+
+
+def group_names() -> list[str]:
+    return paths.declared("experiments")
 
 
 def _known_dtype(dtype: str) -> str:
@@ -19,34 +37,10 @@ def _known_dtype(dtype: str) -> str:
     return dtype
 
 
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="of the model; auto: bfloat16 where this machine is faster in it, else float32",
-        callback=_known_dtype,
-        autocompletion=lambda incomplete: [d for d in DTYPES if d.startswith(incomplete)],
-    ),
-]
+FORMAT = "of the model; auto: bfloat16 where this machine is faster in it, else float32"
+YAML = "smoke, mini, full, a40, or a YAML file"
 
-
-def complete_task(incomplete: str) -> list[str]:
-    return [task for task in checkout.task_names() if task.startswith(incomplete)]
-
-
-def complete_profile(incomplete: str) -> list[str]:
-    return [name for name in checkout.profile_names() if name.startswith(incomplete)]
-
-
-def complete_group(incomplete: str) -> list[str]:
-    known = [*checkout.group_names(), PRUNING]
-    return [name for name in known if name.startswith(incomplete)]
-
-
-Profile = Annotated[
-    str,
-    typer.Option(help="smoke, mini, full, a40, or a YAML file", autocompletion=complete_profile),
-]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", help="again for several; all by default", autocompletion=complete_task),
-]
+Base = option(str, "model folder, hub id, or `embedded`")
+Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
+Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
+Tasks = option(list[str] | None, "again for several; all by default", "--task", known=task_names)

@@ -1,6 +1,7 @@
 """The commands on a whole profile: they measure its cells, check claims and build the book."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,22 +9,16 @@ import typer
 
 from tipmini.cli.arguments import AsJson
 from tipmini.errors import TipminiError
-from tipmini_lab.checkout import in_checkout
-from tipmini_lab.commands.arguments import PRUNING, Dtype, Profile, Tasks, complete_group
+from tipmini_lab.commands.arguments import Dtype, Profile, Tasks, group_names, option
+from tipmini_lab.paths import experiment_files, in_checkout
 
 
 @in_checkout
 def measure(
-    method: Annotated[
-        list[str] | None,
-        typer.Option("--method", "--variant", help="again for several; all by default"),
-    ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            help="variants of experiments/GROUP.yaml, or pruning", autocompletion=complete_group
-        ),
-    ] = None,
+    method: option(
+        list[str] | None, "again for several; all by default", "--method", "--variant"
+    ) = None,
+    group: option(str | None, "what experiments/*/GROUP.yaml declares", known=group_names) = None,
     task: Tasks = None,
     profile: Profile = "mini",
     dtype: Dtype = "auto",
@@ -32,28 +27,22 @@ def measure(
     """Measure cells of a profile and store them; what is stored is read, in whatever format.
 
     With a group, its variants: several such commands share the work, and a killed one goes on.
-    The group `pruning` holds the pruned models of experiments/pruning/grid.yaml.
+    The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml.
     """
-    from tipmini_lab.experiments.experiment import TABLE_1, Lab
+    from tipmini_lab.experiments import experiment, prunings
 
-    chosen = _profile(profile, dtype)
-    show = lambda cell: show_cell(cell, as_json)  # noqa: E731
-    if group == PRUNING:
+    chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
+    if group in experiment_files(prunings=True):
         if task:
-            raise TipminiError(f"group {PRUNING}: a run is scored on all it declares; omit --task")
-        from tipmini_lab.experiments import prunings
-
-        prunings.measure(chosen, method or (), show)
-        return
-    if group:
-        from tipmini_lab.experiments import measuring
-
-        measuring.measure(chosen, group, method or (), task or (), show)
-        return
-    lab = Lab(chosen)
-    for name in task or lab.profile.tasks:
-        for way in method or TABLE_1:
-            show_cell(lab.cell(way, name), as_json)
+            raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
+        prunings.measure(chosen, group, method or (), show)
+    elif group:
+        experiment.measure(chosen, group, method or (), task or (), show)
+    else:
+        lab = experiment.Lab(chosen)
+        for name in task or chosen.tasks:
+            for way in method or experiment.TABLE_1:
+                show(lab.cell(way, name))
 
 
 @in_checkout
@@ -70,7 +59,7 @@ def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") 
         print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
 
 
-def _profile(name: str, dtype: str):
+def _profile(name: str, dtype: str = "auto"):
     """A profile; its own number format where none is asked for."""
     from tipmini_lab.experiments.profiles import load_profile
 
@@ -81,20 +70,18 @@ def _profile(name: str, dtype: str):
 @in_checkout
 def again(
     profile: Profile = "mini",
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="that it may take, about; 3 by default")
-    ] = None,
+    minutes: option(float | None, "that it may take, about; 3 by default", min=0) = None,
 ) -> None:
     """Compute a part of a profile's stored results again, and compare.
 
     How much is chosen by this machine's speed. An answer that differs, and is no tie, is an error
     that names its cell: one line, exit code 2.
     """
-    from tipmini_lab.book.again import MINUTES, Run, line
-    from tipmini_lab.experiments.profiles import load_profile
+    from tipmini_lab.book.again import line
+    from tipmini_lab.book.recomputing import MINUTES, run
 
     asked = MINUTES if minutes is None else minutes
-    print(line(Run(load_profile(profile), whole=False, minutes=asked).run()))
+    print(line(run(_profile(profile), minutes=asked)))
 
 
 @in_checkout
@@ -104,10 +91,10 @@ def reproduce(profile: Profile = "mini") -> None:
     The estimate is told before; a killed run goes on where it stopped. Answers that differ as in
     `again`.
     """
-    from tipmini_lab.book.again import Run, line
-    from tipmini_lab.experiments.profiles import load_profile
+    from tipmini_lab.book.again import line
+    from tipmini_lab.book.recomputing import run
 
-    print(line(Run(load_profile(profile), whole=True).run()))
+    print(line(run(_profile(profile), whole=True)))
 
 
 @in_checkout
@@ -127,8 +114,8 @@ def publish(executed: Annotated[Path, typer.Argument(help="folder of executed no
     from tipmini_lab.book.front_page import front_page_values
     from tipmini_lab.book.performance import pictures
 
-    values = page_values() | front_page_values()  # a changed verdict is found at once
-    values |= again.page_values()
+    # A changed verdict is found at once.
+    values = page_values() | front_page_values() | again.page_values()
     staging.stage(executed, paths.BUILD / "stage", values, pictures())
     staging.build(paths.BUILD / "stage", paths.BUILD / "html")
 
@@ -140,41 +127,31 @@ def show_cell(cell, as_json: bool) -> None:
     print(json.dumps(facts) if as_json else f"{line} ({cell.count} rows)", flush=True)
 
 
-# `tipmini claims`: what papers say, and whether it holds ------------------------------------------
 @in_checkout
 def claims(as_json: AsJson = False) -> None:
     """List every audited claim with its verdict in print and at this book's scale.
 
     Nothing is measured. A verdict that is not the declared one is an error: one line, exit code 2.
     """
-    from tipmini_lab.book.claims import page
+    from tipmini_lab.book.claims import declared, page
 
     audited = page.audit()
+    wide = max(len(each.claim.id) for each in audited)
+    for name, paper in declared().items() if not as_json else ():
+        own = [each for each in audited if each.claim.paper == name]
+        print(f"{paper.title}: {len(own)} claims\n\n{'claim':{wide}}  {'in print':46}  here")
+        for each in own:
+            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
+        print()
     if as_json:
         print(json.dumps([_facts(each) for each in audited], ensure_ascii=False))
-    else:
-        _print(audited)
     page.refuse_changed(audited)
 
 
 def _facts(each) -> dict[str, object]:
     facts = each.claim.model_dump(mode="json")
     for level in ("in_print", "here"):
-        finding = getattr(each, level)
-        declared = facts[level].pop("verdict")
-        facts[level] |= finding._asdict() | {"declared": declared}
+        asked = getattr(each.claim, level).model_dump(mode="json", exclude_defaults=True)
+        told = {"declared": asked.pop("verdict")}
+        facts[level] = asked | told | getattr(each, level)._asdict()
     return facts
-
-
-def _print(audited) -> None:
-    """A table for each paper."""
-    from tipmini_lab.book.claims.declared import declared
-
-    wide = max(len(each.claim.id) for each in audited)
-    for name, paper in declared().papers.items():
-        own = [each for each in audited if each.claim.paper == name]
-        print(f"{paper.title}: {len(own)} claims\n")
-        print(f"{'claim':{wide}}  {'in print':46}  here")
-        for each in own:
-            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
-        print()

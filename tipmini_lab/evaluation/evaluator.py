@@ -1,33 +1,28 @@
 """The lm-eval model `tipmini`: one base in memory, any adapter active on it, packed requests."""
 
 import hashlib
+import io
 import logging
 import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tipmini_lab.evaluation import llama
-from tipmini_lab.evaluation.model import greedy, load_base, load_tokenizer, scored_targets
-from tipmini_lab.evaluation.packing import (
-    Row,
-    batches,
-    collate,
-    flatten,
-    pack_requests,
-    runs,
-    together,
-)
+from tipmini_lab.evaluation.model import load_base, load_tokenizer, scored_targets
+from tipmini_lab.evaluation.packing import Row, batches, collate, flatten, pack_requests, together
 
 
 class Resident:
@@ -75,13 +70,11 @@ class Resident:
             self.known.add(name)
         return name
 
-
-def forget(resident: Resident) -> None:
-    """Take all adapters from the model, which would hold each that ever was active."""
-    with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
-        for name in list(resident.known):
-            resident.peft.delete_adapter(name)
-            resident.known.discard(name)
+    def forget(self) -> None:
+        """Take all adapters from the model, which would hold each that ever was active."""
+        with warnings.catch_warnings(action="ignore"):  # of the active one's being among them
+            while self.known:
+                self.peft.delete_adapter(self.known.pop())
 
 
 # The lm-eval model `tipmini` ----------------------------------------------------------------------
@@ -89,7 +82,7 @@ MAX_GENERATED = 256  # lm-eval's own default
 ENCODED = 8192  # texts whose tokens are remembered: adapter after adapter is asked the same
 DIGITS = 5  # of a margin
 
-Generated = tuple[list[list[int]], list[float]]  # tokens and leads, as `generation.greedy` tells
+Generated = tuple[list[list[int]], list[float]]  # tokens and leads, as `llama.greedy` tells
 
 
 class Stop(StoppingCriteria):
@@ -146,7 +139,7 @@ class PackedLM(TemplateLM):
         self.answer_tokens = int(answer_tokens)
         self._encoded = lru_cache(ENCODED)(self._encode)
         self.needed = 0  # tokens read and written so far, padding and what was finished left out
-        self.leads: list[float] = []  # of the answers generated last: see `generation.greedy`
+        self.leads: list[float] = []  # of the answers generated last: see `llama.greedy`
 
     @property
     def eot_token_id(self) -> int:
@@ -182,7 +175,9 @@ class PackedLM(TemplateLM):
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
         """Requests whose contexts begin alike share a row."""
-        pairs = [(self._cut(context, len(asked)), asked) for _, context, asked in requests]
+        # The end of a context that fits; a continuation's last token is predicted, never read.
+        room = self.max_length + 1
+        pairs = [(tuple(context[len(asked) - room :]), asked) for _, context, asked in requests]
         asking: dict[tuple, list[int]] = {}
         for number, (context, _) in enumerate(pairs):
             asking.setdefault(context, []).append(number)
@@ -191,19 +186,14 @@ class PackedLM(TemplateLM):
         members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
         rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
         answers: list = [None] * len(requests)
-        group = runs if self.flat else batches
-        parts = group([len(row) for row in rows], self.tokens)
+        parts = batches([len(row) for row in rows], self.tokens, padded=not self.flat)
         with self.resident.active(self.adapter):
             for part in _progress(parts, rows, disable_tqdm):
-                for row, owner, logp, greedy in self._score([rows[i] for i in part]):
+                for row, owner, logp, greedy in self.score([rows[i] for i in part]):
                     answers[members[part[row]][owner]] = (logp, greedy)
         return answers
 
-    def _cut(self, context: Sequence[int], continuation: int) -> tuple[int, ...]:
-        """The end of a context that fits; a continuation's last token is predicted, never read."""
-        return tuple(context[-(self.max_length + 1 - continuation) :])
-
-    def _score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
+    def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
         """(row, request, log-likelihood, greedy) of every request of a batch."""
         batch = flatten(rows) if self.flat else collate(rows)
         self.needed += sum(map(len, rows))
@@ -217,16 +207,14 @@ class PackedLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Windows as lm-eval cuts them: every token scored once, with as much context as fits."""
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
         results = []
         for (text,) in (request.args for request in requests):
-            windows = get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
-            )
-            pairs = [(("", ""), *make_disjoint_window(w)) for w in windows]
-            scored = [self._loglikelihood_tokens([pair], disable_tqdm=True)[0][0] for pair in pairs]
-            results.append(sum(scored))
+            given = self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+            pairs = [
+                (("", ""), *make_disjoint_window(w)) for w in get_rolling_token_windows(*given)
+            ]
+            scored = [self._loglikelihood_tokens([pair], disable_tqdm=True) for pair in pairs]
+            results.append(sum(logp for ((logp, _),) in scored))
         return results
 
     @torch.no_grad()
@@ -234,8 +222,10 @@ class PackedLM(TemplateLM):
         """Greedy; sequences of similar length together; each ends at its own stop string."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         answers, self.leads = [""] * len(requests), [math.inf] * len(requests)
+        settings = lambda i: repr(requests[i].args[1])  # noqa: E731
         parts = batches([len(prompt) for prompt in prompts], 4 * self.tokens)
-        groups = [g for part in parts for g in _same_settings(part, requests)]
+        every = [groupby(sorted(part, key=settings), settings) for part in parts]
+        groups = [list(alike) for part in every for _, alike in part]
         with self.resident.active(self.adapter):
             for group in _progress(groups, prompts, disable_tqdm):
                 found = self._generate([prompts[i] for i in group], requests[group[0]].args[1])
@@ -258,20 +248,18 @@ class PackedLM(TemplateLM):
 
     def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
         final = self.model.generation_config.eos_token_id
-        final = set(final) if isinstance(final, list) else {final}
-
-        def ends(said: list[int]) -> bool:
-            return said[-1] in final or stop.ends(self.tokenizer.decode(said))
-
-        return greedy(self.model, prompts, limit, ends)
+        final = final if isinstance(final, list) else [final]
+        ends = lambda said: said[-1] in final or stop.ends(self.tokenizer.decode(said))  # noqa: E731
+        return llama.greedy(self.model, prompts, limit, ends)
 
     def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
         pad, length = self.eot_token_id, stop.prompt
-        tokens = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+        blank = [[0] * (length - len(prompt)) for prompt in prompts]
+        tokens = [[pad] * len(b) + prompt for b, prompt in zip(blank, prompts, strict=True)]
+        mask = [b + [1] * len(prompt) for b, prompt in zip(blank, prompts, strict=True)]
         out = self.model.generate(
-            input_ids=tokens.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
+            input_ids=torch.tensor(tokens, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
             do_sample=False,
             max_new_tokens=limit,
             pad_token_id=pad,
@@ -281,42 +269,27 @@ class PackedLM(TemplateLM):
         return said, [math.inf] * len(said)  # transformers tells no logits here
 
 
-def _same_settings(part: list[int], requests) -> list[list[int]]:
-    """A batch split where the generation settings differ."""
-    groups: dict[str, list[int]] = {}
-    for i in part:
-        groups.setdefault(repr(requests[i].args[1]), []).append(i)
-    return list(groups.values())
+def _shows_progress() -> bool:
+    return bool(os.environ.get("TIPMINI_PROGRESS", "1"))
 
 
 def _progress(parts: list[list[int]], rows: Sequence, disable: bool):
     """The parts, with a bar in tokens: its estimate is right although batches differ."""
-    total = sum(len(row) for row in rows)
-    with tqdm(
-        total=total, unit="tok", disable=disable or not os.environ.get("TIPMINI_PROGRESS", "1")
-    ) as bar:
+    total = sum(map(len, rows))
+    with tqdm(total=total, unit="tok", disable=disable or not _shows_progress()) as bar:
         for part in parts:
             yield part
             bar.update(sum(len(rows[i]) for i in part))
 
 
-@contextmanager
-def _lm_evals_own_bars() -> Iterator[None]:
-    """Two a task, which nothing but stderr turns off: unseen where ours are."""
-    if os.environ.get("TIPMINI_PROGRESS", "1"):
-        yield
-    else:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-            yield
-
-
 def samples(lm: LM, task) -> list[dict]:
     """What lm-eval notes of every row of `task`'s evaluation split, in the split's order."""
-    from lm_eval.evaluator import evaluate as lm_evaluate
+    from lm_eval.evaluator import evaluate as lm_evaluate  # takes seconds
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = task.config.task
-    with _lm_evals_own_bars():
+    # lm-eval's own bars, two a task, which nothing else turns off: unseen where ours are.
+    with nullcontext() if _shows_progress() else redirect_stderr(io.StringIO()):
         found = lm_evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, log_samples=True)
     return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
 
@@ -334,17 +307,16 @@ def answers(lm: PackedLM, task, metric: str) -> tuple[list[float], list[float]]:
     that is not known: transformers' own generation doesn't tell.
     """
     found = samples(lm, task)
-    values = [float(sample[metric]) for sample in found]
     if task.OUTPUT_TYPE == "generate_until":
-        told = all(map(math.isfinite, lm.leads))
-        return values, [round(lead, DIGITS) for lead in lm.leads] if told else []
-    ranked = [sorted(scores(sample, metric)) for sample in found]
-    return values, [round(best[-1] - best[-2], DIGITS) for best in ranked]
+        margins = lm.leads if all(map(math.isfinite, lm.leads)) else []
+    else:
+        ranked = [sorted(scores(sample, metric)) for sample in found]
+        margins = [best[-1] - best[-2] for best in ranked]
+    return [float(sample[metric]) for sample in found], [round(m, DIGITS) for m in margins]
 
 
 def scores(sample: dict, metric: str) -> list[float]:
     """Log-likelihoods of the choices, by length in characters where the metric is."""
-    lengths = [
-        len(arguments[1]) - 1 if metric == "acc_norm" else 1 for arguments in sample["arguments"]
-    ]
-    return [logp / n for (logp, _), n in zip(sample["filtered_resps"], lengths, strict=True)]
+    pairs = zip(sample["filtered_resps"], sample["arguments"], strict=True)
+    normed = metric == "acc_norm"
+    return [logp / (len(asked[1]) - 1 if normed else 1) for (logp, _), asked in pairs]

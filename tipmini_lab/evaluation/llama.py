@@ -1,9 +1,10 @@
-r"""A LLaMA's decoder over rows of different lengths, and attention by plain matrix products.
+r"""A LLaMA over rows of different lengths, and its greedy answers; attention by plain products.
 
 softmax(s Q K^T + M) V, a block of queries at a time: no token attends to a later one, so a block
 needs the keys up to its own end alone. Registered with transformers under NAME.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from tipmini_lab.evaluation.packing import Flat
+from tipmini_lab.evaluation.packing import Batch, flatten, pack
 
 NAME = "tipmini"
 BLOCK = 256  # queries at a time
@@ -25,8 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     Query t stands at position S - T + t. mask: additive, (B or 1, 1, T, S); None is plain causal.
     """
     batch, heads, length, size = query.shape
-    groups = key.shape[1]
-    past = key.shape[2] - length
+    groups, past = key.shape[1], key.shape[2] - length
     query = (query * scale).reshape(batch, groups, heads // groups, length, size)
     key, value = key.flatten(0, 1), value.flatten(0, 1)  # no copy of a cache's
     found = query.new_empty(query.shape)
@@ -35,28 +35,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
         if mask is None:
             here = _causal(start, stop, past, query.dtype, query.device)
         else:
-            here = mask[:, :, start:stop]
-        found[:, :, :, start:stop] = _block(
-            query[:, :, :, start:stop],
-            key[:, : past + stop],
-            value[:, : past + stop],
-            here[..., : past + stop],
-        )
+            here = mask[:, :, start:stop, : past + stop]
+        shape = query[:, :, :, start:stop].shape
+        rows = query[:, :, :, start:stop].reshape(len(key), -1, size)  # one product for a key head
+        scores = torch.bmm(rows, key[:, : past + stop].transpose(1, 2)).view(*shape[:4], -1)
+        scores += here[:, :, None]
+        weights = scores.softmax(-1).view(*rows.shape[:2], -1)
+        found[:, :, :, start:stop] = torch.bmm(weights, value[:, : past + stop]).view(shape)
     return found.view(batch, heads, length, size)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may attend (True), -inf elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
-def _block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, G, T, d) for the G query heads that share each of K key heads, (B K, S, d)."""
-    shape = query.shape
-    rows = query.reshape(len(key), -1, shape[-1])  # (B K, G T, d): one product for a key head
-    scores = torch.bmm(rows, key.transpose(1, 2)).view(*shape[:4], -1)
-    scores += mask[:, :, None]
-    return torch.bmm(scores.softmax(-1).view(*rows.shape[:2], -1), value).view(shape)
+def additive(
+    mask: Tensor | None, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor | None:
+    """0 where a token may attend (True), -inf elsewhere; None, plain causal, stays None."""
+    if mask is None:
+        return None
+    blank = torch.zeros(mask.shape, dtype=dtype, device=device)
+    return blank.masked_fill_(~mask.to(blank.device), -torch.inf)
 
 
 @lru_cache(16)  # every layer asks for the same
@@ -66,15 +62,7 @@ def _causal(start: int, stop: int, past: int, dtype: torch.dtype, device: torch.
     return blank.triu_(past + start + 1)[None, None]
 
 
-def _forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
+def _forward(module, query, key, value, attention_mask, scaling=None, **_) -> tuple[Tensor, None]:
     """As transformers calls it; dropout is for training, which has its own attention."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
@@ -86,6 +74,7 @@ AttentionMaskInterface.register(NAME, eager_mask)
 
 # A LLaMA's decoder over rows of different lengths -------------------------------------------------
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # block, query, key, value -> found
+Ends = Callable[[list[int]], bool]  # whether nothing more need be said after these tokens
 
 
 def supports(model: nn.Module) -> bool:
@@ -97,10 +86,12 @@ class Cache:
     """Keys and values of B rows of `lengths` tokens, with room for `more` in each."""
 
     def __init__(self, model: nn.Module, lengths: Sequence[int], more: int):
-        config, size = model.config, model.model.layers[0].self_attn.head_dim
-        shape = (len(lengths), config.num_key_value_heads, max(lengths) + more, size)
-        new = lambda: torch.zeros(shape, dtype=model.dtype, device=model.device)  # noqa: E731
-        self.layers = [(new(), new()) for _ in model.model.layers]
+        heads, size = model.config.num_key_value_heads, model.model.layers[0].self_attn.head_dim
+        shape = (2, len(lengths), heads, max(lengths) + more, size)
+        self.layers = [
+            tuple(torch.zeros(shape, dtype=model.dtype, device=model.device))
+            for _ in model.model.layers
+        ]
         self.lengths = torch.tensor(lengths, device=model.device)
 
     def keep(self, rows: list[int]) -> None:
@@ -110,15 +101,12 @@ class Cache:
             self.layers[block] = tuple(tensor[rows] for tensor in pair)
 
 
-def hidden_states(model: nn.Module, flat: Flat, cache: Cache | None = None) -> Tensor:
+def hidden_states(model: nn.Module, flat: Batch, cache: Cache | None = None) -> Tensor:
     """(P, D) last hidden states where a row is read; a cache takes the keys and values.
 
     What no prediction needs is left out of the last block's perceptron.
     """
-    masks = [
-        None if group.mask is None else additive(group.mask, model.dtype).to(model.device)
-        for group in flat.groups
-    ]
+    masks = [additive(group.mask, model.dtype, model.device) for group in flat.groups]
 
     def within_rows(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         found = torch.empty_like(query)
@@ -139,7 +127,8 @@ def next_states(model: nn.Module, tokens: Tensor, cache: Cache) -> Tensor:
     rows, places = torch.arange(len(tokens), device=model.device), cache.lengths
     cache.lengths = places + 1
     seen = torch.arange(int(cache.lengths.max()), device=model.device)
-    mask = additive(seen < cache.lengths[:, None], model.dtype)[:, None, None]  # (B, 1, 1, S)
+    sees = (seen < cache.lengths[:, None])[:, None, None]  # (B, 1, 1, S)
+    mask = additive(sees, model.dtype, model.device)
 
     def on_cache(block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         for stored, new in zip(cache.layers[block], (key, value), strict=True):
@@ -154,38 +143,34 @@ def next_states(model: nn.Module, tokens: Tensor, cache: Cache) -> Tensor:
 def _decoder(
     model: nn.Module, tokens: Tensor, positions: Tensor, attention: Attend, reads: Tensor
 ) -> Tensor:
-    """(P, D) of N tokens: the last block's perceptron and norm see what is read alone."""
+    """(P, D) of N tokens, each of which attends to those before it in its own row.
+
+    The last block's perceptron and norm see what is read alone.
+    """
     decoder = model.model
     x = decoder.embed_tokens(tokens.to(model.device))  # (N, D)
     cos, sin = decoder.rotary_emb(x[None], positions[None].to(model.device))
     turn = (cos[0, :, None], sin[0, :, None])  # (N, 1, head)
     for block, layer in enumerate(decoder.layers):
-        x = x + _attended(layer.self_attn, norm(layer.input_layernorm, x), turn, attention, block)
+        module, read = layer.self_attn, _norm(layer.input_layernorm, x)
+        query, key, value = (
+            project(read).view(len(x), -1, module.head_dim)
+            for project in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        found = attention(block, _rotated(query, *turn), _rotated(key, *turn), value)
+        x = x + module.o_proj(found.view(len(x), -1))
         if block == len(decoder.layers) - 1:
             x = x[reads]
-        x = x + perceptron(layer.mlp, norm(layer.post_attention_layernorm, x))
-    return norm(decoder.norm, x)
+        mlp, read = layer.mlp, _norm(layer.post_attention_layernorm, x)
+        x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(read)).mul_(mlp.up_proj(read)))
+    return _norm(decoder.norm, x)
 
 
-def norm(module: nn.Module, x: Tensor) -> Tensor:
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
     return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
-def perceptron(mlp: nn.Module, x: Tensor) -> Tensor:
-    return mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)).mul_(mlp.up_proj(x)))
-
-
-def _attended(
-    module: nn.Module, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attend, block: int
-) -> Tensor:
-    """(N, D): every token attends to those before it in its own row."""
-    heads = (len(x), -1, module.head_dim)
-    query, key = (rotated(p(x).view(heads), *turn) for p in (module.q_proj, module.k_proj))
-    found = attention(block, query, key, module.v_proj(x).view(heads))
-    return module.o_proj(found.view(len(x), -1))
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(N, heads, head) turned by the angles of their positions; cos and sin repeat after half."""
     first, second = x.chunk(2, dim=-1)
     half = first.shape[-1]
@@ -193,3 +178,37 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned[..., :half].addcmul_(second, sin[..., :half], value=-1)
     turned[..., half:].addcmul_(first, sin[..., half:])
     return turned
+
+
+@torch.no_grad()
+def greedy(
+    model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, ends: Ends
+) -> tuple[list[list[int]], list[float]]:
+    """The likeliest tokens after each prompt: `limit` of them, or as many as `ends` takes.
+
+    With them the smallest lead of a chosen token's logit, for each prompt: how near it is to
+    another answer.
+    """
+    cache = Cache(model, [len(prompt) for prompt in prompts], limit)
+    said: list[list[int]] = [[] for _ in prompts]
+    leads = [math.inf] * len(prompts)
+    rows = list(range(len(prompts)))  # the prompts that the cache holds ...
+    going = set(rows)  # ... and those of them that have not ended
+    hidden = hidden_states(model, flatten([pack(p, [[0]]) for p in prompts]), cache)
+    for _ in range(limit):
+        logits = model.lm_head(hidden)  # (B, V)
+        tokens, best = logits.argmax(-1), logits.topk(2).values  # topk takes any of equal ones
+        ahead = (best[:, 0] - best[:, 1]).tolist()
+        for row, token, lead in zip(rows, tokens.tolist(), ahead, strict=True):
+            if row in going:
+                said[row].append(token)
+                leads[row] = min(leads[row], lead)
+        going -= {row for row in going if ends(said[row])}
+        if not going:
+            break
+        if 2 * len(going) <= len(rows):  # forgetting rows copies the others: not one by one
+            kept = [place for place, row in enumerate(rows) if row in going]
+            cache.keep(kept)
+            rows, tokens = [rows[place] for place in kept], tokens[kept]
+        hidden = next_states(model, tokens, cache)
+    return said, leads

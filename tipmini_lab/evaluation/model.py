@@ -1,25 +1,27 @@
-"""The base model: loaded, asked for log-probabilities of packed batches, and for greedy answers."""
+"""The base model: loaded, and asked for log-probabilities of packed batches."""
 
 import ctypes
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+import timeit
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import huggingface_hub
 import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import llama
-from tipmini_lab.evaluation.llama import NAME, additive
-from tipmini_lab.evaluation.packing import Batch, Flat, Row, flatten
+from tipmini_lab.evaluation.packing import Batch
 
 CHUNK = 256  # predictions whose logits are held at a time ...
 FEW = 16  # ... and whose logits are read at a time: in float32 they fit into the caches
 CLEARLY = 1.3  # times as fast
 TRAINED = 64  # predictions whose logits are held at a time where gradients are made of them
+MODEL = ("*.json", "*.model", "*.safetensors", "*.txt")  # files of one on the hub
 
 
 def keep_memory() -> None:
@@ -46,8 +48,6 @@ def number_format(path: Path | str, dtype: str = "auto", device: str = "cpu") ->
         raise TipminiError(f"model {path}: device cuda: no GPU here; run it where there is one")
     if dtype != "auto":
         return dtype
-    from transformers import AutoConfig
-
     with _from_hub(path):
         stored = AutoConfig.from_pretrained(path).dtype
     if stored == torch.float16:
@@ -62,20 +62,16 @@ def fastest_dtype(device: str = "cpu", size: int = 768, rows: int = 128) -> str:
     A small one: CPUs without instructions for bfloat16 take 75 times as long as in float32.
     Clearly: a stopwatch must not choose anew in every process.
     """
-    taken = {}
+    taken = []
     for dtype in (torch.float32, torch.bfloat16):
         few, matrix = (torch.ones(n, size, dtype=dtype, device=device) for n in (rows, size))
-        times = []
-        for _ in range(4):  # the first one warms up
-            start = time.perf_counter()
-            (few @ matrix)[0, 0].item()  # on a GPU, .item() waits for the product
-            times.append(time.perf_counter() - start)
-        taken[dtype] = min(times[1:])
-    return "bfloat16" if CLEARLY * taken[torch.bfloat16] < taken[torch.float32] else "float32"
+        product = lambda a=few, b=matrix: (a @ b)[0, 0].item()  # noqa: E731  waits for a GPU
+        taken.append(min(timeit.repeat(product, number=1, repeat=4)[1:]))  # the first warms up
+    return "bfloat16" if CLEARLY * taken[1] < taken[0] else "float32"
 
 
 def load_base(
-    path: Path | str, dtype: str = "auto", device: str = "cpu", attention: str = NAME
+    path: Path | str, dtype: str = "auto", device: str = "cpu", attention: str = llama.NAME
 ) -> nn.Module:
     """A frozen causal LM in evaluation mode; `path` is a folder or a hub id.
 
@@ -87,8 +83,6 @@ def load_base(
     TipminiError
         No such device here, or neither folder nor hub has the model.
     """
-    from transformers import AutoModelForCausalLM
-
     chosen = getattr(torch, number_format(path, dtype, device))
     with _from_hub(path):
         model = AutoModelForCausalLM.from_pretrained(
@@ -106,40 +100,26 @@ def recompute(model: nn.Module) -> None:
 
 def load_tokenizer(path: Path | str):
     """The model's tokenizer; raises as `load_base`."""
-    from transformers import AutoTokenizer
-
     with _from_hub(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # LLaMA-2's has none
     return tokenizer
 
 
-def download(adapter: str) -> Path:
-    """The local copy of a hub adapter: configuration and safetensors only, never a pickle."""
-    from huggingface_hub import snapshot_download
-
-    with _from_hub(adapter):
-        patterns = ["adapter_config.json", "adapter_model.safetensors"]
-        return Path(snapshot_download(adapter, allow_patterns=patterns))
-
-
-def download_model(name: str) -> Path:
-    """The local copy of a hub model: configuration, tokenizer and safetensors, never a pickle.
+def download(
+    name: str, patterns: Sequence[str] = ("adapter_config.json", "adapter_model.safetensors")
+) -> Path:
+    """The local copy of a hub adapter, or of MODEL: configuration and safetensors, never a pickle.
 
     Raises TipminiError for a name that is neither a folder nor on the hub.
     """
-    from huggingface_hub import snapshot_download
-
     with _from_hub(name):
-        patterns = ["*.json", "*.model", "*.safetensors", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns]))
 
 
 @contextmanager
 def _from_hub(name: Path | str) -> Iterator[None]:
     """The hub's many failures as one line."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     try:
         yield
     except (OSError, HfHubHTTPError, HFValidationError) as error:
@@ -147,22 +127,20 @@ def _from_hub(name: Path | str) -> Iterator[None]:
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
 
 
-def target_hidden(model: nn.Module, batch: Batch | Flat) -> Tensor:
-    """(P, D) last hidden states where a prediction is scored; of a Flat `llama.supports` only."""
-    if isinstance(batch, Flat):
+def target_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """(P, D) last hidden states where a prediction is scored; flat where `llama.supports` alone."""
+    if batch.groups:
         return llama.hidden_states(model, batch)
     hidden = model.base_model(
         batch.tokens.to(model.device),
-        attention_mask=None
-        if batch.mask is None
-        else additive(batch.mask, model.dtype).to(model.device),
+        attention_mask=llama.additive(batch.mask, model.dtype, model.device),
         position_ids=batch.positions.to(model.device),
         use_cache=False,
     ).last_hidden_state
     return hidden[batch.rows, batch.reads]
 
 
-def scored_targets(model: nn.Module, batch: Batch | Flat) -> tuple[Tensor, Tensor]:
+def scored_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(P,) float64 log-probabilities of the targets, (P,) whether no token is likelier.
 
     The (P, V) logits are made and read in chunks: whole they would take a gigabyte.
@@ -178,12 +156,6 @@ def scored_targets(model: nn.Module, batch: Batch | Flat) -> tuple[Tensor, Tenso
             logp.append(at_target - top - total.log())
             greedy.append(at_target == top)
     return torch.cat(logp).double().cpu(), torch.cat(greedy).cpu()
-
-
-def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """(P, V), (P,) -> (P,) log-probabilities of the targets."""
-    at_target = logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
-    return at_target - logits.logsumexp(-1)
 
 
 class HeadLogprobs(torch.autograd.Function):
@@ -210,50 +182,3 @@ class HeadLogprobs(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         (slopes,) = ctx.saved_tensors
         return (gradient[:, None] * slopes).to(slopes.dtype), None, None
-
-
-# Greedy generation for a LLaMA --------------------------------------------------------------------
-Ends = Callable[[list[int]], bool]  # whether nothing more need be said after these tokens
-
-
-@torch.no_grad()
-def greedy(
-    model: nn.Module, prompts: Sequence[Sequence[int]], limit: int, ends: Ends
-) -> tuple[list[list[int]], list[float]]:
-    """The likeliest tokens after each prompt: `limit` of them, or as many as `ends` takes.
-
-    With them the smallest lead of a chosen token's logit, for each prompt: how near it is to
-    another answer.
-    """
-    cache = llama.Cache(model, [len(prompt) for prompt in prompts], limit)
-    said: list[list[int]] = [[] for _ in prompts]
-    leads = [math.inf] * len(prompts)
-    rows = list(range(len(prompts)))  # the prompts that the cache holds ...
-    going = set(rows)  # ... and those of them that have not ended
-    hidden = llama.hidden_states(model, flatten([_asking(p) for p in prompts]), cache)
-    for _ in range(limit):
-        logits = model.lm_head(hidden)  # (B, V)
-        tokens, best = logits.argmax(-1), logits.topk(2).values  # topk takes any of equal ones
-        ahead = (best[:, 0] - best[:, 1]).tolist()
-        for row, token, lead in zip(rows, tokens.tolist(), ahead, strict=True):
-            if row in going:
-                said[row].append(token)
-                leads[row] = min(leads[row], lead)
-        going -= {row for row in going if ends(said[row])}
-        if not going:
-            break
-        if 2 * len(going) <= len(rows):  # forgetting rows copies the others: not one by one
-            kept = [place for place, row in enumerate(rows) if row in going]
-            cache.keep(kept)
-            rows, tokens = [rows[place] for place in kept], tokens[kept]
-        hidden = llama.next_states(model, tokens, cache)
-    return said, leads
-
-
-def _asking(prompt: Sequence[int]) -> Row:
-    """A row that is read at its end."""
-    row = Row()
-    for token in prompt:
-        row.append(token, len(row) - 1)
-    row.read(len(row) - 1, 0, 0)
-    return row

@@ -13,9 +13,11 @@ CoQA is trained on the likelihood of every answer of a story, all turns in one p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import tasks
@@ -83,11 +85,9 @@ def losses(model: nn.Module, group: Sequence[Example], temperature: float = 1.0)
     return choice_losses(choice_scores(logp, batch, group), gold(group), temperature)
 
 
-def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
-    """The examples' batch and the (P,) log-probabilities of its targets."""
-    batch = collate([example.row for example in group], multiple=8)
-    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
-    return batch, logp
+def gold(group: Sequence[Example]) -> Tensor:
+    """(len(group),) the right choices."""
+    return torch.tensor([example.gold for example in group])
 
 
 def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
@@ -95,26 +95,26 @@ def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
     return nn.functional.cross_entropy(scores / temperature, right, reduction="none")
 
 
-def gold(group: Sequence[Example]) -> Tensor:
-    return torch.tensor([example.gold for example in group])
+def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    """The examples' batch and the (P,) log-probabilities of its targets."""
+    batch = collate([example.row for example in group], multiple=8)
+    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
+    return batch, logp
 
 
 def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:
     """(questions, choices) log-likelihoods, scaled by mean length / length; absent: -inf."""
-    width = max(len(example.lengths) for example in group)
-    flat = torch.zeros(len(group) * width).index_add(0, batch.rows * width + batch.owners, logp)
-    scale = torch.full((len(group), width), torch.inf)
-    for i, example in enumerate(group):
-        lengths = torch.tensor(example.lengths, dtype=torch.float32)
-        scale[i, : len(lengths)] = lengths.mean() / lengths
-    return torch.where(scale.isinf(), -torch.inf, flat.view(len(group), width) * scale)
+    lengths = [torch.tensor(example.lengths, dtype=torch.float32) for example in group]
+    scales = [own.mean() / own for own in lengths]
+    scale = pad_sequence(scales, batch_first=True, padding_value=torch.inf)
+    flat = torch.zeros(scale.numel()).index_add(0, batch.rows * scale.shape[1] + batch.owners, logp)
+    return torch.where(scale.isinf(), -torch.inf, flat.view(scale.shape) * scale)
 
 
 @torch.no_grad()
 def all_scores(model: nn.Module, every: Sequence[Example], tokens: int) -> Tensor:
     """(questions, choices) `choice_scores` of all examples; absent choices -inf."""
-    width = max(len(example.lengths) for example in every)
-    scores = torch.full((len(every), width), -torch.inf)
+    scores = torch.full((len(every), max(len(e.lengths) for e in every)), -torch.inf)
     for part in batches([len(example.row) for example in every], tokens):
         group = [every[i] for i in part]
         batch, logp = _scored(model, group)
@@ -138,20 +138,16 @@ def plain_examples(names: Sequence[str], rows: int, length: int, tokenizer) -> l
     A row is prompt and right answer, cut after `length` tokens. Raises TipminiError where the
     tasks have fewer rows.
     """
-    shares = [rows // len(names) + (i < rows % len(names)) for i in range(len(names))]
-    found = [_rows(n, count, length, tokenizer) for n, count in zip(names, shares, strict=True)]
-    return [one[i] for i in range(max(shares)) for one in found if i < len(one)]
-
-
-def _rows(task: str, count: int, length: int, tokenizer) -> list[Example]:
-    if not count:
-        return []
-    definition = tasks.load(task, evaluation=1, train=count)
-    docs = list(definition.training_docs())
-    if len(docs) < count:
-        raise TipminiError(f"task {task}: {len(docs)} train rows, {count} wanted; take more tasks")
-    texts = [tasks.text(definition, doc) for doc in docs]
-    return [plain(ids[:length]) for ids in tokenizer(texts)["input_ids"]]
+    found = []
+    for i, task in enumerate(names[:rows]):
+        count = rows // len(names) + (i < rows % len(names))
+        definition = tasks.load(task, evaluation=1, train=count)
+        texts = [tasks.text(definition, doc) for doc in definition.training_docs()]
+        if len(texts) < count:
+            told = f"{len(texts)} train rows, {count} wanted; take more tasks"
+            raise TipminiError(f"task {task}: {told}")
+        found.append([plain(ids[:length]) for ids in tokenizer(texts)["input_ids"]])
+    return [example for turn in zip_longest(*found) for example in turn if example]
 
 
 def plain(tokens: Sequence[int]) -> Example:
@@ -164,16 +160,9 @@ def plain(tokens: Sequence[int]) -> Example:
 
 def padded(every: Sequence[Example], tokens: int) -> list[dict[str, Tensor]]:
     """The same rows as `tm.calibrate` takes them."""
-    parts = batches([len(example.row) for example in every], tokens, 0.9)
-    groups = [[every[i].row for i in part] for part in parts]
+    rows = [torch.tensor(example.row.tokens) for example in every]
+    pad = lambda part, make: pad_sequence([make(rows[i]) for i in part], True)  # noqa: E731
     return [
-        {"input_ids": (batch := collate(rows)).tokens, "attention_mask": _mask(rows, batch.tokens)}
-        for rows in groups
+        {"input_ids": pad(part, torch.clone), "attention_mask": pad(part, torch.ones_like)}
+        for part in batches([len(row) for row in rows], tokens, 0.9)
     ]
-
-
-def _mask(rows: Sequence, tokens: Tensor) -> Tensor:
-    mask = tokens.new_zeros(tokens.shape)
-    for line, row in zip(mask, rows, strict=True):
-        line[: len(row)] = 1
-    return mask

@@ -10,6 +10,7 @@ is predicted, never read: a choice of one token adds nothing to the row.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 Tokens = Sequence[int]
 
+INPUTS = ("tokens", "positions")  # of a row, which the model reads
 GROUP = 1024  # padded tokens that attention reads at a time: their scores stay in the cache
 
 
@@ -45,11 +47,6 @@ class Row:
         self.reads.append(index)
         self.targets.append(target)
         self.owners.append(owner)
-
-    @property
-    def branches(self) -> bool:
-        """Whether any token follows another than the one before it."""
-        return self.parents != list(range(-1, len(self) - 1))
 
 
 def pack(context: Tokens, choices: Sequence[Tokens]) -> Row:
@@ -82,7 +79,7 @@ def together(contexts: Sequence[Tokens], limit: int) -> list[list[int]]:
     size = 0  # of the last group; of what a context shares, nothing is new
     for number in sorted(range(len(contexts)), key=lambda i: contexts[i]):
         context = contexts[number]
-        common = _common(before, context)
+        common = len(commonprefix([list(before), list(context)]))  # noqa: RUF071  of any lists
         size += len(context) - common
         if not groups or 2 * common < len(context) or size > limit:
             groups.append([])
@@ -92,27 +89,11 @@ def together(contexts: Sequence[Tokens], limit: int) -> list[list[int]]:
     return groups
 
 
-def _common(one: Tokens, other: Tokens) -> int:
-    """The number of tokens that both begin with."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-@dataclass
-class Scored:
-    """What is scored of several rows: P predictions."""
-
-    rows: Tensor  # (P,) the row of each prediction ...
-    reads: Tensor  # (P,) ... its index there (of a Flat: among all tokens) ...
-    targets: Tensor  # (P,) ... its token ...
-    owners: Tensor  # (P,) ... and its request
-
-
 @dataclass
 class Group:
     """Rows of similar length that attention reads as one batch. R rows, padded to T tokens."""
 
-    rows: slice  # which of the Flat's rows ...
+    rows: slice  # which of the batch's rows ...
     span: slice  # ... and which of its tokens
     index: Tensor  # (R, T) the token of every place; padding repeats the last
     real: Tensor  # (R, T) bool, False is padding
@@ -120,55 +101,49 @@ class Group:
 
 
 @dataclass
-class Flat(Scored):
-    """Rows one after the other, nothing padded. N tokens."""
+class Batch:
+    """Rows as one input, and the P predictions that are scored of them.
 
-    tokens: Tensor  # (N,)
-    positions: Tensor  # (N,)
-    groups: list[Group]
+    B rows padded on the right to T tokens; or flat, N tokens one after the other, with `groups`.
+    """
+
+    tokens: Tensor  # (B, T) or (N,)
+    positions: Tensor  # (B, T) or (N,)
+    rows: Tensor  # (P,) the row of each prediction ...
+    reads: Tensor  # (P,) ... its index there (flat: among all tokens) ...
+    targets: Tensor  # (P,) ... its token ...
+    owners: Tensor  # (P,) ... and its request
+    mask: Tensor | None = None  # (B, 1, T, T) bool, True may attend; None: plain causal
+    groups: Sequence[Group] = ()
 
 
-@dataclass
-class Batch(Scored):
-    """Rows padded on the right. B rows, T tokens."""
-
-    tokens: Tensor  # (B, T)
-    positions: Tensor  # (B, T)
-    mask: Tensor | None  # (B, 1, T, T) bool, True may attend; None: plain causal
-
-
-def flatten(rows: Sequence[Row]) -> Flat:
-    starts = [0, *accumulate(map(len, rows))]
-    return Flat(
-        **_scored(rows, starts),
-        tokens=torch.tensor([token for row in rows for token in row.tokens]),
-        positions=torch.tensor([place for row in rows for place in row.positions]),
-        groups=[_group(rows, starts, *ends) for ends in pairwise(_alike(list(map(len, rows))))],
-    )
+def flatten(rows: Sequence[Row]) -> Batch:
+    """A flat batch: nothing is padded but for attention."""
+    lengths = [len(row) for row in rows]
+    starts = [0, *accumulate(lengths)]
+    inputs = ([t for row in rows for t in getattr(row, name)] for name in INPUTS)
+    groups = [_group(rows, starts, *ends) for ends in pairwise(_alike(lengths))]
+    return _batch(rows, starts, *inputs, groups=groups)
 
 
 def _alike(lengths: Sequence[int]) -> list[int]:
     """Where groups of rows begin, and the end: lengths within a tenth, GROUP tokens at most."""
-    ends, first = [0], 0
+    ends = [0]
     for stop in range(1, len(lengths)):
-        members = lengths[first : stop + 1]
+        members = lengths[ends[-1] : stop + 1]
         longest = max(members)
         if len(members) * longest > GROUP or min(members) < 0.9 * longest:
-            ends.append(first := stop)
+            ends.append(stop)
     return [*ends, len(lengths)]
 
 
 def _group(rows: Sequence[Row], starts: Sequence[int], first: int, stop: int) -> Group:
     members = rows[first:stop]
-    length = max(map(len, members))
-    places, sizes = torch.arange(length), torch.tensor([[len(row)] for row in members])
-    return Group(
-        rows=slice(first, stop),
-        span=slice(starts[first], starts[stop]),
-        index=torch.tensor(starts[first:stop])[:, None] + places.minimum(sizes - 1),
-        real=places < sizes,
-        mask=_mask(members, length) if any(row.branches for row in members) else None,
-    )
+    sizes = torch.tensor([[len(row)] for row in members])
+    places = torch.arange(int(sizes.max()))
+    index = torch.tensor(starts[first:stop])[:, None] + places.minimum(sizes - 1)
+    span = slice(starts[first], starts[stop])
+    return Group(slice(first, stop), span, index, places < sizes, _mask(members, len(places)))
 
 
 def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
@@ -177,29 +152,29 @@ def collate(rows: Sequence[Row], multiple: int = 1) -> Batch:
     Padding stands on the right: under a causal mask nothing attends to it.
     """
     length = -(-max(map(len, rows)) // multiple) * multiple
+    blank = [0] * length
+    inputs = ([(getattr(row, name) + blank)[:length] for row in rows] for name in INPUTS)
+    return _batch(rows, [0] * len(rows), *inputs, mask=_mask(rows, length))
+
+
+def _batch(rows: Sequence[Row], starts: Sequence[int], *inputs: list, **more) -> Batch:
     return Batch(
-        **_scored(rows, [0] * len(rows)),
-        tokens=_padded([row.tokens for row in rows], length),
-        positions=_padded([row.positions for row in rows], length),
-        mask=_mask(rows, length) if any(row.branches for row in rows) else None,
+        *map(torch.tensor, inputs),
+        rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
+        reads=torch.tensor([starts[i] + at for i, row in enumerate(rows) for at in row.reads]),
+        targets=torch.tensor([token for row in rows for token in row.targets]),
+        owners=torch.tensor([owner for row in rows for owner in row.owners]),
+        **more,
     )
 
 
-def _scored(rows: Sequence[Row], starts: Sequence[int]) -> dict[str, Tensor]:
-    return {
-        "rows": torch.tensor([i for i, row in enumerate(rows) for _ in row.reads]),
-        "reads": torch.tensor([starts[i] + at for i, row in enumerate(rows) for at in row.reads]),
-        "targets": torch.tensor([token for row in rows for token in row.targets]),
-        "owners": torch.tensor([owner for row in rows for owner in row.owners]),
-    }
+def _mask(rows: Sequence[Row], length: int) -> Tensor | None:
+    """A token sees itself and what the token before it in its request sees; padding, itself.
 
-
-def _padded(lists: Sequence[Tokens], length: int) -> Tensor:
-    return torch.tensor([list(x) + [0] * (length - len(x)) for x in lists])
-
-
-def _mask(rows: Sequence[Row], length: int) -> Tensor:
-    """A token sees itself and what the token before it in its request sees; padding, itself."""
+    None where no token of any row follows another than the one before it.
+    """
+    if all(row.parents == list(range(-1, len(row) - 1)) for row in rows):
+        return None
     mask = np.zeros((len(rows), 1, length, length), dtype=bool)
     mask[..., range(length), range(length)] = True
     for row, sees in zip(rows, mask[:, 0], strict=True):
@@ -209,29 +184,21 @@ def _mask(rows: Sequence[Row], length: int) -> Tensor:
     return torch.from_numpy(mask)
 
 
-def batches(lengths: Sequence[int], tokens: int, fill: float = 0.75) -> list[list[int]]:
-    """Row numbers in batches of at most `tokens` padded tokens (or one row), longest first.
+def batches(
+    lengths: Sequence[int], tokens: int, fill: float = 0.75, *, padded: bool = True
+) -> list[list[int]]:
+    """Row numbers in batches of at most `tokens` tokens (or one row), longest first.
 
-    A row under `fill` of the longest of its batch starts another: padding costs more than a pass.
+    A row under `fill` of the longest of its batch starts another where rows are `padded`, and
+    padding counts: it costs more than a pass.
     """
-    result: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[result[-1][0]] if result else 0
-        fits = longest * (len(result[-1]) + 1) <= tokens if result else False
-        if not fits or lengths[index] < fill * longest:
-            result.append([])
-        result[-1].append(index)
-    return result
-
-
-def runs(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Row numbers in runs of at most `tokens` tokens (or one row), longest rows first."""
-    result: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not result or lengths[index] > room:
-            result.append([])
-            room = tokens
-        result[-1].append(index)
-        room -= lengths[index]
-    return result
+    found: list[list[int]] = []
+    longest = room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        cost = longest if padded else lengths[index]
+        if not found or cost > room or (padded and lengths[index] < fill * longest):
+            found.append([])
+            longest, cost, room = lengths[index], lengths[index], tokens
+        found[-1].append(index)
+        room -= cost
+    return found

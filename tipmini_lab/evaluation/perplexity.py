@@ -13,12 +13,10 @@ import torch
 from tipmini.errors import TipminiError, require
 from tipmini_lab.evaluation import documents, tasks
 from tipmini_lab.evaluation.evaluator import PackedLM
-from tipmini_lab.evaluation.model import scored_targets
 from tipmini_lab.evaluation.objective import plain
-from tipmini_lab.evaluation.packing import collate, flatten, runs
+from tipmini_lab.evaluation.packing import batches
 
 CORPORA = tuple(documents.CORPORA)
-BETWEEN = "\n\n"
 METRIC = "nll"  # of a window: its mean negative log-likelihood of a token, in nats
 
 
@@ -32,7 +30,7 @@ def windows(corpus: str, count: int, length: int, tokenizer) -> tuple[tuple[int,
     texts = documents.CORPORA[corpus]()
     tokens: list[int] = []
     for number in tasks.order(len(texts)):
-        tokens += tokenizer.encode(texts[number] + BETWEEN, add_special_tokens=False)
+        tokens += tokenizer.encode(texts[number] + "\n\n", add_special_tokens=False)
         if len(tokens) >= count * length:
             return tuple(tuple(tokens[i * length : (i + 1) * length]) for i in range(count))
     raise TipminiError(f"corpus {corpus}: {len(tokens)} tokens, {count * length} wanted")
@@ -43,11 +41,7 @@ def losses(lm: PackedLM, every: Sequence[Sequence[int]]) -> list[float]:
     """One value a window: the mean of -log p over its predicted tokens, in nats."""
     rows = [plain(window).row for window in every]
     found = [0.0] * len(rows)
-    for part in runs([len(row) for row in rows], lm.tokens):
-        group = [rows[i] for i in part]
-        batch = flatten(group) if lm.flat else collate(group)
-        logp, _ = scored_targets(lm.model, batch)
-        total = torch.zeros(len(part), dtype=torch.float64).index_add(0, batch.rows, -logp)
-        for i, loss in zip(part, (total / torch.bincount(batch.rows)).tolist(), strict=True):
-            found[i] = loss
+    for part in batches([len(row) for row in rows], lm.tokens, padded=False):
+        for place, _, logp, _ in lm.score([rows[i] for i in part]):
+            found[part[place]] = -logp / len(rows[part[place]].reads)
     return found

@@ -1,7 +1,6 @@
 """The tasks: lm-eval's own definitions, reading the embedded rows instead of the hub's."""
 
 import hashlib
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
-from tipmini_lab.evaluation.documents import KNOWN
+from tipmini_lab.evaluation.documents import KNOWN, Task
 
 METRIC = {name: task.metric for name, task in KNOWN.items()}
 
@@ -30,7 +29,7 @@ def order(count: int, seed: int = 0) -> list[int]:
 
 def rows(task: str, split: str, count: int | None = None) -> list[dict]:
     """Raw rows of the `evaluation` or `train` split: all, or the first `count` of the order."""
-    known = KNOWN[task]
+    known = _known(task)
     read = known.evaluation if split == "evaluation" else known.train
     if read is None:
         raise TipminiError(f"task {task}: no train rows")
@@ -40,9 +39,13 @@ def rows(task: str, split: str, count: int | None = None) -> list[dict]:
 
 def official(task: str) -> Path:
     """lm-eval's own definition of a task; TipminiError for one that is not known."""
+    return Path(lm_eval.tasks.__file__).parent / _known(task).official
+
+
+def _known(task: str) -> Task:
     if task not in KNOWN:
         raise TipminiError(f"task {task!r}: not one of {', '.join(KNOWN)}")
-    return Path(lm_eval.tasks.__file__).parent / KNOWN[task].official
+    return KNOWN[task]
 
 
 def fingerprint(task: str) -> list:
@@ -60,10 +63,12 @@ def load(
     With data="hub" lm-eval reads the hub itself, and all train rows are there. Raises TipminiError
     for a task that is not known and for data that the hub does not give.
     """
-    definition = load_yaml(official(task))
-    definition.pop("tag", None)
-    if data == "embedded":
-        return _over(definition, lambda: _splits(task, evaluation, train))
+    if (
+        data == "embedded"
+    ):  # train rows are not read where none are wanted: HellaSwag's take seconds
+        learnt = rows(task, "train", train) if train else []
+        return _over(task, rows(task, "evaluation", evaluation), learnt)
+    definition = _definition(task)
     try:
         found = ConfigurableTask(config=definition)
     except OSError as error:  # which the hub's and the data sets' own errors are
@@ -71,7 +76,8 @@ def load(
         where = f"{definition['dataset_path']}: not in the hub's cache and not fetched"
         raise TipminiError(f"task {task}: data {where}: {first}") from error
     split = definition.get("test_split") or definition["validation_split"]
-    found.dataset[split] = _first(found.dataset[split], evaluation)
+    every = found.dataset[split]
+    found.dataset[split] = every.select(order(len(every))[:evaluation])
     return found
 
 
@@ -80,21 +86,21 @@ def held_out(task: str, after: int, count: int) -> ConfigurableTask:
 
     Those of them that stand before as well are left out: OpenBookQA has questions twice.
     """
-    definition = load_yaml(official(task))
-    definition.pop("tag", None)
+    content = lambda row: {key: row[key] for key in row if key not in NUMBERS}  # noqa: E731
     every = rows(task, "train", after + count)
-    before = [_content(row) for row in every[:after]]
-    fresh = [row for row in every[after:] if _content(row) not in before]
-    return _over(definition, lambda: _dataset(fresh, []))
+    before = [content(row) for row in every[:after]]
+    return _over(task, [row for row in every[after:] if content(row) not in before], [])
 
 
-def _content(row: dict) -> dict:
-    """Without running numbers."""
-    return {key: value for key, value in row.items() if key not in NUMBERS}
+def _definition(task: str) -> dict:
+    return {key: value for key, value in load_yaml(official(task)).items() if key != "tag"}
 
 
-def _over(definition: dict, splits: Callable[[], datasets.DatasetDict]) -> ConfigurableTask:
-    return ConfigurableTask(config=definition | {"custom_dataset": lambda **_: splits()})
+def _over(task: str, scored: list[dict], learnt: list[dict]) -> ConfigurableTask:
+    tested = datasets.Dataset.from_list(scored)
+    train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
+    found = datasets.DatasetDict(train=train, validation=tested, test=tested)
+    return ConfigurableTask(config=_definition(task) | {"custom_dataset": lambda **_: found})
 
 
 def text(definition: ConfigurableTask, doc: dict) -> str:
@@ -103,19 +109,3 @@ def text(definition: ConfigurableTask, doc: dict) -> str:
     listed = definition.config.doc_to_choice is not None
     answer = definition.doc_to_choice(doc)[target] if listed else target[0]
     return f"{definition.doc_to_text(doc)}{definition.config.target_delimiter}{answer}"
-
-
-def _first(split: datasets.Dataset, count: int | None) -> datasets.Dataset:
-    return split.select(order(len(split))[:count])
-
-
-def _splits(task: str, evaluation: int | None, train: int) -> datasets.DatasetDict:
-    # Train rows are not read where none are wanted: HellaSwag's alone take seconds.
-    learnt = rows(task, "train", train) if train else []
-    return _dataset(rows(task, "evaluation", evaluation), learnt)
-
-
-def _dataset(scored: list[dict], learnt: list[dict]) -> datasets.DatasetDict:
-    tested = datasets.Dataset.from_list(scored)
-    train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
-    return datasets.DatasetDict(train=train, validation=tested, test=tested)

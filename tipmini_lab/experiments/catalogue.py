@@ -1,4 +1,9 @@
-"""What experiments/*.yaml declares, read into variants by name, and the choices among them."""
+"""The declared merges: experiments/PAPER/*.yaml, read into variants, and the choices among them.
+
+A variant is a method of the library with its options, and how the inputs were measured. What it
+does not name is as the profile and the library have it: the equations as printed, and this
+project's default where they leave something open. A new paper's experiments are a new folder.
+"""
 
 import math
 from collections import ChainMap
@@ -10,24 +15,146 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tipmini.errors import TipminiError
-from tipmini_lab import paths
+import tipmini as tm
+from tipmini.errors import RULES, TipminiError, is_rule
+from tipmini.methods.table import METHODS, preset
 from tipmini_lab.declared_files import Declared, read, what_is_wrong
-from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.variants import NAME, Option, Variant, Weights
+from tipmini_lab.experiments.profiles import Profile, known_tasks
+from tipmini_lab.paths import EXPERIMENTS, experiment_files
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.store import Cell, in_one_format
+
+UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
+NAME = r"^[a-z0-9][a-z0-9._-]*$"  # also a file's name
+WEIGHTS_TOLD = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
+Weights = float | dict[str, float] | str
+Option = bool | int | float | str | None
+
+
+class Inputs(Declared):
+    """How the inputs of the adapters' modules are measured, for methods that need it."""
+
+    statistic: Literal["wanda", "mean_l2", "rms", "gram"] = "wanda"
+    source: Literal["adapter", "base"] = "adapter"  # whose activations
+    rows: int | None = Field(None, ge=1)  # train rows a task; null: the profile's
+    answers: bool = True  # whether the text ends with the right answer
+    seed: int = Field(0, ge=0)  # 0: the first rows of the fixed order; else others
+
+
+class Named(Declared):
+    name: str = Field(pattern=NAME)
+    title: str  # for the reader of a table
+
+
+class Variant(Named):
+    """One merge, or the model without one."""
+
+    method: str = "tip"  # base, single, or a method or preset of the library
+    options: dict[str, Option] = Field({})  # of the method; rank may be 'whole'
+    weights: Weights = "sum"  # a rule of tm.merge, a number for each, one a task, or learnt
+    seed: int | None = None  # of random methods; null: the profile's
+    adapters: int | tuple[str, ...] | None = None  # tasks, or how many of the profile's; null: all
+    inputs: Inputs = Inputs()
+    norm_of: str | None = None  # scaled to the size of this variant's merge
+    norm_by: Literal["model", "block"] = "model"  # as a whole, or each block
+    metrics: dict[str, str] = Field({})  # task -> another metric than the usual one
+    full: bool = False  # whether the profile `full` measures it as well
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, given: object) -> object:
+        """A preset's own weights where none are named."""
+        method = given.get("method") if isinstance(given, dict) else None
+        own = tm.PRESETS.get(method) if isinstance(method, str) else None
+        return {"weights": own.weights} | given if own else given
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _named(cls, options: dict) -> dict:
+        """YAML 1.1 reads the bare word on as true, also where it is a key."""
+        return {"on" if key is True else key: value for key, value in dict(options).items()}
+
+    @field_validator("adapters", "metrics")
+    @classmethod
+    def _known(cls, given: object) -> object:
+        return known_tasks(given) if isinstance(given, tuple | dict) else given
+
+    @field_validator("weights")
+    @classmethod
+    def _rule(cls, weights: Weights) -> Weights:
+        if isinstance(weights, str) and weights != "learnt" and not is_rule(weights):
+            raise ValueError(f"weights must be numbers, {RULES}, or learnt, got {weights!r}")
+        return weights
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Variant":
+        if isinstance(self.adapters, int) and self.adapters < 1:
+            raise ValueError("adapters must be 1 or more")
+        merges = self.method not in UNMERGED
+        if not merges and (self.options or self.norm_of):
+            raise ValueError(f"{self.method} merges nothing and has no options")
+        known = tm.method_options(self.method) if merges else {}
+        for option in self.options:
+            if option not in known:
+                raise ValueError(f"method {self.method} has no option {option!r}")
+        return self
+
+    @property
+    def base_method(self) -> str:
+        """The method of a preset; else the method itself."""
+        return preset(self.method).method
+
+    @property
+    def needs(self) -> str | None:
+        """`merge`'s argument for what was measured of the inputs: "norms", "grams" or nothing."""
+        return None if self.method in UNMERGED else METHODS[self.base_method].needs
+
+    @property
+    def measured(self) -> Inputs:
+        """How the inputs are measured; for Gram matrices, where it needs those."""
+        grams = {"statistic": "gram"} if self.needs == "grams" else {}
+        return self.inputs.model_copy(update=grams)
+
+    def tasks(self, every: Sequence[str]) -> tuple[str, ...]:
+        """Those whose adapters are merged, in the order of `every`; they alone are evaluated.
+
+        Raises TipminiError for an adapter that is not among them.
+        """
+        if not isinstance(self.adapters, tuple):
+            return tuple(every)[: self.adapters]
+        for task in self.adapters:
+            if task not in every:
+                raise TipminiError(f"variant {self.name}: {task} is not a task of the profile")
+        return tuple(task for task in every if task in self.adapters)
+
+    def metric(self, task: str) -> str:
+        from tipmini_lab.evaluation.tasks import METRIC  # and lm-eval with it
+
+        return self.metrics.get(task, METRIC[task])
+
+    def shares(self, tasks: Sequence[str]) -> str | dict[str, float]:
+        """The weights as `merge` takes them."""
+        number = isinstance(self.weights, float)
+        return dict.fromkeys(tasks, self.weights) if number else self.weights
+
+    def settings(self) -> dict:
+        """All that the merge follows from, names and titles left out."""
+        return self.model_dump(exclude={"name", "title", "metrics", "full"})
+
+    def changed(self, **changes: object) -> "Variant":
+        """A copy with other fields, checked like any."""
+        return Variant(**self.model_dump(exclude_unset=True) | changes)
 
 
 class Alternative(Declared):
     """One way to settle an open point, compared with what stands printed."""
 
-    option: str = Field(description="what is done otherwise, for the reader")
-    variant: Variant | str = Field(description="a new variant, or the name of one")
-    against: str = Field("tip", description="the variant that settles the point as printed")
-    full: bool = Field(False, description="whether the profile `full` measures it as well")
+    option: str  # what is done otherwise, for the reader
+    variant: Variant | str  # a new variant, or the name of one
+    against: str = "tip"  # the variant that settles the point as printed
+    full: bool = False  # whether the profile `full` measures it as well
 
     @property
     def name(self) -> str:
@@ -39,19 +166,16 @@ class Point(Declared):
 
     point: int = Field(ge=1)
     question: str
-    printed: str = Field(description="how the printed reading settles it")
+    printed: str  # how the printed reading settles it
     readings: tuple[Alternative, ...] = Field(min_length=1)
     note: str = ""
-
-
-WEIGHTS_TOLD = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
 
 
 class Sweep(Declared):
     """One setting moved over its values, in several variants."""
 
     name: str = Field(pattern=NAME)
-    label: str = Field(description="of the axis; {value} is replaced")
+    label: str  # of the axis; {value} is replaced
     moves: Literal["sparsity", "rows", "adapters", "weights"]
     values: tuple[float | int | str, ...] = Field(min_length=2)
     lines: tuple[Variant | str, ...] = Field(min_length=1)
@@ -61,11 +185,10 @@ class Sweep(Declared):
         return f"{line}-{self.name}-{value}"
 
     def at(self, line: Variant, value: object) -> Variant:
-        changes: dict[str, object] = {self.moves: value}
-        if self.moves == "sparsity":
-            changes = {"options": line.options | {"sparsity": value}}
-        if self.moves == "rows":
-            changes = {"inputs": line.inputs.model_dump() | {"rows": value}}
+        changes: dict[str, object] = {
+            "sparsity": {"options": line.options | {"sparsity": value}},
+            "rows": {"inputs": line.inputs.model_dump() | {"rows": value}},
+        }.get(self.moves, {self.moves: value})
         title = f"{line.title}, {self.label.format(value=WEIGHTS_TOLD.get(value, value))}"
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
@@ -73,88 +196,82 @@ class Sweep(Declared):
 class AxisValue(Declared):
     """What one place of a grid's axis changes."""
 
-    title: str = Field("", description="for the reader; empty where it is the variant's own")
+    title: str = ""  # for the reader; empty where it is the variant's own
     options: dict[str, Option] = Field({})
     weights: Weights | None = None
-    adapters: int | None = Field(None, description="how many of the profile's")
+    adapters: int | None = None  # how many of the profile's
 
 
 class Grid(Declared):
     """Several settings of one variant, each with each."""
 
     name: str = Field(pattern=NAME)
-    of: str = Field(description="the variant that is changed")
-    axes: tuple[dict[str, AxisValue], ...] = Field(
-        min_length=1, description="name of a place -> it"
-    )
+    of: str  # the variant that is changed
+    axes: tuple[dict[str, AxisValue], ...] = Field(min_length=1)  # name of a place -> it
 
     def places(self, variant: Variant) -> Iterator[Variant]:
         for chosen in product(*(axis.items() for axis in self.axes)):
-            words = [word for word, _ in chosen]
-            options = dict(ChainMap(*(change.options for _, change in chosen)))
-            weights = [change.weights for _, change in chosen if change.weights is not None]
-            named = {"name": "-".join([self.name, *words]), "full": False}
-            told = ", ".join(change.title for _, change in chosen if change.title)
-            named |= {"title": f"{variant.title} ({told or 'as it is'})"}
-            if weights:
-                named["weights"] = weights[-1]
-            if counts := [change.adapters for _, change in chosen if change.adapters]:
-                named["adapters"] = counts[-1]
-            yield variant.changed(options=variant.options | options, **named)
+            changes = [change for _, change in chosen]
+            told = ", ".join(change.title for change in changes if change.title)
+            last = {
+                field: given[-1]
+                for field in ("weights", "adapters")
+                if (given := [v for each in changes if (v := getattr(each, field)) is not None])
+            }
+            yield variant.changed(
+                name="-".join([self.name, *(word for word, _ in chosen)]),
+                title=f"{variant.title} ({told or 'as it is'})",
+                full=False,
+                options=variant.options | dict(ChainMap(*(each.options for each in changes))),
+                **last,
+            )
 
 
-class Control(Declared):
-    """What stands beside a pruned merge, to tell what its pruning does from what scale does."""
+class Control(Named):
+    """What stands beside a pruned merge, to tell what its pruning does from what scale does.
 
-    name: str = Field(pattern=NAME)
-    title: str = Field(description="{title} is the pruned merge's")
-    unpruned: bool = Field(False, description="the plain sum, scaled to the pruned merge's size")
+    In its title, {title} is the pruned merge's.
+    """
+
+    unpruned: bool = False  # the plain sum, scaled to the pruned merge's size
     by: Literal["model", "block"] = "model"
-    options: dict[str, Option] = Field({}, description="over the pruned merge's")
-    seeds: int = Field(0, ge=0, description="how many draws; 0: nothing is drawn")
-    full_of: tuple[str, ...] = Field((), description="beside which the profile `full` measures it")
+    options: dict[str, Option] = Field({})  # over the pruned merge's
+    seeds: int = Field(0, ge=0)  # how many draws; 0: nothing is drawn
+    full_of: tuple[str, ...] = ()  # beside which the profile `full` measures it
 
     def beside(self, pruned: Variant) -> Iterator[Variant]:
-        named = {"name": f"{pruned.name}.{self.name}", "title": self.title}
-        full = {"full": pruned.name in self.full_of}
-        named = full | {k: v.format(title=pruned.title) for k, v in named.items()}
+        name, title = f"{pruned.name}.{self.name}", self.title.format(title=pruned.title)
+        told = {"name": name, "title": title, "full": pruned.name in self.full_of}
         if self.unpruned:
             summed = str(pruned.options.get("summation", "linear"))
-            yield Variant(**named, method=summed, norm_of=pruned.name, norm_by=self.by)
+            yield Variant(**told, method=summed, norm_of=pruned.name, norm_by=self.by)
             return
-        one = pruned.changed(**named, options=pruned.options | self.options)
-        yield from [one.changed(**_drawn(one, s)) for s in range(self.seeds)] or [one]
-
-
-def _drawn(variant: Variant, seed: int) -> dict[str, object]:
-    title = f"{variant.title}, seed {seed}"
-    return {"name": f"{variant.name}-s{seed}", "title": title, "seed": seed}
+        one = pruned.changed(**told, options=pruned.options | self.options)
+        if not self.seeds:
+            yield one
+        for seed in range(self.seeds):
+            yield one.changed(name=f"{name}-s{seed}", title=f"{title}, seed {seed}", seed=seed)
 
 
 class Controls(Declared):
-    of: tuple[str, ...] = Field(min_length=1, description="names of pruned merges")
+    of: tuple[str, ...] = Field(min_length=1)  # names of pruned merges
     each: tuple[Control, ...] = Field(min_length=1)
 
 
-class Choice(Declared):
+class Choice(Named):
     """The best of several variants on held-out train rows."""
 
-    name: str = Field(pattern=NAME)
-    title: str
-    among: tuple[str, ...] = Field(
-        min_length=1, description="names, * for any text; the simpler first, which wins a tie"
-    )
-    finalists: int = Field(
-        0, ge=0, description="so many are scored again on more held-out rows, and chosen from"
-    )
-    lowest: bool = Field(False, description="the worst of them instead")
+    among: tuple[str, ...] = Field(min_length=1)  # names, * for any text; the first wins a tie
+    finalists: int = Field(0, ge=0)  # so many are scored again on more rows, and chosen from
+    lowest: bool = False  # the worst of them instead
     full: bool = True
 
 
 class Group(Declared):
-    """One file."""
+    """One file of merges."""
 
     description: str
+    order: int = 1  # a file may name variants of those before it
     variants: tuple[Variant, ...] = ()
     points: tuple[Point, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
@@ -164,17 +281,6 @@ class Group(Declared):
 
 
 # The declared experiments -------------------------------------------------------------------------
-FOLDER = paths.REPOSITORY / "experiments"
-ORDER = (
-    "methods",
-    "sweeps",
-    "ledger",
-    "controls",
-    "combined",
-    "tuned",
-)  # a file may name the former's
-
-
 @dataclass(frozen=True)
 class Catalogue:
     """All that is declared: the groups, and every variant by its name."""
@@ -195,17 +301,16 @@ class Catalogue:
         """
         if group not in self.members:
             raise TipminiError(f"group {group!r}: not one of {', '.join(self.members)}")
-        every = self.members[group]
+        every, choices = self.members[group], self.groups[group].choices
         if profile.important_only:
             return [name for name in every if name in self.important]
-        choices = self.groups[group].choices
         apart = {name for choice in choices for name in self.candidates(choice)} - self.important
         return [name for name in every if name not in apart]
 
     def variant(self, name: str) -> Variant:
         """Raises TipminiError for a name that is not declared."""
         if name not in self.variants:
-            raise TipminiError(f"variant {name!r}: not declared in {FOLDER.name}/*.yaml")
+            raise TipminiError(f"variant {name!r}: not declared in {EXPERIMENTS.name}/*/*.yaml")
         return self.variants[name]
 
     def candidates(self, choice: Choice) -> list[str]:
@@ -214,8 +319,8 @@ class Catalogue:
 
 
 @cache
-def catalogue(folder: Path = FOLDER) -> Catalogue:
-    """Everything declared in a folder's files.
+def catalogue(folder: Path = EXPERIMENTS) -> Catalogue:
+    """Every group of merges declared in the folders of a folder.
 
     Raises
     ------
@@ -223,32 +328,23 @@ def catalogue(folder: Path = FOLDER) -> Catalogue:
         A file that is no valid YAML, an unknown key, a wrong value, or a name that is unknown or
         stands there twice; one line that names the file.
     """
-    groups = {name: read(Group, folder / f"{name}.yaml") for name in group_names(folder)}
+    files = experiment_files(False, folder)
+    groups = {name: read(Group, file) for name, file in files.items()}
+    groups = dict(sorted(groups.items(), key=lambda item: item[1].order))
     variants: dict[str, Variant] = {}
     members, important = {}, set()
     for name, group in groups.items():
         try:
             members[name] = tuple(_add(group, variants, important))
-        except (KeyError, ValidationError, TipminiError) as error:
-            raise TipminiError(f"{folder / name}.yaml: {_one_line(error)}") from None
+        except KeyError as error:
+            raise TipminiError(f"{files[name]}: no variant {error}") from None
+        except (ValidationError, TipminiError) as error:
+            invalid = isinstance(error, ValidationError)
+            told = what_is_wrong(error) if invalid else error
+            raise TipminiError(f"{files[name]}: {told}") from None
     important |= {c.name for group in groups.values() for c in group.choices if c.full}
     important |= {name for name, variant in variants.items() if variant.full}
     return Catalogue(groups, members, variants, frozenset(important))
-
-
-def group_names(folder: Path = FOLDER) -> list[str]:
-    """The files' names, in an order in which each names but variants of those before it."""
-    return sorted((file.stem for file in folder.glob("*.yaml")), key=_rank)
-
-
-def _rank(group: str) -> tuple[int, str]:
-    return (ORDER.index(group) if group in ORDER else len(ORDER), group)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return what_is_wrong(error)
-    return f"no variant {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> list[str]:
@@ -267,10 +363,11 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
 
     names = [new(variant) for variant in group.variants]
     for reading in (r for point in group.points for r in point.readings):
-        known(reading.variant) if isinstance(reading.variant, str) else new(reading.variant)
-        known(reading.against)
-        names += [reading.name, reading.against]
-        important |= {reading.name, reading.against} if reading.full else set()
+        if not isinstance(reading.variant, str):
+            new(reading.variant)
+        both = [variants[reading.name].name, variants[reading.against].name]
+        names += both
+        important |= set(both) if reading.full else set()
     for sweep in group.sweeps:
         names += [new(sweep.at(known(line), v)) for line in sweep.lines for v in sweep.values]
     if group.controls:
@@ -309,10 +406,7 @@ def best(cells: Cells, names: Sequence[str], tasks: Sequence[str], count: int = 
 
 
 def finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
-    """The candidates that are scored again on more rows.
-
-    Raises TipminiError when a candidate has not been measured on held-out rows.
-    """
+    """The candidates that are scored again on more rows; raises as `winner`."""
     names = known.candidates(choice)
     tasks = scored_on(choice, known, profile)
     return best(
@@ -324,12 +418,6 @@ def scored_on(choice: Choice, known: Catalogue, profile: Profile) -> tuple[str, 
     """The tasks that all candidates are evaluated on."""
     own = [set(known.variant(name).tasks(profile.tasks)) for name in known.candidates(choice)]
     return tuple(task for task in profile.tasks if all(task in tasks for tasks in own))
-
-
-def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
-    """The chosen variant, under the choice's name and title; raises as `winner`."""
-    found = known.variant(winner(choice, known, profile))
-    return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
 
 
 def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
@@ -347,10 +435,17 @@ def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
     return best(cells, names, tasks)[0]
 
 
-def _measured(choice: Choice, store: Path, names: Sequence[str], tasks: Sequence[str]) -> Cells:
+def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
+    """The chosen variant, under the choice's name and title; raises as `winner`."""
+    found = known.variant(winner(choice, known, profile))
+    return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
+
+
+def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:
     cells = in_one_format(storage.cells(store, names))
-    missing = [name for name in names for task in tasks if (name, task) not in cells]
+    missing = {name for name in names for task in profile.tasks if (name, task) not in cells}
     if missing:
-        first = f"{missing[0]} and {len(set(missing)) - 1} more are not measured on held-out rows"
-        raise TipminiError(f"choice {choice.name}: {first}; run `tipmini measure` of its group")
+        first = next(name for name in names if name in missing)
+        more = f"{first} and {len(missing) - 1} more are not measured on held-out rows"
+        raise TipminiError(f"choice {choice.name}: {more}; run `tipmini measure` of its group")
     return cells

@@ -1,35 +1,36 @@
-"""The declared pruning experiments: experiments/pruning/grid.yaml, read into runs by name."""
+"""The declared prunings: experiments/PAPER/*.yaml that have `plans`, read into runs by name."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from tipmini.errors import TipminiError
-from tipmini_lab import paths
 from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation.documents import KNOWN
-from tipmini_lab.experiments.recipe import PruningRecipe
-from tipmini_lab.experiments.variants import NAME
+from tipmini_lab.experiments.catalogue import Named
+from tipmini_lab.experiments.profiles import known_tasks
+from tipmini_lab.experiments.pruning import PruningRecipe
+from tipmini_lab.paths import EXPERIMENTS
 
-FILE = paths.REPOSITORY / "experiments" / "pruning" / "grid.yaml"
-GROUP = "pruning"  # its name on the command line
+FILE = EXPERIMENTS / "loraprune" / "pruning.yaml"
 
 
 class Size(Declared):
     """What a profile measures of every run."""
 
-    windows: int = Field(ge=1, description="of each corpus")
-    length: int = Field(ge=2, description="tokens of a window")
-    tuned: dict[str, object] = Field(description="of a `PruningRecipe`, pruning while fine-tuning")
-    one_shot: dict[str, object] = Field(description="of a `PruningRecipe`, pruning at once")
-    longer: dict[str, object] = Field({}, description="what longer tuning has else than `tuned`")
+    windows: int = Field(ge=1)  # of each corpus
+    length: int = Field(ge=2)  # tokens of a window
+    tuned: dict[str, Any]  # of a `PruningRecipe`, pruning while fine-tuning
+    one_shot: dict[str, Any]  # of a `PruningRecipe`, pruning at once
+    longer: dict[str, Any] = Field({})  # what longer tuning has else than `tuned`
 
     @field_validator("tuned", "one_shot", "longer")
     @classmethod
-    def _leaves_the_plans_theirs(cls, options: dict[str, object]) -> dict[str, object]:
+    def _leaves_the_plans_theirs(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name in ("method", "share", "seed"):
             if name in options:
                 raise ValueError(f"{name} is the plans'; leave it out")
@@ -41,28 +42,22 @@ class Size(Declared):
         return PruningRecipe(**given | {"tasks": tuple(given["tasks"])})
 
 
-class Whole(Declared):
+class Whole(Named):
     """The model that is not pruned."""
 
-    name: str = Field(pattern=NAME)
-    title: str
     int8: bool = False
 
 
-class SemiStructured(Declared):
+class SemiStructured(Named):
     """Two of every four weights set to zero."""
 
-    name: str = Field(pattern=NAME)
-    title: str
     score: str
 
 
-class Method(Declared):
+class Method(Named):
     """A criterion, as a `PruningRecipe` names it."""
 
-    name: str = Field(pattern=NAME)
-    title: str
-    options: dict[str, object]
+    options: dict[str, Any]
 
 
 class Plan(Declared):
@@ -73,8 +68,8 @@ class Plan(Declared):
     shares: tuple[float, ...] = Field(min_length=1)
     tuned: bool
     seeds: tuple[int, ...] = Field(min_length=1)
-    longer: bool = Field(False, description="whether tuned with the size's `longer`")
-    zero_shot: bool = Field(True, description="whether tasks are scored beside the corpora")
+    longer: bool = False  # whether tuned with the size's `longer`
+    zero_shot: bool = True  # whether tasks are scored beside the corpora
 
 
 @dataclass(frozen=True)
@@ -100,13 +95,18 @@ class Grid(Declared):
     version: int
     sizes: dict[str, Size]
     tasks: tuple[str, ...]
-    apart: tuple[str, ...] = Field((), description="tasks that means over tasks leave out")
+    apart: tuple[str, ...] = ()  # tasks that means over tasks leave out
     whole: tuple[Whole, ...]
     semi_structured: tuple[SemiStructured, ...]
     methods: tuple[Method, ...]
-    ablations: tuple[Method, ...] = Field((), description="methods that no table but theirs shows")
-    variants: tuple[Method, ...] = Field((), description="a table of their own, too")
+    ablations: tuple[Method, ...] = ()  # methods that no table but theirs shows
+    variants: tuple[Method, ...] = ()  # a table of their own, too
     plans: tuple[Plan, ...]
+
+    @field_validator("tasks", "apart")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return known_tasks(names, KNOWN)
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Grid(Declared):
     def size(self, profile: str) -> Size:
         if profile not in self.sizes:
             known = ", ".join(self.sizes)
-            raise TipminiError(f"group {GROUP}: profile {profile!r} is not one of {known}")
+            raise TipminiError(f"group {FILE.stem}: profile {profile!r} is not one of {known}")
         return self.sizes[profile]
 
     def titles(self) -> dict[str, str]:
@@ -130,21 +130,18 @@ class Grid(Declared):
 
     def runs(self, profile: str) -> dict[str, Planned]:
         """By name, each once: what several plans name is scored as the fullest asks."""
-        size, found = self.size(profile), {}
-        for run in (*self._unpruned(size), *self._planned(size)):
-            known = found.get(run.name)
-            if known is None or run.zero_shot:
+        found: dict[str, Planned] = {}
+        for run in self._every(self.size(profile)):
+            if run.name not in found or run.zero_shot:
                 found[run.name] = run
         return found
 
-    def _unpruned(self, size: Size) -> Iterator[Planned]:
+    def _every(self, size: Size) -> Iterator[Planned]:
         for whole in self.whole:
             yield Planned(whole.name, whole.title, whole.name, int8=whole.int8)
         for semi in self.semi_structured:
             recipe = size.recipe(tuned=False, method=semi.score, share=0.5)
             yield Planned(semi.name, semi.title, semi.name, 0.5, recipe=recipe, score=semi.score)
-
-    def _planned(self, size: Size) -> Iterator[Planned]:
         for plan in self.plans:
             for name in plan.methods:
                 for share in plan.shares:
@@ -181,13 +178,6 @@ def grid(file: Path = FILE) -> Grid:
     try:
         for profile in found.sizes:
             found.runs(profile)
-        _check_tasks((*found.tasks, *found.apart))
     except (TipminiError, TypeError) as error:
         raise TipminiError(f"{file}: {error}") from error
     return found
-
-
-def _check_tasks(names: tuple[str, ...], known: Collection[str] = KNOWN) -> None:
-    for name in names:
-        if name not in known:
-            raise TipminiError(f"tasks: {name!r} is not one of {', '.join(known)}")

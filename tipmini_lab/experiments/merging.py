@@ -1,27 +1,36 @@
-"""A profile's merges, what each follows from, and the sizes that tell pruning from scale."""
+"""What is merged: sizes that tell pruning from scale, merged folders, and the adapters' inputs."""
 
 import json
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 import tipmini as tm
 from tipmini.errors import require
-from tipmini.methods import merge
-from tipmini.methods.merge import Fidelity
-from tipmini.methods.tip import block_of
+from tipmini.methods.merge import Fidelity, block_of
+from tipmini.models import calibration
 from tipmini.models.adapter import LoraFactors
 from tipmini.models.lowrank import product_norm
-from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.experiments.variants import UNMERGED, Inputs, Variant
+from tipmini_lab.evaluation import packing, tasks
+from tipmini_lab.experiments.catalogue import Inputs
 from tipmini_lab.locks import alone
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import digests
+
+if TYPE_CHECKING:
+    from tipmini_lab.experiments.experiment import Lab
 
 SCALES = ("model", "block")
+ROUNDING = 1e-6  # of float32, relative
 
 
 def module_norms(adapter: tm.LoraAdapter) -> dict[str, float]:
@@ -73,184 +82,177 @@ def sizes(merged: tm.LoraAdapter, exact: tm.LoraAdapter) -> dict[str, float]:
     }
 
 
-# A profile's merges -------------------------------------------------------------------------------
-PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
-ROUNDING = 1e-6  # of float32, relative
-
-
-class Measured(Protocol):
-    """What is known of the inputs of the adapters' modules; `InputNorms` is one."""
-
-    def of(self, task: str, chosen: Inputs) -> dict[str, Tensor]: ...
-    def inputs(self, task: str, chosen: Inputs) -> dict: ...
-
-
-class Learnt(Protocol):
-    """Weights learnt of all adapters; `Weighing` is one."""
-
-    def identity(self) -> str: ...
-    def weights(self) -> dict[str, dict[str, float]]: ...
-
-
-class Source(Protocol):
-    """What merges are made of; `Lab` is one."""
-
-    profile: Profile
-    adapters: dict[str, tm.LoraAdapter]
-    norms: Measured
-    weighing: Learnt
-
-    def adapter_path(self, task: str) -> Path: ...
-    def merged(self, name: str) -> Path: ...
-    def options(self, method: str) -> dict: ...
-    def variant(self, name: str) -> Variant: ...
-
-
-class Merges:
-    """Of one `Lab`, whose profile, adapters and input norms they are made of."""
-
-    def __init__(self, lab: Source):
-        self.lab, self.profile = lab, lab.profile
-        self.made: dict[str, Path] = {}
-
-    def folder(self, variant: Variant) -> Path:
-        """The folder of the merged adapter; the paper's are kept with the profile's results."""
-        if variant.name not in self.made:
-            paper = variant.name in PAPER
-            self.made[variant.name] = self._paper(variant) if paper else self._remade(variant)
-        return self.made[variant.name]
-
-    def _paper(self, variant: Variant) -> Path:
-        folder = self.profile.store / "merged" / variant.name
-        _save(folder, self.merge(variant))
-        return folder
-
-    def _remade(self, variant: Variant) -> Path:
-        """Merged again only where something that it is made of has changed."""
-        folder, note = self._place(variant)
-        code = digests.code_digest(merge.merge, scaled_to)
-        recipe = digests.digest([code, self.settings(variant)])
-        if not folder.is_dir() or _note(note).get("recipe") != recipe:
-            merged = self.merge(variant)
-            _save(folder, merged)
-            facts = sizes(merged, self.exact(variant))
-            store.write(note, json.dumps({"recipe": recipe, "facts": facts}) + "\n")
-        return folder
-
-    def _place(self, variant: Variant) -> tuple[Path, Path]:
-        folder = self.profile.scratch / "merged" / variant.name
-        return folder, folder.with_name(f"{variant.name}.json")
-
-    def merge(self, variant: Variant) -> tm.LoraAdapter:
-        """The merged adapter itself."""
-        names = variant.tasks(self.profile.tasks)
-        given = {"weights": self.weights(variant), "seed": self.seed(variant)}
-        if variant.needs:
-            chosen = _inputs(variant)
-            given[variant.needs] = {task: self.lab.norms.of(task, chosen) for task in names}
-        adapters = {task: self.lab.adapters[task] for task in names}
-        merged = tm.merge(adapters, variant.method, **given, **self.options(variant))
-        if variant.norm_of is None:
-            return merged
-        like = tm.load_adapter(self.lab.merged(variant.norm_of))
-        return scaled_to(merged, like, variant.norm_by)
-
-    def weights(self, variant: Variant) -> object:
-        """As `merge` takes them."""
-        names = variant.tasks(self.profile.tasks)
-        if variant.weights != "learnt":
-            return variant.shares(names)
-        every = self.lab.weighing.weights()
-        return {task: every[task] for task in names}
-
-    def exact(self, variant: Variant) -> tm.LoraAdapter:
-        """The plain sum of the updates that the variant merges."""
-        names = variant.tasks(self.profile.tasks)
-        return tm.merge({task: self.lab.adapters[task] for task in names}, "cat")
-
-    def seed(self, variant: Variant) -> int:
-        return self.profile.seed if variant.seed is None else variant.seed
-
-    def options(self, variant: Variant) -> dict:
-        """The profile's and the variant's own; rank "whole" is one that cuts nothing."""
-        options = self.lab.options(variant.method) | variant.options
-        if options.get("rank") == "whole":
-            every = self.lab.adapters.values()
-            shapes = [pair.shape for adapter in every for pair in adapter.factors.values()]
-            options["rank"] = max(min(shape) for shape in shapes)
-        return options
-
-    def settings(self, variant: Variant, measured: bool = True) -> dict:
-        """Everything that a merge follows from besides the library's code.
-
-        measured=False leaves out what the inputs' norms follow from, which takes reading the rows.
-        """
-        own = variant.settings() | {"seed": self.seed(variant)}
-        if variant.method in UNMERGED:
-            return own
-        names = variant.tasks(self.profile.tasks)
-        hashes = {task: adapter_hash(self.lab.adapter_path(task)) for task in names}
-        own |= {"options": self.options(variant), "adapters": hashes}
-        if variant.needs and measured:
-            chosen = _inputs(variant)
-            keys = {task: digests.digest(self.lab.norms.inputs(task, chosen)) for task in names}
-            own["measured"] = keys
-        if variant.weights == "learnt" and measured:
-            own["learnt"] = self.lab.weighing.identity()
-        if variant.norm_of:
-            own["norm_of"] = self.settings(self.lab.variant(variant.norm_of), measured)
-        return own
-
-    def facts(self, variant: Variant) -> dict[str, float]:
-        """`merging.sizes` of a variant's merge; nothing of what isn't merged."""
-        if variant.method in UNMERGED:
-            return {}
-        folder = self.folder(variant)
-        if variant.name in PAPER:
-            return sizes(tm.load_adapter(folder), self.exact(variant))
-        return _note(self._place(variant)[1])["facts"]
-
-
-def _inputs(variant: Variant) -> Inputs:
-    """How the variant's inputs are measured; for Gram matrices, where it needs those."""
-    grams = {"statistic": "gram"} if variant.needs == "grams" else {}
-    return variant.inputs.model_copy(update=grams)
-
-
-def _note(file: Path) -> dict:
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _save(folder: Path, merged: tm.LoraAdapter) -> None:
-    with alone(folder.parent):  # processes side by side merge the same
-        if not _holds(folder, merged):
-            merged.save(folder, torch.float32)
-
-
-def _holds(folder: Path, adapter: tm.LoraAdapter) -> bool:
-    """Whether the folder's factors are these to rounding: another processor's last bit is no news.
-
-    What is 0, such as a pruned element, is 0 in both.
-    """
-    try:
-        found = tm.load_adapter(folder).factors
-    except tm.TipminiError:
-        return False
-    pairs = ((found[m], pair) for m, pair in adapter.factors.items() if m in found)
-    same = [_alike(f.a, p.a) and _alike(f.b, p.b) for f, p in pairs]
-    return len(same) == len(adapter.factors) == len(found) and all(same)
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=ROUNDING, atol=0)
-
-
+# Folders ------------------------------------------------------------------------------------------
 def adapter_hash(folder: Path) -> str:
     return digests.file_digest(folder / "adapter_model.safetensors")
 
 
-def without_measured(settings: dict) -> dict:
-    """A merge's settings but for the hashes of what its inputs and weights were measured on."""
-    kept = {key: value for key, value in settings.items() if key not in ("measured", "learnt")}
-    inner = kept["norm_of"]
-    return kept | ({"norm_of": without_measured(inner)} if isinstance(inner, dict) else {})
+def save_merge(folder: Path, merged: tm.LoraAdapter) -> Path:
+    """Write it unless it is there: another processor's last bit is no news.
+
+    What is 0, such as a pruned element, is 0 in both.
+    """
+    with alone(folder.parent):  # processes side by side merge the same
+        if not _holds(folder, merged):
+            merged.save(folder, torch.float32)
+    return folder
+
+
+def _holds(folder: Path, adapter: tm.LoraAdapter) -> bool:
+    try:
+        found = tm.load_adapter(folder).factors
+    except tm.TipminiError:
+        return False
+    return found.keys() == adapter.factors.keys() and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=ROUNDING, atol=0)
+        for module, pair in adapter.factors.items()
+        for one, other in ((found[module].a, pair.a), (found[module].b, pair.b))
+    )
+
+
+# Inputs of the adapters' modules ------------------------------------------------------------------
+DEFAULT = Inputs()  # as the paper says
+FIRST = 4  # train rows whose norms are kept apart: soon measured again on another machine
+EVERY_ROW = 10**9
+
+
+class InputNorms:
+    """Norms, or Gram matrices, of what a `Lab`'s adapters' modules read; measured once, then read.
+
+    kept: a folder of norms that were measured before, read where they are of the very same things.
+    """
+
+    def __init__(self, lab: "Lab", kept: Path | None = None):
+        self.lab, self.profile, self.kept = lab, lab.profile, kept
+        self._texts: dict[tuple, list[str]] = {}
+
+    @property
+    def first(self) -> Inputs:
+        return Inputs(rows=min(FIRST, self.profile.calibration_rows))
+
+    def of(self, task: str, chosen: Inputs = DEFAULT) -> dict[str, Tensor]:
+        """Of a task's own adapter on its own text: see `tm.calibrate_adapter`."""
+        inputs = self.inputs(task, chosen)
+        key = digests.digest(inputs)
+        file = self.file(task, chosen)
+        if self.kept and _is_of(kept := self.kept / f"{task}.safetensors", key):
+            file = kept
+        if not _is_of(file, key):
+            norms = self.measure(task, self.texts(task, chosen), chosen.statistic, chosen.source)
+            told = {"key": key, "inputs": json.dumps(inputs), "dtype": self.lab.dtype}
+            save_tensors(norms, file, told | {"code": calibration_code()})
+        return _read(file)
+
+    def stored(self, task: str, chosen: Inputs, dtype: str) -> dict[str, Tensor] | None:
+        """What was measured before in a number format; None where nothing of the very same was."""
+        file, key = self.file(task, chosen), digests.digest(self.inputs(task, chosen))
+        return _read(file) if _is_of(file, key) and _told(file)["dtype"] == dtype else None
+
+    def file(self, task: str, chosen: Inputs) -> Path:
+        """The paper's are kept with the profile's results, others where all can be made again."""
+        rows = None if chosen.rows == self.profile.calibration_rows else chosen.rows
+        norms = self.profile.store / "norms"
+        if chosen.model_copy(update={"rows": rows}) == DEFAULT:
+            return norms / f"{task}.safetensors"
+        if chosen == self.first:
+            return norms / "first" / f"{task}.safetensors"
+        key = digests.digest(self.inputs(task, chosen))
+        return self.profile.scratch / "norms" / f"{task}-{key[:16]}.safetensors"
+
+    def inputs(self, task: str, chosen: Inputs = DEFAULT) -> dict:
+        """Everything that they follow from."""
+        inputs = {
+            "model": self.lab.model_hash,
+            "adapter": adapter_hash(self.lab.adapter_path(task)),
+            "data": digests.digest(self.texts(task, chosen)),
+            "parameters": self.profile.model_dump(include={"device", "tokens"}),
+        }
+        other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
+        return inputs | ({"inputs": other} if other else {})
+
+    def texts(self, task: str, chosen: Inputs = DEFAULT) -> list[str]:
+        """Train rows as text, prompt and right answer."""
+        rows = chosen.rows or self.profile.calibration_rows
+        asked = (task, rows, chosen.seed, chosen.answers)
+        if asked not in self._texts:
+            # Other rows than the first ones are among all.
+            definition = self.lab.task(task, EVERY_ROW if chosen.seed else rows)
+            docs = definition.training_docs()
+            picked = [docs[i] for i in tasks.order(len(docs), chosen.seed)[:rows]]
+            answered = chosen.answers
+            self._texts[asked] = [
+                tasks.text(definition, doc) if answered else definition.doc_to_text(doc)
+                for doc in picked
+            ]
+        return self._texts[asked]
+
+    def measure(
+        self,
+        task: str,
+        texts: list[str] | None = None,
+        statistic: str = "wanda",
+        source: str = "adapter",
+    ) -> dict[str, Tensor]:
+        """Of a task's calibration texts by default; nothing is stored.
+
+        source: whose activations, the base's with its own "adapter", or the "base"'s alone.
+        """
+        batches = self.padded(self.lab.tokenizer(texts or self.texts(task))["input_ids"])
+        bar = lambda batches: tqdm(batches, desc=f"calibrate {task}")  # noqa: E731
+        with self._source(task, source) as folder, self.lab.lm.resident.active(folder) as peft:
+            told = {"statistic": statistic, "progress": bar}
+            return tm.calibrate_adapter(peft, batches, peft.active_adapter, **told)
+
+    @contextmanager
+    def _source(self, task: str, source: str) -> Iterator[Path]:
+        """The folder of a task's adapter; for the base alone with B = 0, which changes nothing of
+        what the model computes, but still reads A x."""
+        if source == "adapter":
+            yield self.lab.adapter_path(task)
+            return
+        silent = self.lab.adapters[task].map(lambda _, pair: replace(pair, b=pair.b * 0))
+        with tempfile.TemporaryDirectory() as work:
+            silent.save(Path(work) / task)
+            yield Path(work) / task
+
+    def padded(self, encoded: list[list[int]]) -> list[dict[str, Tensor]]:
+        """Batches of similar lengths, under 5% of padding, as `tm.calibrate` takes them.
+
+        Half the size of a pass that evaluates: it is as fast, and the squares are in float32.
+        """
+        parts = packing.batches(list(map(len, encoded)), self.profile.tokens // 2, 0.9)
+        rows = ({"input_ids": [encoded[i] for i in part]} for part in parts)
+        return [self.lab.tokenizer.pad(each, return_tensors="pt") for each in rows]
+
+
+def calibration_code() -> str:
+    """What norms are measured by."""
+    return digests.code_digest(calibration.calibrate_adapter, packing.batches, tasks.text)
+
+
+def _is_of(file: Path, key: str) -> bool:
+    """Whether a file's norms were measured of the very same things, by code that gives the same."""
+    told = _told(file)
+    codes = ({"calibration": code} for code in (told.get("code", ""), calibration_code()))
+    return told.get("key") == key and digests.is_same_code(*codes)
+
+
+def _told(file: Path) -> dict[str, str]:
+    """What a file of norms says of itself; nothing without a file."""
+    if not file.is_file():
+        return {}
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".norms-") as work:
+        save_file(tensors, Path(work) / file.name, metadata)
+        (Path(work) / file.name).replace(file)

@@ -1,7 +1,8 @@
 """Profiles: at which scale the same experiments run. One documented YAML file each."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -11,53 +12,50 @@ from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import documents
 
 FOLDER = paths.REPOSITORY / "profiles"
+Tasks = TypeVar("Tasks", tuple[str, ...], dict)
+
+
+def known_tasks(given: Tasks, known: Collection[str] = documents.TASKS) -> Tasks:
+    """The tasks as they are given; ValueError for one that is not known."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name!r} is not one of {', '.join(known)}")
+    return given
 
 
 class Profile(Declared):
     """Everything a run depends on besides code, model, adapters and data themselves."""
 
     name: str
-    description: str = Field(description="one sentence for the reader of a table")
-    model: str = Field("embedded", description="'embedded', or a hub id")
-    adapters: str = Field("adapters/{task}", description="folder or hub id; {task} is replaced")
-    adapter_names: dict[str, str] = Field({}, description="task -> its name in `adapters`")
+    description: str  # one sentence for the reader of a table
+    model: str = "embedded"  # or a hub id
+    adapters: str = "adapters/{task}"  # folder or hub id; {task} is replaced
+    adapter_names: dict[str, str] = Field({})  # task -> its name in `adapters`
     data: Literal["embedded", "hub"] = "embedded"
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="of the model; auto: what this machine is fast in, see `number_format`"
-    )
+    # Of the model; auto: what this machine is fast in, see `model.number_format`.
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     tasks: tuple[str, ...] = documents.TASKS
-    evaluation_rows: int | None = Field(None, ge=1, description="rows a task; null: all")
-    evaluation_rows_of: dict[str, int] = Field({}, description="exceptions, by task")
-    calibration_rows: int = Field(128, ge=1, description="train rows a task")
-    base_sparsity: float = Field(0.7, ge=0, le=1, description="S_org of TIP Eq. 5")
-    drop_rate: float = Field(0.7, ge=0, lt=1, description="DARE's p; the paper gives none")
+    evaluation_rows: int | None = Field(None, ge=1)  # rows a task; null: all
+    evaluation_rows_of: dict[str, int] = Field({})  # exceptions, by task
+    calibration_rows: int = Field(128, ge=1)  # train rows a task
+    base_sparsity: float = Field(0.7, ge=0, le=1)  # S_org of TIP Eq. 5
+    drop_rate: float = Field(0.7, ge=0, lt=1)  # DARE's p; the paper gives none
     seed: int = 0
-    tokens: int = Field(2048, ge=1, description="padded tokens of one forward pass")
-    answer_tokens: int = Field(
-        256, ge=1, description="the most tokens of a generated answer; 256 is lm-eval's own"
-    )
-    results: str = Field(description="folder of the stored results, below the repository")
-    variants: str | None = Field(
-        None, description="folder of the declared variants' cells; null: in `results`"
-    )
-    selection: str | None = Field(
-        None, description="folder of cells on held-out train rows; null: in `results`"
-    )
-    pruning: str | None = Field(
-        None, description="folder of the pruned models' cells; null: in `results`"
-    )
-    important_only: bool = Field(
-        False, description="of the declared variants only those marked `full: true`"
-    )
+    tokens: int = Field(2048, ge=1)  # padded tokens of one forward pass
+    answer_tokens: int = Field(256, ge=1)  # at most, of a generated answer; 256 is lm-eval's own
+    results: str  # folder of the stored results, below the repository
+    # Folders of cells elsewhere than in `results`: of declared variants, on held-out train rows,
+    # of pruned models.
+    variants: str | None = None
+    selection: str | None = None
+    pruning: str | None = None
+    important_only: bool = False  # of the declared variants only those marked `full: true`
 
     @field_validator("tasks", "evaluation_rows_of", "adapter_names")
     @classmethod
-    def _known(cls, names: tuple[str, ...] | dict) -> tuple[str, ...] | dict:
-        for name in names:
-            if name not in documents.TASKS:
-                raise ValueError(f"{name!r} is not one of {', '.join(documents.TASKS)}")
-        return names
+    def _known(cls, names: Tasks) -> Tasks:
+        return known_tasks(names)
 
     @property
     def store(self) -> Path:
@@ -89,10 +87,6 @@ class Profile(Declared):
         return self.evaluation_rows_of.get(task, self.evaluation_rows)
 
 
-def names() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
-
-
 def load_profile(name: str | Path) -> Profile:
     """A profile by name (`profiles/NAME.yaml`) or by the path of a file.
 
@@ -103,5 +97,6 @@ def load_profile(name: str | Path) -> Profile:
     """
     file = Path(name) if str(name).endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not file.is_file():
-        raise TipminiError(f"profile {str(name)!r}: not one of {', '.join(names())}")
+        known = ", ".join(paths.declared("profiles"))
+        raise TipminiError(f"profile {str(name)!r}: not one of {known}")
     return read(Profile, file)

@@ -23,11 +23,10 @@ from tqdm import tqdm
 from tipmini.errors import TipminiError, require
 from tipmini.methods.pruner import load_masks
 from tipmini_lab import paths
-from tipmini_lab.experiments import experiment, formats, input_norms, prunings
+from tipmini_lab.experiments import experiment, formats, merging, prunings
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
-from tipmini_lab.results.store import Cell
 
 PLACES = (("base", "piqa"), ("base", "coqa"), ("tip", "rte"))
 NORMS = ("boolq", "coqa")
@@ -42,39 +41,32 @@ Differences = Iterator[str]
 
 def evaluation(profile: Profile) -> Differences:
     """Cells of Table 1: every answer that is no tie."""
-    for place in tqdm(PLACES, "evaluation", unit="cell"):
-        then = experiment.stored(profile, *place)
-        if then is None:
-            yield f"{place[0]} on {place[1]}: nothing is stored"
-            continue
-        lab = Lab(profile.model_copy(update={"dtype": then.dtype}))
-        now = lab.measure(place[0], lab.folder(*place), lab.definition(place[1]), then.metric)
-        yield from _answers(then, now)
-
-
-def _answers(then: Cell, now: Cell) -> Differences:
     tie = formats.tie()
-    margins = then.margins or [1.0] * then.count
-    for row, (a, b, margin) in enumerate(zip(then.values, now.values, margins, strict=True)):
-        if a != b and margin >= tie:
-            yield f"{then.method} on {then.task}, row {row}: {a:g} stored, {b:g} now"
+    for method, task in tqdm(PLACES, "evaluation", unit="cell"):
+        then = experiment.stored(profile, method, task)
+        if then is None:
+            yield f"{method} on {task}: nothing is stored"
+            continue
+        made = Lab(profile.model_copy(update={"dtype": then.dtype})).experiment(method)
+        now = made.measure(task, made.build(task))
+        margins = then.margins or [1.0] * then.count
+        for row, (a, b, margin) in enumerate(zip(then.values, now.values, margins, strict=True)):
+            if a != b and margin >= tie:
+                yield f"{method} on {task}, row {row}: {a:g} stored, {b:g} now"
 
 
 def calibration(profile: Profile) -> Differences:
     """Norms of the first train rows."""
     dtype = experiment.stored(profile, *PLACES[0]).dtype
-    lab = Lab(profile.model_copy(update={"dtype": dtype}))
+    norms = Lab(profile.model_copy(update={"dtype": dtype})).norms
     for task in tqdm(NORMS, "calibration", unit="task"):
-        then = lab.norms.stored(task, lab.norms.first, dtype)
+        then = norms.stored(task, norms.first, dtype)
         if then is None:
             yield f"norms of {task}: none are stored"
             continue
-        now = lab.norms.measure(task, lab.norms.texts(task, lab.norms.first))
-        yield from (
-            f"norms of {task}, {name}"
-            for name in then
-            if not torch.allclose(now[name], then[name], rtol=ROUNDING)
-        )
+        now = norms.measure(task, norms.texts(task, norms.first))
+        apart = [n for n in then if not torch.allclose(now[n], then[n], rtol=ROUNDING)]
+        yield from (f"norms of {task}, {name}" for name in apart)
 
 
 def pruning(profile: Profile) -> Differences:
@@ -89,20 +81,18 @@ def perplexity(profile: Profile) -> Differences:
 
 
 def _pruned(profile: Profile, name: str) -> Differences:
-    then = store.cell_of(profile.pruning_store, name, CORPUS)
+    before = prunings.experiments(profile)[name]
+    then = before.stored(CORPUS)
     if then is None:
         yield f"{name} on {CORPUS}: nothing is stored"
         return
     told = {"dtype": then.dtype, "pruning": str(FOLDER / "pruning")}
-    again = prunings.Prunings(profile.model_copy(update=told))
-    planned = again.runs[name]
-    again.measures = lambda _: [CORPUS]
-    again.measure(planned)
-    now = store.cell_of(again.store, name, CORPUS)
-    if again.prunes(planned):
-        masks = [load_masks(p.masks_file(planned)) for p in (prunings.Prunings(profile), again)]
-        other = sum(int((masks[0][f] != masks[1][f]).sum()) for f in masks[0])
-        print(f"{name}: {other} of {sum(map(len, masks[0].values()))} groups otherwise")
+    again = prunings.experiments(profile.model_copy(update=told))[name]
+    (now,) = again.run([CORPUS])
+    if again.has_masks:
+        one, two = (load_masks(each.masks_file) for each in (before, again))
+        other = sum(int((one[family] != two[family]).sum()) for family in one)
+        print(f"{name}: {other} of {sum(map(len, one.values()))} groups otherwise")
     apart = abs(now.mean / then.mean - 1)
     if apart > max(STEP, _spread(profile, name)):
         yield f"{name}: the logarithm of its perplexity is off by {apart:.1%}"
@@ -118,7 +108,7 @@ def _spread(profile: Profile, name: str) -> float:
 
 KINDS: dict[str, tuple[Callable[[Profile], Differences], Callable[[], str]]] = {
     "evaluation": (evaluation, lambda: experiment.evaluation_code()["evaluation"]),
-    "calibration": (calibration, input_norms.calibration_code),
+    "calibration": (calibration, merging.calibration_code),
     "perplexity": (perplexity, lambda: prunings.code(CORPUS)["perplexity"]),
     "pruning": (pruning, prunings.pruning_code),
 }

@@ -1,10 +1,11 @@
 """Pruning a model: LoRAPrune's Algorithm 1, its results in files, 2:4 sparsity, `tipmini prune`."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -12,67 +13,166 @@ import torch
 from torch import Tensor, nn
 
 import tipmini as tm
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require, require_share
 from tipmini.methods import pruner
-from tipmini.methods.criteria import needs_gradient, semi_structured_mask
-from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families, removed_share
-from tipmini.methods.int8 import rounded, to_int8
+from tipmini.methods.criteria import (
+    CHOICES,
+    NEEDS_WEIGHT_GRADIENT,
+    REDUCTIONS,
+    needs_gradient,
+    semi_structured_mask,
+)
+from tipmini.methods.groups import (
+    CHANNELS,
+    HEADS,
+    Family,
+    exempt_layers,
+    find_families,
+    quotas,
+    removed_share,
+)
 from tipmini.methods.pruner import Masks, Pruner, load_masks, masked, save_masks
 from tipmini.methods.removal import TensorEdit, changed, is_exportable, save_pruned
-from tipmini.models.base_folder import BaseFolder, open_base
+from tipmini.models.base_folder import BaseFolder, open_base, refuse_taken, save_merged
 from tipmini.models.files import one_line
-from tipmini.models.weights import refuse_taken, save_merged
-from tipmini.papers.wanda import wanda_score
+from tipmini.models.int8 import rounded, to_int8
+from tipmini.papers.loraprune import SCHEDULES
+from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import assets, objective
+from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.evaluation.model import (
-    download_model,
+    MODEL,
+    download,
     keep_memory,
     load_base,
     load_tokenizer,
     number_format,
     recompute,
 )
-from tipmini_lab.experiments.recipe import TARGETS, PruningRecipe, cosine_rate, fraction, removes
-from tipmini_lab.experiments.training import Resumable, add_lora, by_module, named_factors
+from tipmini_lab.experiments.training import (
+    Resumable,
+    add_lora,
+    by_module,
+    named_factors,
+    schedule,
+)
 from tipmini_lab.results import digests, store
 
 MASKS, STORY, ADAPTER, BASE = "masks.safetensors", "pruning.json", "adapter", "base"
+STATE = ("averages", "masks", "observed", "skipped")  # of a `Pruner`
+Rounding = Callable[[Tensor], Tensor]
 
 
-def save(
-    base: BaseFolder,
-    families: Sequence[Family],
-    masks: Masks,
-    factors: Mapping[str, tm.LoraFactors],
-    out: Path,
-    *,
-    read: Callable[[Tensor], Tensor] | None = None,
-    beside: Mapping[str, bytes] | None = None,
-) -> None:
-    """Write masks, adapter and further files into a folder, all at once or not at all.
+# The recipe ---------------------------------------------------------------------------------------
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    read: what the pruned modules' weights were rounded to while the adapter was trained; the base
-    with these weights is then written too, and the adapter names it. Raises TipminiError when the
-    disk does not take it.
+
+@dataclass(frozen=True)
+class PruningRecipe:
+    """A pruning run. The paper: learning rate 1e-4, batch 128, 2 epochs, AdamW, cosine decay.
+
+    share: of the weights of all attention and MLP matrices in layers that are not exempt; see
+    `groups.quotas` for how heads and channels divide it. tune=False: one pass over all rows for
+    the gradients, the groups are removed at once, and no weight is changed.
     """
-    out = Path(os.path.realpath(out))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-            new = Path(staging) / "new"
-            new.mkdir()
-            if read:
-                whole = {family.name: torch.ones_like(masks[family.name]) for family in families}
-                save_pruned(base, families, whole, new / BASE, read=read)
-            name = str(out / BASE if read else base.folder.resolve())
-            tm.LoraAdapter(dict(factors), base_model=name).save(new / ADAPTER)
-            for file, content in {MASKS: save_masks(masks), **(beside or {})}.items():
-                (new / file).write_bytes(content)
-            new.replace(out)
-    except OSError as error:
-        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+
+    method: str = "lora-guided"
+    share: float = 0.5
+    reduction: str = "paper"  # or "released"; then gradients are also taken after clipping
+    schedule: str = "cubic"
+    threshold: str = "layer"  # or "global": shares differ from layer to layer
+    head_share: float | None = None
+    channel_share: float | None = None
+    exempt_first: float = 0.0  # the authors' code: 0.1
+    exempt_last: int = 0  # the authors' code: 1
+    decay: float = 0.9  # lambda of Eq. 11
+    every: int = 10  # steps between removals
+    tune: bool = True
+    int8: bool = False
+    tasks: tuple[str, ...] = TASKS  # whose train rows are read, in equal numbers
+    rows: int = 1024
+    length: int = 256  # tokens of a row; the rest is cut
+    epochs: int = 2
+    steps: int | None = None  # instead of epochs
+    batch: int = 32
+    tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
+    recompute: bool = False  # activations in the backward pass: a fraction of the memory, slower
+    learning_rate: float = 1e-4
+    warmup: float = 0.05  # share of the steps in which the learning rate rises
+    clip: float = 1.0
+    rank: int = 8
+    alpha: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require("method", self.method, CHOICES)
+        require("reduction", self.reduction, REDUCTIONS)
+        require("schedule", self.schedule, SCHEDULES)
+        require("threshold", self.threshold, ("layer", "global"))
+        for task in self.tasks:
+            require("task", task, TASKS)
+        for name in ("share", "decay", "exempt_first", "warmup"):
+            require_share(name, getattr(self, name))
+        counts = ("every", "rows", "length", "epochs", "steps", "batch", "tokens", "rank", "alpha")
+        for name in counts:
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise TipminiError(f"{name} must be at least 1, got {count}")
+        if self.length < 2:
+            raise TipminiError("length must be at least 2: the first token predicts the next")
+        if self.int8 and self.method in NEEDS_WEIGHT_GRADIENT:
+            raise TipminiError(
+                f"method {self.method} needs gradients of the weights, which int8 has none of; "
+                "prune by lora-guided, magnitude, wanda or random"
+            )
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def batches(self, rows: int) -> list[list[int]]:
+        """Row numbers of every step."""
+        if not self.tune:
+            return [list(range(rows))]
+        an_epoch = math.ceil(rows / self.batch)
+        epochs = math.ceil(self.steps / an_epoch) if self.steps else self.epochs
+        return schedule(rows, epochs, self.batch, self.seed)[: self.steps]
+
+    def final(self, families: Sequence[Family], hidden_size: int) -> dict[str, int]:
+        """The groups of each family that are gone in the end."""
+        layers = 1 + max(family.layer for family in families)
+        exempt = exempt_layers(layers, self.exempt_first, self.exempt_last)
+        same = not exempt and self.threshold == "layer"
+        return quotas(
+            families,
+            self.share,
+            head_share=self.head_share,
+            channel_share=self.channel_share,
+            exempt=exempt,
+            hidden_size=hidden_size if same else None,  # which a checkpoint needs
+        )
 
 
+def fraction(recipe: PruningRecipe, step: int, steps: int) -> float:
+    """How much of all that is to go is gone after `step` of `steps` steps, in [0, 1]."""
+    return SCHEDULES[recipe.schedule](step, steps, 1.0) if recipe.tune else 1.0
+
+
+def removes(recipe: PruningRecipe, step: int, steps: int) -> bool:
+    """Whether groups are removed after this step: every few, and when the schedule ends."""
+    now, before = (fraction(recipe, number, steps) for number in (step, step - 1))
+    return now > 0 and (step % recipe.every == 0 or now == 1 > before or step == steps)
+
+
+def cosine_rate(recipe: PruningRecipe, step: int, steps: int) -> float:
+    """The learning rate of a step: a linear warm-up, then half a cosine towards zero."""
+    ramp = max(1, round(recipe.warmup * steps))
+    if step < ramp:
+        return recipe.learning_rate * (step + 1) / ramp
+    part = (step - ramp) / max(1, steps - ramp)
+    return recipe.learning_rate * (1 + math.cos(math.pi * part)) / 2
+
+
+# Results in files -------------------------------------------------------------------------------
 def load(folder: Path, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     """The model that the folder stands for, of the base's shapes; it computes Eq. 13's masked pass.
 
@@ -81,25 +181,20 @@ def load(folder: Path, dtype: str = "auto", device: str = "cpu") -> nn.Module:
     adapter, masks = tm.load_adapter(folder / ADAPTER), load_masks(folder / MASKS)
     model = load_base(adapter.base_model, dtype)
     for module, pair in adapter.factors.items():
-        _replace(model.get_submodule(module), "weight", lambda w, p=pair: w.float() + p.delta())
+        layer = model.get_submodule(module)
+        _replace(layer, "weight", layer.weight.float() + pair.delta())
     for family in find_families(model):
-        for member in (m for m in family.members if m.dim == 0):
-            layer = model.get_submodule(member.module)
-            for name, _ in list(layer.named_parameters()):
-                _replace(layer, name, lambda t, m=masks[family.name]: _without(t, m))
+        for layer in (model.get_submodule(m.module) for m in family.members if m.dim == 0):
+            for name, old in list(layer.named_parameters()):  # (d, k) or (d,)
+                rows = masks[family.name].repeat_interleave(len(old) // family.count)
+                _replace(layer, name, old * rows.view(-1, *[1] * (old.ndim - 1)).to(old.dtype))
     return model.to(device)
 
 
-def _replace(layer: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> None:
+def _replace(layer: nn.Module, name: str, new: Tensor) -> None:
     """Another parameter of the same dtype: the old one may be a file that is mapped."""
-    old = layer.get_parameter(name).detach()
-    setattr(layer, name, nn.Parameter(change(old).to(old.dtype), requires_grad=False))
-
-
-def _without(tensor: Tensor, mask: Tensor) -> Tensor:
-    """(d, k) or (d,) with zeros in the rows of the groups that the mask leaves out."""
-    rows = mask.repeat_interleave(len(tensor) // len(mask))
-    return tensor * rows.view(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype)
+    dtype = layer.get_parameter(name).dtype
+    setattr(layer, name, nn.Parameter(new.detach().to(dtype), requires_grad=False))
 
 
 # LoRAPrune's Algorithm 1 --------------------------------------------------------------------------
@@ -119,7 +214,7 @@ class Run(Resumable):
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
         self.dtype, self.tokens = number_format(base, dtype), recipe.tokens
-        self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
+        self.saved = out.with_name(f"{out.name}.checkpoint.pt")
         tokenizer = load_tokenizer(base)
         self.rows = objective.plain_examples(recipe.tasks, recipe.rows, recipe.length, tokenizer)
         model = load_base(base, self.dtype, attention="eager")
@@ -155,9 +250,11 @@ class Run(Resumable):
         if self.recipe.reduction == "released":
             self._observe()
         if self.recipe.tune:
-            self._update(number)
+            self.update(cosine_rate(self.recipe, number, len(self.steps)))
         self.model.zero_grad()
-        self._remove(number + 1)
+        if removes(self.recipe, number + 1, len(self.steps)):
+            self.pruner.remove(fraction(self.recipe, number + 1, len(self.steps)))
+        self.log["gone"].append(round(removed_share(self.families, self.pruner.counts), 4))
         return loss
 
     def _observe(self) -> None:
@@ -166,26 +263,13 @@ class Run(Resumable):
         found = pruner.all_scores(self.model, self.families, method, reduction, **facts)
         self.pruner.observe(found)
 
-    def _update(self, number: int) -> None:
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = cosine_rate(self.recipe, number, len(self.steps))
-        self.optimizer.step()
+    def kept(self) -> dict:
+        return {name: getattr(self.pruner, name) for name in STATE}
 
-    def _remove(self, done: int) -> None:
-        if removes(self.recipe, done, len(self.steps)):
-            self.pruner.remove(fraction(self.recipe, done, len(self.steps)))
-        self.log["gone"].append(round(removed_share(self.families, self.pruner.counts), 4))
-
-    def kept(self) -> tuple[dict[str, Tensor], dict]:
-        averages = {f"average/{n}": t for n, t in self.pruner.averages.items()}
-        counts = {"observed": self.pruner.observed, "skipped": self.pruner.skipped}
-        return averages | {f"mask/{n}": t for n, t in self.pruner.masks.items()}, counts
-
-    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
-        for name in self.pruner.masks:
-            self.pruner.averages[name] = tensors[f"average/{name}"]
-            self.pruner.masks[name] = tensors[f"mask/{name}"]
-        self.pruner.observed, self.pruner.skipped = facts["observed"], facts["skipped"]
+    def restore(self, kept: dict) -> None:
+        self.pruner.averages.update(kept["averages"])
+        self.pruner.masks.update(kept["masks"])  # in place: what is masked reads them
+        self.pruner.observed, self.pruner.skipped = kept["observed"], kept["skipped"]
 
     def identity(self) -> str:
         rows = [list(example.content) for example in self.rows]
@@ -208,19 +292,45 @@ class Run(Resumable):
     def finish(self) -> Path:
         """Write the result; the checkpoint is then no longer needed."""
         masks, story = self.pruner.masks, json.dumps(self.story()) + "\n"
+        beside = {MASKS: save_masks(masks), STORY: story.encode()}
         read = as_trained(self.dtype) if self.recipe.int8 else None
-        parts = {"read": read, "beside": {MASKS: save_masks(masks), STORY: story.encode()}}
         if is_exportable(self.base.config, self.families, masks):
-            update = self.update() if self.recipe.tune else {}  # else there is nothing to merge
-            save_pruned(self.base, self.families, masks, self.out, update=update, **parts)
+            update = self.adapter() if self.recipe.tune else {}  # else there is nothing to merge
+            told = {"update": update, "read": read, "beside": beside}
+            save_pruned(self.base, self.families, masks, self.out, **told)
         else:
-            save(self.base, self.families, masks, self.update(), self.out, **parts)
+            self._save_masked(beside, read)
         self.saved.unlink(missing_ok=True)
         return self.out
 
-    def update(self) -> dict[str, tm.LoraFactors]:
-        """The adapter by module."""
+    def adapter(self) -> dict[str, tm.LoraFactors]:
+        """The factors by module."""
         return by_module({n: p.detach() for n, p in self.factors.items()}, self.recipe.scaling)
+
+    def _save_masked(self, beside: Mapping[str, bytes], read: Rounding | None) -> None:
+        """Write the adapter and files beside it into the folder, all at once or not at all.
+
+        read: what the pruned modules' weights were rounded to while the adapter was trained; the
+        base with these weights is then written too, and the adapter names it. Raises TipminiError
+        when the disk does not take it.
+        """
+        out, base = Path(os.path.realpath(self.out)), str(self.base.folder.resolve())
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+                new = Path(staging) / "new"
+                new.mkdir()
+                if read:
+                    save_pruned(
+                        self.base, self.families, whole(self.families), new / BASE, read=read
+                    )
+                    base = str(out / BASE)
+                tm.LoraAdapter(self.adapter(), base_model=base).save(new / ADAPTER)
+                for file, content in beside.items():
+                    (new / file).write_bytes(content)
+                new.replace(out)
+        except OSError as error:
+            raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
 
     def story(self) -> dict:
         """What `pruning.json` tells."""
@@ -234,17 +344,18 @@ class Run(Resumable):
             "skipped": self.pruner.skipped,
             **sizes(self.base, self.families, self.pruner.counts),
             "kept": {name: int(mask.sum()) for name, mask in self.pruner.masks.items()},
-            "date": store.today(),
-            "machine": store.machine(),
-            "threads": torch.get_num_threads(),
-            "versions": store.versions(),
-            **self.log,
+            **self.made(),
         }
 
 
-def as_trained(dtype: str) -> Callable[[Tensor], Tensor]:
+def as_trained(dtype: str) -> Rounding:
     """What int8 holds of a weight that was loaded in `dtype`, in the weight's own."""
     return lambda weight: rounded(weight.to(getattr(torch, dtype))).to(weight.dtype)
+
+
+def whole(families: Sequence[Family]) -> Masks:
+    """Masks that leave nothing out."""
+    return {family.name: torch.ones(family.count, dtype=torch.bool) for family in families}
 
 
 def start(families: Sequence[Family], recipe: PruningRecipe, base: BaseFolder) -> Pruner:
@@ -256,24 +367,23 @@ def start(families: Sequence[Family], recipe: PruningRecipe, base: BaseFolder) -
 def sizes(base: BaseFolder, families: Sequence[Family], counts: dict[str, int]) -> dict:
     """Weights that go, as shares: of the attention and MLP matrices, and of the whole model."""
     gone = sum(counts[family.name] * family.size for family in families)
-    every = sum(torch.Size(base.entry(name).shape).numel() for name in base.files)
-    kinds = {
-        kind: sum(counts[f.name] for f in families if f.kind == kind)
-        / sum(f.count for f in families if f.kind == kind)
-        for kind in (HEADS, CHANNELS)
-    }
+    kinds = {}
+    for kind in (HEADS, CHANNELS):
+        own = [family for family in families if family.kind == kind]
+        kinds[kind] = sum(counts[f.name] for f in own) / sum(f.count for f in own)
     return {
         "removed_weights": gone,
         "removed_share": removed_share(families, counts),
-        "removed_of_model": gone / every,
+        "removed_of_model": gone / _all_weights(base),
         "removed_of": kinds,
     }
 
 
-# 2 ------------------------------------------------------------------------------------------------
-SEMI_STRUCTURED = {"magnitude-2:4": "magnitude", "wanda-2:4": "wanda"}
+def _all_weights(base: BaseFolder) -> int:
+    return sum(math.prod(base.entry(name).shape) for name in base.files)
 
 
+# 2:4 sparsity -------------------------------------------------------------------------------------
 def prune_semi_structured(
     base: Path, recipe: PruningRecipe, out: Path, score: str, dtype: str = "auto"
 ) -> Path:
@@ -289,16 +399,13 @@ def prune_semi_structured(
     modules = [m.module for family in find_families(model) for m in family.members]
     norms: dict[str, Tensor] = {}
     if score == "wanda":
-        rows = objective.plain_examples(
-            recipe.tasks, recipe.rows, recipe.length, load_tokenizer(base)
-        )
-        norms = tm.calibrate(model, objective.padded(rows, recipe.tokens), modules)
-    changes = {
-        f"{module}.weight": TensorEdit(
-            partial(_pruned, norm=norms.get(module)), folder.locate(module).shape
-        )
-        for module in modules
-    }
+        told = (recipe.tasks, recipe.rows, recipe.length, load_tokenizer(base))
+        rows = objective.padded(objective.plain_examples(*told), recipe.tokens)
+        norms = tm.calibrate(model, rows, modules)
+    changes = {}
+    for module in modules:
+        cut = partial(_pruned, norm=norms.get(module))
+        changes[f"{module}.weight"] = TensorEdit(cut, folder.locate(module).shape)
     story = {"method": f"{score}-2:4", "base": str(base), "date": store.today()}
     story |= {"machine": store.machine(), "versions": store.versions()}
     beside = {STORY: (json.dumps(story) + "\n").encode()}
@@ -321,7 +428,7 @@ def local_folder(base: str) -> Path:
     """The folder of a base model: `embedded`, a folder, or a hub id, which is fetched."""
     if base == "embedded":
         return assets.embedded() / "model"
-    return Path(base) if Path(base).is_dir() else download_model(base)
+    return Path(base) if Path(base).is_dir() else download(base, MODEL)
 
 
 def plan(base: Path, recipe: PruningRecipe, out: Path, semi_structured: bool = False) -> dict:
@@ -329,25 +436,40 @@ def plan(base: Path, recipe: PruningRecipe, out: Path, semi_structured: bool = F
     folder = open_base(base)
     refuse_taken(out, folder.size)
     families = families_of(folder)
-    facts = {"rows": recipe.rows, "steps": 0 if semi_structured else _steps(recipe)}
-    return facts | (
-        _semi(folder, families) if semi_structured else _whole(folder, families, recipe)
-    )
+    if semi_structured:
+        return {"rows": recipe.rows, "steps": 0, **_semi(folder, families)}
+    final = start(families, recipe, folder).final
+    masks = {f.name: torch.arange(f.count) >= final[f.name] for f in families}
+    smaller = recipe.threshold == "layer" and is_exportable(folder.config, families, masks)
+    facts = {"rows": recipe.rows, "steps": len(recipe.batches(recipe.rows))}
+    return facts | sizes(folder, families, final) | {"form": _form(recipe, smaller)}
 
 
 def prune(
     base: Path, recipe: PruningRecipe, out: Path, dtype: str, semi_structured: bool = False
 ) -> dict:
     """Prune into `out`; what there is to tell of it."""
-    families = families_of(open_base(base))
     if semi_structured:
         prune_semi_structured(base, recipe, out, recipe.method, dtype)
-        return _semi(open_base(base), families)
+        return _semi(open_base(base), families_of(open_base(base)))
     Run(base, recipe, out, dtype).run()
     story = json.loads((out / STORY).read_text())
     names = ("removed_share", "removed_of_model", "removed_of", "seconds", "loss")
-    form = CHECKPOINT if (out / "config.json").exists() else _masked(recipe)
+    form = _form(recipe, (out / "config.json").exists())
     return {name: story[name] for name in names} | {"form": form}
+
+
+def _form(recipe: PruningRecipe, smaller: bool) -> str:
+    """What is written; in 8 bits the adapter was trained on a rounded base."""
+    masked = f"{MASKED}, and the base as 8 bits hold it" if recipe.int8 else MASKED
+    return CHECKPOINT if smaller else masked
+
+
+def _semi(folder: BaseFolder, families: list[Family]) -> dict:
+    half = sum(family.weights for family in families) // 2
+    shares = {"removed_share": 0.5, "removed_of_model": half / _all_weights(folder)}
+    kinds = {HEADS: 0.0, CHANNELS: 0.0}
+    return {"removed_weights": half, **shares, "removed_of": kinds, "form": SPARSE}
 
 
 def families_of(folder: BaseFolder) -> list[Family]:
@@ -362,28 +484,3 @@ def families_of(folder: BaseFolder) -> list[Family]:
         if isinstance(error, TipminiError):
             raise
         raise TipminiError(f"{folder.folder}: no causal model ({one_line(error)})") from None
-
-
-def _steps(recipe: PruningRecipe) -> int:
-    return len(recipe.batches(recipe.rows))
-
-
-def _whole(folder: BaseFolder, families: list[Family], recipe: PruningRecipe) -> dict:
-    pruner = start(families, recipe, folder)
-    final = pruner.final
-    masks = {f.name: torch.arange(f.count) >= final[f.name] for f in families}
-    checkpoint = recipe.threshold == "layer" and is_exportable(folder.config, families, masks)
-    return sizes(folder, families, final) | {"form": CHECKPOINT if checkpoint else _masked(recipe)}
-
-
-def _masked(recipe: PruningRecipe) -> str:
-    """What is written where layers differ; in 8 bits the adapter was trained on a rounded base."""
-    return f"{MASKED}, and the base as 8 bits hold it" if recipe.int8 else MASKED
-
-
-def _semi(folder: BaseFolder, families: list[Family]) -> Mapping[str, object]:
-    half = sum(family.weights for family in families) // 2
-    every = sum(torch.Size(folder.entry(name).shape).numel() for name in folder.files)
-    kinds = {HEADS: 0.0, CHANNELS: 0.0}
-    shares = {"removed_share": 0.5, "removed_of_model": half / every, "removed_of": kinds}
-    return {"removed_weights": half, **shares, "form": SPARSE}

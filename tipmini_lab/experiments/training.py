@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import tipmini as tm
 from tipmini.errors import TipminiError
@@ -82,8 +84,6 @@ def add_lora(
     cast: the factors are float32, as they are trained; else in the base's own dtype.
     light: products with the factors are in the base's dtype all the same (`lora_linear`).
     """
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(seed)  # PEFT draws A from the global generator
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM"
@@ -110,7 +110,7 @@ def by_module(factors: dict[str, Tensor], scaling: float) -> dict[str, tm.LoraFa
 
 
 class Resumable(ABC):
-    """Steps of AdamW over factors; the whole state is factors, moments, and what `kept` names.
+    """Steps of AdamW over factors; a checkpoint is factors, optimizer, log, and what `kept` gives.
 
     A subclass sets these fields, says what one step is, and what a checkpoint belongs to.
     """
@@ -135,11 +135,11 @@ class Resumable(ABC):
     def score(self, number: int) -> None:  # noqa: B027  none by default
         """What is looked at after `number` steps, where that is marked."""
 
-    def kept(self) -> tuple[dict[str, Tensor], dict]:
-        """Tensors and facts (JSON) of the state besides factors, moments and log."""
-        return {}, {}
+    def kept(self) -> dict:
+        """The state besides factors, moments and log."""
+        return {}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:  # noqa: B027  as kept
+    def restore(self, kept: dict) -> None:  # noqa: B027  as kept
         """Take up what `kept` gave."""
 
     def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
@@ -153,10 +153,15 @@ class Resumable(ABC):
             total += loss.item()
         return total
 
+    def update(self, rate: float) -> None:
+        """The optimizer's step at a learning rate; gradients are then none."""
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def advance(self, done: int, last: int, what: str, marks: Collection[int] = ()) -> None:
         """The steps from `done` to `last`, with a progress bar, checkpoints and marked scores."""
-        from tqdm import tqdm
-
         for number in tqdm(range(done, last), initial=done, total=last, desc=what):
             start = time.perf_counter()
             self.log["loss"].append(round(self.step(number), 4))
@@ -168,50 +173,44 @@ class Resumable(ABC):
 
     def checkpoint(self, number: int) -> None:
         """What a continuation needs after `number` steps, written whole or not at all."""
-        more, facts = self.kept()
-        tensors = {f"factor/{n}": p.detach() for n, p in self.factors.items()} | more
-        for name, parameter in self.factors.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
-        state = {"step": number, "log": self.log, **facts, "identity": self.identity()}
-        state["dtype"] = self._dtype()
-        self._write(tensors, json.dumps(state))
+        factors = {name: factor.detach() for name, factor in self.factors.items()}
+        state = {"step": number, "of": self._of(), "log": self.log, "kept": self.kept()}
+        self._write(state | {"factors": factors, "optimizer": self.optimizer.state_dict()})
 
-    def _dtype(self) -> str:
-        """The number format of the frozen base: another one computes other steps."""
-        return str(next(self.model.parameters()).dtype)
+    def _of(self) -> list[str]:
+        """What a checkpoint is of; a base of another number format computes other steps."""
+        return [self.identity(), str(next(self.model.parameters()).dtype)]
 
-    def _write(self, tensors: dict[str, Tensor], state: str) -> None:
-        from safetensors.torch import save_file
-
+    def _write(self, state: dict) -> None:
         self.saved.parent.mkdir(parents=True, exist_ok=True)
         partial = self.saved.with_suffix(".partial")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"state": state})
+        torch.save(state, partial)
         os.replace(partial, self.saved)
 
     def resume(self) -> int:
         """Load the last checkpoint of this very run; the number of steps done."""
-        from safetensors import safe_open
-
         if not self.saved.exists():
             return 0
-        with safe_open(self.saved, "pt") as saved:
-            state = json.loads(saved.metadata()["state"])
-            if (state["identity"], state.get("dtype")) != (self.identity(), self._dtype()):
-                return 0
-            tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118
-        self._load(tensors, state)
+        state = torch.load(self.saved, weights_only=True)  # tensors and plain values, no code
+        if state["of"] != self._of():
+            return 0
+        with torch.no_grad():
+            for name, factor in self.factors.items():
+                factor.copy_(state["factors"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.log = state["log"]
+        self.restore(state["kept"])
         return state["step"]
 
-    @torch.no_grad()
-    def _load(self, tensors: dict[str, Tensor], state: dict) -> None:
-        for name, parameter in self.factors.items():
-            parameter.copy_(tensors[f"factor/{name}"])
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in tensors]
-            if keys:
-                self.optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in keys}
-        self.log = state["log"]
-        self.restore(tensors, state)
+    def made(self) -> dict:
+        """When and where it was run, and the log: what a story ends with."""
+        return {
+            "date": store.today(),
+            "machine": store.machine(),
+            "threads": torch.get_num_threads(),
+            "versions": store.versions(),
+            **self.log,
+        }
 
 
 # Training of the seven adapters -------------------------------------------------------------------
@@ -245,13 +244,12 @@ def learning_rate(recipe: TrainingRecipe, step: int, steps: int) -> float:
     return recipe.learning_rate * min((step + 1) / ramp, (steps - step) / max(1, steps - ramp))
 
 
-def schedule(recipe: TrainingRecipe) -> list[list[int]]:
+def schedule(rows: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
     """Example numbers of every step, all epochs; a pure function of the seed."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    steps = []
-    for _ in range(recipe.epochs):
-        order = torch.randperm(recipe.rows, generator=generator).tolist()
-        steps += [order[i : i + recipe.batch] for i in range(0, recipe.rows, recipe.batch)]
+    generator, steps = torch.Generator().manual_seed(seed), []
+    for _ in range(epochs):
+        order = torch.randperm(rows, generator=generator).tolist()
+        steps += [order[i : i + batch] for i in range(0, rows, batch)]
     return steps
 
 
@@ -261,7 +259,7 @@ class Run(Resumable):
     def __init__(self, task: str, recipe: TrainingRecipe, out: Path):
         keep_memory()
         self.task, self.recipe, self.out = task, recipe, out
-        self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
+        self.saved = out.with_name(f"{out.name}.checkpoint.pt")
         self.tokens = recipe.tokens
         model_path = assets.embedded() / "model"
         tokenizer = load_tokenizer(model_path)
@@ -273,7 +271,7 @@ class Run(Resumable):
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
-        self.steps = schedule(recipe)
+        self.steps = schedule(recipe.rows, recipe.epochs, recipe.batch, recipe.seed)
         self.log: dict = {"loss": [], "held_out": [], "seconds": 0.0}
         self.best: tuple[float, dict] | None = None
 
@@ -281,20 +279,15 @@ class Run(Resumable):
         """One optimiser step over one batch, in passes of at most `recipe.tokens`."""
         total = self.backward([self.train[i] for i in self.steps[number]])
         nn.utils.clip_grad_norm_(self.factors.values(), 1.0)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = learning_rate(self.recipe, number, len(self.steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(learning_rate(self.recipe, number, len(self.steps)))
         return total
 
-    def kept(self) -> tuple[dict[str, Tensor], dict]:
-        """The factors of the lowest held-out loss, and that loss."""
-        best = {f"best/{n}": p for n, p in self.best[1].items()} if self.best else {}
-        return best, {"best": self.best and self.best[0]}
+    def kept(self) -> dict:
+        """The lowest held-out loss, and its factors."""
+        return {"best": self.best}
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
-        if facts["best"] is not None:
-            self.best = (facts["best"], {n: tensors[f"best/{n}"] for n in self.factors})
+    def restore(self, kept: dict) -> None:
+        self.best = kept["best"]
 
     def identity(self) -> str:
         """Hash of the recipe and of the rows: a checkpoint of anything else is not continued."""
@@ -371,12 +364,8 @@ class Run(Resumable):
             "steps": len(self.steps),
             "train_tokens": sum(len(e.row) for e in self.train) * self.recipe.epochs,
             "held_out_rows": len(self.held_out),
-            "date": store.today(),
-            "machine": store.machine(),
             "dtype": self.dtype,
-            "threads": torch.get_num_threads(),
-            "versions": store.versions(),
-            **self.log,
+            **self.made(),
         }
 
 

@@ -83,7 +83,7 @@ class Weighing(Resumable):
         files: Sequence[Path],
     ):
         self.model, self.recipe, self.files = model, recipe, files
-        self.saved = files[-1].with_suffix(".checkpoint.safetensors")
+        self.saved = files[-1].with_suffix(".checkpoint.pt")
         self.tokens, self.tasks = recipe.tokens, list(adapters)
         counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
         self.rows = {t: objective.examples(t, tokenizer, n) for t, n in counts.items()}
@@ -128,10 +128,7 @@ class Weighing(Resumable):
             self.temperature = self.log["temperature"][task]
             share = 1 / (len(self.tasks) * self.log["base"][task])
             total += self.backward(self._part(task, number), share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(number)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.update(self.recipe.rate(number))
         return total
 
     def _part(self, task: str, number: int) -> list[objective.Example]:
@@ -176,11 +173,7 @@ class Weighing(Resumable):
             "rows": {task: len(rows) for task, rows in self.rows.items()},
             "tokens": sum(len(e.row) for rows in self.rows.values() for e in rows),
             "adapters": self.adapters,
-            "date": store.today(),
-            "machine": store.machine(),
-            "threads": torch.get_num_threads(),
-            "versions": store.versions(),
-            **self.log,
+            **self.made(),
         }
 
 

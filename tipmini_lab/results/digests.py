@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from tipmini_lab.checkout import ROOT
+from tipmini_lab.paths import REPOSITORY as ROOT
 
 EQUAL = ROOT / "results" / "code.json"  # {kind: [digests whose results are the same]}
 OURS = ("tipmini", "tipmini_lab")

@@ -1,12 +1,14 @@
-"""Stored results as one tidy frame, a line an evaluated row; tables and figures are its pivots."""
+"""Stored results as one frame, a line an evaluated row; tables and figures are its pivots."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 
+from tipmini.errors import TipminiError
 from tipmini_lab.results.store import Cell, Place, in_one_format
 
 COLUMNS = ("variant", "task", "row", "value")
+LEVELS = ("task", "row")  # of rows side by side
 
 
 def tidy(cells: Mapping[Place, Cell]) -> pd.DataFrame:
@@ -30,6 +32,22 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return found.fillna({"sem": 0.0})  # of one row
 
 
-def wide(frame: pd.DataFrame) -> pd.DataFrame:
-    """(task and row, variant) values, so that what answered the same rows stands side by side."""
-    return frame.pivot(index=["task", "row"], columns="variant", values="value")
+def wide(cells: Mapping[Place, Cell]) -> pd.DataFrame:
+    """(task, row) by variants: rows side by side, NaN on tasks that a variant has no cell of.
+
+    Raises TipminiError unless all cells of a task are of the same rows, and all of one number
+    format. The metrics may differ: that, too, is an effect.
+    """
+    tasks: dict[str, dict[str, Cell]] = {}
+    for (name, task), cell in in_one_format(cells).items():
+        tasks.setdefault(task, {})[name] = cell
+    for task, own in tasks.items():
+        kinds = {(cell.count, cell.inputs.get("data")): name for name, cell in own.items()}
+        if len(kinds) > 1:
+            told = ", ".join(kinds.values())
+            raise TipminiError(f"{told} on {task}: not measured on the same rows")
+    parts = {
+        t: pd.DataFrame({name: c.values for name, c in own.items()}) for t, own in tasks.items()
+    }
+    empty = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=LEVELS))
+    return pd.concat(parts, names=LEVELS) if parts else empty

@@ -1,65 +1,100 @@
-"""Statistics of cells: paired rows drawn again, differences with intervals, corrected tests.
+"""Statistics of rows side by side: means, paired differences with intervals, corrected tests.
 
-Draws are the same at every run: they depend on the seed and the task's name, and on neither the
-order of rows nor that of tasks.
+`rows` is a frame of `results.frame` everywhere. Draws are the same at every run: they depend on the
+seed and the task's name, and on neither the order of rows nor that of tasks.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 
-from tipmini.errors import TipminiError
-from tipmini_lab.results.store import Cell, paired_p
+Key = TypeVar("Key")
 
-Cells = Mapping[tuple[str, str], Cell]  # (variant, task) -> cell
-
-Bounds = tuple[float, float, float]  # an interval as figures take it: value, low, high
-
+MISSING = "not measured yet"
+LEVEL = 0.05  # of every test, after its correction
+COVERED = 1.96  # standard errors to each side of a 95% interval
 DRAWS = 10_000  # of bootstraps and permutations: the smallest p is 1 / 10,001
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A number and the bounds of its 95% interval."""
 
     value: float
     low: float
     high: float
 
-    def turned(self) -> "Interval":
-        """Of the same difference, taken the other way round."""
-        return Interval(-self.value, -self.high, -self.low)
+
+class Pair(NamedTuple):
+    """What is compared with what, and on which tasks."""
+
+    name: str
+    against: str
+    tasks: tuple[str, ...]
 
 
-def bounds(interval: Interval) -> Bounds:
-    return interval.value, interval.low, interval.high
+class Verdict(StrEnum):
+    """What a comparison shows, in the words of the book."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    OPEN = "not significant"
+    MISSING = MISSING
 
 
-def rows_of(cells: Cells, names: Sequence[str], task: str) -> np.ndarray:
-    """(rows, variants) values on a task; TipminiError unless all are of the same rows and format.
+# Means --------------------------------------------------------------------------------------------
 
-    The metrics may differ: that, too, is an effect.
+
+def accuracy(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error: the sample's deviation over the root of the count."""
+    count, mean = len(values), math.fsum(values) / len(values)
+    spread = math.fsum((value - mean) ** 2 for value in values)
+    return mean, math.sqrt(spread / max(1, count - 1) / count)
+
+
+def tasks_of(rows: pd.DataFrame) -> list[str]:
+    return list(rows.index.unique("task"))
+
+
+def measured(rows: pd.DataFrame, names: Iterable[str], tasks: Iterable[str]) -> bool:
+    """Whether every one of the variants is measured on every task, and there are any."""
+    names, tasks = list(names), list(tasks)
+    known = {*names} <= {*rows.columns} and {*tasks} <= {*tasks_of(rows)}
+    return bool(names and tasks and known and rows.loc[tasks, names].notna().all(axis=None))
+
+
+def rows_of(rows: pd.DataFrame, names: Sequence[str], task: str) -> np.ndarray:
+    """(rows, variants) values on a task."""
+    return np.array([rows.loc[task, name] for name in names]).T
+
+
+def mean_of(
+    rows: pd.DataFrame, name: str, tasks: Iterable[str] | None = None
+) -> tuple[float, float] | None:
+    """Mean over tasks of a variant's accuracies and its standard error; None with a hole.
+
+    Tasks count alike whatever their rows; their errors are independent. Default: all tasks.
     """
-    found = [cells[name, task] for name in names]
-    if len({(cell.count, cell.inputs.get("data")) for cell in found}) > 1:
-        raise TipminiError(f"{', '.join(names)} on {task}: not measured on the same rows")
-    if len({cell.dtype for cell in found}) > 1:
-        raise TipminiError(f"{', '.join(names)} on {task}: not measured in one number format")
-    return np.array([cell.values for cell in found]).T
+    tasks = tasks_of(rows) if tasks is None else list(tasks)
+    if not measured(rows, [name], tasks):
+        return None
+    means, errors = zip(*(accuracy(rows.loc[task, name].to_numpy()) for task in tasks), strict=True)
+    error = math.sqrt(math.fsum(error**2 for error in errors)) / len(tasks)
+    return math.fsum(means) / len(tasks), error
 
 
-def gains_of(cells: Cells, name: str, against: str, tasks: Iterable[str]) -> dict[str, np.ndarray]:
-    """{task: (rows,) value of `name` minus that of `against`}."""
-    pairs = {task: rows_of(cells, (against, name), task) for task in tasks}
-    return {task: rows[:, 1] - rows[:, 0] for task, rows in pairs.items()}
+def mean_interval(rows: pd.DataFrame, name: str, tasks: Iterable[str]) -> Interval | None:
+    """`mean_of` as an interval: 1.96 standard errors to each side."""
+    if (found := mean_of(rows, name, tasks)) is None:
+        return None
+    mean, error = found
+    return Interval(mean, mean - COVERED * error, mean + COVERED * error)
 
 
-def mean_of_tasks(gains: Mapping[str, np.ndarray]) -> float:
-    return math.fsum(math.fsum(gain) / len(gain) for gain in gains.values()) / len(gains)
+# Rows drawn again ---------------------------------------------------------------------------------
 
 
 def generator_of(seed: int, task: str) -> np.random.Generator:
@@ -85,76 +120,27 @@ def flipped(gain: np.ndarray, generator: np.random.Generator, draws: int) -> np.
 
 
 def interval(value: float, drawn: np.ndarray) -> Interval:
+    """The value within the percentiles of what was drawn."""
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return Interval(value, float(low), float(high))
-
-
-# What cells say together --------------------------------------------------------------------------
-Key = TypeVar("Key")
-
-MISSING = "not measured yet"
-LEVEL = 0.05  # of every test, after its correction
-COVERED = 1.96  # standard errors to each side of a 95% interval
-
-
-class Verdict(StrEnum):
-    """What a comparison shows, in the words of the book."""
-
-    BETTER = "better"
-    WORSE = "worse"
-    OPEN = "not significant"
-    MISSING = MISSING
-
-
-SIDES = (Verdict.BETTER, Verdict.WORSE)
-
-
-@dataclass(frozen=True)
-class Comparison(Interval):
-    """A variant's mean accuracy minus another's, as shares of rows, over the same rows."""
-
-    p: float  # two-sided, by sign-flip permutation
-    corrected: float  # the same by Holm's method, over all that is compared at once
-    better: tuple[str, ...]  # tasks by the exact sign test, corrected over all pairs and tasks
-    worse: tuple[str, ...]
-
-    def verdict(self, level: float = LEVEL) -> Verdict:
-        return _judged(self.value, self.corrected, level)
-
-
-# Means --------------------------------------------------------------------------------------------
-
-
-def tasks_of(cells: Cells) -> list[str]:
-    return list(dict.fromkeys(task for _, task in cells))
-
-
-def mean_of(cells: Cells, name: str, tasks: Iterable[str]) -> tuple[float, float] | None:
-    """Mean over tasks of a variant's accuracies and its standard error; None if a cell is missing.
-
-    Tasks count alike whatever their rows; their errors are independent.
-    """
-    row = [cells.get((name, task)) for task in tasks]
-    if not row or None in row:
-        return None
-    error = math.sqrt(math.fsum(cell.stderr**2 for cell in row)) / len(row)
-    return math.fsum(cell.mean for cell in row) / len(row), error
-
-
-def mean_interval(cells: Cells, name: str, tasks: Iterable[str]) -> Interval | None:
-    """`mean_of` as an interval: 1.96 standard errors to each side."""
-    found = mean_of(cells, name, tasks)
-    if found is None:
-        return None
-    mean, error = found
-    return Interval(mean, mean - COVERED * error, mean + COVERED * error)
 
 
 # Two variants on the same rows --------------------------------------------------------------------
 
 
+def gains_of(
+    rows: pd.DataFrame, name: str, against: str, tasks: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """{task: (rows,) value of `name` minus that of `against`}."""
+    return {task: np.subtract(*rows_of(rows, (name, against), task).T) for task in tasks}
+
+
+def mean_of_tasks(gains: Mapping[str, np.ndarray]) -> float:
+    return math.fsum(math.fsum(gain) / len(gain) for gain in gains.values()) / len(gains)
+
+
 def difference(
-    cells: Cells,
+    rows: pd.DataFrame,
     name: str,
     against: str,
     tasks: Iterable[str],
@@ -165,20 +151,20 @@ def difference(
     """Mean accuracy of `name` minus that of `against`, with its paired bootstrap interval.
 
     Rows are drawn again within each task, and the tasks' means are averaged. The interval is that
-    of the percentiles. Raises TipminiError for cells that are not of the same rows.
+    of the percentiles.
     """
     first, second = sorted((name, against))  # so that a pair has one interval, either way round
-    gains = gains_of(cells, second, first, tasks)
+    gains = gains_of(rows, second, first, tasks)
     drawn = [
         resampled(gain[:, None], generator_of(seed, task), draws)[:, 0]
         for task, gain in gains.items()
     ]
     found = interval(mean_of_tasks(gains), np.mean(drawn, axis=0))
-    return found if name == second else found.turned()
+    return found if name == second else Interval(-found.value, -found.high, -found.low)
 
 
 def flip_p(
-    cells: Cells,
+    rows: pd.DataFrame,
     name: str,
     against: str,
     tasks: Iterable[str],
@@ -191,10 +177,22 @@ def flip_p(
     Were the two alike, every row's difference could as well have the other sign. p is the share of
     draws of all signs that lie as far from 0 as what was measured, which counts as one draw itself.
     """
-    gains = gains_of(cells, name, against, tasks)
+    gains = gains_of(rows, name, against, tasks)
     drawn = [flipped(gain, generator_of(seed, task), draws) for task, gain in gains.items()]
     far = abs(mean_of_tasks(gains)) - 1e-12  # sums differ in their last bits
     return float(1 + np.sum(np.abs(np.mean(drawn, axis=0)) >= far)) / (draws + 1)
+
+
+def sign_p(gains: Iterable[float]) -> float:
+    """Two-sided exact sign test on the rows that differ (McNemar's, where rows are 0 or 1)."""
+    from scipy.stats import binomtest
+
+    gains = np.asarray(gains)
+    wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+# Many comparisons ---------------------------------------------------------------------------------
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -215,92 +213,45 @@ def holm_of(ps: Mapping[Key, float]) -> dict[Key, float]:
     return dict(zip(ps, holm(list(ps.values())), strict=True))
 
 
-class Pair(NamedTuple):
-    """What is compared with what, and on which tasks."""
-
-    name: str
-    against: str
-    tasks: tuple[str, ...]
+COMPARED = (*Pair._fields, *Interval._fields, "p", "corrected", "better", "worse", "verdict")
 
 
-def compare(
-    cells: Cells, pairs: Sequence[Pair], *, level: float = LEVEL
-) -> list[Comparison | None]:
-    """All pairs with their tests corrected together; None where a cell is missing.
+def compare(rows: pd.DataFrame, pairs: Sequence[Pair], *, level: float = LEVEL) -> pd.DataFrame:
+    """A line a pair, with all tests corrected together; NaN and MISSING where it isn't measured.
 
-    What is missing counts in no correction.
+    value, low, high: of the `difference`. p, corrected: `flip_p`, and by Holm over all pairs.
+    better, worse: on how many tasks by the sign test, corrected over all pairs and tasks.
+    verdict: of the difference at the corrected p. What is missing counts in no correction.
     """
-    there = [i for i, p in enumerate(pairs) if measured(cells, p[:2], p.tasks)]
-    ps = [flip_p(cells, *pairs[i]) for i in there]
-    signs = _sign_tests(cells, [pairs[i] for i in there], level)
-    found: list[Comparison | None] = [None] * len(pairs)
-    for i, p, corrected, sides in zip(there, ps, holm(ps), signs, strict=True):
-        bounds = vars(difference(cells, *pairs[i]))
-        found[i] = Comparison(**bounds, p=p, corrected=corrected, **sides)
-    return found
+    there = {i: p for i, p in enumerate(pairs) if measured(rows, p[:2], p.tasks)}
+    gains = {(i, task): g for i, p in there.items() for task, g in gains_of(rows, *p).items()}
+    signs = holm_of({place: sign_p(gain) for place, gain in gains.items()})
+    ps = {i: flip_p(rows, *pair) for i, pair in there.items()}
+    corrected = holm_of(ps)
+    lines = [pair._asdict() | {"verdict": Verdict.MISSING} for pair in pairs]
+    for i, pair in there.items():
+        won = [_judged(math.fsum(gains[i, t]), signs[i, t], level) for t in pair.tasks]
+        found = difference(rows, *pair)
+        lines[i] |= found._asdict() | {"p": ps[i], "corrected": corrected[i]}
+        lines[i] |= {str(side): won.count(side) for side in (Verdict.BETTER, Verdict.WORSE)}
+        lines[i]["verdict"] = _judged(found.value, corrected[i], level)
+    return pd.DataFrame(lines, columns=COMPARED)
 
 
-def comparisons(
-    cells: Cells,
-    names: Iterable[str],
-    against: str,
-    tasks: Iterable[str] | None = None,
-    *,
-    level: float = LEVEL,
-) -> dict[str, Comparison | None]:
-    """Every variant against one; see `compare`. tasks: those of the cells by default."""
-    names, tasks = list(dict.fromkeys(names)), tuple(tasks or tasks_of(cells))
-    found = compare(cells, [Pair(name, against, tasks) for name in names], level=level)
-    return dict(zip(names, found, strict=True))
-
-
-def verdict(
-    cells: Cells,
-    name: str,
-    against: str | Sequence[str],
-    tasks: Iterable[str] | None = None,
-    *,
-    level: float = LEVEL,
-) -> Verdict:
-    """Whether a variant is better than all of `against`, worse than one of them, or neither.
+def verdict(found: pd.DataFrame, *, level: float = LEVEL) -> Verdict:
+    """Whether a variant is better than all that `compare` held it against, worse than one of them.
 
     Better: its mean accuracy is significantly above each one's. That all hold needs no correction.
     Worse: it is significantly below any of them, corrected for their number.
     """
-    others = [against] if isinstance(against, str) else list(against)
-    tasks = list(tasks or tasks_of(cells))
-    if not measured(cells, (name, *others), tasks):
+    if found.p.isna().any():
         return Verdict.MISSING
-    values = [mean_of_tasks(gains_of(cells, name, other, tasks)) for other in others]
-    ps = [flip_p(cells, name, other, tasks) for other in others]
-    plain = [_judged(v, p, level) for v, p in zip(values, ps, strict=True)]
-    if all(word is Verdict.BETTER for word in plain):
+    if {_judged(one.value, one.p, level) for one in found.itertuples()} == {Verdict.BETTER}:
         return Verdict.BETTER
-    corrected = [_judged(v, p, level) for v, p in zip(values, holm(ps), strict=True)]
-    return Verdict.WORSE if Verdict.WORSE in corrected else Verdict.OPEN
-
-
-def measured(cells: Cells, names: Iterable[str], tasks: Iterable[str]) -> bool:
-    """Whether every one of the variants has a cell of every task, and there are any."""
-    wanted = [(name, task) for task in tasks for name in names]
-    return bool(wanted) and all(place in cells for place in wanted)
+    return Verdict.WORSE if Verdict.WORSE in list(found.verdict) else Verdict.OPEN
 
 
 def _judged(value: float, p: float, level: float) -> Verdict:
     if p >= level or value == 0:
         return Verdict.OPEN
     return Verdict.BETTER if value > 0 else Verdict.WORSE
-
-
-def _sign_tests(
-    cells: Cells, pairs: Sequence[Pair], level: float
-) -> list[dict[str, tuple[str, ...]]]:
-    """The tasks on which each pair's first is better and worse, corrected over all tests."""
-    couples = [[(cells[p.name, t], cells[p.against, t]) for t in p.tasks] for p in pairs]
-    ps = iter(holm([paired_p(one, two) for row in couples for one, two in row]))
-    found = []
-    for pair, row in zip(pairs, couples, strict=True):
-        words = [_judged(one.mean - two.mean, next(ps), level) for one, two in row]
-        told = list(zip(pair.tasks, words, strict=True))
-        found.append({str(w): tuple(t for t, word in told if word is w) for w in SIDES})
-    return found

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tipmini.errors import TipminiError
 from tipmini_lab.locks import alone
 from tipmini_lab.results.digests import Codes, digest
+from tipmini_lab.results.statistics import accuracy, sign_p
 
 Place = tuple[str, str]  # (method or variant, task)
 
@@ -56,24 +57,12 @@ class Cell(BaseModel):
 
     @property
     def mean(self) -> float:
-        return self.correct / self.count
+        return accuracy(self.values)[0]
 
     @property
     def stderr(self) -> float:
-        """Sample standard deviation over the square root of the count, as lm-eval prints it."""
-        spread = math.fsum((value - self.mean) ** 2 for value in self.values)
-        return math.sqrt(spread / max(1, self.count - 1) / self.count)
-
-
-def side_by_side(first: Cell, second: Cell) -> list[tuple[float, float]]:
-    """The values of both, row by row; TipminiError where their number formats differ.
-
-    Which format it is moves rows by itself, and a comparison would count them as the methods'.
-    """
-    if first.dtype != second.dtype:
-        told = f"{first.method} in {first.dtype}, {second.method} in {second.dtype}"
-        raise TipminiError(f"{first.task}: {told}: measure both with one --dtype")
-    return list(zip(first.values, second.values, strict=True))
+        """The mean's standard error, as lm-eval prints it."""
+        return accuracy(self.values)[1]
 
 
 def in_one_format(cells: Mapping[Place, Cell]) -> Mapping[Place, Cell]:
@@ -86,12 +75,14 @@ def in_one_format(cells: Mapping[Place, Cell]) -> Mapping[Place, Cell]:
 
 
 def paired_p(first: Cell, second: Cell) -> float:
-    """Two-sided exact sign test on the rows where the cells differ (McNemar's, where 0 or 1)."""
-    from scipy.stats import binomtest
+    """`sign_p` of two cells of the same rows; TipminiError where their number formats differ.
 
-    pairs = side_by_side(first, second)
-    wins, losses = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    Which format it is moves rows by itself, and the test would count them as the methods'.
+    """
+    if first.dtype != second.dtype:
+        told = f"{first.method} in {first.dtype}, {second.method} in {second.dtype}"
+        raise TipminiError(f"{first.task}: {told}: measure both with one --dtype")
+    return sign_p([a - b for a, b in zip(first.values, second.values, strict=True)])
 
 
 def write(path: Path, text: str) -> None:

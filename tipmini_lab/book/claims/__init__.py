@@ -1,1 +1,128 @@
-"""What the papers say, and whether it holds."""
+"""What papers say and whether it holds: claims declared in book/claims/, one file a paper."""
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, computed_field, model_validator
+
+from tipmini.errors import TipminiError
+from tipmini_lab import declared_files, paths
+
+
+class Verdict(StrEnum):
+    """What a check finds; book/claims.md has a sentence on what each means."""
+
+    HOLDS = "holds"
+    IN_POINTS = "holds in points, not relative"
+    IN_PART = "holds in part"
+    SAVED_NOT_USED = "holds as what is saved, not as what is used"
+    AT_HAND = "holds in the numbers at hand"
+    WITHIN_ERROR = "within the sampling error"
+    DOES_NOT_HOLD = "does not hold"
+    IDENTICAL = "identical to a public record of the base model"
+    SETTING = "setting, not tested"
+    NO_NUMBER = "no printed number"
+    NOT_AT_HAND = "table not at hand"
+    NOT_SUPPORTED = "not supported at this scale"
+    CONTRARY = "the contrary at this scale"
+    SAME_SETTING = "same setting here"
+    OTHER_SETTING = "another setting here"
+    NOT_RUN = "not run"
+
+
+# No check computes these: words tell why.
+NOTED = {Verdict.SETTING, Verdict.NO_NUMBER, Verdict.NOT_AT_HAND}
+NOTED |= {Verdict.OTHER_SETTING, Verdict.NOT_RUN}
+
+
+class Part(declared_files.Declared):
+    """What is asked of the numbers: a check by its name, several parts, or words alone."""
+
+    check: str | None = Field(None, description="a function of checks.py or of checks_*.py")
+    arguments: dict = Field({})
+    all_of: tuple["Part", ...] = Field((), description="some may fail: then it holds in part")
+    both_of: tuple["Part", ...] = Field((), description="none may fail")
+    number: str = Field("value", description="which of the check's numbers is judged")
+    equals: float | str | tuple[str, ...] | None = Field(None, description="None: as printed")
+    above: float | None = None
+    below: float | None = None
+    tolerance: float | None = Field(None, ge=0, description="in the unit of the printed value")
+    agreed: Verdict | None = Field(None, description="where the number is as asked")
+    otherwise: Verdict | None = None
+    shown: str = Field("{shown}", description="the value; {name} is one of the check's numbers")
+    words: str = Field("{words}", description="the sentence on it, likewise")
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Part":
+        asked = [self.check, self.all_of, self.both_of]
+        if sum(map(bool, asked)) > 1 or not (any(asked) or "words" in self.model_fields_set):
+            raise ValueError("give one of check, all_of and both_of, or words alone")
+        return self
+
+
+class Check(Part):
+    """What is asked, and the verdict that it must come to."""
+
+    verdict: Verdict = Field(description="declared; the build fails where another is computed")
+
+    @model_validator(mode="after")
+    def _noted(self) -> "Check":
+        if not (self.check or self.all_of or self.both_of) and self.verdict not in NOTED:
+            raise ValueError(f"{self.verdict.value!r} takes a check, not words alone")
+        return self
+
+
+class Claim(declared_files.Declared):
+    """A sentence, or the part of one that carries one claim."""
+
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$", description="begins with the paper's name")
+    section: str
+    title: str
+    quote: str = Field(min_length=2, description="as printed, in the language of the paper's text")
+    english: str | None = Field(None, min_length=2, description="None: the quote is in English")
+    printed: float | str | None = Field(None, description="None: cells of the paper's table")
+    unit: str = ""
+    in_print: Check
+    here: Check
+
+    @computed_field
+    @property
+    def paper(self) -> str:
+        return self.id.partition("-")[0]
+
+
+class Paper(declared_files.Declared):
+    """A paper's head and its claims, in the order of the page."""
+
+    title: str
+    name: str = Field(description="as headings have it")
+    cite: str = Field(description="its key in book/references.bib")
+    place: int = Field(description="on the page, among the papers")
+    language: str = Field(description="of the quotes that are put into English, as HTML names it")
+    sections: dict[str, str] = Field(description="short name -> as headings have it")
+    about: str = Field(description="Markdown; {{ name }} is one of its tables")
+    recomputed: str = Field("", description="likewise, above the claims")
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Paper":
+        known = set()
+        for claim in self.claims:
+            if claim.id in known:
+                raise ValueError(f"claim {claim.id!r} stands there twice")
+            if claim.section not in self.sections:
+                raise ValueError(f"claim {claim.id!r}: no section {claim.section!r}")
+            known.add(claim.id)
+        return self
+
+
+def declared(folder: Path = paths.CLAIMS) -> dict[str, Paper]:
+    """{name: paper} of every file of the folder, in the order of the page.
+
+    Raises TipminiError, one line, for a file that is not valid.
+    """
+    found = {file.stem: declared_files.read(Paper, file) for file in sorted(folder.glob("*.yaml"))}
+    for name, paper in found.items():
+        if other := next((claim.id for claim in paper.claims if claim.paper != name), None):
+            raise TipminiError(f"{folder / name}.yaml: claim {other!r} does not begin with {name}-")
+    return dict(sorted(found.items(), key=lambda item: item[1].place))

@@ -1,0 +1,272 @@
+"""What checks of claims look at, how a number is judged, and the checks of every paper."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import yaml
+
+from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
+from tipmini_lab import paths
+from tipmini_lab.book import pruning_costs, pruning_tables, tables
+from tipmini_lab.book.claims import Claim, Part, Verdict
+from tipmini_lab.book.pruning_costs import Found
+from tipmini_lab.book.pruning_tables import Outcomes
+from tipmini_lab.experiments.catalogue import catalogue
+from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.results.statistics import LEVEL, holm_of
+from tipmini_lab.results.store import Cell, paired_p
+
+WORDS = {"mean": "the mean of the tasks", **tables.TITLES}
+Names = Sequence[str]
+
+
+@dataclass(eq=False)
+class Evidence:
+    """What a check may look at: what is printed and recorded, and what this book has measured."""
+
+    printed: dict  # book/printed.yaml
+    records: dict  # book/records.yaml
+    profile: Profile  # of the cells
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    prunings: Outcomes = field(default_factory=dict)  # this book's pruned models
+    benched: Found = field(default_factory=dict)  # what the bench measured of pruning
+
+
+def gathered() -> Evidence:
+    """What is printed, recorded and stored now; nothing is measured."""
+    printed, records = (yaml.safe_load(f.read_text()) for f in (paths.PRINTED, paths.RECORDS))
+    prunings = pruning_tables.read(load_profile("mini").pruning_store)
+    full, benched = load_profile("full"), pruning_costs.read()
+    return Evidence(printed, records, full, tables.variant_cells(full), prunings, benched)
+
+
+class Finding(NamedTuple):
+    """What a check came to: the recomputed value and the words of the page."""
+
+    verdict: Verdict
+    recomputed: str
+    words: str
+
+
+Checking = Callable[..., Finding | dict]
+# {level: {name: (check, (verdict where a number is another one, verdict where it is as asked))}}
+CHECKS: dict[str, dict[str, tuple[Checking, tuple[Verdict, Verdict]]]] = {
+    "in_print": {},
+    "here": {},
+}
+
+
+def _registering(level: str, *verdicts: Verdict) -> Callable[[Checking], Checking]:
+    def register(check: Checking) -> Checking:
+        CHECKS[level][check.__name__] = check, verdicts
+        return check
+
+    return register
+
+
+# A check's first argument is the evidence, its others are those of the YAML. It returns a Finding,
+# or numbers by name, of which one is judged and all may be named in `shown` and `words`.
+in_print = _registering("in_print", Verdict.DOES_NOT_HOLD, Verdict.HOLDS)
+here = _registering("here", Verdict.NOT_SUPPORTED, Verdict.HOLDS)
+setting = _registering("here", Verdict.OTHER_SETTING, Verdict.SAME_SETTING)
+
+
+def modules() -> dict[str, ModuleType]:
+    """{paper: its own checks and tables}: every checks_*.py beside this file."""
+    files = sorted(Path(__file__).parent.glob("checks_*.py"))
+    return {f.stem.partition("_")[2]: import_module(f"{__package__}.{f.stem}") for f in files}
+
+
+# A check is called --------------------------------------------------------------------------------
+def run(claim: Claim, level: str, evidence: Evidence) -> Finding:
+    """What a claim's check of a level finds.
+
+    Raises TipminiError, one line, for a check, an argument or a number that there is not.
+    """
+    modules()
+    try:
+        return _found(getattr(claim, level), level, evidence, claim.printed)
+    except TipminiError as error:
+        raise TipminiError(f"claim {claim.id}, {level}: {error}") from None
+
+
+def _found(asked: Part, level: str, evidence: Evidence, printed: object) -> Finding:
+    if parts := asked.all_of or asked.both_of:
+        found = [_found(part, level, evidence, printed) for part in parts]
+        verdict = together([one.verdict for one in found], none_failing=not asked.all_of)
+        told = "; ".join(one.recomputed for one in found)
+        return Finding(verdict, told, " ".join(dict.fromkeys(one.words for one in found)))
+    if asked.check is None:
+        return Finding(asked.verdict, "-", asked.words)
+    if asked.check not in CHECKS[level]:
+        raise TipminiError(f"check {asked.check!r} is not one of {', '.join(CHECKS[level])}")
+    check, verdicts = CHECKS[level][asked.check]
+    takes = inspect.signature(check)
+    given = {"printed": printed} if "printed" in takes.parameters else {}
+    given |= asked.arguments
+    try:
+        takes.bind(evidence, **given)
+    except TypeError as error:
+        raise TipminiError(f"{asked.check}: {one_line(error)}") from None
+    found = check(evidence, **given)
+    if not isinstance(found, Finding):
+        return _judged(asked, found, printed, verdicts)
+    unused = asked.model_fields_set - {"check", "arguments", "verdict"}
+    if unused and found.verdict is not Verdict.NOT_RUN:
+        raise TipminiError(f"{asked.check} judges by itself, and takes no {sorted(unused)[0]!r}")
+    return found
+
+
+def _judged(asked: Part, found: dict, printed: object, verdicts: Sequence[Verdict]) -> Finding:
+    try:
+        own, told = found[asked.number], [t.format_map(found) for t in (asked.shown, asked.words)]
+    except KeyError as error:
+        numbers = ", ".join(found)
+        raise TipminiError(f"{asked.check}: {error} is not one of its numbers: {numbers}") from None
+    wanted = printed if asked.equals is None else asked.equals
+    if isinstance(own, bool):
+        agrees = own
+    elif asked.above is not None or asked.below is not None:
+        agrees = own > asked.above if asked.below is None else own < asked.below
+    else:
+        agrees = _near(own, wanted, asked.tolerance)
+    also, verdict = found.get("instead", ([], None))  # what else may have been printed
+    if not agrees and _near(also, wanted, asked.tolerance):
+        return Finding(verdict, *told)
+    declared = asked.agreed if agrees else asked.otherwise
+    return Finding(declared or verdicts[agrees], *told)
+
+
+def _near(own: object, wanted: object, tolerance: float | None) -> bool:
+    """Whether a value, or of a list one at least, is the wanted one."""
+    if isinstance(own, list):
+        return any(_near(one, wanted, tolerance) for one in own)
+    return own == wanted if tolerance is None else abs(own - wanted) <= tolerance + 1e-9
+
+
+def not_run(note: str) -> Finding:
+    return Finding(Verdict.NOT_RUN, "-", note)
+
+
+def verdict_of(better: int, worse: int, asked: int, some: bool = False) -> Verdict:
+    """All (`some`: one) are clear for a sentence; most are against it; more for it; or neither."""
+    if better == asked or (some and better):
+        return Verdict.HOLDS
+    if 2 * worse > asked:
+        return Verdict.CONTRARY
+    return Verdict.IN_PART if better > worse else Verdict.NOT_SUPPORTED
+
+
+GOOD = {Verdict.HOLDS, Verdict.IN_PART, Verdict.SAME_SETTING}
+
+
+def together(verdicts: Sequence[Verdict], none_failing: bool = False) -> Verdict:
+    """All hold; some do, wholly or in part; the contrary of all; or none is supported.
+
+    A setting that is another one decides: what it is of was not measured as the sentence says.
+    none_failing: a sentence says nothing where one of its parts fails wholly.
+    """
+    given = set(verdicts)
+    for one in (Verdict.NOT_RUN, Verdict.OTHER_SETTING):
+        if one in given:
+            return one
+    if len(given) == 1:
+        return verdicts[0]
+    if given == {Verdict.HOLDS, Verdict.SAME_SETTING}:
+        return Verdict.HOLDS
+    in_part = given <= GOOD if none_failing else given & GOOD
+    return Verdict.IN_PART if in_part else Verdict.NOT_SUPPORTED
+
+
+# Cells of merges ----------------------------------------------------------------------------------
+Compared = tuple[str, str, str]  # (higher, lower, task)
+
+
+def names(keys: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c' of the names that tables use."""
+    *others, last = (WORDS[key] for key in keys)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+@here
+def paired(
+    evidence: Evidence, *, higher: Names, lower: Names, tasks: Names = (), some: bool = False
+) -> Finding:
+    """Whether cells of `higher` lie above those of `lower` by the sign test on the same rows.
+
+    The p values are corrected (Holm) for the number of comparisons of this claim. It holds where
+    all are clear, or with `some` one at least; see `verdict_of`. A missing cell makes it not run.
+    """
+    places = list(product(higher, lower, tasks or evidence.profile.tasks))
+    missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
+    if missing:
+        told = ", ".join(map(title, sorted(missing)))
+        return not_run(f"No cells, or not of every task, are stored for: {told}.")
+    cells = {(h, low, t): (evidence.cells[h, t], evidence.cells[low, t]) for h, low, t in places}
+    corrected = holm_of({place: paired_p(*pair) for place, pair in cells.items()})
+    gaps = {place: 100 * (one.mean - two.mean) for place, (one, two) in cells.items()}  # points
+    clear = {place: gap for place, gap in gaps.items() if corrected[place] < LEVEL}
+    better = sum(gap > 0 for gap in clear.values())
+    worse = len(clear) - better
+    counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
+    told = "; ".join(_told(*pair, gaps, clear) for pair in product(higher, lower))
+    return Finding(verdict_of(better, worse, len(places), some), counted, f"{told}.")
+
+
+def _told(h: str, low: str, gaps: Mapping[Compared, float], clear: Mapping) -> str:
+    """A part of a sentence: the mean difference of two methods, and where it is clear."""
+    own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
+    mean = f"{sum(own) / len(own):+.1f} points{' on average' if own[1:] else ''}"
+    told = [f"{title(h)} − {title(low)} is {mean}"]
+    for word, sign in (("for", 1), ("against", -1)):
+        tasks = [t for (*pair, t), gap in clear.items() if pair == [h, low] and sign * gap > 0]
+        told += [f"clear {word} the sentence on {names(tasks)}"] if tasks else []
+    return ", ".join(told)
+
+
+def title(name: str) -> str:
+    """As tables call a method or a declared variant."""
+    variant = catalogue().variants.get(name)
+    return variant.title if variant else tables.TITLES.get(name, name)
+
+
+# Settings and what is cited -----------------------------------------------------------------------
+def setting_of(name: str, own: object, read_in: str) -> dict:
+    """A setting in words, and where it was read."""
+    plain = ", ".join(own) if isinstance(own, tuple) else own
+    plain = f"{plain:g}" if isinstance(plain, float) else plain
+    shown = f"{name.replace('_', ' ')}: {plain}"
+    return {"value": own, "shown": shown, "words": f"Read from {read_in}."}
+
+
+@setting
+def profile_has(evidence: Evidence, *, setting: str) -> dict:
+    """A setting of the profile; of its tasks the number."""
+    own = getattr(evidence.profile, setting)
+    return setting_of(setting, len(own) if setting == "tasks" else own, "the profile")
+
+
+@setting
+def rows_are_official(evidence: Evidence) -> dict:
+    """Whether the cells stand on every row of the official splits."""
+    official = {task: split["rows"] for task, split in evidence.records["splits"].items()}
+    counts = {task: cell.count for (_, task), cell in evidence.cells.items()}
+    fewer = [task for task, count in counts.items() if count != official[task]]
+    told = ", ".join(f"{WORDS[t]} {counts[t]:,} of {official[t]:,}" for t in fewer)
+    words = "The other tasks have all rows." if fewer else "All tasks have all rows."
+    return {"value": not fewer, "shown": f"rows: {told or 'all'}", "words": words}
+
+
+@in_print
+def as_cited(evidence: Evidence, *, work: str) -> dict:
+    """A number that another work gives."""
+    record = evidence.records["cited"][work]
+    shown = f"{record['value']}{record['unit']}"
+    return record | {"shown": shown, "words": f"By {record['source']}."}

@@ -1,0 +1,377 @@
+"""TIP's printed Table 1 recomputed, and the checks of its claims alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from scipy.stats import norm, spearmanr
+from torch import Tensor
+
+import tipmini as tm
+from tipmini_lab import paths
+from tipmini_lab.book import serving
+from tipmini_lab.book.claims import Verdict, checks
+from tipmini_lab.book.claims.checks import WORDS, Evidence, Finding, Names, here, in_print, setting
+from tipmini_lab.book.tables import TITLES, p_text
+from tipmini_lab.results.statistics import LEVEL, holm
+
+COLUMNS = ("single", "linear", "dare", "tip")
+# Whatever the text sets against each other: the family that printed tests belong to.
+COMPARED = (
+    *(("tip", "single"), ("tip", "linear"), ("tip", "dare")),
+    *(("linear", "single"), ("dare", "single")),
+)
+
+
+# Table 1, of which nothing is known but accuracies and rows ---------------------------------------
+def standard_error(share, rows):
+    """Binomial standard error of a share of right rows; numbers, or series of the same length."""
+    return (share * (1 - share) / rows) ** 0.5
+
+
+def z_score(first, second, rows):
+    """(first - second) over its pooled standard error, both shares being of as many rows.
+
+    The test for unpaired proportions: rows that both get right or both wrong are not known. Where
+    two methods agree on many rows, a paired test would find smaller differences.
+    """
+    with np.errstate(invalid="ignore"):  # two shares of 0 or of 1 differ by no z
+        spread = 2**0.5 * standard_error((first + second) / 2, rows)
+        return np.nan_to_num(np.divide(first - second, spread))
+
+
+def whole_count(share: float, rows: int, digits: int = 4) -> int | None:
+    """The number of right rows that prints as `share` to so many digits, or None."""
+    nearest = round(share * rows)
+    return nearest if round(nearest / rows, digits) == round(share, digits) else None
+
+
+def by_accident(rows: int, digits: int = 4) -> float:
+    """The share of all numbers of so many digits in [0, 1] that are a whole count over `rows`."""
+    reached = {round(count / rows, digits) for count in range(rows + 1)}
+    return len(reached) / (10**digits + 1)
+
+
+def table1(evidence: Evidence) -> pd.DataFrame:
+    """(tasks, methods) accuracies; of the official split its `rows`, and if all are `whole`."""
+    splits = pd.DataFrame(evidence.records["splits"]).T.astype({"rows": int, "whole": bool})
+    return pd.DataFrame(evidence.printed["table1"]["tasks"]).T.join(splits[["rows", "whole"]])
+
+
+@cache
+def tests(evidence: Evidence) -> pd.DataFrame:
+    """Tests of first - second by (first, second, task): of every compared pair, both ways.
+
+    difference: a share, 0.01 is a point. p: unpaired, two-sided. corrected: by Holm over all of
+    `COMPARED` on all tasks.
+    """
+    table, found = table1(evidence), {}
+    for one, two in COMPARED:
+        z = z_score(table[one], table[two], table["rows"])
+        gap = (table[one] - table[two]).round(4)
+        found[one, two] = pd.DataFrame({"difference": gap, "z": z}, table.index)
+    found = pd.concat(found)
+    found["p"] = 2 * norm.sf(found["z"].abs())
+    found["corrected"] = holm(found["p"])
+    found["clear"] = found["corrected"] < LEVEL
+    turned = found.assign(difference=-found["difference"], z=-found["z"]).swaplevel(0, 1)
+    return pd.concat([found, turned]).sort_index()
+
+
+# What the text says of Table 1 --------------------------------------------------------------------
+@in_print
+def gain(evidence: Evidence, *, printed: float, of: str, against: Names, task: str) -> dict:
+    """A gain against each baseline: relative, in per cent; it may be printed in points instead."""
+    table = table1(evidence)[[of, *against]]
+    values = table.mean() if task == "mean" else table.loc[task]
+    points = {m: 100 * (values[of] - values[m]) for m in against}
+    relative = {m: gap / values[m] for m, gap in points.items()}
+    told = [f"{WORDS[m]} {points[m]:.2f} points, relative {relative[m]:.1f}%" for m in against]
+    return {
+        "value": [*relative.values()],
+        "instead": ([*points.values()], Verdict.IN_POINTS),
+        "shown": "; ".join(f"against {words}" for words in told),
+        "words": _closest(points, printed),
+    }
+
+
+def _closest(points: Mapping[str, float], printed: float) -> str:
+    """Which baseline's points print as the number: rounded, or with the digits behind cut off."""
+    ways = {
+        "rounded to a decimal": lambda x: round(x + 1e-9, 1),
+        "cut off after a decimal": lambda x: math.floor(x * 10 + 1e-6) / 10,
+    }
+    for way, shown in ways.items():
+        if same := [method for method, value in points.items() if shown(value) == printed]:
+            return f"{printed:g} are the points against {checks.names(same)}, {way}."
+    return f"{printed:g} are no baseline's points to the printed digit."
+
+
+@in_print
+def tasks_of_the_table(evidence: Evidence) -> dict:
+    count = len(table1(evidence))
+    return {"value": count, "shown": f"{count} rows of Table 1", "words": "Counted in the table."}
+
+
+@in_print
+def above(
+    evidence: Evidence,
+    *,
+    higher: Names,
+    lower: Names,
+    tasks: Names = (),
+    or_equal: bool = False,
+    some: bool = False,
+) -> Finding:
+    """Whether printed accuracies of `higher` lie above those of `lower`, and how clearly.
+
+    On every task asked about, or with `some` on one of them at least. A difference is clear where
+    its unpaired test is, corrected for all the differences that the text speaks of. It holds in
+    part where some are clear only.
+    """
+    places = product(higher, lower, tasks or table1(evidence).index)
+    asked = tests(evidence).loc[list(places)]
+    shown = asked[(asked.difference > 0) | (or_equal & (asked.difference == 0))]
+    clear = shown[shown.clear]
+    every = len(shown if or_equal else clear) == len(asked)  # what is kept need not be clear
+    verdict = _direction(len(shown), len(clear), every or some)
+    few = asked if len(asked) <= 3 else asked[asked.difference <= 0]  # those against the sentence
+    told = [
+        f"{WORDS[task]}: {WORDS[h]} − {WORDS[low]} {100 * t.difference:+.2f} points "
+        f"(z {t.z:.2f}, p {p_text(t.p)}, corrected {p_text(t.corrected)})"
+        for (h, low, task), t in few.iterrows()
+    ]
+    unclear = (~asked.clear & (asked.difference > 0)).sum()
+    if few is not asked and unclear:
+        told.append(f"{unclear} with the claimed sign are within the sampling error")
+    counted = f"{len(shown)} of {len(asked)} printed differences; clear: {len(clear)}"
+    return Finding(verdict, counted, "; ".join(told or ["all are clear"]) + ".")
+
+
+def _direction(shown: int, clear: int, enough: bool) -> Verdict:
+    if not shown:
+        return Verdict.DOES_NOT_HOLD
+    if not clear:
+        return Verdict.WITHIN_ERROR
+    return Verdict.HOLDS if enough else Verdict.IN_PART
+
+
+@in_print
+def mean_above(evidence: Evidence, *, higher: str, lower: str) -> Finding:
+    """Whether a printed column's mean lies above another's by more than its sampling error.
+
+    Tasks are independent.
+    """
+    table = table1(evidence)
+    variances = [standard_error(table[m], table["rows"]) ** 2 for m in (higher, lower)]
+    error = sum(variances).sum() ** 0.5 / len(table)
+    gap = table[higher].mean() - table[lower].mean()
+    z, p = gap / error, 2 * norm.sf(abs(gap / error))
+    shown = f"{WORDS[higher]} − {WORDS[lower]}: {100 * gap:+.2f} ± {100 * error:.2f} points"
+    words = f"The difference of the means has z {z:.2f}, p {p_text(p)}."
+    return Finding(_direction(gap > 0, p < LEVEL, True), shown, words)
+
+
+@in_print
+def largest_gains(evidence: Evidence, *, of: str, against: str, tasks: Names) -> dict:
+    """Whether the gains on these tasks are larger than on any other."""
+    gains = 100 * tests(evidence).difference.loc[of, against]
+    order = gains.sort_values(ascending=False, kind="stable")
+    told = ", ".join(f"{WORDS[task]} {points:+.2f}" for task, points in order.items())
+    shown = f"{WORDS[of]} − {WORDS[against]} in points"
+    largest = set(order.index[: len(tasks)]) == set(tasks)
+    return {"value": largest, "shown": shown, "words": f"In order: {told}."}
+
+
+@in_print
+def equals_records(evidence: Evidence, *, method: str, digits: int = 4) -> dict:
+    """Whether all printed accuracies are the base model's public ones to the printed digit."""
+    printed, (low, high) = table1(evidence)[method], evidence.records["usual_spread"]
+    public = {task: record["value"] for task, record in evidence.records["base_model"].items()}
+    same = sum(round(public[task], digits) == value for task, value in printed.items())
+    found = {"same": same, "tasks": len(printed), "low": low, "high": high}
+    return found | {"value": same == len(printed)}
+
+
+@in_print
+def whole_counts(evidence: Evidence) -> dict:
+    """Whether every printed accuracy is a whole number of right rows of the official split."""
+    table = table1(evidence).query("whole")
+    cells = [(row[method], row.rows) for _, row in table.iterrows() for method in COLUMNS]
+    whole = sum(whole_count(*cell) is not None for cell in cells)
+    chances = [f"{WORDS[t]} {100 * by_accident(rows):.0f}%" for t, rows in table["rows"].items()]
+    found = {"whole": whole, "cells": len(cells), "chances": ", ".join(chances)}
+    return found | {"value": whole == len(cells)}
+
+
+# Layers -------------------------------------------------------------------------------------------
+NO_NORMS = checks.not_run("No input norms are stored.")
+
+
+@cache
+def stored_importances(evidence: Evidence) -> dict[str, Tensor]:
+    """(L,) importance of every layer of every adapter of which norms are stored, TIP Eq. 2."""
+    norms = {t: evidence.profile.store / f"norms/{t}.safetensors" for t in evidence.profile.tasks}
+    known = {task: load_file(file) for task, file in norms.items() if file.is_file()}
+    return {task: tm.tip_importance(adapter(evidence, task), own) for task, own in known.items()}
+
+
+def adapter(evidence: Evidence, task: str) -> tm.LoraAdapter:
+    return tm.load_adapter(paths.REPOSITORY / evidence.profile.adapters.format(task=task))
+
+
+@setting
+def rank(evidence: Evidence) -> dict:
+    """The rank of every committed adapter."""
+    pairs = [p for t in evidence.profile.tasks for p in adapter(evidence, t).factors.values()]
+    ranks = sorted({pair.rank for pair in pairs})
+    value = ranks[0] if len(ranks) == 1 else False
+    return {"value": value, "shown": f"rank {', '.join(map(str, ranks))}"}
+
+
+@setting
+def importances(evidence: Evidence, *, tasks: Names = ()) -> Finding | dict:
+    """Whether Eqs. 1 and 2 come to one number for every layer of every adapter, of these too."""
+    found = stored_importances(evidence)
+    if not found or not set(tasks) <= found.keys():
+        return NO_NORMS
+    layers = len(next(iter(found.values())))
+    alike = all(line.shape == (layers,) for line in found.values())
+    return {"value": alike, "layers": layers, "adapters": len(found)}
+
+
+@here
+def rank_correlation(evidence: Evidence, *, of: Sequence[str], alike: float) -> Finding | dict:
+    """Spearman's rho of two adapters' importances, and in how many pairs it is below `alike`."""
+    found = stored_importances(evidence)
+    if not set(of) <= found.keys():
+        return NO_NORMS
+    pairs = [*combinations(found, 2), of]
+    *every, rho = (float(spearmanr(*(found[t] for t in pair)).statistic) for pair in pairs)
+    first, second = (_shift(found[task]) for task in of)
+    return {
+        **{"value": rho, "below": sum(other < alike for other in every), "pairs": len(every)},
+        **{"layers": len(first), "tops": [int(found[task].argmax()) for task in of]},
+        "apart": (first - second).abs().max().item(),
+    }
+
+
+def _shift(importance: Tensor) -> Tensor:
+    return tm.sparsity_shift(tm.normalize_importance(importance))
+
+
+@in_print
+@here
+def shifts(evidence: Evidence, *, base: float, of: Sequence = ()) -> Finding | dict:
+    """Eqs. 3 to 5: the largest mean of the shifts, and the layers whose sparsity is no share.
+
+    base: the overall sparsity. of: importances of some layers; else those of every adapter.
+    """
+    lines = [torch.tensor(of)] if of else [*stored_importances(evidence).values()]
+    if not lines:
+        return NO_NORMS
+    found = [base + _shift(line) for line in lines]
+    outside = [int(((line < 0) | (line > 1)).sum()) for line in found]
+    clipped = [line.clamp(0, 1).mean().item() for line in found]
+    return {
+        "value": max(_shift(line).mean().abs().item() for line in lines),
+        **{"adapters": len(lines), "layers": sum(map(len, lines)), "outside": sum(outside)},
+        **{"leaving": sum(map(bool, outside)), "least": min(clipped), "most": max(clipped)},
+        "first": ", ".join(f"{value:.1f}" for value in found[0].tolist()),
+    }
+
+
+# Serving ------------------------------------------------------------------------------------------
+@here
+def serving_time(evidence: Evidence, *, step: str, batch: int) -> dict:
+    """A batch's times over those of the base model in the same rounds, by way of serving.
+
+    slower: whether in every round it takes longer with unmerged adapters, and longer with more.
+    cheaper: whether it takes less with one merged adapter than with the most unmerged ones.
+    """
+    found = serving.read()
+    ratios = serving.relative(found, step, batch)
+    mixed = [ratio for way, ratio in ratios.items() if way.startswith("mixed")]
+    most, merged = ratios[serving.most(found)], ratios["one adapter"]
+    listed = (serving.most(found), "one adapter", "weights")
+    return {
+        "slower": all(least > 1 for _, least, _ in mixed) and mixed[-1][1] > mixed[0][2],
+        "cheaper": merged[2] < most[1],
+        **{"few": mixed[0][0], "many": mixed[-1][0], "adapters": len(mixed)},
+        **{"most": most, "merged": merged, "rounds": found.rounds},
+        "told": ", ".join(f"{serving.title(way)} {ratios[way][0]:.2f}" for way in listed),
+    }
+
+
+# Tables above the claims --------------------------------------------------------------------------
+def page_tables(evidence: Evidence) -> dict[str, pd.DataFrame | str]:
+    """By the names that `recomputed` of tip.yaml has."""
+    return {
+        "means": means(evidence),
+        "records": records(evidence),
+        "counts": counts(evidence),
+        "tip_differences": differences(evidence, COMPARED[:3]),
+        "merge_differences": differences(evidence, COMPARED[3:]),
+        "compared": str(len(tests(evidence)) // 2),
+    }
+
+
+def means(evidence: Evidence) -> pd.DataFrame:
+    """The columns' means, and what TIP's is above them in points and relative."""
+    mean = table1(evidence)[[*COLUMNS]].mean()
+    points = 100 * (mean["tip"] - mean)
+    told = {
+        "mean": mean.map("{:.4f}".format),
+        "TIP − it, points": points.map("{:+.2f}".format),
+        "relative": (points / mean).map("{:+.1f}%".format),
+    }
+    frame = pd.DataFrame(told).rename(index=TITLES).rename_axis("column")
+    frame.loc[TITLES["tip"], "TIP − it, points":] = "-"
+    return frame
+
+
+def records(evidence: Evidence) -> pd.DataFrame:
+    """The column Single, and below it the public record of the base model."""
+    rows = {
+        f"{TITLES[task]}<br>{record['metric']}": {
+            "Single, then record": f"{single:.4f}<br>{record['value']:.4f}",
+            "recorded in": record["source"],
+        }
+        for task, single in table1(evidence)["single"].items()
+        if (record := evidence.records["base_model"][task])
+    }
+    return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def counts(evidence: Evidence) -> pd.DataFrame:
+    """The right rows behind every printed accuracy, and its binomial standard error in points."""
+
+    def told(share: float, rows: int, whole: bool) -> str:
+        count = whole_count(share, rows) if whole else None
+        shown = f"{count:,}" if count is not None else "not whole"
+        return f"{shown}<br>±\N{NO-BREAK SPACE}{100 * standard_error(share, rows):.2f}"
+
+    rows = {
+        f"{TITLES[task]}<br>{row.rows:,} rows": {
+            TITLES[m]: told(row[m], row.rows, row.whole) for m in COLUMNS
+        }
+        for task, row in table1(evidence).iterrows()
+    }
+    return pd.DataFrame(rows).T.rename_axis("task")
+
+
+def differences(evidence: Evidence, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Differences that the text speaks of: points, z, bold where clear."""
+
+    def told(test: pd.Series) -> str:
+        mark = "**" if test.clear else ""
+        return f"{mark}{100 * test.difference:+.2f}{mark}<br>z {test.z:.1f}"
+
+    shown = tests(evidence).apply(told, axis=1)
+    columns = {f"{TITLES[a]} − {TITLES[b]}": shown.loc[a, b] for a, b in pairs}
+    return pd.DataFrame(columns).rename(index=TITLES).rename_axis("points")
