@@ -10,11 +10,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tipmini.cli.arguments import nearest
-from tipmini.errors import RULES, TipminiError, check_options, common_base, is_rule
+from tipmini.errors import RULES, TipminiError, check_options, is_rule
 from tipmini.methods.table import METHODS, PRESETS, method_options, preset
 from tipmini.models import base_folder, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import TensorFile, one_line, shown
+from tipmini.models.identity import common_base
 
 if TYPE_CHECKING:
     from tipmini.models.adapter import LoraAdapter

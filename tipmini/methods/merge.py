@@ -21,18 +21,19 @@ from tipmini.errors import (
     check_options,
     check_ranks,
     check_shapes,
-    common_base,
     is_finite,
+    is_number,
     is_rule,
 )
 from tipmini.masks import in_threads
 from tipmini.methods.table import METHODS, PRESETS, Preset, method_options
 from tipmini.models.adapter import LoraAdapter, LoraFactors, natural_order
+from tipmini.models.identity import common_base, common_revision, modules_of_base, spellings
 from tipmini.models.lowrank import factorise, product_norm, relative_error, stack, truncate
 
 Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]
 Weight = float | Mapping[str, float]  # of an adapter: one, or one for each of its modules
-Weights = str | Iterable[Weight] | Mapping[str, Weight] | None
+Weights = str | float | Iterable[Weight] | Mapping[str, Weight] | None
 Norms = Mapping[str, Tensor]
 Measured = Iterable[Norms] | Mapping[str, Norms] | None
 Update = Mapping[str, LoraFactors | Tensor]
@@ -69,6 +70,7 @@ def merge(
     grams: Measured = None,
     seed: int = 0,
     base_model: str | None = None,
+    heads: str = "refuse",
     progress: Callable[[Update], Iterable[str]] = iter,
     **options: object,
 ) -> LoraAdapter:
@@ -78,16 +80,20 @@ def merge(
     order. In a list an adapter's name is its place: "0", "1", ...
     method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
     sparsity, sign, on and summation (see `method_options`).
-    weights: one for each adapter; by default the preset's, else 1 each, a plain sum ("sum"). For T
-    adapters "mean" is 1 / T each, "sqrt" 1 / sqrt(T), and "0.7/T" adds up to 0.7. In place of a
-    number, {module: number} multiplies the modules' scalings before anything else is done
-    (`tipmini weigh` learns such weights).
+    weights: one number for all, or one for each adapter; by default the preset's, else 1 each, a
+    plain sum ("sum"). For T adapters "mean" is 1 / T each, "sqrt" 1 / sqrt(T), and "0.7/T" adds up
+    to 0.7. In place of a number, {module: number} multiplies the modules' scalings before anything
+    else is done (`tipmini weigh` learns such weights). With ties and knots an adapter of weight 0
+    still votes on signs, as in PEFT: leave it out instead.
     norms: one dict for each adapter as `calibrate_adapter` returns it; tip and wanda need them.
     grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
     seed: of the random methods; a draw depends on the seed, the adapter's name and the tensor's.
     base_model: what the result names as its base, and that adapters which name different ones
-    belong to it; else those are refused. progress: wraps the modules, e.g. `tqdm.tqdm`.
+    belong to it; else those are refused. Where it is a folder, its names of modules count, should
+    the adapters have several for one. heads: what becomes of modules that were trained whole
+    (`load_adapter(heads=True)`): "refuse", "average", or the name of the adapter whose are kept.
+    progress: wraps the modules, e.g. `tqdm.tqdm`.
 
     A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
     `merge_update` for the whole. A module that some adapters lack is merged from those that have
@@ -102,9 +108,36 @@ def merge(
         if isinstance(found, Tensor):
             found = factorise(found, options.get("rank") or top(module, having(module, parts)))
         merged[module] = found
-    types = {part.adapter.task_type for part in parts}
-    task_type = types.pop() if len(types) == 1 else None
-    return LoraAdapter(merged, parts[0].adapter.base_model, task_type)
+    kept = {name: _common(getattr(part.adapter, name) for part in parts) for name in COMMON}
+    kept["fan_in_fan_out"] = any(part.adapter.fan_in_fan_out for part in parts)
+    return LoraAdapter(merged, heads=merged_heads(parts, heads), **kept)
+
+
+COMMON = ("base_model", "task_type", "revision", "auto_mapping")  # kept where all have the same
+
+
+def _common(values: Iterable[object]) -> object:
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def merged_heads(parts: Sequence[Part], how: str) -> dict[str, Tensor]:
+    """The modules that were trained whole, as `merge` is asked for them."""
+    have = {part.name: part.adapter.heads for part in parts if part.adapter.heads}
+    known = ("refuse", "average", *(part.name for part in parts))
+    if how not in known:
+        raise TipminiError(f"heads must be one of {', '.join(known)}, got {how!r}")
+    if how in have or not have:
+        return dict(have.get(how, {}))
+    first = next(iter(have))
+    if how != "average":
+        told = f"adapter {first} has {', '.join(have[first])}, trained whole"
+        raise TipminiError(f"{told}; keep one adapter's (heads, --heads NAME) or average them")
+    for name, own in have.items():
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in have[first].items()}:
+            raise TipminiError(f"heads of {name} and {first} are not alike; keep one adapter's")
+    stacked = {n: torch.stack([own[n].float() for own in have.values()]) for n in have[first]}
+    return {name: tensors.mean(0).to(have[first][name].dtype) for name, tensors in stacked.items()}
 
 
 def merge_update(
@@ -135,18 +168,28 @@ def merge_update(
 
     adapters = _by_name(adapters)
     base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
+    revision = common_revision({name: a.revision for name, a in adapters.items()})
+    called = spellings({name: a.factors for name, a in adapters.items()}, modules_of_base(base))
     weights = chosen.weights if weights is None else weights
     if isinstance(weights, str):
-        weights = dict.fromkeys(adapters, equal_weight(weights, len(adapters)))
+        weights = equal_weight(weights, len(adapters))
+    if is_number(weights):
+        weights = dict.fromkeys(adapters, weights)
     weights = _beside(adapters, "weights", weights)
     norms, grams = _beside(adapters, "norms", norms), _beside(adapters, "grams", grams)
+    for name, names in called.items():
+        if any(own != new for own, new in names.items()):
+            factors = {names[own]: pair for own, pair in adapters[name].factors.items()}
+            adapters[name] = replace(adapters[name], factors=factors)
+            for given in (norms, grams, weights):
+                given[name] = _renamed(given[name], names)
     pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
     dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     parts = []
     for name, adapter in adapters.items():
         adapter, weight = _weighed(name, adapter, weights[name], dtype)
-        adapter = replace(adapter, base_model=base)
+        adapter = replace(adapter, base_model=base, revision=revision)
         parts.append(Part(name, adapter, weight, norms[name], seed, grams[name]))
     return parts, function(parts, **known | options)
 
@@ -165,6 +208,14 @@ def _by_name(adapters: object) -> dict[str, LoraAdapter]:
             kind = type(adapter).__name__
             raise TipminiError(f"adapter {name} is a {kind}; merge takes what load_adapter returns")
     return named
+
+
+def _renamed(values: object, names: Mapping[str, str]) -> object:
+    """What is told of modules, by their new names; "<module>.lora_B" is told of A x."""
+    if not isinstance(values, Mapping):
+        return values
+    both = names | {f"{own}.lora_B": f"{new}.lora_B" for own, new in names.items()}
+    return {both.get(name, name): value for name, value in values.items()}
 
 
 def _named(values: Iterable | Mapping) -> dict[str, object]:

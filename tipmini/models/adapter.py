@@ -7,7 +7,7 @@ alpha / sqrt(r) with rsLoRA; the adapter adds s B A to the (d, k) weight of its 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from tipmini.errors import TipminiError
+from tipmini.models.base_folder import BaseFolder
 from tipmini.models.files import largest
 from tipmini.models.peft_folder import (
+    PREFIX,
+    AdapterHeader,
     factor_names,
     read_adapter_header,
     refuse_numbers,
@@ -70,12 +73,18 @@ class LoraAdapter:
     """LoRA factors by module, modules named as in the base model, e.g.
     "model.layers.0.self_attn.q_proj".
 
-    base_model and task_type are PEFT's base_model_name_or_path and task_type, as given.
+    base_model and task_type are PEFT's base_model_name_or_path and task_type, as given; so are
+    revision, auto_mapping and fan_in_fan_out. heads: the tensors of modules that were trained
+    whole, e.g. "score.weight".
     """
 
     factors: Mapping[str, LoraFactors]
     base_model: str | None = None
     task_type: str | None = "CAUSAL_LM"
+    revision: str | None = None
+    auto_mapping: Mapping[str, str | None] | None = None  # the model's class, without a task type
+    fan_in_fan_out: bool = False  # whether the base stores its weights as (inputs, outputs)
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def modules(self) -> list[str]:
@@ -104,6 +113,21 @@ class LoraAdapter:
         changed = {module: change(module, self.factors[module]) for module in self.modules}
         return replace(self, factors=changed)
 
+    def of_one_rank(self) -> "LoraAdapter":
+        """The same updates with one rank and a scaling of 1 everywhere, by rows of zeros.
+
+        Tools that read one rank and one lora_alpha for all (llama.cpp, vLLM) then compute what
+        PEFT does.
+        """
+        rank = max(self.ranks.values())
+
+        def fill(_: str, pair: LoraFactors) -> LoraFactors:
+            a = torch.nn.functional.pad(pair.a, (0, 0, 0, rank - pair.rank))
+            b = pair.b if pair.scaling == 1 else pair.b * pair.scaling
+            return LoraFactors(a, torch.nn.functional.pad(b, (0, rank - pair.rank)), 1.0)
+
+        return self.map(fill)
+
     def save(
         self, path: str | PathLike, dtype: torch.dtype | None = None, card: str | None = None
     ) -> None:
@@ -123,11 +147,20 @@ class LoraAdapter:
             pair = self.factors[module]
             for name, factor in zip(factor_names(module), (pair.a, pair.b), strict=True):
                 tensors[name] = factor.to("cpu", dtype)
-        config = lora_config(self.ranks, self.scaling, self.base_model, self.task_type)
-        write_folder(Path(path), config, tensors, card)
+        for name, tensor in self.heads.items():
+            tensors[f"{PREFIX}{name}"] = tensor.to("cpu", dtype)
+        kept = {"task_type": self.task_type, "base_model_name_or_path": self.base_model}
+        if self.heads:
+            kept["modules_to_save"] = sorted({name.split(".")[-2] for name in self.heads})
+        for name in ("revision", "auto_mapping", "fan_in_fan_out"):
+            if value := getattr(self, name):
+                kept[name] = value
+        write_folder(Path(path), lora_config(self.ranks, self.scaling, **kept), tensors, card)
 
 
-def load_adapter(path: str | PathLike) -> LoraAdapter:
+def load_adapter(
+    path: str | PathLike, *, heads: bool = False, base: BaseFolder | None = None
+) -> LoraAdapter:
     """Read a PEFT folder; the factors keep their stored dtype.
 
     Only safetensors and only plain LoRA on linear modules: a pickle, a missing or damaged file,
@@ -135,17 +168,52 @@ def load_adapter(path: str | PathLike) -> LoraAdapter:
     TipminiError of one line that names the file (`inspect_folder` lists all that is wrong).
     rsLoRA, rank_pattern and alpha_pattern are read as PEFT reads them, and tensors that PEFT
     would leave out, as their module is no target, are refused.
+
+    heads: read modules that were trained whole as well, which are refused else. base: what whole
+    layers that PEFT saved beside the factors are compared with; they must be the base's own.
     """
     folder = Path(path)
-    header = read_adapter_header(folder)
+    header = read_adapter_header(folder, heads=heads)
     # Not mapped: who writes into a file that we have mapped ends our process.
     tensors = load(header.file.path.read_bytes())
     refuse_numbers(folder, header, {name: largest(tensor) for name, tensor in tensors.items()})
+    for name in header.copies:
+        refuse_changed(header, name, tensors[name], base)
     factors = {
-        module: LoraFactors(*(tensors[name] for name in factor_names(module)), known.scaling)
+        module: LoraFactors(*(tensors[name] for name in header.names[module]), known.scaling)
         for module, known in header.factors.items()
     }
-    return LoraAdapter(factors, header.base_model, header.task_type)
+    known = header.settings
+    return LoraAdapter(
+        factors,
+        known.base_model_name_or_path,
+        known.task_type,
+        known.revision,
+        known.auto_mapping,
+        bool(known.fan_in_fan_out),
+        {name.removeprefix(PREFIX): tensors[name] for name in header.heads},
+    )
+
+
+def refuse_changed(
+    header: AdapterHeader, name: str, tensor: Tensor | None, base: BaseFolder | None
+) -> None:
+    """Raise TipminiError unless a whole layer beside the factors is the base's own.
+
+    tensor: None where only its header is known.
+    """
+    module = name.removeprefix(PREFIX).removesuffix(".weight")
+    told = f"{header.file.path}: {name} is a copy of a whole layer"
+    if base is None:
+        raise TipminiError(
+            f"{told}, which may have been trained; give the base's folder (--base-model) to "
+            "compare, or save the adapter with save_embedding_layers=False"
+        )
+    own = base.weight_name(module) or base.tied_weight()
+    if own is None or base.entry(own).shape != header.file.entries[name].shape:
+        raise TipminiError(f"{told} that {base.folder} lacks in this shape")
+    if tensor is not None and not torch.equal(tensor.float(), base.files[own][own].float()):
+        raise TipminiError(f"{told} and differs from {base.folder}'s: it was trained, and is lost")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

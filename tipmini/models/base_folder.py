@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property, partial
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import FLOATING, Entry, TensorFile, one_line, replacing
+from tipmini.models.identity import core
 
 if TYPE_CHECKING:  # a dry run reads the headers alone
     from torch import Tensor
@@ -24,8 +26,6 @@ if TYPE_CHECKING:  # a dry run reads the headers alone
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Their linear layers hold the transposed weight, which a square one would not show.
-TRANSPOSED = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 HEADS = ("embed_out", "lm_head")  # names of the layer that can share the embedding's weight
 
 
@@ -45,15 +45,45 @@ class BaseFolder:
     def entry(self, name: str) -> Entry:
         return self.files[name].entries[name]
 
+    @cached_property
+    def modules(self) -> dict[str, list[str]]:
+        """{name without what wraps a whole model: the base's names of it} of all that has a weight.
+
+        The class that saved a model decides on its wrappers: model.layers.0 is layers.0 where the
+        model was saved without its head.
+        """
+        found: dict[str, list[str]] = {}
+        for name in self.files:
+            module, _, what = name.rpartition(".")
+            if what == "weight":
+                found.setdefault(core(module), []).append(module)
+        return found
+
+    def weight_name(self, module: str) -> str | None:
+        """The name of a module's weight, whatever wraps the module; None where it isn't sure."""
+        known = self.modules.get(core(module), [])
+        own = module if module in known else known[0] if len(known) == 1 else None
+        return own and f"{own}.weight"
+
+    def tied_weight(self) -> str | None:
+        """The embedding's weight, where the head shares it and is not stored itself."""
+        names = [n for n in self.files if n.endswith(("embed_tokens.weight", "wte.weight"))]
+        return names[0] if len(names) == 1 and self.is_tied else None
+
+    @property
+    def is_tied(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings"))
+
     def locate(self, module: str) -> Entry:
         """The header of a module's weight; raises TipminiError unless it can be added to."""
-        name = f"{module}.weight"
-        if self.config.get("tie_word_embeddings") and module.rpartition(".")[2] in HEADS:
+        name = self.weight_name(module)
+        if self.is_tied and module.rpartition(".")[2] in HEADS:
             raise TipminiError(
                 f"{self.folder}: {module} shares its weight with the embedding, which would "
                 "change too; keep this merge an adapter"
             )
-        if name not in self.files:
+        if name is None:
+            name = f"{module}.weight"
             near = get_close_matches(name, self.files, n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise TipminiError(f"{self.folder}: lacks {name}, which the adapters change{hint}")
@@ -65,7 +95,7 @@ class BaseFolder:
         """Raise TipminiError unless every module has a floating weight of its (d, k) shape."""
         for module, shape in shapes.items():
             found = self.locate(module).shape
-            if found != tuple(shape):
+            if tuple(shape) not in (found, found[::-1]):
                 raise TipminiError(
                     f"{self.folder}: {module}.weight is {found}, the adapters' {tuple(shape)}; "
                     "give the base that they were trained on"
@@ -76,7 +106,7 @@ def open_base(path: str | PathLike) -> BaseFolder:
     """A local model folder: model.safetensors, or its shards with their index.
 
     Raises TipminiError for anything else: no config.json, a pickle, a damaged file, a shard
-    outside the folder, quantised weights, transposed layers (GPT-2).
+    outside the folder, quantised weights.
     """
     folder = Path(path)
     if not os.path.isdir(folder):  # also of a name that no disk takes
@@ -84,8 +114,6 @@ def open_base(path: str | PathLike) -> BaseFolder:
     config = _read_json(folder / "config.json")
     if config.get("quantization_config"):
         raise TipminiError(f"{folder}: quantised weights cannot be added to; de-quantise the base")
-    if (kind := config.get("model_type")) in TRANSPOSED:
-        raise TipminiError(f"{folder}: {kind} stores weights transposed; merge into an adapter")
     return BaseFolder(folder, config, _files(folder))
 
 
@@ -139,9 +167,11 @@ def _read_json(file: Path) -> dict:
 
 # Written with an update added ---------------------------------------------------------------------
 SHARD_BYTES = 4 * 2**30  # of a written file, unless one tensor alone is larger
-COPIED = (".jinja", ".json", ".model", ".py", ".tiktoken", ".txt")
-# The weights' own index, and what would make transformers load an adapter on top.
-LEFT = (INDEX, "pytorch_model.bin.index.json", "adapter_config.json")
+# Of the folder all comes along but weights in any format, what would make transformers load an
+# adapter on top, and the card, which tells of the base.
+WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth")
+WEIGHTS += (".safetensors", ".index.json")
+LEFT = ("adapter_config.json", "README.md")
 
 ShardTensor = tuple[int, str]  # number of the written file, name of a tensor
 Progress = Callable[[Sequence[ShardTensor]], Iterable[ShardTensor]]
@@ -154,15 +184,17 @@ def save_merged(
     *,
     shard_bytes: int = SHARD_BYTES,
     beside: Mapping[str, bytes] | None = None,
+    fan_in_fan_out: bool = False,
     progress: Progress = iter,
 ) -> None:
     """Write the base model with the update added, all at once or not at all.
 
     update: LoRA factors or a dense (d, k) delta for each module; each is read once, when its
     tensor is due. Added in float32 at least and rounded once, to the base's own dtype. A file
-    has at most `shard_bytes` of tensors, or one larger tensor alone; configuration and tokenizer
-    are copied; beside holds further files of the folder, or others in their place. progress wraps
-    the tensors, e.g. `tqdm.tqdm`.
+    has at most `shard_bytes` of tensors, or one larger tensor alone; all else of the folder but
+    its card is copied; beside holds further files, or others in their place. fan_in_fan_out: that
+    a square weight is stored as (inputs, outputs), as GPT-2's are; of others the shape tells.
+    progress wraps the tensors, e.g. `tqdm.tqdm`.
 
     Raises TipminiError when `out` is there and not empty, a module does not fit the base, a sum
     overflows its dtype, or the disk does not take it; `out` is then as it was.
@@ -171,17 +203,26 @@ def save_merged(
         base.locate(module)
     refuse_taken(Path(out), base.size)
     with replacing(Path(out)) as new:
-        _write_tensors(base, update, new, shard_bytes, progress)
-        for file in base.folder.iterdir():  # no model card, which tells of the base
-            wanted = file.suffix in COPIED or file.name.upper().startswith(("LICENSE", "NOTICE"))
-            if file.is_file() and wanted and file.name not in LEFT:
-                shutil.copyfile(file, new / file.name)
+        added = partial(_added, base, transposed=fan_in_fan_out)
+        _write_tensors(base, update, new, shard_bytes, progress, added)
+        for file in base.folder.rglob("*"):
+            inside = file.relative_to(base.folder)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            weights = file.name.endswith(WEIGHTS)
+            if file.is_file() and not (weights or hidden or str(inside) in LEFT):
+                (new / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, new / inside)
         for name, content in (beside or {}).items():
             (new / name).write_bytes(content)
 
 
 def _write_tensors(
-    base: BaseFolder, update: "Update", folder: Path, shard_bytes: int, progress: Progress
+    base: BaseFolder,
+    update: "Update",
+    folder: Path,
+    shard_bytes: int,
+    progress: Progress,
+    added: Callable,
 ) -> None:
     import torch
 
@@ -189,7 +230,7 @@ def _write_tensors(
     count = 1 + places[-1][0]
     files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     files = files if count > 1 else [SINGLE]
-    changed = {f"{module}.weight": module for module in update}
+    changed = {base.weight_name(module): module for module in update}
     for number, group in groupby(progress(places), key=lambda place: place[0]):
         inside = {name: base.entry(name) for n, name in places if n == number}
         with (folder / files[number]).open("xb") as opened:
@@ -197,7 +238,7 @@ def _write_tensors(
             for _, name in group:
                 tensor = base.files[name][name]
                 if name in changed:
-                    tensor = _added(base, name, tensor, update[changed[name]])
+                    tensor = added(name, tensor, update[changed[name]])
                 opened.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     if count > 1:
         weight_map = {name: files[number] for number, name in places}
@@ -237,13 +278,21 @@ def _header(entries: Mapping[str, Entry]) -> bytes:
 
 
 def _added(
-    base: BaseFolder, name: str, tensor: "Tensor", change: "LoraFactors | Tensor"
+    base: BaseFolder,
+    name: str,
+    tensor: "Tensor",
+    change: "LoraFactors | Tensor",
+    *,
+    transposed: bool = False,
 ) -> "Tensor":
     """A tensor of the base with its module's update added, in its own dtype."""
     from tipmini.models.adapter import LoraFactors, at_least_float32
 
     delta = change.delta() if isinstance(change, LoraFactors) else change
     base.check({name.removesuffix(".weight"): tuple(delta.shape)})  # else it could broadcast
+    square = delta.shape[0] == delta.shape[1]
+    if transposed if square else delta.shape != tensor.shape:
+        delta = delta.T
     total = (at_least_float32(tensor) + delta).to(tensor.dtype)
     if not total.isfinite().all():
         raise TipminiError(f"{base.folder}: {name} overflows in {tensor.dtype} once merged")

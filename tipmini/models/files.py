@@ -121,6 +121,8 @@ def read_header(path: Path) -> dict[str, Entry]:
         if length > min(size - 8, MAX_HEADER):
             if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
                 raise ValueError("a pickle, which could run code; save it as safetensors")
+            if start == b"version ":
+                raise ValueError("a Git-LFS pointer in its place; fetch it with git lfs pull")
             raise ValueError(f"its header claims {length} bytes, the file has {size}")
         with safe_open(path, "np"):
             header = parse_json(stream.read(length))

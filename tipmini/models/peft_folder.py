@@ -28,6 +28,7 @@ from tipmini.models.files import (
     replacing,
     shown,
 )
+from tipmini.models.identity import plain_name
 from tipmini.models.peft_settings import FLOAT32_MAX, Settings, config_problems, unknown_settings
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ INDEX = "adapter_model.safetensors.index.json"
 MAX_CONFIG = 8 << 20  # bytes; twenty thousand modules named in full take less
 
 PREFIX = "base_model.model."  # PEFT's wrapping, before the module's own name
-FACTOR_NAME = re.compile(re.escape(PREFIX) + r"(.+)\.lora_[AB]\.weight")
+# Compiled models wrap once more, and what PyTorch saves itself holds the adapter's name.
+WRAPPED = rf"(?:_orig_mod\.)?{re.escape(PREFIX)}"
+FACTOR_NAME = re.compile(rf"{WRAPPED}(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 MAX_NAME = 500
+COPIES = ("embed_tokens", "lm_head", "wte")  # layers that PEFT saves whole beside their factors
 
 # What PEFT's other tensors are, by a part of their names.
 OTHERS = {
@@ -51,11 +55,14 @@ OTHERS = {
     ".bias": "a bias",
     "modules_to_save": "a whole trained module",
     "trainable_tokens": "trained token embeddings",
-    "embed_tokens.weight": "a whole embedding",
-    "lm_head.weight": "a whole output layer",
-    "lora_A.": "its name holds an adapter's name, which save_pretrained leaves out",
-    "lora_B.": "its name holds an adapter's name, which save_pretrained leaves out",
+    "lora_down.": "it is of kohya's scripts; convert it to PEFT's names first (kohya has a script)",
+    "lora_up.": "it is of kohya's scripts; convert it to PEFT's names first (kohya has a script)",
 }
+# Who writes no prefix of PEFT's: the first part of a name -> what it is.
+FOREIGN = dict.fromkeys(
+    ("transformer", "unet", "text_encoder", "text_encoder_2"),
+    "a name of diffusers; load it there and save it with PEFT's save_pretrained",
+)
 
 Header = Mapping[str, Entry]
 
@@ -84,14 +91,24 @@ class AdapterHeader:
     """What is known of an adapter before its numbers are read; file holds these."""
 
     factors: Mapping[str, FactorsHeader]
+    names: Mapping[str, tuple[str, str]]  # module -> the names of its A and B in the file
     file: TensorFile
-    base_model: str | None
-    task_type: str | None
+    settings: Settings
+    heads: tuple[str, ...] = ()  # tensors of whole trained modules
+    copies: tuple[str, ...] = ()  # whole layers of the base that PEFT saved beside the factors
+
+    @property
+    def base_model(self) -> str | None:
+        return self.settings.base_model_name_or_path
+
+    @property
+    def revision(self) -> str | None:
+        return self.settings.revision
 
 
-def read_adapter_header(folder: Path) -> AdapterHeader:
+def read_adapter_header(folder: Path, *, heads: bool = False) -> AdapterHeader:
     """Raises TipminiError of one line that names the file; see `load_adapter`."""
-    *_, adapter, problems = _examine(folder, numbers=False)
+    *_, adapter, problems = _examine(folder, numbers=False, heads=heads)
     refuse(problems)
     return adapter
 
@@ -104,7 +121,9 @@ def refuse(problems: list[str]) -> None:
         raise TipminiError(f"{problems[0]}{tail}")
 
 
-def _examine(folder: Path, numbers: bool) -> tuple[dict, Header, AdapterHeader | None, list[str]]:
+def _examine(
+    folder: Path, numbers: bool, heads: bool = False
+) -> tuple[dict, Header, AdapterHeader | None, list[str]]:
     """The settings, the tensors, the adapter where nothing is wrong, and else what is, by file."""
     config, header, adapter, problems = {}, {}, None, []
 
@@ -120,10 +139,11 @@ def _examine(folder: Path, numbers: bool) -> tuple[dict, Header, AdapterHeader |
     with collecting():
         found = read_settings(folder)
         config = found if isinstance(found, dict) else {}
-        problems += [f"{folder / CONFIG}: {problem}" for problem in config_problems(found)]
+        problems += [f"{folder / CONFIG}: {problem}" for problem in config_problems(found, heads)]
     with collecting():
         header = read_header(weights_file(folder))
-        problems += [f"{folder / WEIGHTS}: {problem}" for problem in tensor_problems(header)]
+        whole = config.get("modules_to_save") if heads else None
+        problems += [f"{folder / WEIGHTS}: {problem}" for problem in tensor_problems(header, whole)]
     if not problems:
         with collecting():
             adapter = _adapter(folder, Settings.model_validate(config))
@@ -135,14 +155,18 @@ def _examine(folder: Path, numbers: bool) -> tuple[dict, Header, AdapterHeader |
 
 def _adapter(folder: Path, settings: Settings) -> AdapterHeader:
     file, factors = TensorFile(folder / WEIGHTS), {}
+    names = factors_of(file)
     with naming(folder / CONFIG):
-        for module in modules_of(file):
+        for module, (a, b) in names.items():
             if not settings.targets(module):
                 why = "has tensors but is no target, so PEFT would leave it out"
                 raise TipminiError(f"{module} {why}")
-            a, b = (file.entries[name] for name in factor_names(module))
+            a, b = file.entries[a], file.entries[b]
             factors[module] = FactorsHeader(a, b, settings.scaling(module, a.shape[0]))
-    return AdapterHeader(factors, file, settings.base_model_name_or_path, settings.task_type)
+    rest = [name for name in file if not _parsed(name)]
+    heads = tuple(name for name in rest if is_head(name, settings.modules_to_save))
+    copies = tuple(name for name in rest if name not in heads)
+    return AdapterHeader(factors, names, file, settings, heads, copies)
 
 
 def refuse_numbers(folder: Path, adapter: AdapterHeader, largest: Mapping[str, float]) -> None:
@@ -152,7 +176,7 @@ def refuse_numbers(folder: Path, adapter: AdapterHeader, largest: Mapping[str, f
         for name, number in largest.items():
             refuse_non_finite(name, number)
         for module, pair in adapter.factors.items():
-            a, b = (largest[name] for name in factor_names(module))
+            a, b = (largest[name] for name in adapter.names[module])
             if max(1.0, abs(pair.scaling)) * pair.rank * a * b > FLOAT32_MAX:  # B A as well
                 raise TipminiError(
                     f"{module}: its update overflows float32: numbers up to {a:.0e} in lora_A and "
@@ -160,22 +184,35 @@ def refuse_numbers(folder: Path, adapter: AdapterHeader, largest: Mapping[str, f
                 )
 
 
-def tensor_problems(header: Header) -> list[str]:
-    """Why the tensors are not the factors of linear modules, one line each; [] when they are."""
+def tensor_problems(header: Header, whole: object = None) -> list[str]:
+    """Why the tensors are not the factors of linear modules, one line each; [] when they are.
+
+    whole: names of trained modules whose tensors may stand there as well.
+    """
     if not header:
         return ["holds no tensor; an adapter has lora_A and lora_B"]
     problems = []
     for name in header:
-        if not _module_of(name):
-            what = next((f"; it is {what}" for part, what in OTHERS.items() if part in name), "")
-            problems.append(f"{one_line(name)} is no LoRA factor of a linear module{what}")
-    for module in modules_of(header):
-        problems += _module_problems(header, module)
+        if not (_parsed(name) or _copied(name) or is_head(name, whole)):
+            problems.append(f"{one_line(name)} is no LoRA factor of a linear module{_what(name)}")
+    if len(named := sorted({found[2] or "" for found in map(_parsed, header) if found})) > 1:
+        told = " and ".join(map(shown, named))
+        problems.append(f"holds several adapters, {told}; save each in a folder of its own")
+    for module, names in factors_of(header).items():
+        problems += _module_problems(header, module, names)
     return problems
 
 
-def _module_problems(header: Header, module: str) -> list[str]:
-    names = factor_names(module)
+def _what(name: str) -> str:
+    """What a tensor is that is no factor, where that is known."""
+    told = next((what for part, what in OTHERS.items() if part in name), None)
+    if told is None and ".lora_" in name and not re.match(WRAPPED, name):
+        told = f"it lacks PEFT's prefix {PREFIX}"
+        told = FOREIGN.get(name.partition(".")[0], f"{told}; put it before each tensor's name")
+    return f"; it is {told}".replace("it is it", "it") if told else ""
+
+
+def _module_problems(header: Header, module: str, names: tuple[str, str]) -> list[str]:
     if missing := [name for name in names if name not in header]:
         return [f"{name} is missing" for name in missing]
     a, b = (header[name] for name in names)
@@ -191,25 +228,41 @@ def _module_problems(header: Header, module: str) -> list[str]:
     return []
 
 
-def _module_of(name: str) -> str | None:
-    """The module that has a factor of this name."""
+def _parsed(name: str) -> tuple[str, str, str | None] | None:
+    """(module, "A" or "B", an adapter's name or None) of a factor's name."""
     found = FACTOR_NAME.fullmatch(name) if len(name) <= MAX_NAME and name.isprintable() else None
-    return found and found[1]
+    return found and (plain_name(found[1]), found[2], found[3])
 
 
-def modules_of(names: Iterable[str]) -> list[str]:
-    """The modules that have a factor, in the order of the names."""
-    return list(dict.fromkeys(filter(None, map(_module_of, names))))
+def factors_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """{module: the names of its A and B}, in the order of the names, whether both are there."""
+    modules = {}
+    for name in names:
+        if found := _parsed(name):
+            a = re.sub(r"\.lora_[AB](?=\.(?:[^.]+\.)?weight$)", ".lora_A", name)
+            modules[found[0]] = a, re.sub(r"\.lora_A(?=\.(?:[^.]+\.)?weight$)", ".lora_B", a)
+    return modules
+
+
+def _copied(name: str) -> bool:
+    """Whether it is a whole layer that PEFT saves beside the factors of another."""
+    return name.startswith(PREFIX) and name.endswith(tuple(f".{one}.weight" for one in COPIES))
+
+
+def is_head(name: str, whole: object) -> bool:
+    """Whether a tensor is one of the modules that were trained whole."""
+    inside = f".{name.removeprefix(PREFIX)}"
+    return name.startswith(PREFIX) and any(f".{each}." in inside for each in whole or ())
 
 
 def factor_names(module: str) -> tuple[str, str]:
-    """The names of A and B."""
+    """The names of A and B as PEFT writes them."""
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def read_settings(folder: Path) -> object:
     """adapter_config.json as JSON; raises TipminiError when there is no such thing."""
-    file = _own_file(folder, CONFIG, "give the folder of a PEFT adapter")
+    file = _own_file(folder, CONFIG, _instead(folder))
     with naming(file), file.open("rb") as stream:
         data = stream.read(MAX_CONFIG + 1)
         if len(data) > MAX_CONFIG:
@@ -220,28 +273,32 @@ def read_settings(folder: Path) -> object:
             raise TipminiError(f"not a readable JSON file ({one_line(error)})") from None
 
 
+def _instead(folder: Path) -> str:
+    """What there is in a folder without settings, and what to give."""
+    if inner := sorted(folder.glob(f"*/{CONFIG}")):
+        return f"{inner[-1].parent.name} in it is one; give that folder"
+    if (folder / "config.json").is_file():
+        return "it holds a whole model; give the folder of a PEFT adapter"
+    return "give the folder of a PEFT adapter"
+
+
 def weights_file(folder: Path) -> Path:
     """The file of the factors; raises TipminiError for a pickle or shards in its place."""
     found = ""
     if (folder / PICKLE).exists():
-        found = f"{PICKLE} is a pickle, which could run code; "
+        found = f"{PICKLE} is a pickle, which could run code: --pickle reads numbers alone of it; "
     elif (folder / INDEX).exists():
         found = f"{INDEX} names other files, and an adapter is one; "
     return _own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")
 
 
 def _own_file(folder: Path, name: str, mend: str) -> Path:
-    """The path of a file; refuses what is missing, no file, or a link that leaves the folder."""
+    """The path of a file, links followed; refuses what is missing or no file."""
     file = folder / name
     if not folder.is_dir():
         raise TipminiError(f"{folder}: no such folder; a PEFT adapter has {CONFIG} and {WEIGHTS}")
-    if not os.path.lexists(file):
+    if not file.exists():
         raise TipminiError(f"{file}: missing; {mend}")
-    real, home = (Path(os.path.realpath(path)) for path in (file, folder))
-    # The hub's cache keeps the files that its snapshots link to in blobs.
-    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
-    if not any(real.is_relative_to(place) for place in [home, *blobs]):
-        raise TipminiError(f"{file}: a link that leaves the folder; copy the file it names here")
     if not file.is_file():  # a device or a pipe may never end
         raise TipminiError(f"{file}: not a file; {mend}")
     return file
@@ -262,8 +319,8 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
     knowing. A refused folder has what could be read of it and no scaling.
     """
     config, header, adapter, problems = _examine(Path(path), numbers=True)
-    modules = modules_of(header)
-    firsts = [header[name].shape for m in modules if (name := factor_names(m)[0]) in header]
+    modules = factors_of(header)
+    firsts = [header[a].shape for a, _ in modules.values() if a in header]
     scalings = {pair.scaling for pair in adapter.factors.values()} if adapter else set()
     base, task = (config.get(name) for name in ("base_model_name_or_path", "task_type"))
     unknown = ", ".join(map(shown, unknown_settings(config)))

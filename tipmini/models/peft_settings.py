@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, shown
+from tipmini.models.identity import plain_name
 
 FLOAT32_MAX = 3.4028234663852886e38
 
@@ -24,7 +25,7 @@ EXTRAS = {
     "layer_replication": "it builds another base model",
     "lora_bias": "the bias of lora_B would be lost",
     "megatron_config": "it holds one shard of the factors",
-    "modules_to_save": "whole trained modules would be lost",
+    "modules_to_save": "trained whole, which --heads NAME keeps of one adapter",
     "monteclora_config": "MonteCLoRA samples its factors",
     "target_parameters": "factors of bare parameters have another layout",
     "trainable_token_indices": "trained token embeddings would be lost",
@@ -38,14 +39,9 @@ BASE_CHANGING = ("corda", "loftq", "lora_ga", "olora", "pissa")
 HARMLESS = ("gaussian", "eva", "orthogonal", "mica")
 # Settings of PEFT 0.21 that only matter while training or loading.
 INERT = {
-    *(
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-    ),
-    *("loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type"),
-    *("peft_version", "qalora_group_size", "revision", "runtime_config", "velora_config"),
+    *("corda_config", "eva_config", "inference_mode", "loftq_config", "lora_dropout"),
+    *("lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size"),
+    *("runtime_config", "velora_config"),
 }
 
 TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -81,6 +77,9 @@ class Settings(BaseModel):
     layers_to_transform: Index | list[Index] | None = _may("numbers of layers")
     layers_pattern: object = None
     init_lora_weights: bool | str | None = _may("true, false or a name")
+    revision: Line | None = _may("one line of text")
+    auto_mapping: dict[Line, Line | None] | None = _may("names of classes")
+    modules_to_save: list[Line] | None = _may("a list of names")
 
     def scaling(self, module: str, rank: int) -> float:
         r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
@@ -101,11 +100,14 @@ class Settings(BaseModel):
         """
 
         def among(names: object) -> bool:
-            return isinstance(names, list) and any(f".{module}".endswith(f".{n}") for n in names)
+            ends = tuple(f".{plain_name(n)}" for n in names) if isinstance(names, list) else ()
+            return f".{module}".endswith(ends)
 
         if among(self.exclude_modules):
             return False
-        if not isinstance(self.target_modules, list) or module in self.target_modules:
+        if not isinstance(self.target_modules, list):
+            return True
+        if module in map(plain_name, self.target_modules):
             return True
         if not among(self.target_modules):
             return False
@@ -140,8 +142,11 @@ def _ends(pattern: str, key: str, module: str) -> bool:
 SETTINGS = INERT | EXTRAS.keys() | Settings.model_fields.keys()
 
 
-def config_problems(config: object) -> list[str]:
-    """Why the settings are not those of plain LoRA, one line each; [] for plain LoRA."""
+def config_problems(config: object, heads: bool = False) -> list[str]:
+    """Why the settings are not those of plain LoRA, one line each; [] for plain LoRA.
+
+    heads: whether modules may have been trained whole beside it.
+    """
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         return ['not a LoRA adapter; "peft_type" must be "LORA"']
     problems, wrong, init = [], [], config.get("init_lora_weights")
@@ -153,7 +158,7 @@ def config_problems(config: object) -> list[str]:
         right = Settings.model_fields[name].description
         problems.append(f"{name} must be {right}, got {shown(config.get(name))}")
     for name, why in EXTRAS.items():
-        if config.get(name) not in UNSET:
+        if config.get(name) not in UNSET and not (heads and name == "modules_to_save"):
             told = f"{name} is {shown(config[name])}; {why}"
             problems.append(f"{told}; only plain LoRA can be merged")
     for name in unknown_settings(config):
@@ -164,10 +169,12 @@ def config_problems(config: object) -> list[str]:
     if isinstance(init, str) and init.lower() not in HARMLESS:
         sure = init.lower().startswith(BASE_CHANGING)
         what = "changes" if sure else "is unknown to PEFT 0.21 and may change"
-        problems.append(
-            f"init_lora_weights {shown(init)} {what} the base model; save the adapter with PEFT's "
-            "path_initial_model_for_weight_conversion"
-        )
+        told = f"init_lora_weights {shown(init)} {what} the base model"
+        mend = "save the adapter with PEFT's path_initial_model_for_weight_conversion"
+        if init.lower().startswith("loftq"):
+            told += ": it makes up for a base that was quantised, and fits no other"
+            mend = "merge it into that base (PEFT's merge_and_unload)"
+        problems.append(f"{told}; {mend}")
     return problems
 
 
@@ -178,15 +185,12 @@ def unknown_settings(config: dict) -> list[str]:
 
 # Written ------------------------------------------------------------------------------------------
 def lora_config(
-    ranks: Mapping[str, int],
-    scaling: Mapping[str, float],
-    base_model: str | None,
-    task_type: str | None,
-) -> dict:
+    ranks: Mapping[str, int], scaling: Mapping[str, float], **kept: object
+) -> dict[str, object]:
     """The settings with which PEFT gives every module its rank and its scaling.
 
-    Modules are named in full: a short name such as q_proj would also match modules that the
-    adapter leaves alone.
+    kept: further settings as they are, e.g. base_model_name_or_path. Modules are named in full: a
+    short name such as q_proj would also match modules that the adapter leaves alone.
     """
     alphas = {module: scaling[module] * rank for module, rank in ranks.items()}
     alphas = {m: int(alpha) if alpha == int(alpha) else alpha for m, alpha in alphas.items()}
@@ -201,8 +205,7 @@ def lora_config(
 
     return {
         "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base_model,
+        **kept,
         "inference_mode": True,
         "r": r,
         "lora_alpha": alpha,

@@ -441,9 +441,9 @@ def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
     return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
 
 
-def _measured(choice: Choice, store: Path, names: Sequence[str], profile: Profile) -> Cells:
+def _measured(choice: Choice, store: Path, names: Sequence[str], tasks: Sequence[str]) -> Cells:
     cells = in_one_format(storage.cells(store, names))
-    missing = {name for name in names for task in profile.tasks if (name, task) not in cells}
+    missing = {name for name in names for task in tasks if (name, task) not in cells}
     if missing:
         first = next(name for name in names if name in missing)
         more = f"{first} and {len(missing) - 1} more are not measured on held-out rows"
