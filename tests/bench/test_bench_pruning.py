@@ -84,16 +84,8 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def test_all_of_it_on_a_tiny_model(lab):
-    sizes = {
-        "length": 40,
-        "repeats": 1,
-        "rows": 3,
-        "profiled": 2,
-        "profiles": 1,
-        "rounds": 2,
-        "seeds": 2,
-    }
-    sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2}
+    sizes = {"length": 40, "repeats": 1, "rows": 3, "profiled": 2, "profiles": 1, "rounds": 2}
+    sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2, "seeds": 2}
     stored = {name: {"made": {}} | part(lab, **sizes) for name, part in pruning.PARTS.items()}
     found = pruning_costs.of(stored)
     cost, agreement = found["criteria"]["cost"], found["masks"]["agreement"]
