@@ -74,22 +74,20 @@ def _hellaswag_train() -> list[dict]:
 
 def _coqa() -> list[dict]:
     """Stories put together again from their turns; up to three further answers a turn."""
-    stories: dict[str, list[dict]] = defaultdict(list)
+    stories: dict[str, dict[int, dict]] = defaultdict(dict)
     for turn in requests("coqa-bpb_0shot"):
-        stories[turn["id"].rsplit("_turn", 1)[0]].append(turn)
-    return [_story(name, turns) for name, turns in stories.items()]
-
-
-def _story(name: str, turns: list[dict]) -> dict:
-    turns.sort(key=lambda turn: int(turn["id"].rsplit("_turn", 1)[1]))
-    answers = list(zip(*(turn["answers"] for turn in turns), strict=True))
-    return {
-        "id": name,
-        "story": turns[0]["story"],
-        "questions": {"input_text": [turn["question"] for turn in turns]},
-        "answers": {"input_text": list(answers[0])},
-        "additional_answers": {str(i): {"input_text": list(a)} for i, a in enumerate(answers[1:])},
-    }
+        name, _, number = turn["id"].rpartition("_turn")
+        stories[name][int(number)] = turn
+    rows = []
+    for name, numbered in stories.items():
+        turns = [numbered[number] for number in sorted(numbered)]
+        first, *more = zip(*(turn["answers"] for turn in turns), strict=True)
+        row = {"id": name, "story": turns[0]["story"]}
+        row["questions"] = {"input_text": [turn["question"] for turn in turns]}
+        row["answers"] = {"input_text": list(first)}
+        row["additional_answers"] = {str(i): {"input_text": list(a)} for i, a in enumerate(more)}
+        rows.append(row)
+    return rows
 
 
 def _halves(read: Rows, key: str) -> tuple[Rows, Rows]:
