@@ -135,7 +135,7 @@ class PackedLM(TemplateLM):
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
         self.max_length = self.model.config.max_position_embeddings
-        self._encoded = lru_cache(ENCODED)(self._encode)
+        self._encoded = lru_cache(ENCODED)(self.tokenizer.encode)
         self.needed = 0  # tokens read and written so far, padding and what was finished left out
         self.leads: list[float] = []  # of the answers generated last: see `llama.greedy`
 
@@ -151,11 +151,8 @@ class PackedLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """With the special tokens that the tokenizer adds by itself: LLaMA-2's sets a BOS."""
-        return list(self._encoded(string, add_special_tokens))
-
-    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **given)
+        return list(self._encoded(string, **given))
 
     def get_model_info(self) -> dict:
         """What lm-eval notes beside the results."""
@@ -172,19 +169,14 @@ class PackedLM(TemplateLM):
         # The end of a context that fits; a continuation's last token is predicted, never read.
         room = self.max_length + 1
         pairs = [(tuple(context[len(asked) - room :]), asked) for _, context, asked in requests]
-        asking: dict[tuple, list[int]] = {}
-        for number, (context, _) in enumerate(pairs):
-            asking.setdefault(context, []).append(number)
-        groups = together(list(asking), self.tokens // 2)
-        every = list(asking.values())
-        members = [[i for place in group for i in every[place]] for group in groups]
-        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
+        groups = together([context for context, _ in pairs], self.tokens // 2)
+        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in groups]
         answers: list = [None] * len(requests)
         parts = batches([len(row) for row in rows], self.tokens, padded=not self.flat)
         with self.resident.active(self.adapter):
             for part in _progress(parts, rows, disable_tqdm):
                 for row, owner, *answer in self.score([rows[i] for i in part]):
-                    answers[members[part[row]][owner]] = tuple(answer)
+                    answers[groups[part[row]][owner]] = tuple(answer)
         return answers
 
     def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
