@@ -27,7 +27,7 @@ COMMANDS = {
         "tipmini prune --share 0.5 --out half",
         "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",
         "tipmini prune --share 0.5 --task boolq --steps 40 --reduction released --out boolq-half",
-        "tipmini prune --share 0.5 --threshold global --exempt-first 0.1 --exempt-last 1 --out mask",
+        "tipmini prune --share 0.5 --threshold global --exempt-first 0.1 --exempt-last 1 --out cut",
         "tipmini prune --method wanda-2:4 --rows 128 --out sparse",
         "tipmini prune --share 0.5 --dry-run --out half",
     ],

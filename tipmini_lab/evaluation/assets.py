@@ -87,10 +87,7 @@ def embedded() -> Path:
 def fetch() -> Path:
     """Fetch, verify, unpack and de-quantise; all of it or nothing appears in the cache.
 
-    Raises
-    ------
-    TipminiError
-        No network, a hash that differs, a disk that is full: the cache stays as it was.
+    Raises TipminiError without a network, for a hash that differs, for a disk that is full.
     """
     if folder().is_dir():
         return folder()

@@ -102,23 +102,17 @@ def _halves(read: Rows, key: str) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class Task:
-    """All that is known of a task.
-
-    official: lm-eval's own definition. metric: the one that the paper's numbers correspond to.
-    evaluation, train: its rows, of which none are trained on where there is no `train`. short: a
-    title for narrow columns. training: how its adapter is trained (`TrainingRecipe`). choosing:
-    train rows (stories) that nothing was trained on, by which merges are chosen.
-    """
+    """All that is known of a task."""
 
     title: str
-    official: str
-    metric: str
+    official: str  # lm-eval's own definition
+    metric: str  # that the paper's numbers correspond to
     evaluation: Rows
-    train: Rows | None = None
-    short: str = ""
+    train: Rows | None = None  # None: no rows are trained on
+    short: str = ""  # a title for narrow columns
     halved: bool = False  # evaluation and train rows are parts of lm-eval's evaluation split
-    training: Mapping[str, float] = field(default_factory=dict)
-    choosing: int = 48
+    training: Mapping[str, float] = field(default_factory=dict)  # its adapter's `TrainingRecipe`
+    choosing: int = 48  # train rows (stories) kept from training, by which merges are chosen
 
 
 # RTE and CoQA have no train rows here: their evaluation rows are split once. Naming lm-eval's files

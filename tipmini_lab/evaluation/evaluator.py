@@ -100,29 +100,18 @@ class Stop(StoppingCriteria):
 
 @register_model("tipmini")
 class PackedLM(TemplateLM):
-    """A causal LM, with or without a PEFT adapter, for any lm-eval task.
-
-    Parameters
-    ----------
-    pretrained : a folder, a hub id, or a loaded model (then with its `tokenizer`)
-    adapter : a PEFT folder; `adapter` can be set to another one, or None, at any time
-    tokens : padded tokens of one forward pass
-    dtype : "auto" takes bfloat16 where its products are measured to be faster than float32's
-    first_line : stop generating after the first line that is not empty. CoQA's scoring reads
-        nothing else, so its numbers do not change.
-    answer_tokens : the most tokens to generate where the task itself sets no limit
-    """
+    """A causal LM, with or without a PEFT adapter, for any lm-eval task."""
 
     def __init__(
         self,
-        pretrained,
-        adapter: Path | str | None = None,
+        pretrained,  # a folder, a hub id, or a loaded model (then with its `tokenizer`)
+        adapter: Path | str | None = None,  # a PEFT folder; can be set to another one at any time
         tokenizer=None,
-        tokens: int = 2048,
-        dtype: str = "auto",
+        tokens: int = 2048,  # padded tokens of one forward pass
+        dtype: str = "auto",  # bfloat16 where its products are measured to be faster
         device: str = "cpu",
-        first_line: bool = False,
-        answer_tokens: int = MAX_GENERATED,
+        first_line: bool = False,  # stop after the first line with text: CoQA scores no more
+        answer_tokens: int = MAX_GENERATED,  # the most where the task itself sets no limit
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
