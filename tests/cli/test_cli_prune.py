@@ -13,7 +13,7 @@ from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.experiments import pruning
 
-EXAMPLES = [line.strip("`") for line in one.EPILOG.split("\n\n")[1:]]
+EXAMPLES = main.COMMANDS[one.prune]
 
 
 @pytest.fixture(autouse=True)
