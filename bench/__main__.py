@@ -3,9 +3,7 @@
 import argparse
 import json
 
-import torch
-
-from bench import evaluation, merging, pruning, serving
+from bench import evaluation, merging, pruning, serving, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, pruning_costs
 from tipmini_lab.experiments.experiment import Lab
@@ -28,9 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"these alone: {', '.join(names)}")
     parts = parser.parse_args().parts or names
-    for name in parts:
-        if name not in names:
-            parser.error(f"no part {name!r}: one of {', '.join(names)}")
+    if unknown := [name for name in parts if name not in names]:
+        parser.error(f"no part {unknown[0]!r}: one of {', '.join(names)}")
     lab = Lab(load_profile("mini"))
     found = measured(lab, [part for part in parts if part in PARTS])
     if set(performance.NEEDED) <= found.keys():
@@ -46,9 +43,7 @@ def measured(lab: Lab, parts: list[str]) -> dict:
     former = json.loads(paths.BENCH.read_text()) if paths.BENCH.is_file() else {}
     found = {part: former[part] for part in PARTS if part in former}
     for part in parts:
-        made = {"date": store.today(), "machine": store.machine()}
-        made |= {"threads": torch.get_num_threads(), "versions": store.versions()}
-        found[part] = {"made": made} | PARTS[part](lab)
+        found[part] = {"made": timing.made()} | PARTS[part](lab)
         store.write(paths.BENCH, json.dumps(found, indent=1) + "\n")
     return found
 

@@ -30,15 +30,10 @@ from tipmini_lab.experiments.training import add_lora
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # for which masks are compared
 WARM = 16  # rows of a step that is not timed
-KEPT = {  # criterion of each side, and whether its base is in 8 bits
-    "vanilla": ("vanilla", False),
-    "lora-guided": ("lora-guided", False),
-    "lora-guided int8": ("lora-guided", True),
-}
-SIDES = {
-    f"{name}{RECOMPUTED if again else ''}": (*side, again)
-    for again in (False, True)
-    for name, side in KEPT.items()
+SIDES = {  # criterion of each side, whether its base is in 8 bits, whether it recomputes
+    f"{name}{suffix}": (name.removesuffix(" int8"), name.endswith("int8"), bool(suffix))
+    for suffix in ("", RECOMPUTED)
+    for name in ("vanilla", "lora-guided", "lora-guided int8")
 }
 
 Scores = Mapping[str, Mapping[str, Tensor]]  # of two criteria: {family: (count,) importances}
@@ -164,11 +159,18 @@ def compared(families: Sequence[Family], scores: Scores, share: float) -> list[d
     that the second removes too. chance_*: of two masks with these numbers that know nothing.
     """
     entries = []
-    for kind in {family.kind: None for family in families}:
-        own = [family for family in families if family.kind == kind]
-        tally = [overlap(family, scores, int(share * family.count + 1e-9)) for family in own]
-        groups, gone, both = (sum(column) for column in zip(*tally, strict=True))
-        by_chance = sum(n * (g / n) ** 2 for n, g, _ in tally)
+    for kind in dict.fromkeys(family.kind for family in families):
+        groups = gone = both = 0
+        by_chance = 0.0
+        for family in families:
+            if family.kind == kind:
+                count = int(share * family.count + 1e-9)
+                first, second = (
+                    ~share_mask(found[family.name], count) for found in scores.values()
+                )
+                groups, gone = groups + family.count, gone + count
+                both += int((first & second).sum())
+                by_chance += family.count * (count / family.count) ** 2
         entry = {"kind": kind, "share": share, "groups": groups, "removed": gone}
         for name, common in (("", both), ("chance_", by_chance)):
             # Every group that one alone removes has its counterpart.
@@ -176,12 +178,6 @@ def compared(families: Sequence[Family], scores: Scores, share: float) -> list[d
             entry[f"{name}both"] = common / gone if gone else None
         entries.append(entry)
     return entries
-
-
-def overlap(family: Family, scores: Scores, gone: int) -> tuple[int, int, int]:
-    """Groups, those that each criterion removes, those that both do."""
-    first, second = (~share_mask(found[family.name], gone) for found in scores.values())
-    return family.count, gone, int((first & second).sum())
 
 
 def find_loudest(

@@ -173,13 +173,8 @@ def store(lab: Lab, **options: object) -> str:
     """Measure, write results/serving.json, and return what the terminal shows."""
     model.keep_memory()
     found = {
-        "command": "python -m bench serving",
-        "date": storage.today(),
-        "machine": storage.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": storage.versions(),
-        "profile": lab.profile.name,
-        "dtype": lab.dtype,
+        **{"command": "python -m bench serving", "profile": lab.profile.name, "dtype": lab.dtype},
+        **timing.made(),
         "matrix_product": timing.matmul_peak(getattr(torch, lab.dtype)),
         "bandwidth": timing.bandwidth(),
         **measure(setting(lab), **options),

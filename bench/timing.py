@@ -16,11 +16,19 @@ from typing import TypeVar
 
 import torch
 
+from tipmini_lab.results import store
+
 REPEATS = 5
 STATUS = Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Key, Result = TypeVar("Key"), TypeVar("Result")
+
+
+def made() -> dict[str, object]:
+    """What is stored beside every figure: the day, the machine and the versions."""
+    told = {"date": store.today(), "machine": store.machine()}
+    return told | {"threads": torch.get_num_threads(), "versions": store.versions()}
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -15,12 +15,16 @@ NORMS = [word for task in TASKS for word in ("--norms", f"{task}.safetensors")]
 GRAMS = [word for task in TASKS for word in ("--grams", f"{task}-grams.safetensors")]
 
 
+def run(*given) -> str:
+    """What a command prints."""
+    result = CliRunner().invoke(main.app, [str(word) for word in given])
+    assert result.exit_code == 0, result.output or result.exception
+    return result.stdout
+
+
 def merge(*given, out="m", adapters=ADAPTERS):
     """What `tipmini merge --json` prints."""
-    words = ["merge", "--json", "--out", out, *given, *adapters]
-    result = CliRunner().invoke(main.app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output or result.exception
-    return json.loads(result.stdout)
+    return json.loads(run("merge", "--json", "--out", out, *given, *adapters))
 
 
 def expected(method, **options):

@@ -6,7 +6,7 @@ import prunable
 import pytest
 import torch
 
-from bench import __main__, pruning, pruning_cost, pruning_profile, timing
+from bench import __main__, pruning, pruning_cost, timing
 from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families
 from tipmini_lab import paths
@@ -84,16 +84,8 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def test_all_of_it_on_a_tiny_model(lab):
-    sizes = {
-        "length": 40,
-        "repeats": 1,
-        "rows": 3,
-        "profiled": 2,
-        "profiles": 1,
-        "rounds": 2,
-        "seeds": 2,
-    }
-    sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2}
+    sizes = {"length": 40, "repeats": 1, "rows": 3, "profiled": 2, "profiles": 1, "rounds": 2}
+    sizes |= {"batches": (1, 2), "prompt": 8, "shares": (0.0, 0.5), "rank": 2, "seeds": 2}
     stored = {name: {"made": {}} | part(lab, **sizes) for name, part in pruning.PARTS.items()}
     found = pruning_costs.of(stored)
     cost, agreement = found["criteria"]["cost"], found["masks"]["agreement"]
@@ -118,7 +110,7 @@ def test_all_of_it_on_a_tiny_model(lab):
     assert "part of a step" in told and "50%, merged" in told and "removed by both" in told
 
 
-OPERANDS = pruning_profile.Operands(frozenset({(20, 12)}), vocabulary=99, head=4, rank=2)
+OPERANDS = pruning.Operands(frozenset({(20, 12)}), vocabulary=99, rank=2)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +144,7 @@ def test_every_operation_of_a_step_has_its_part(name, operands, part):
 @pytest.mark.parametrize(("tokens", "apart"), [(24, True), (20, False), (5, True), (12, False)])
 def test_a_row_as_long_as_a_weight_is_not_profiled(tokens, apart, monkeypatch):
     """A product of (20, 12) by (12, 12) would be taken for a gradient of the (20, 12) weight."""
-    monkeypatch.setattr(pruning_profile, "padded", lambda row: row)
+    monkeypatch.setattr(pruning, "padded", lambda row: row)
     assert OPERANDS.part("aten::mm", [[20, 12], [12, 12]]) == pruning_costs.WEIGHTS
     assert OPERANDS.tells_apart(tokens) is apart
 

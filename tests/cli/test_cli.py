@@ -26,24 +26,6 @@ def run(*given):
     return result.exit_code, result.output
 
 
-def call(monkeypatch, *given):
-    """The exit code of the entry point itself."""
-    monkeypatch.setattr(sys, "argv", ["tipmini", *map(str, given)])
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    return stopped.value.code
-
-
-def fail(monkeypatch, capsys, *given):
-    """The one line of a call that the user can mend."""
-    assert call(monkeypatch, *given) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    lines = shown.err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
-
-
 # Help and its examples ------------------------------------------------------------------------
 
 
@@ -167,20 +149,20 @@ def test_completion_can_be_installed():
         (["measure", "--task", "piqqa"], "piqqa"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(monkeypatch, capsys, given, line):
-    assert line in fail(monkeypatch, capsys, *given)
+def test_what_the_user_can_mend_is_one_line(refused, given, line):
+    assert line in refused(*given)
 
 
-def test_no_command_shows_the_help(monkeypatch, capsys):
-    assert call(monkeypatch) == 2
+def test_no_command_shows_the_help(call, capsys):
+    assert call() == 2
     shown = capsys.readouterr()
     assert "merge" in shown.out + shown.err
 
 
-def test_a_good_call_leaves_with_0(monkeypatch, capsys):
-    assert call(monkeypatch, "methods") == 0
-    assert call(monkeypatch, "methods", "--help") == 0
-    assert call(monkeypatch, "--version") == 0
+def test_a_good_call_leaves_with_0(call):
+    assert call("methods") == 0
+    assert call("methods", "--help") == 0
+    assert call("--version") == 0
 
 
 def test_a_bug_is_no_users_fault(monkeypatch):

@@ -1,39 +1,20 @@
 """`tipmini calibrate`: what is measured is what the library measures, and a merge can read it."""
 
-import sys
-
 import pytest
 import torch
-from labs import save_adapter
+from merge_command import run
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini_lab.commands import main, one
-from tipmini_lab.evaluation import assets, model
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.profiles import Profile
 
+pytestmark = pytest.mark.usefixtures("small")
+
 TASKS = ("piqa", "rte")
-
-
-@pytest.fixture(autouse=True)
-def place(tiny, tokenizer, tmp_path, monkeypatch):
-    """The working directory, with tiny adapters; a tiny model stands for the embedded one."""
-    monkeypatch.setattr(assets, "embedded", lambda: tiny)
-    monkeypatch.setattr(model, "keep_memory", lambda: None)
-    monkeypatch.setattr(model, "load_tokenizer", lambda _: tokenizer)  # takes a second
-    monkeypatch.chdir(tmp_path)
-    for seed, task in enumerate(TASKS):
-        save_adapter(tmp_path / "adapters" / task, seed)
-    return tmp_path
-
-
-def run(*given):
-    result = CliRunner().invoke(main.app, list(given))
-    assert result.exit_code == 0, result.output or result.exception
-    return result.stdout
 
 
 def calibrate(task, statistic, out):
@@ -57,10 +38,10 @@ def test_every_example_runs(example):
 
 
 @pytest.mark.parametrize(("statistic", "what"), [("rms", "input norms"), ("gram", "Gram matrices")])
-def test_the_statistic_asked_for_is_written(place, statistic, what):
+def test_the_statistic_asked_for_is_written(small, statistic, what):
     told = calibrate("rte", statistic, "new/rte.safetensors")
-    assert told == f"new/rte.safetensors: {what} of {place}/adapters/rte on 3 rows of rte\n"
-    written, measured = load_file("new/rte.safetensors"), expected(place, "rte", statistic)
+    assert told == f"new/rte.safetensors: {what} of {small}/adapters/rte on 3 rows of rte\n"
+    written, measured = load_file("new/rte.safetensors"), expected(small, "rte", statistic)
     assert written.keys() == measured.keys()
     assert all(torch.equal(written[name], measured[name]) for name in measured)
     with safe_open("new/rte.safetensors", "pt") as opened:
@@ -81,12 +62,12 @@ def test_regmean_works_from_end_to_end():
         torch.testing.assert_close(found.delta(module), merged.delta(module), rtol=0, atol=0)
 
 
-def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkeypatch, place):
+def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkeypatch, small):
     monkeypatch.setattr(experiment, "Lab", None)
     given = ["calibrate", "--task", "rte", "--statistic", "grams", "--out", "x"]
     refused = CliRunner().invoke(main.app, given).exception
     assert str(refused) == "statistic must be one of wanda, rms, mean_l2, gram, got 'grams'"
-    assert not (place / "x").exists()
+    assert not (small / "x").exists()
 
 
 @pytest.mark.parametrize(
@@ -100,20 +81,15 @@ def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkey
 )
 @pytest.mark.parametrize(("command", "count"), [("calibrate", "--rows"), ("evaluate", "--limit")])
 def test_what_is_wrong_is_told_before_the_model_is_loaded(
-    monkeypatch, capsys, command, count, given, line
+    refused, monkeypatch, command, count, given, line
 ):
     monkeypatch.setattr(experiment, "Lab", None)
-    words = ["tipmini", command, "--task", "rte", "--out", "x"]
-    words += [word.format(count=count) for word in given]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    assert stopped.value.code == 2
-    (told,) = capsys.readouterr().err.strip().splitlines()
+    words = [word.format(count=count) for word in given]
+    told = refused(command, "--task", "rte", "--out", "x", *words)
     assert line.format(count=count) in told
 
 
-def test_a_folders_braces_are_no_placeholder(place):
-    (place / "adapters" / "rte").rename(place / "{rte}")
+def test_a_folders_braces_are_no_placeholder(small):
+    (small / "adapters" / "rte").rename(small / "{rte}")
     run("calibrate", "--task", "rte", "--rows", "1", "--adapter", "{rte}", "--out", "x")
     assert load_file("x")

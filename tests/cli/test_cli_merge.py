@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters_on_disk import TASKS
-from merge_command import ADAPTERS, GRAMS, NORMS, assert_same, expected, merge
+from merge_command import ADAPTERS, GRAMS, NORMS, assert_same, expected, merge, run
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -85,7 +85,7 @@ def test_the_recommended_merge_is_the_default():
         facts["method"] == "recommended" and facts["weights"] == tm.PRESETS["recommended"].weights
     )
     assert_same("m", expected("recommended"))
-    told = CliRunner().invoke(main.app, ["merge", "--dry-run", "--out", "m2", *ADAPTERS]).stdout
+    told = run("merge", "--dry-run", "--out", "m2", *ADAPTERS)
     assert "would be merged by recommended (linear, weights 0.35/T)" in told
 
 
@@ -124,7 +124,7 @@ def test_plain_text_says_the_fidelity_in_one_line():
 
 def test_a_sum_of_zero_is_said():
     words = ["merge", "--method", "linear", "--weight", "0", "--out", "m", ADAPTERS[0]]
-    assert "the exact sum is 0" in CliRunner().invoke(main.app, words).stdout
+    assert "the exact sum is 0" in run(*words)
     assert (
         merge("--method", "linear", "--weight", 0, adapters=ADAPTERS[:1])["fidelity"]["whole"]
         is None
@@ -276,7 +276,7 @@ def test_a_dry_run_knows_adapters_that_lack_a_module():
 
 def test_a_dry_run_in_plain_text_lists_everything():
     words = ["merge", "--dry-run", "--method", "ties", "--out", "m", *ADAPTERS]
-    lines = CliRunner().invoke(main.app, words).stdout.splitlines()
+    lines = run(*words).splitlines()
     assert lines[0] == "m: 6 modules of 3 adapters would be merged by ties; nothing is written"
     starts = ["adapter"] * 3 + ["option"] * 4 + ["weights", "output", "memory", "time"]
     assert [line.split()[0] for line in lines[1:]] == starts
@@ -307,6 +307,6 @@ def test_a_method_is_a_function_and_a_row(on_disk, monkeypatch):
     """Everything else reads the row: the list, the run, the dry run."""
     row = Method("tipmini.methods.merge:sum_linear", "mangrulkar2022peft")
     monkeypatch.setitem(METHODS, "toy", row)
-    assert "toy" in CliRunner().invoke(main.app, ["methods"]).stdout
+    assert "toy" in run("methods")
     plan, done = (merge("--method", "toy", *dry) for dry in (["--dry-run"], []))
     assert plan["method"] == done["method"] == "toy" and plan["estimate"]["seconds"] > 0

@@ -1,28 +1,22 @@
 """`tipmini merge --config`: a YAML file that holds any of the arguments."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from adapters_on_disk import TASKS
-from merge_command import ADAPTERS, NORMS, assert_same, expected, merge
-from typer.testing import CliRunner
+from merge_command import ADAPTERS, NORMS, assert_same, expected, merge, run
 
 import tipmini as tm
 from tipmini.cli import merge as merging
-from tipmini_lab.commands import main
 
 pytestmark = pytest.mark.usefixtures("on_disk")
 
 
 def configured(*given, **content):
     Path("c.yaml").write_text(yaml.safe_dump(content))
-    words = ["merge", "--json", "--config", "c.yaml", *map(str, given)]
-    result = CliRunner().invoke(main.app, words)
-    assert result.exit_code == 0, result.output or result.exception
-    return json.loads(result.stdout)
+    return json.loads(run("merge", "--json", "--config", "c.yaml", *given))
 
 
 def test_a_configuration_holds_all_arguments():
@@ -56,9 +50,8 @@ def test_yaml_reads_a_bare_on_as_true():
 
 def test_the_helps_configuration_is_a_valid_one():
     Path("c.yaml").write_text(merging.CONFIG)
-    result = CliRunner().invoke(main.app, ["merge", "--json", "--config", "c.yaml"])
-    options = {"sparsity": 0.6, "sign": -1}
-    assert json.loads(result.stdout)["options"] == tm.method_options("tip") | options
+    facts = json.loads(run("merge", "--json", "--config", "c.yaml"))
+    assert facts["options"] == tm.method_options("tip") | {"sparsity": 0.6, "sign": -1}
 
 
 @pytest.mark.parametrize(
@@ -85,14 +78,10 @@ def test_the_helps_configuration_is_a_valid_one():
         ("method: tip\nsparsity: [0.5]", "sparsity of tip must be a number, got [0.5]"),
     ],
 )
-def test_a_wrong_configuration_is_one_line(monkeypatch, capsys, text, line):
+def test_a_wrong_configuration_is_one_line(refused, text, line):
     Path("c.yaml").write_text(text)
     given = ADAPTERS if not text.startswith("adapters:") else []
     given = given + (["--out", "m"] if not text.startswith("out:") else [])
     given = given + ([] if "method:" in text else ["--method", "tip"])
-    monkeypatch.setattr(sys, "argv", ["tipmini", "merge", "--config", "c.yaml", *NORMS, *given])
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    assert stopped.value.code == 2
-    (told,) = capsys.readouterr().err.strip().splitlines()
+    told = refused("merge", "--config", "c.yaml", *NORMS, *given)
     assert line in told and not Path("m").exists()

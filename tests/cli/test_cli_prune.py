@@ -2,18 +2,17 @@
 
 import json
 import shlex
-import sys
 
 import prunable
 import pytest
+from merge_command import run
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from tipmini_lab.commands import main, one
+from tipmini_lab.commands import one
 from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.experiments import pruning
 
-EXAMPLES = [line.strip("`") for line in one.EPILOG.split("\n\n")[1:]]
+EXAMPLES = main.COMMANDS[one.prune]
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +23,8 @@ def place(tiny, tokenizer, tmp_path, monkeypatch):
     prunable.save_model(folder / "model", tokenizer)
     (folder / "data").symlink_to(tiny / "data")
     monkeypatch.setattr(assets, "embedded", lambda: folder)
-    for module in (pruning, pruning):
-        monkeypatch.setattr(module, "keep_memory", lambda: None)
-        monkeypatch.setattr(module, "load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr(pruning, "keep_memory", lambda: None)
+    monkeypatch.setattr(pruning, "load_tokenizer", lambda _: tokenizer)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,19 +45,7 @@ def short(monkeypatch):
 
 
 def prune(*given):
-    result = CliRunner().invoke(main.app, ["prune", *given])
-    assert result.exit_code == 0, result.output or result.exception
-    return result.stdout
-
-
-def fail(monkeypatch, capsys, *given):
-    monkeypatch.setattr(sys, "argv", ["tipmini", "prune", *given])
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    shown = capsys.readouterr()
-    assert stopped.value.code == 2 and shown.out == ""
-    (line,) = [line for line in shown.err.splitlines() if line.startswith("tipmini")]
-    return line
+    return run("prune", *given)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -113,10 +99,10 @@ def test_a_folder_can_be_the_base(short, place):
         ("--rows 0 --out x", "rows must be at least 1, got 0"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(place, monkeypatch, capsys, given, line):
+def test_what_the_user_can_mend_is_one_line(place, monkeypatch, refused, given, line):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (place / "adapter").mkdir()
-    assert line in fail(monkeypatch, capsys, *given.split())
+    assert line in refused("prune", *given.split(), beside=True)
 
 
 def test_every_method_and_task_is_offered():

@@ -110,14 +110,15 @@ def test_wrong_hash(index, cache):
     assert "tiny-two==1.0" in line and "SHA-256 is not the pinned one" in line
 
 
-NO_INDEX = {
-    "nothing listens": {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"},
-    "proxy is gone": {"PIP_PROXY": "http://127.0.0.1:9", "PIP_RETRIES": "0"},
-    "nothing listed": {"PIP_NO_INDEX": "1"},
-}
-
-
-@pytest.mark.parametrize("settings", NO_INDEX.values(), ids=NO_INDEX)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"},
+        {"PIP_PROXY": "http://127.0.0.1:9", "PIP_RETRIES": "0"},
+        {"PIP_NO_INDEX": "1"},
+    ],
+    ids=["nothing listens", "proxy is gone", "nothing listed"],
+)
 def test_no_index(index, cache, monkeypatch, settings):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")

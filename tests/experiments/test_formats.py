@@ -5,13 +5,16 @@ import json
 
 import pytest
 import torch
+from labs import TASKS as LABS
+from labs import llama
 from made_up import cell
 
 from tipmini.errors import TipminiError
 from tipmini_lab.book.tables import TITLES
 from tipmini_lab.evaluation import model
-from tipmini_lab.experiments import formats
-from tipmini_lab.experiments.experiment import TABLE_1
+from tipmini_lab.experiments import formats, proof
+from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
+from tipmini_lab.results import store
 
 TASKS = ("piqa", "rte")
 
@@ -59,8 +62,6 @@ def test_the_fastest_is_measured(monkeypatch, slow, chosen):
 
 
 def test_a_bfloat16_checkpoint_is_widened_bit_for_bit(tmp_path):
-    from labs import llama
-
     stored = llama(vocabulary=64).bfloat16()
     stored.save_pretrained(tmp_path)
     found = model.load_base(tmp_path, "float32").state_dict()
@@ -128,3 +129,56 @@ def test_what_is_committed_is_whole_and_on_the_same_rows():
                 assert one.values == fixed[place].values
             rows = {} if few == fixed[place].count else {"data": one.inputs["data"]}
             assert one.inputs == fixed[place].inputs | rows
+
+
+# Proof: only what comes out the same, measured again, is listed as the same code's ---------------
+@pytest.fixture
+def proven(profile, monkeypatch):
+    lab = Lab(profile)
+    for method in TABLE_1:
+        lab.cell(method, LABS[0])
+    lab.norms.of(LABS[0], lab.norms.first)
+    monkeypatch.setattr(proof, "PLACES", [("base", LABS[0]), ("tip", LABS[0])])
+    monkeypatch.setattr(proof, "NORMS", [LABS[0]])
+    monkeypatch.setattr(formats, "tie", lambda: 1e-6)
+    return profile
+
+
+@pytest.fixture
+def known(tmp_path):
+    """What stands in results/code.json."""
+    file = tmp_path / "code.json"
+    file.write_text(json.dumps({kind: ["older"] for kind in proof.KINDS}))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "calibration"])
+def test_what_comes_out_the_same_is_listed(proven, known, kind, capsys):
+    proof.prove(kind, proven, known)
+    today = proof.KINDS[kind][1]()
+    assert json.loads(known.read_text())[kind] == ["older", today]
+    proof.prove(kind, proven, known)  # once
+    assert json.loads(known.read_text())[kind] == ["older", today]
+    assert f"{kind}: the same; {today[:12]}" in capsys.readouterr().out
+
+
+def test_what_comes_out_otherwise_is_named(proven, known):
+    one = store.load(cell_file(proven, "tip", LABS[0]))
+    one.values[2], one.margins[2] = 1 - one.values[2], 0.5
+    store.save(cell_file(proven, "tip", LABS[0]), one)
+    before = known.read_text()
+    with pytest.raises(TipminiError, match=f"evaluation: .* tip on {LABS[0]}, row 2: . stored"):
+        proof.prove("evaluation", proven, known)
+    assert known.read_text() == before
+
+
+def test_norms_that_are_not_stored_are_named(proven, known, monkeypatch):
+    monkeypatch.setattr(proof, "NORMS", [LABS[1]])
+    (proven.store / "norms" / f"{LABS[1]}.safetensors").unlink()
+    with pytest.raises(TipminiError, match=f"norms of {LABS[1]}: none are stored"):
+        proof.prove("calibration", proven, known)
+
+
+def test_an_unknown_kind_is_refused(proven, known):
+    with pytest.raises(TipminiError, match="kind must be one of evaluation, calibration"):
+        proof.prove("all", proven, known)

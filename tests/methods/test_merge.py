@@ -1,7 +1,13 @@
+"""Merging: weights, bases, the table of methods, what is refused; the fidelity of a merge."""
+
+import inspect
 import math
+import pkgutil
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +16,17 @@ from tiny import ADAPTERS, GRAMS, MODULES, NORMS, WEIGHTS, bits, llama, random_a
 from ways import IN_DELTAS, METHODS, each_way, measured, merged_by
 
 import tipmini as tm
-from tipmini.errors import TipminiError
+from tipmini import source
+from tipmini.errors import CHECKS, TipminiError, check_options
+from tipmini.methods import criteria
+from tipmini.methods.merge import Fidelity
+from tipmini.models import calibration
 from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.papers import loraprune
+from tipmini_lab import paths
+from tipmini_lab.commands import arguments, one
+from tipmini_lab.evaluation import documents
+from tipmini_lab.experiments import catalogue
 
 
 @each_way
@@ -106,20 +121,6 @@ def test_weights_of_modules_scale_them_first(method):
         torch.testing.assert_close(found.delta(module), expected.delta(module), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({MODULES[0]: 1.0}, "the weights of adapter boolq must be of its modules; see model"),
-        (dict.fromkeys([*MODULES, "lm_head"], 1.0), "must be of its modules; see lm_head"),
-        (dict.fromkeys(MODULES, math.nan), r"the weight of \S+ of boolq must be finite, got nan"),
-    ],
-)
-def test_weights_of_other_modules_are_refused(weights, message):
-    every = dict.fromkeys(ADAPTERS, dict.fromkeys(MODULES, 1.0)) | {"boolq": weights}
-    with pytest.raises(tm.TipminiError, match=message):
-        tm.merge(ADAPTERS, "cat", weights=every)
-
-
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "regmean"])
 def test_all_signs_turned_turn_the_result(method):
     """The sign of every weight, or of every A: an update is odd in either (TIES but for sums of 0,
@@ -179,45 +180,9 @@ def test_modules_that_some_lack_are_merged_from_the_others(method):
         torch.testing.assert_close(merged.delta(module), alone.delta(module))
 
 
-def test_every_method_has_one_line_and_its_options():
-    assert list(tm.METHODS) == METHODS
-    lines = [method.summary for method in tm.METHODS.values()]
-    assert all(line.endswith((".", ").")) for line in lines) and len(set(lines)) == len(lines)
-    assert tm.method_options("linear") == {} == tm.method_options("cat")
-    assert tm.method_options("dare") == {
-        "drop_rate": 0.7,
-        "rescale": "expected",
-        "on": "factors",
-        "summation": "linear",
-        "rank": None,
-    }
-    assert (
-        tm.method_options("tip")
-        == tm.method_options("tip-printed")
-        == {
-            "sparsity": 0.7,
-            "on": "factors",
-            "layer": "block",
-            "mean": "elements",
-            "normalized": "within",
-            "sign": 1,
-            "shift_range": 1.0,
-            "bounds": "clip",
-            "group": "row",
-            "rescale": False,
-            "score": "wanda",
-            "assignment": "layer",
-            "summation": "linear",
-            "rank": None,
-        }
-    )
-    assert tm.method_options("tip-inverted")["sign"] == -1
-    assert tm.method_options("tip-dlp")["shift_range"] == 0.3
-    assert tm.method_options("regmean") == {"shrink": 0.9, "scale": 1.0}
-    assert "summation" not in tm.method_options("ties")
-
-
 OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8, 4), 1.0)})
+ONE, RANKS = [ADAPTERS["boolq"]], [random_adapter(0), random_adapter(1, rank=2)]
+BY_MODULE = dict.fromkeys(ADAPTERS, dict.fromkeys(MODULES, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -233,13 +198,25 @@ OTHER_BASE = LoraAdapter({MODULES[0]: LoraFactors(torch.ones(4, 8), torch.ones(8
         (ADAPTERS, {"weights": {"boolq": 1.0}}, r"weights must be one .* \(boolq, coqa, piqa\)"),
         (ADAPTERS, {"weights": [1.0, 1.0, 1.0]}, r"weights must be .*, got \(0, 1, 2\)"),
         (ADAPTERS, {"weights": "median"}, "such as 0.7/T, got 'median'"),
-        ([ADAPTERS["boolq"]], {"weights": [1.0, 2.0]}, r"each adapter \(0\), got \(0, 1\)"),
-        ([ADAPTERS["boolq"]], {"weights": ["1"]}, "weight of adapter 0 must be finite, got 1"),
-        ([ADAPTERS["boolq"]], {"norms": NORMS}, r"norms must be one for each adapter \(0\)"),
-        ([ADAPTERS["boolq"]], {"grams": GRAMS}, r"grams must be one for each adapter \(0\)"),
-        ([ADAPTERS["boolq"]], {"weights": [math.nan]}, "must be finite, got nan"),
-        ([ADAPTERS["boolq"]], {"weights": [10**400]}, "must be finite, got 1000"),
-        ([ADAPTERS["boolq"], OTHER_BASE], {}, r"q_proj is \(32, 32\) in 0, \(8, 8\) in 1"),
+        (ONE, {"weights": [1.0, 2.0]}, r"each adapter \(0\), got \(0, 1\)"),
+        (ONE, {"weights": ["1"]}, "weight of adapter 0 must be finite, got 1"),
+        (ONE, {"norms": NORMS}, r"norms must be one for each adapter \(0\)"),
+        (ONE, {"grams": GRAMS}, r"grams must be one for each adapter \(0\)"),
+        (ONE, {"weights": [math.nan]}, "must be finite, got nan"),
+        (ONE, {"weights": [10**400]}, "must be finite, got 1000"),
+        ([*ONE, OTHER_BASE], {}, r"q_proj is \(32, 32\) in 0, \(8, 8\) in 1"),
+        *[  # before anything is merged
+            (RANKS, {"method": method}, r"q_proj has 4 in 0, 2 in 1; try cat")
+            for method in ("linear", "ties", "magnitude")
+        ],
+        *[
+            (ADAPTERS, {"weights": BY_MODULE | {"boolq": weights}}, message)
+            for weights, message in [
+                ({MODULES[0]: 1.0}, "weights of adapter boolq must be of its modules; see model"),
+                (dict.fromkeys([*MODULES, "lm_head"], 1.0), "of its modules; see lm_head"),
+                (dict.fromkeys(MODULES, math.nan), r"weight of \S+ of boolq must be finite, got n"),
+            ]
+        ],
     ],
 )
 def test_what_cannot_be_merged_is_refused_at_once(adapters, arguments, message):
@@ -248,7 +225,152 @@ def test_what_cannot_be_merged_is_refused_at_once(adapters, arguments, message):
     assert "\n" not in str(refused.value)
 
 
+SHARE = r"must lie in \[0, 1\], got "
+RATE = r"drop_rate must be a number in \[0, 1\), got "
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("magnitude", {"summation": "sum"}, "summation must be one of linear, cat, svd, got 'sum'"),
+        ("magnitude", {"on": "B"}, "on must be one of factors, delta, got 'B'"),
+        ("magnitude", {"rank": 3}, "rank is for on='delta' or summation='svd'"),
+        ("magnitude", {"rank": 3, "summation": "cat"}, "rank is for on='delta' or summation='svd'"),
+        ("ties", {"rank": 3}, "rank is for on='delta'"),
+        ("magnitude", {"on": "delta", "summation": "cat"}, "summation='cat' is for factors"),
+        ("magnitude", {"on": "delta", "rank": 0}, "rank must be a whole number from 1 on, got 0"),
+        ("magnitude", {"summation": "svd", "rank": 0}, "rank must be a whole number from 1 on"),
+        ("svd", {"rank": 0}, "rank must be a whole number from 1 on, got 0"),
+        ("ties", {"summation": "cat"}, "merge method ties has no option 'summation'"),
+        ("linear", {"rank": 3}, "merge method linear has no option 'rank'"),
+        ("dare", {"drop_rate": 1.0}, RATE + "1.0"),
+        ("dare", {"drop_rate": "half"}, RATE + "'half'"),
+        ("dare", {"rescale": True}, "rescale must be 'expected', 'l1' or None, got True"),
+        ("magnitude", {"sparsity": -0.1}, SHARE + "-0.1"),
+        ("magnitude", {"sparsity": True}, SHARE + "True"),
+        ("magnitude", {"group": "block"}, "group must be one of row, matrix, got 'block'"),
+        ("ties", {"density": 1.2}, SHARE + "1.2"),
+        ("ties", {"density": math.nan}, SHARE + "nan"),
+        ("ties", {"density": None}, SHARE + "None"),
+        ("ties", {"on": "A"}, "on must be one of factors, delta, got 'A'"),
+        ("ties", {"variant": "soup"}, "variant must be one of peft, authors, mergekit, got 'soup'"),
+        ("ties", {"variant": "mergekit"}, "variant 'mergekit' merges whole weights; it needs on="),
+        ("dare_ties", {"variant": "mergekit"}, "it needs on='delta'"),
+        ("dare_ties", {"drop_rate": 1.0}, RATE + "1.0"),
+        ("dare_ties", {"rescale": "l2"}, "rescale must be 'expected', 'l1' or None, got 'l2'"),
+        ("knots", {"density": 5}, SHARE + "5"),
+        ("knots", {"variant": "authors"}, "variant must be one of peft, mergekit, got 'authors'"),
+        ("knots", {"scaled": "yes"}, "scaled must be one of True, False, got 'yes'"),
+    ],
+)
+def test_options_that_there_are_not_or_that_do_nothing_are_refused(method, options, message):
+    with pytest.raises(TipminiError, match=message):
+        tm.merge_update(ADAPTERS, method, **options)
+
+
+# The table of methods, and the words of options: what is read from source is what is imported -----
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_what_its_function_declares(name):
+    method, function = tm.METHODS[name], pkgutil.resolve_name(tm.METHODS[name].place)
+    declared = inspect.signature(function).parameters
+    named = {p.name: p for p in declared.values() if p.kind is p.KEYWORD_ONLY}
+    assert method.options == {option: p.default for option, p in named.items()}
+    types = {option: inspect.formatannotation(p.annotation) for option, p in named.items()}
+    assert {option: " | ".join(kinds) for option, kinds in method.types.items()} == types
+    assert method.summary == function.__doc__.splitlines()[0]
+    assert method.summary.endswith((".", ").")) and list(tm.METHODS) == METHODS
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.M)
+    assert method.reference in known
+    assert method.options.keys() <= CHECKS.keys()
+    check_options(name, method.options)
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "options", "weights"),
+    [
+        ("tip-printed", "tip", {}, "sum"),
+        ("tip-inverted", "tip", {"sign": -1}, "sum"),
+        ("tip-dlp", "tip", {"shift_range": 0.3}, "sum"),
+        ("recommended", "linear", {}, "0.35/T"),
+    ],
+)
+def test_presets_are_methods_with_options(preset, method, options, weights):
+    assert tm.method_options(preset) == tm.method_options(method) | options
+    two = tm.merge(ADAPTERS, method, norms=NORMS, weights=weights, **options)
+    assert bits(tm.merge(ADAPTERS, preset, norms=NORMS)) == bits(two)
+
+
+def test_names_for_the_command_line_are_those_of_the_laboratory():
+    assert arguments.task_names() == documents.TASKS
+    assert paths.declared("profiles") == ["a40", "full", "mini", "smoke"]
+    assert arguments.group_names() == sorted([*catalogue.catalogue().groups, "pruning"])
+    assert (*criteria.CHOICES, *one.SEMI) == one.ALL
+    assert one.REDUCTIONS == criteria.REDUCTIONS
+    assert tuple(loraprune.SCHEDULES) == one.SCHEDULES and len(one.SCHEDULES) == 4
+    assert source.names("tipmini.models.calibration", "STATISTICS") == calibration.STATISTICS
+
+
 def test_importing_the_package_loads_no_model_library():
     code = "import sys, tipmini; print({'transformers', 'peft', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert all(getattr(tm, name) is not None for name in tm.__all__)
+    assert set(tm.__all__) <= set(dir(tm))
+    assert tm.merge is inspect.getmodule(tm.merge).merge  # and not the module of its name
+    with pytest.raises(AttributeError, match="has no attribute 'marge'"):
+        _ = tm.marge
+
+
+# How far a merge is from the exact sum -----------------------------------------------------------
+CASES = [
+    ("linear", {}),
+    ("cat", {}),
+    ("svd", {"rank": 2}),
+    ("dare", {"on": "delta"}),
+    ("tip", {}),
+    ("tip", {"on": "delta", "sign": -1}),
+]
+
+
+def dense(merged):
+    return merged.double() if isinstance(merged, torch.Tensor) else merged.delta().double()
+
+
+@pytest.mark.parametrize(("method", "options"), CASES)
+def test_as_dense_matrices_say(method, options):
+    adapters = [random_adapter(seed) for seed in range(3)]
+    given = {"weights": [1.0, 0.5, -0.7], "norms": list(NORMS.values())}
+    _, update = tm.merge_update(adapters, method, **given, **options)
+    _, exact = tm.merge_update(adapters, "cat", weights=given["weights"])
+    fidelity = Fidelity(update, exact)
+    off = norm = 0.0
+    for module in fidelity:
+        terms = zip(given["weights"], adapters, strict=True)
+        total = sum(w * a.scaling[module] * dense_product(a, module) for w, a in terms)
+        apart = dense(fidelity[module]) - total
+        wanted = (apart.norm() / total.norm()).item()
+        assert fidelity.modules()[module] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        off, norm = off + apart.norm() ** 2, norm + total.norm() ** 2
+    assert len(fidelity) == len(MODULES)
+    assert fidelity.whole() == pytest.approx((off / norm).sqrt().item(), rel=1e-4, abs=1e-6)
+
+
+def dense_product(adapter, module):
+    pair = adapter.factors[module]
+    return pair.b.double() @ pair.a.double()
+
+
+def test_an_exact_sum_of_zero_has_no_ratio():
+    one = random_adapter(1, modules=MODULES[:1])
+    for method in ("linear", "cat"):
+        _, update = tm.merge_update([one, one], method, weights=[1.0, -1.0])
+        _, exact = tm.merge_update([one, one], "cat", weights=[0.0, 0.0])
+        fidelity = Fidelity(update, exact)
+        fidelity[MODULES[0]]
+        assert fidelity.whole() is None and fidelity.modules() == {MODULES[0]: None}

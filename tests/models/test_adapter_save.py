@@ -14,39 +14,38 @@ from tiny import MODULES, llama, random_adapter
 
 from tipmini.errors import TipminiError
 from tipmini.methods.model_card import model_card
-from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.models.adapter import LoraFactors, load_adapter
 
 
 def listing(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_an_adapter_takes_the_place_of_an_older_one(tmp_path):
-    random_adapter(0).save(tmp_path / "out")
-    random_adapter(1).save(tmp_path / "out")
-    expected = random_adapter(1).factors[MODULES[0]].a
-    assert torch.equal(load_adapter(tmp_path / "out").factors[MODULES[0]].a, expected)
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_both_files_are_as_readable_as_any_other(tmp_path):
-    (tmp_path / "any").write_text("")
-    random_adapter(0).save(tmp_path / "out")
-    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
-    assert modes == {(tmp_path / "any").stat().st_mode}
-
-
-def test_parents_are_made_and_a_relative_path_will_do(tmp_path, monkeypatch):
+def test_an_adapter_takes_the_place_of_an_older_one(tmp_path, monkeypatch):
+    """Parents are made, a relative path will do, and files are as readable as any other."""
     monkeypatch.chdir(tmp_path)
-    random_adapter(0).save("a/b/out")
-    assert load_adapter("a/b/out").modules == MODULES
+    Path("any").write_text("")
+    random_adapter(0).save("a/out")
+    random_adapter(1).save("a/out")
+    expected = random_adapter(1).factors[MODULES[0]].a
+    assert torch.equal(load_adapter("a/out").factors[MODULES[0]].a, expected)
+    assert os.listdir("a") == ["out"]
+    assert {file.stat().st_mode for file in Path("a/out").iterdir()} == {Path("any").stat().st_mode}
 
 
-def test_other_files_are_never_swept_away(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TipminiError, match=r"also holds notes\.txt; choose another folder"):
-        random_adapter(0).save(tmp_path)
-    assert listing(tmp_path) == {"notes.txt": b"mine"}
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("out/notes.txt", r"also holds notes\.txt; choose another folder"),
+        ("out", "out: cannot be written"),
+    ],
+)
+def test_what_is_in_the_way_is_never_swept_away(tmp_path, name, why):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(TipminiError, match=why):
+        random_adapter(0).save(tmp_path / "out")
+    assert listing(tmp_path) == {name: b"mine"}
 
 
 def test_a_card_goes_with_its_adapter(tmp_path):
@@ -111,18 +110,7 @@ def test_a_swap_that_stops_half_way_brings_the_older_one_back(
     assert listing(tmp_path) == before
 
 
-def test_a_file_in_the_way_stays(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(TipminiError, match="out: cannot be written"):
-        random_adapter(0).save(tmp_path / "out")
-    assert listing(tmp_path) == {"out": b"a file"}
-
-
-def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
-    factors = LoraFactors(torch.full((1, 2), 1e6), torch.ones(2, 1), 1.0)
-    with pytest.raises(TipminiError, match=r"x\.lora_A\.weight has NaN or Inf"):
-        LoraAdapter({"x": factors}).save(tmp_path / "out", dtype=torch.float16)
-    assert os.listdir(tmp_path) == []
+LARGE = {"x": LoraFactors(torch.full((1, 2), 1e6), torch.ones(2, 1), 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -132,9 +120,10 @@ def test_numbers_too_large_for_the_dtype_are_refused(tmp_path):
         ({"task_type": "CHAT"}, "task_type must be one of"),
         ({"factors": {}}, "has no module"),
         ({"factors": {"": random_adapter(0).factors[MODULES[0]]}}, "target_modules must be"),
+        ({"factors": LARGE}, r"x\.lora_A\.weight has NaN or Inf"),  # too large for the dtype
     ],
 )
 def test_what_could_not_be_read_again_is_not_written(tmp_path, changed, why):
     with pytest.raises(TipminiError, match=why):
-        replace(random_adapter(0), **changed).save(tmp_path / "out")
+        replace(random_adapter(0), **changed).save(tmp_path / "out", dtype=torch.float16)
     assert os.listdir(tmp_path) == []

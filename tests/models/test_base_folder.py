@@ -1,16 +1,31 @@
-"""A base model's folder that can't be added to: one line that says why."""
+"""A base model's folder: read or refused in one line, and written with an update added."""
 
+import errno
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from adapters_on_disk import SHARDED, SINGLE, tiny_base
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import HIDDEN, KEY_VALUE, MODULES, random_adapter
+from transformers import LlamaForCausalLM
 
 import tipmini as tm
+from tipmini.models import base_folder
 from tipmini.models.base_folder import open_base, save_merged
+from tipmini.models.files import TensorFile
+
+
+@pytest.fixture
+def base(tmp_path) -> base_folder.BaseFolder:
+    """A tiny one, in float32 and in one file."""
+    tiny_base(tmp_path / "base")
+    return open_base(tmp_path / "base")
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -90,3 +105,168 @@ def test_whole_numbers_are_refused(tmp_path):
     (tmp_path / "base" / "config.json").write_text("{}")
     with pytest.raises(tm.TipminiError, match=r"a\.weight is I8; only floating"):
         open_base(tmp_path / "base").check({"a": (2, 2)})
+
+
+# Written with an update added ---------------------------------------------------------------------
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shards", [SINGLE, SHARDED])
+def test_as_peft_merges_and_unloads(tmp_path, dtype, tied, shards):
+    model = tiny_base(tmp_path / "base", dtype=dtype, tied=tied, shards=shards)
+    arguments = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    wrapped = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **arguments))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    adapter = tm.load_adapter(tmp_path / "adapter")
+    save_merged(open_base(tmp_path / "base"), adapter.factors, tmp_path / "out")
+
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+    ours, peft = loaded.state_dict(), wrapped.merge_and_unload().state_dict()
+    assert ours.keys() == peft.keys()
+    rounding = {torch.float32: 0, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    for name in ours:
+        assert ours[name].dtype == dtype
+        torch.testing.assert_close(ours[name], peft[name], rtol=rounding, atol=rounding)
+    # Not all are square, where a transposed delta would go unseen.
+    assert adapter.factors[MODULES[1]].shape == (KEY_VALUE, HIDDEN)
+    changed = [n for n, t in tensors_of(tmp_path / "base").items() if (t != ours[n]).any()]
+    assert sorted(changed) == sorted(f"{module}.weight" for module in MODULES)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_once(tmp_path, dtype):
+    tiny_base(tmp_path / "base", dtype=dtype)
+    adapter = random_adapter(3)
+    save_merged(open_base(tmp_path / "base"), adapter.factors, tmp_path / "out")
+    before, after = tensors_of(tmp_path / "base"), tensors_of(tmp_path / "out")
+    for module, pair in adapter.factors.items():
+        name = f"{module}.weight"
+        exact = before[name].float() + pair.scaling * (pair.b @ pair.a)
+        assert torch.equal(after[name], exact.to(dtype))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("limit", [1, 5_000, 20_000, 10**9])
+def test_files_of_any_size_hold_the_same(tmp_path, limit, dense):
+    tiny_base(tmp_path / "base", shards=SHARDED)
+    adapter = random_adapter(1)
+    update = {m: adapter.delta(m) for m in adapter.modules} if dense else adapter.factors
+    save_merged(open_base(tmp_path / "base"), update, tmp_path / "whole")
+    save_merged(open_base(tmp_path / "base"), update, tmp_path / "out", shard_bytes=limit)
+
+    whole, parts = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "out")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        held = load_file(file)
+        assert len(held) == 1 or sum(t.nbytes for t in held.values()) <= limit
+    index = tmp_path / "out" / "model.safetensors.index.json"
+    assert index.exists() == (limit < 10**9)
+    if index.exists():
+        listed = json.loads(index.read_text())
+        assert listed["weight_map"].keys() == whole.keys()
+        assert listed["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+
+
+def test_dtypes_of_all_widths_lie_aligned(tmp_path):
+    tensors = {
+        "a.bytes": torch.arange(3, dtype=torch.uint8),
+        "b.weight": torch.ones(4, 2),
+        "c.flag": torch.tensor(True),
+        "d.long": torch.tensor([1 << 40]),
+        "e.none": torch.empty(0, 5),
+        "f.half": torch.ones(3, dtype=torch.bfloat16),
+    }
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_merged(open_base(tmp_path / "base"), {"b": torch.ones(4, 2)}, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    read = load_file(file)
+    assert all(
+        torch.equal(read[n], t + (n == "b.weight")) for n, t in tensors.items() if n[0] != "c"
+    )
+    assert read["c.flag"].item() is True and read["c.flag"].shape == ()
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    starts = {
+        n: v["data_offsets"][0] for n, v in json.loads(raw[8 : 8 + length]).items() if n[1] == "."
+    }
+    assert length % 8 == 0
+    assert all(starts[n] % t.element_size() == 0 for n, t in tensors.items() if t.numel())
+
+
+def test_no_more_than_a_tensor_is_held(tmp_path, monkeypatch, base):
+    read, held = [], []
+    original = TensorFile.__getitem__
+
+    def spy(self, name):
+        tensor = original(self, name)
+        held.append(sum(ref() is not None for ref in read))
+        read.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(TensorFile, "__getitem__", spy)
+    save_merged(base, random_adapter(1).factors, tmp_path / "out")
+    assert len(held) == len(tensors_of(tmp_path / "base"))
+    assert max(held) <= 1  # the one before
+
+
+def test_configuration_and_tokenizer_are_copied_weights_and_card_not(tmp_path):
+    tiny_base(tmp_path / "base", shards=SHARDED)
+    copied = ["tokenizer.json", "merges.txt", "LICENSE", "chat_template.jinja", "modeling_own.py"]
+    left = ["README.md", "pytorch_model.bin", "adapter_config.json", "training_args.pt"]
+    for name in copied + left:
+        (tmp_path / "base" / name).write_text(f"{name}\n")
+    save_merged(open_base(tmp_path / "base"), random_adapter(1).factors, tmp_path / "out")
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {*copied, "config.json", "generation_config.json", "model.safetensors"}
+    assert (tmp_path / "out" / "merges.txt").read_text() == "merges.txt\n"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "base").stat().st_mode & 0o777
+
+
+def test_an_overflow_is_refused(tmp_path):
+    tiny_base(tmp_path / "base", dtype=torch.float16)
+    update = {MODULES[0]: torch.full((HIDDEN, HIDDEN), 1e5)}
+    with pytest.raises(tm.TipminiError, match=r"overflows in torch\.float16"):
+        save_merged(open_base(tmp_path / "base"), update, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]
+
+
+def fill_disk(monkeypatch):
+    """The disk fills while the first file is written."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(base_folder, "_added", full)
+
+
+def too_small_disk(monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"), [(fill_disk, "No space left"), (too_small_disk, "the disk has 10 left")]
+)
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, base, spoil, line):
+    spoil(monkeypatch)
+    with pytest.raises(tm.TipminiError, match=line):
+        save_merged(base, random_adapter(1).factors, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["base"]
+
+
+def test_what_is_there_is_kept(tmp_path, base):
+    (tmp_path / "out").mkdir()
+    save_merged(base, random_adapter(1).factors, tmp_path / "out")  # an empty folder may be there
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(tm.TipminiError, match="is there already"):
+        save_merged(base, random_adapter(2).factors, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

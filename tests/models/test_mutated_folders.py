@@ -8,7 +8,7 @@ import struct
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
 from tipmini.models.files import largest
 
 MUTATIONS = 10_000
+LENGTHS = [0, 1, 7, 99, 2**31, 2**62, 2**64 - 1]
 VALUES = [
     *(None, True, False, 0, 1, -1, 3, 2**31, 2**53, 2**63, 2**64, 10**30, -(2**63), 0.5, 1e308),
     *("", "LORA", "F32", "F64", "BF16", "I8", "F8_E4M3", "q_proj", "(", ".*"),
@@ -36,23 +37,17 @@ def flip(rng: random.Random, data: bytes) -> bytes:
     return bytes(flipped)
 
 
-def cut(rng: random.Random, data: bytes) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def insert(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data) + 1)
-    return data[:at] + rng.randbytes(rng.choice([1, 2, 8, 64])) + data[at:]
-
-
-def remove(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + data[at + rng.choice([1, 2, 8, 64]) :]
-
-
-def overwrite(rng: random.Random, data: bytes) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + rng.choice([b"\0", b"\xff", b"\x7f", b'"', b"9", b"["]) * 8 + data[at + 8 :]
+def splice(rng: random.Random, data: bytes) -> bytes:
+    """Bytes cut off, put in, taken out or written over at one place."""
+    at, some = rng.randrange(len(data)), rng.choice([1, 2, 8, 64])
+    put = rng.choice([b"\0", b"\xff", b"\x7f", b'"', b"9", b"["]) * 8
+    ends = [
+        data[len(data) :],
+        rng.randbytes(some) + data[at:],
+        data[at + some :],
+        put + data[at + 8 :],
+    ]
+    return data[:at] + rng.choice(ends)
 
 
 def change_json(rng: random.Random, value: object) -> object:
@@ -73,28 +68,26 @@ def change_json(rng: random.Random, value: object) -> object:
     return copy
 
 
-def change_config(rng: random.Random, data: bytes) -> bytes:
-    return json.dumps(change_json(rng, json.loads(data))).encode()
+def of_header(change) -> Callable[[random.Random, bytes], bytes]:
+    def changed(rng: random.Random, data: bytes) -> bytes:
+        return join(*change(rng, *parts(data)))
+
+    return changed
 
 
-def change_header(rng: random.Random, data: bytes) -> bytes:
-    header, numbers = parts(data)
-    return join(json.dumps(change_json(rng, header)).encode(), numbers)
-
-
-def change_length(rng: random.Random, data: bytes) -> bytes:
-    return struct.pack("<Q", rng.choice([0, 1, 7, 99, 2**31, 2**62, 2**64 - 1])) + data[8:]
-
-
-def change_numbers(rng: random.Random, data: bytes) -> bytes:
-    header, numbers = parts(data)
-    return join(header, flip(rng, numbers))
-
-
-BYTES = [flip, cut, insert, remove, overwrite]
 CHANGES = {
-    CONFIG: [*BYTES, change_config, change_config, change_config],
-    WEIGHTS: [*BYTES, change_header, change_header, change_header, change_length, change_numbers],
+    CONFIG: [
+        flip,
+        *[splice] * 4,
+        *[lambda rng, data: json.dumps(change_json(rng, json.loads(data))).encode()] * 3,
+    ],
+    WEIGHTS: [
+        flip,
+        *[splice] * 4,
+        *[of_header(lambda rng, header, numbers: (change_json(rng, header), numbers))] * 3,
+        of_header(lambda rng, header, numbers: (header, flip(rng, numbers))),
+        lambda rng, data: struct.pack("<Q", rng.choice(LENGTHS)) + data[8:],
+    ],
 }
 
 

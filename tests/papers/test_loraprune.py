@@ -1,3 +1,7 @@
+"""LoRAPrune's Eqs. 1-13, the authors' schedules, and layers that take turns."""
+
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,21 +21,6 @@ def random_factors(d: int, k: int, r: int) -> list[torch.Tensor]:
     return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
 
 
-def slow_gradient(a, b, grad_a, grad_b):
-    """Eq. 9 element by element."""
-    d, r, k = len(b), len(a), len(a[0])
-    return [
-        [
-            sum(
-                grad_b[i][p] * a[p][j] + b[i][p] * grad_a[p][j] - grad_b[i][p] * grad_a[p][j]
-                for p in range(r)
-            )
-            for j in range(k)
-        ]
-        for i in range(d)
-    ]
-
-
 def test_gradient_and_importances_worked_by_hand():
     a, grad_a = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.0]])
     b, grad_b = torch.tensor([[3.0], [0.0]]), torch.tensor([[1.0], [-1.0]])
@@ -45,13 +34,6 @@ def test_gradient_and_importances_worked_by_hand():
 
 
 @given(SIZES)
-def test_gradient_is_the_slow_one(sizes):
-    factors = random_factors(*sizes)
-    slow = torch.tensor(slow_gradient(*(f.tolist() for f in factors)), dtype=torch.float64)
-    torch.testing.assert_close(lora_gradient(*factors), slow)
-
-
-@given(SIZES)
 def test_gradient_is_what_one_sgd_step_changes(sizes):
     """Eqs. 7 and 8: BA before minus BA after a step of torch's own SGD with learning rate 1."""
     d, k, r = sizes
@@ -62,20 +44,6 @@ def test_gradient_is_what_one_sgd_step_changes(sizes):
     gradient = lora_gradient(a.detach().clone(), b.detach().clone(), a.grad, b.grad)
     torch.optim.SGD([a, b], lr=1.0).step()
     torch.testing.assert_close(gradient, before - (b @ a).detach())
-
-
-@given(SIZES)
-def test_small_gradients_give_the_projected_true_gradient(sizes):
-    """With dA = B^T G and dB = G A^T the estimate is G A^T A + B B^T G, to first order."""
-    d, k, r = sizes
-    a, b, _, _ = (f.requires_grad_() for f in random_factors(d, k, r))
-    product = b @ a
-    product.retain_grad()
-    (1e-6 * product.sin().sum()).backward()
-    true, a0, b0 = product.grad, a.detach(), b.detach()
-    estimate = lora_gradient(a0, b0, a.grad, b.grad)
-    first_order = true @ a0.T @ a0 + b0 @ b0.T @ true
-    torch.testing.assert_close(estimate, first_order, rtol=0, atol=1e-9)
 
 
 def test_scaling_weighs_the_adapter_against_the_weight():
@@ -233,3 +201,72 @@ def test_masked_outputs_are_those_of_zeroed_rows():
     torch.testing.assert_close(
         loraprune.lora_linear(x, weight, a, b, 0.5), x @ (weight + 0.5 * b @ a).T
     )
+
+
+# How much is removed when ----------------------------------------------------------------------
+
+
+def released(step, steps, share, power):
+    """The authors' schedule, from a share of 0, and with the power as a parameter."""
+    if step <= 0.1 * steps:
+        return 0.0
+    if step > steps - 0.1 * steps:
+        return share
+    left = 1 - (step - 0.1 * steps) / (steps - 0.2 * steps)
+    return share - share * left**power
+
+
+@pytest.mark.parametrize("steps", [10, 37, 200])
+@pytest.mark.parametrize(("name", "power"), [("cubic", 3), ("linear", 1)])
+def test_schedules_are_the_authors(name, power, steps):
+    for step in range(steps + 1):
+        found = loraprune.SCHEDULES[name](step, steps, 0.5)
+        assert found == pytest.approx(released(step, steps, 0.5, power))
+
+
+@given(st.sampled_from(sorted(loraprune.SCHEDULES)), st.integers(1, 60), st.floats(0, 1))
+def test_every_schedule_rises_from_nothing_to_the_share(name, steps, share):
+    shares = [loraprune.SCHEDULES[name](step, steps, share) for step in range(steps + 1)]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(share)
+
+
+def test_one_shot_takes_all_at_once():
+    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3)} == {0.0}
+    assert {loraprune.one_shot_share(step, 20, 0.5) for step in range(3, 21)} == {0.5}
+
+
+# Layers take turns --------------------------------------------------------------------------------
+
+FRACTIONS = st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted)
+
+
+@given(st.integers(1, 90), st.integers(1, 800), FRACTIONS)
+def test_layers_lose_in_sum_what_the_schedule_says(layers, final, fractions):
+    """To half a group in all; each layer nothing at 0, all of it at 1, never less than before."""
+    before = [0] * layers
+    for fraction in [0.0, *fractions, 1.0]:
+        counts = [loraprune.staggered_count(final, fraction, o) for o in loraprune.offsets(layers)]
+        assert all(now >= then for now, then in zip(counts, before, strict=True))
+        assert abs(sum(counts) - layers * final * fraction) <= 0.5 + 1e-6 * layers
+        assert max(counts) - min(counts) <= 1
+        assert fraction > 0 or not any(counts)
+        before = counts
+    assert before == [final] * layers
+
+
+@given(st.integers(2, 90))
+def test_offsets_are_even_and_neighbours_lie_apart(count):
+    found = loraprune.offsets(count)
+    assert sorted(found) == [(place + 0.5) / count for place in range(count)]
+    assert min(abs(a - b) for a, b in itertools.pairwise(found)) > 0.249
+
+
+def test_heads_go_layer_by_layer():
+    """One group a layer: without offsets all thirty would go with the last step."""
+    fractions = [loraprune.cubic_share(step, 20, 1.0) for step in range(21)]
+    gone = [
+        sum(loraprune.staggered_count(1, fraction, o) for o in loraprune.offsets(30))
+        for fraction in fractions
+    ]
+    assert gone == [round(30 * fraction) for fraction in fractions]
+    assert gone[2] == 0 and gone[6] == 17 and gone[18] == 30

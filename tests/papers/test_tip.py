@@ -1,242 +1,279 @@
+"""TIP's Eqs. 1-5, against plain Python; the mask of the lowest scores, against a stable sort."""
+
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slow_tip import slow_layers, slow_merge
-from tiny import ADAPTERS, HIDDEN, MODULES, NORMS, random_adapter, random_norms, whole_adapter
 
 import tipmini as tm
 from tipmini import masks
 from tipmini.errors import TipminiError
-from tipmini.methods.tip import sparsities_of
-from tipmini.models.adapter import LoraFactors
-from tipmini.papers.tip import Reading
+from tipmini.papers import tip
+from tipmini.papers.tip import Reading, layer_importance, layer_sparsity, prune_scored, wanda_score
 
-READINGS = st.fixed_dictionaries(
-    {
-        "sparsity": st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]),
-        "on": st.sampled_from(["factors", "A", "delta"]),
-        "layer": st.sampled_from(["block", "module", "factor"]),
-        "mean": st.sampled_from(["elements", "modules"]),
-        "normalized": st.sampled_from(["within", "across"]),
-        "sign": st.sampled_from([1, -1]),
-        "shift_range": st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-        "bounds": st.sampled_from(["clip", "mean_preserving"]),
-        "group": st.sampled_from(["row", "matrix"]),
-        "rescale": st.booleans(),
-    }
+# Few distinct values, so that ties are common.
+SCORES = st.integers(1, 9).flatmap(
+    lambda k: st.lists(st.lists(st.integers(0, 3), min_size=k, max_size=k), min_size=1, max_size=4)
 )
-PAIR = {"one": whole_adapter(1), "two": whole_adapter(2)}  # float64, many equal scores
-PAIR_NORMS = {
-    name: {key: norm.double().mul(4).ceil() for key, norm in random_norms(adapter, 7).items()}
-    for name, adapter in PAIR.items()
-}
-PAIR_WEIGHTS = {"one": 1.5, "two": -1.0}
-
-
-def slow(reading: dict) -> dict:
-    """The slow merge, with sparsities that are first asserted and then taken as they are fast, so
-    that the last bit of one decides nothing."""
-    layers = slow_layers(PAIR, PAIR_NORMS, reading)
-    fast = sparsities_of([(PAIR[name], PAIR_NORMS[name]) for name in PAIR], Reading(**reading))
-    for own, shares in zip(layers.values(), fast, strict=True):
-        assert shares.dtype == torch.float64
-        assert shares.tolist() == pytest.approx(list(own.values()), abs=1e-9)
-        own.update(zip(own, shares.tolist(), strict=True))
-    return slow_merge(PAIR, PAIR_NORMS, PAIR_WEIGHTS, reading, layers)
-
-
-def assert_slow(update: dict, reading: dict) -> None:
-    expected = slow(reading)
-    assert list(update) == sorted(expected)
-    for module, tensors in expected.items():
-        for name, tensor in tensors.items():
-            got = update[module] if name == "delta" else getattr(update[module], name)
-            torch.testing.assert_close(got, tensor, rtol=1e-9, atol=1e-9)
-
-
-@given(READINGS)
-def test_every_reading_is_the_slow_one(reading):
-    _, update = tm.merge_update(PAIR, "tip", norms=PAIR_NORMS, weights=PAIR_WEIGHTS, **reading)
-    assert_slow(update, reading)
-
-
-@given(READINGS)
-def test_wanda_is_tip_with_one_sparsity(reading):
-    options = {key: reading[key] for key in ("sparsity", "on", "group", "rescale")}
-    _, update = tm.merge_update(PAIR, "wanda", norms=PAIR_NORMS, weights=PAIR_WEIGHTS, **options)
-    assert_slow(update, reading | {"shift_range": 0.0})
-
-
-@pytest.mark.parametrize("chunk", [1, 100, 1 << 17])
-@pytest.mark.parametrize("on", ["factors", "delta"])
-def test_elements_at_a_time_change_no_bit(monkeypatch, chunk, on):
-    def merged():
-        _, update = tm.merge_update(PAIR, "tip", norms=PAIR_NORMS, on=on)
-        return [update[m] if on == "delta" else update[m].delta() for m in update]
-
-    reference = merged()
-    monkeypatch.setattr(masks, "CHUNK", chunk)
-    assert all(map(torch.equal, merged(), reference))
-
-
-def test_tip_prunes_every_row_at_its_layers_sparsity():
-    adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
-    pruned = tm.tip_prune(adapter, norms, 0.5)
-    sparsities = tm.tip_sparsities(adapter, norms, 0.5).tolist()
-    for modules, sparsity in zip(tm.tip_layers(adapter).values(), sparsities, strict=True):
-        for module in modules:
-            gone_a = (pruned.factors[module].a == 0).sum(1)
-            gone_b = (pruned.factors[module].b == 0).sum(1)
-            assert set(gone_a.tolist()) == {math.floor(HIDDEN * sparsity)}
-            assert set(gone_b.tolist()) == {math.floor(4 * sparsity)}
-
-
-@given(READINGS.filter(lambda reading: reading["on"] != "delta"))
-def test_a_pruned_adapter_is_what_is_merged(reading):
-    """With cat and one adapter the factors can be read off; the merge puts the scaling into A."""
-    adapter, norms = PAIR["one"], PAIR_NORMS["one"]
-    pruned = tm.tip_prune(adapter, norms, **reading)
-    merged = tm.merge([adapter], "tip", norms=[norms], summation="cat", **reading)
-    for module in adapter.modules:
-        assert torch.equal(merged.factors[module].b, pruned.factors[module].b)
-        assert torch.equal(merged.factors[module].a, 2.0 * pruned.factors[module].a)
-        assert pruned.scaling[module] == adapter.scaling[module]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_pruning_keeps_the_dtype_and_the_mask_of_float32(dtype):
-    stored, norms = random_adapter(0, dtype=dtype), NORMS["boolq"]
-    wide = stored.map(lambda _, f: LoraFactors(f.a.float(), f.b.float(), f.scaling))
-    narrow, reference = tm.tip_prune(stored, norms), tm.tip_prune(wide, norms)
-    for module in MODULES:
-        assert narrow.factors[module].a.dtype == dtype
-        assert torch.equal(narrow.factors[module].a == 0, reference.factors[module].a == 0)
-
-
-def test_the_options_reach_layer_sparsity():
-    adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
-    options = {"sign": -1, "shift_range": 0.3, "bounds": "mean_preserving"}
-    expected = tm.layer_sparsity(tm.tip_importance(adapter, norms), 0.8, **options)
-    assert torch.equal(tm.tip_sparsities(adapter, norms, 0.8, **options), expected)
-
-
-@pytest.mark.parametrize("on", ["factors", "delta"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_importances_are_those_of_the_scores_at_hand(on, dtype):
-    adapter = ADAPTERS["boolq"]
-    norms = {name: norm.to(dtype) for name, norm in NORMS["boolq"].items()}
-    scores = tm.tip_scores(adapter, norms, on)
-    blocks = tm.tip_layers(adapter).values()
-    own = [[score for m in block for score in scores[m].values()] for block in blocks]
-    expected = [tm.layer_importance(layer) for layer in own]
-    assert tm.tip_importance(adapter, norms, on=on).tolist() == expected
-
-
-def test_b_left_whole_counts_for_nothing():
-    adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
-    only_x = {module: norms[module] for module in MODULES}  # B needs no norms then
-    pruned = tm.tip_prune(adapter, only_x, 0.5, on="A")
-    scores = [tm.wanda_score(adapter.factors[m].a, norms[m]) for m in MODULES[:2]]
-    importance = tm.tip_importance(adapter, only_x, on="A")
-    assert importance[0].item() == tm.layer_importance(scores)
-    for module in MODULES:
-        assert torch.equal(pruned.factors[module].b, adapter.factors[module].b)
-    assert any((factors.a == 0).any() for factors in pruned.factors.values())
-
-
-def test_scores_are_those_of_wanda():
-    adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
-    module = MODULES[1]
-    for on, names in [("factors", ["a", "b"]), ("A", ["a"]), ("delta", ["delta"])]:
-        scores = tm.tip_scores(adapter, norms, on)
-        assert list(scores) == MODULES and list(scores[module]) == names
-    factors = adapter.factors[module]
-    expected = tm.wanda_score(factors.b, norms[f"{module}.lora_B"])
-    assert torch.equal(tm.tip_scores(adapter, norms)[module]["b"], expected)
-    dense = tm.tip_scores(adapter, norms, "delta")[module]["delta"]
-    assert torch.equal(dense, tm.wanda_score(adapter.delta(module), norms[module]))
-
-
-def test_layers_are_blocks_in_the_order_of_the_model():
-    names = [
-        *(f"model.layers.{i}.mlp.up_proj" for i in range(11)),
-        "model.layers.2.self_attn.q_proj",
-    ]
-    layers = tm.tip_layers(random_adapter(0, modules=[*reversed(names), "lm_head"]))
-    assert list(layers) == ["lm_head", *(f"model.layers.{i}" for i in range(11))]
-    assert layers["model.layers.2"] == ["model.layers.2.mlp.up_proj", names[-1]]
-    assert layers["lm_head"] == ["lm_head"]
-    stacked = tm.tip_layers(random_adapter(0, modules=["transformer.h.3.attn.c_attn"]))
-    assert list(stacked) == ["transformer.h.3"]
-    experts = tm.tip_layers(random_adapter(0, modules=["model.layers.7.mlp.experts.3.up_proj"]))
-    assert list(experts) == ["model.layers.7"]
-
-
-def test_presets_are_tip_with_options():
-    for preset, options in [
-        ("tip-printed", {}),
-        ("tip-inverted", {"sign": -1}),
-        ("tip-dlp", {"shift_range": 0.3}),
-    ]:
-        one = tm.merge(ADAPTERS, preset, norms=NORMS)
-        two = tm.merge(ADAPTERS, "tip", norms=NORMS, **options)
-        assert all(torch.equal(one.factors[m].a, two.factors[m].a) for m in MODULES)
-
-
-@pytest.mark.parametrize(
-    ("norms", "message"),
-    [
-        (None, "norms are needed, one dict for each adapter"),
-        ([{}], r"under 'model\.layers\.0\.self_attn\.q_proj', got nothing"),
-        (
-            [NORMS["boolq"] | {f"{MODULES[1]}.lora_B": torch.ones(3)}],
-            r"v_proj\.lora_B', got \(3,\)",
-        ),
-        ([NORMS["boolq"] | {MODULES[0]: torch.full((HIDDEN,), math.nan)}], "one finite number"),
-    ],
+SPARSITIES = st.one_of(st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]), st.floats(0, 1))
+IMPORTANCES = st.lists(st.floats(0, 100), min_size=1, max_size=12)
+OPTIONS = st.fixed_dictionaries(
+    {"sign": st.sampled_from([1, -1]), "shift_range": st.sampled_from([0.0, 0.3, 0.7, 1.0])}
 )
-def test_norms_that_do_not_fit_are_refused(norms, message):
-    with pytest.raises(TipminiError, match=message):
-        tm.merge([ADAPTERS["boolq"]], "tip", norms=norms)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sparsity": 1.5}, r"sparsity must lie in \[0, 1\], got 1.5"),
-        ({"sparsity": "0.5"}, r"sparsity must lie in \[0, 1\], got '0.5'"),
-        ({"on": "B"}, "on must be one of factors, A, delta, got 'B'"),
-        ({"layer": "head"}, "layer must be one of block, module, factor, got 'head'"),
-        ({"mean": "rows"}, "mean must be one of elements, modules, got 'rows'"),
-        ({"normalized": "no"}, "normalized must be one of within, across, got 'no'"),
-        ({"sign": "-1"}, "sign must be 1"),
-        ({"shift_range": "wide"}, "shift_range must be a finite number from 0 on, got 'wide'"),
-        ({"bounds": "none"}, "bounds must be one of clip, mean_preserving, got 'none'"),
-        ({"group": "column"}, "group must be one of row, matrix, got 'column'"),
-        ({"rescale": "expected"}, "rescale must be one of False, True, got 'expected'"),
-    ],
-)
-def test_readings_that_there_are_not_are_refused(options, message):
-    with pytest.raises(TipminiError, match=message):
-        tm.merge_update(ADAPTERS, "tip", norms=NORMS, **options)
-    with pytest.raises(TipminiError, match=message):
-        tm.tip_prune(ADAPTERS["boolq"], NORMS["boolq"], **options)
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def test_a_pruned_delta_has_no_factors():
-    with pytest.raises(TipminiError, match="use merge with on='delta'"):
-        tm.tip_prune(ADAPTERS["boolq"], NORMS["boolq"], on="delta")
+# Eq. 1, and the lowest of each row ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", ["row", "matrix"])
-def test_gradients_pass_what_survives(group):
-    """Factors may be those of a model in training."""
-    live = ADAPTERS["piqa"].map(
-        lambda _, f: LoraFactors(f.a.clone().requires_grad_(), f.b, f.scaling)
+def test_score_and_pruning_worked_by_hand():
+    weight = torch.tensor([[1.0, -2.0, 3.0], [0.0, 5.0, -0.5]])
+    score = wanda_score(weight, torch.tensor([3.0, 1.0, 0.5]))
+    assert score.tolist() == [[3.0, 2.0, 1.5], [0.0, 5.0, 0.25]]
+    weight = torch.tensor([[0.1, -0.4, 0.2, 0.3]], dtype=torch.bfloat16)
+    before, norms = weight.clone(), torch.tensor([10.0, 1.0, 1.0, 1.0])  # a strong first input
+    pruned = tm.prune_rows(weight, wanda_score(weight, norms), 0.5)
+    assert torch.equal(pruned, before * torch.tensor([[1, 1, 0, 0]])) and torch.equal(
+        weight, before
     )
-    pruned = tm.tip_prune(live, NORMS["piqa"], group=group).factors[MODULES[0]].a
-    pruned.sum().backward()
-    assert torch.equal(live.factors[MODULES[0]].a.grad, (pruned != 0).float())
+    assert pruned.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_score_is_in_the_wider_dtype(dtype):
+    wide = torch.promote_types(dtype, torch.float32)
+    weight, norm = torch.full((2, 3), -0.3).to(dtype), torch.full((3,), 0.7)
+    for out in (None, torch.empty(2, 3, dtype=wide)):
+        score = wanda_score(weight, norm, out=out)
+        assert torch.equal(score, weight.to(wide).abs() * norm) and score.dtype == wide
+        assert out is None or score is out
+
+
+@given(SCORES, SPARSITIES)
+def test_mask_strikes_the_lowest_again_and_again(score, sparsity):
+    for row, kept in zip(score, tm.row_mask(torch.tensor(score), sparsity).tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda i: (row[i], i))
+        gone = order[: math.floor(len(row) * sparsity)]
+        assert kept == [i not in gone for i in range(len(row))]
+
+
+@pytest.mark.parametrize(("chunk", "threads"), [(1, 1), (1200, 1), (1200, 5), (1 << 17, 2)])
+@pytest.mark.parametrize("distinct", [1, 2, 5, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mask_is_that_of_a_stable_sort_of_whole_rows(
+    monkeypatch, chunk, threads, distinct, dtype
+):
+    """With one, three or all rows at a time, from all scores equal to hardly any."""
+    monkeypatch.setattr(masks, "CHUNK", chunk)
+    generator = torch.Generator().manual_seed(distinct)
+    score = torch.randint(distinct, (7, 400), generator=generator).to(dtype)
+    score[0, ::3] = torch.inf
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for sparsity in (0.0, 0.01, 0.25, 0.5, 0.9975, 1.0):
+        lowest = score.sort(dim=1, stable=True).indices[:, : math.floor(400 * sparsity)]
+        sorted_out = torch.ones(score.shape, dtype=torch.bool).scatter(1, lowest, False)
+        for turned in (score, score.T.contiguous().T):
+            assert torch.equal(tm.row_mask(turned, sparsity), sorted_out)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_what_goes_is_plus_zero_and_what_stays_keeps_its_bits(dtype):
+    weight = torch.tensor([[-1.0, -0.0, 5.0, torch.inf, -torch.inf, torch.nan]]).to(dtype)
+    pruned = tm.prune_rows(weight, torch.tensor([[0.0, 9, 0, 0, 9, 9]]), 0.5)
+    kept = torch.tensor([[0.0, -0.0, 0, 0, -torch.inf, torch.nan]]).to(dtype)
+    bits = masks.BITS[dtype.itemsize]
+    assert torch.equal(pruned.view(bits), kept.view(bits))
+
+
+@pytest.mark.parametrize("weight", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("norm", [torch.float32, torch.float64])
+def test_pruning_in_place_and_by_whole_scores_are_one(weight, norm, monkeypatch):
+    monkeypatch.setattr(masks, "CHUNK", 100)
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(50, 31, generator=generator).to(weight)
+    norms = torch.rand(31, generator=generator).to(norm)
+    whole = tm.prune_rows(tensor, wanda_score(tensor, norms), 0.6)
+    assert torch.equal(prune_scored(tensor, norms, 0.6), whole)
+    live = tensor.clone().requires_grad_()
+    found = prune_scored(live, norms, 0.6)
+    found.sum().backward()
+    assert torch.equal(found, whole) and torch.equal(live.grad, (whole != 0).to(weight))
+    assert prune_scored(tensor, norms, 0.6, out=tensor) is tensor
+    assert torch.equal(tensor, whole)
+
+
+# Eq. 2 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "exact"),
+    [  # elements are pooled, not matrices: the mean of the two means would be 6.25
+        ([torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[10.0]])], 20 / 5),
+        ([torch.full((1000, 1000), 0.1)], torch.tensor(0.1).item()),
+        ([torch.full((3, tip.PIECE), 0.1, dtype=torch.bfloat16)], 0.10009765625),
+        ([torch.arange(2.0 * tip.PIECE + 1)], float(tip.PIECE)),
+        ([torch.arange(5.0), torch.arange(tip.PIECE - 1.0)], (10 + 16382 * 16383 / 2) / 16388),
+    ],
+)
+def test_importance_is_the_mean_of_all_elements(scores, exact):
+    assert layer_importance(scores) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "whole"),
+    [(1, 512, 16384), (16384, 512, 512), (48, 512, 1024), (48, 5000, 4096), (7, 1, 16384)],
+)
+def test_chunks_hold_whole_pieces(width, rows, whole):
+    assert tip.whole_pieces(width, rows) == whole and whole * width % tip.PIECE == 0
+    scores = torch.rand(2 * whole + 3, width)
+    assert layer_importance(scores.split(whole)) == layer_importance([scores])
+
+
+# Eqs. 3 and 4 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("importance", "normalized", "shift"),
+    [
+        ([1.0, 2.0, 3.0], [0.0, 0.5, 1.0], [-0.5, 0.0, 0.5]),
+        ([4.0, 2.0, 2.0, 2.0], [1.0, 0.0, 0.0, 0.0], [0.75, -0.25, -0.25, -0.25]),
+        ([5.0, 5.0], [0.0, 0.0], [0.0, 0.0]),
+        ([7.0], [0.0], [0.0]),
+    ],
+)
+def test_normalized_and_shift_worked_by_hand(importance, normalized, shift):
+    result = tm.normalize_importance(vector(*importance))
+    assert result.tolist() == normalized
+    assert tm.sparsity_shift(result).tolist() == shift
+
+
+@given(IMPORTANCES, st.floats(0.1, 10), st.floats(-5, 5))
+def test_normalized_forgets_scale_and_offset_and_shift_has_mean_0(importance, scale, offset):
+    importance = vector(*importance).round()
+    normalized = tm.normalize_importance(importance)
+    moved = tm.normalize_importance(importance * scale + offset)
+    torch.testing.assert_close(moved, normalized, rtol=0, atol=1e-9)
+    assert ((normalized >= 0) & (normalized <= 1)).all()
+    assert abs(tm.sparsity_shift(normalized).mean()) < 1e-15
+
+
+# Eq. 5 --------------------------------------------------------------------------------------------
+
+
+def slow_sparsity(importance, base, sign, shift_range, bounds):
+    """Eqs. 3-5 and both bounds in plain Python; moves the free layers step by step."""
+    low, high = min(importance), max(importance)
+    normal = [(i - low) / (high - low) if high > low else 0.0 for i in importance]
+    mean = sum(normal) / len(normal)
+    raw = [base + sign * shift_range * (n - mean) for n in normal]
+    clipped = [min(max(s, 0.0), 1.0) for s in raw]
+    if bounds == "clip":
+        return clipped
+    rest = [i for i, s in enumerate(raw) if 0 <= s <= 1]
+    for _ in importance:
+        missing = base * len(clipped) - sum(clipped)
+        free = [i for i in rest if clipped[i] != (1.0 if missing > 0 else 0.0)]
+        for i in free:
+            clipped[i] = min(max(clipped[i] + missing / len(free), 0.0), 1.0)
+    return clipped
+
+
+PRESERVING = {"bounds": "mean_preserving"}
+
+
+@pytest.mark.parametrize(
+    ("importance", "base", "options", "sparsity"),
+    [
+        ([1.0, 2.0, 3.0], 0.7, {}, [0.2, 0.7, 1.0]),  # 1.2 as printed
+        ([1.0, 2.0, 3.0], 0.7, {"sign": -1}, [1.0, 0.7, 0.2]),
+        ([1.0, 2.0, 3.0], 0.7, {"shift_range": 0.3}, [0.55, 0.7, 0.85]),
+        ([1.0, 2.0, 3.0], 0.7, {"shift_range": 0.0}, [0.7, 0.7, 0.7]),
+        ([1.0, 2.0, 3.0], 0.7, PRESERVING, [0.3, 0.8, 1.0]),  # the free layers take 0.1 each
+        ([1.0, 2.0, 3.0], 0.7, PRESERVING | {"sign": -1}, [1.0, 0.8, 0.3]),
+        ([1.0, 2.0, 3.0], 0.7, PRESERVING | {"shift_range": 0.3}, [0.55, 0.7, 0.85]),
+        # As printed 0.317, 0.917, 1.317. Cut, the third leaves 0.317 to two layers; 0.158 more
+        # takes the second to its bound too, and the first takes what is left: 3 * 0.85 - 2.
+        ([0.0, 0.6, 1.0], 0.85, PRESERVING, [0.55, 1.0, 1.0]),
+    ],
+)
+def test_sparsity_worked_by_hand(importance, base, options, sparsity):
+    result = layer_sparsity(vector(*importance), base, **options)
+    torch.testing.assert_close(result, vector(*sparsity), rtol=0, atol=1e-12)
+    assert layer_sparsity(vector(*importance).float(), base, **options).dtype == torch.float32
+
+
+@given(IMPORTANCES, st.floats(0, 1), OPTIONS, st.sampled_from(["clip", "mean_preserving"]))
+def test_sparsity_is_the_slow_one(importance, base, options, bounds):
+    fast = layer_sparsity(vector(*importance), base, **options, bounds=bounds)
+    slow = slow_sparsity(importance, base, **options, bounds=bounds)
+    torch.testing.assert_close(fast, vector(*slow), rtol=0, atol=1e-9)
+    turned = {**options, "sign": -options["sign"]}
+    mirrored = layer_sparsity(vector(*importance), 1 - base, **turned, bounds=bounds)
+    torch.testing.assert_close(1 - mirrored, fast, rtol=0, atol=1e-12)
+    ordered = fast[(options["sign"] * vector(*importance)).argsort(stable=True)]
+    assert (ordered.diff() >= 0).all()
+    assert bounds == "clip" or fast.mean().item() == pytest.approx(base, abs=1e-12)
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def sparsity(**options):
+    return layer_sparsity(vector(1.0, 2.0), **{"base_sparsity": 0.7} | options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *[
+            (lambda s=s: tm.row_mask(torch.ones(2, 3), s), r"sparsity must lie in \[0, 1\], got")
+            for s in (-0.1, 1.1, math.nan, math.inf)
+        ],
+        *[
+            (
+                lambda s=s: wanda_score(torch.ones(2, 3), torch.ones(s)),
+                r"input_norm \(k,\), got \(2, 3\) and",
+            )
+            for s in ((2,), (4,), (1,), (), (2, 3))
+        ],
+        (lambda: wanda_score(torch.ones(3), torch.ones(3)), r"needs an input_norm"),
+        (lambda: tm.row_mask(torch.tensor([[1.0, math.nan]]), 0.5), "NaN; check the weight"),
+        (lambda: tm.prune_rows(torch.ones(2, 3), torch.ones(3, 2), 0.5), r"\(2, 3\) and \(3, 2\)"),
+        *[
+            (
+                lambda s=s: tm.prune_rows(torch.ones(s), torch.ones(s), 0.5),
+                r"scores must be \(d, k\), got \(",
+            )
+            for s in ((4,), (2, 3, 4))
+        ],
+        *[
+            (
+                lambda s=s: layer_importance(s),
+                "^layer_importance: a layer needs at least one score$",
+            )
+            for s in ([], [torch.empty(0, 3)])
+        ],
+        *[
+            (lambda i=i: tm.normalize_importance(i), r"^importances must be one finite number a l")
+            for i in (vector(), vector(1.0, math.nan), vector(1.0, math.inf), torch.ones(2, 2))
+        ],
+        (lambda: sparsity(base_sparsity=1.2), r"base sparsity must lie in \[0, 1\], got 1.2"),
+        (lambda: sparsity(base_sparsity=math.nan), "base sparsity"),
+        (lambda: sparsity(sign=0), "sign must be 1"),
+        (lambda: sparsity(sign=0.5), "sign must be 1"),
+        (lambda: sparsity(shift_range=-1.0), "shift_range must be"),
+        (lambda: sparsity(shift_range=math.inf), "shift_range must be"),
+        (lambda: sparsity(bounds="wrap"), "clip, mean_preserving, got 'wrap'"),
+        (lambda: Reading(sparsity="0.5"), r"sparsity must lie in \[0, 1\], got '0.5'"),
+    ],
+)
+def test_what_there_is_not_is_refused(call, message):
+    with pytest.raises(TipminiError, match=message):
+        call()

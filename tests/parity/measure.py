@@ -57,13 +57,7 @@ def holds(comparison: Comparison, case: dict) -> bool:
 
 
 def run(comparison: Comparison) -> dict:
-    """A comparison with all its cases.
-
-    Raises
-    ------
-    TipminiError
-        A case did not come out as declared.
-    """
+    """A comparison with all its cases; TipminiError where one did not come out as declared."""
     cases = [outcome(comparison, given) for given in comparison.inputs]
     for case in cases:
         if not holds(comparison, case):

@@ -26,7 +26,7 @@ ACCURACY = "accuracy"  # a measure beside the corpora: all averaged tasks togeth
 FACTS = ["removed_share", "removed_of_model", "removed_heads", "removed_channels"]
 
 Outcomes = Mapping[str, Bundle]  # by name of the run
-Model = Sequence  # [method, share, tuned], as experiments/pruning/grid.yaml has them
+Model = Sequence  # [method, share, tuned], as experiments/loraprune/pruning.yaml has them
 ModelPair = tuple[tuple, tuple, str]  # two models and a measure
 Values = TypeVar("Values", pd.Series, pd.DataFrame)
 Form = Callable[[pd.Series], str]  # of the values of all seeds

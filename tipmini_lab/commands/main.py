@@ -23,11 +23,18 @@ COMMANDS = {
     batch.reproduce: ["tipmini reproduce --profile mini"],
     batch.book: ["tipmini book --profile mini"],
     batch.publish: ["tipmini publish _build/executed/mini"],
+    one.prune: [
+        "tipmini prune --share 0.5 --out half",
+        "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",
+        "tipmini prune --share 0.5 --task boolq --steps 40 --reduction released --out boolq-half",
+        "tipmini prune --share 0.5 --threshold global --exempt-first 0.1 --exempt-last 1 --out cut",
+        "tipmini prune --method wanda-2:4 --rows 128 --out sparse",
+        "tipmini prune --share 0.5 --dry-run --out half",
+    ],
 }
 
 for command, lines in COMMANDS.items():
     app.command(epilog=examples(*lines))(command)
-app.command(epilog=one.EPILOG)(one.prune)
 app.command(
     "lm-eval",
     add_help_option=False,

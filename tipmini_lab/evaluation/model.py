@@ -77,11 +77,7 @@ def load_base(
 
     dtype: a name in torch, or "auto" for `number_format`'s.
     attention="eager" trains faster on a CPU: the backward pass of sdpa's takes five times as long.
-
-    Raises
-    ------
-    TipminiError
-        No such device here, or neither folder nor hub has the model.
+    Raises TipminiError where there is no such device or neither folder nor hub has the model.
     """
     chosen = getattr(torch, number_format(path, dtype, device))
     with _from_hub(path):

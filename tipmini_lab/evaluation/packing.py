@@ -72,7 +72,8 @@ def pack_requests(requests: Sequence[tuple[Tokens, Tokens]]) -> Row:
 def together(contexts: Sequence[Tokens], limit: int) -> list[list[int]]:
     """Numbers of contexts in groups, in order: each shares half of its tokens with the one before.
 
-    A group has at most `limit` distinct tokens (or one context): attention grows with its square.
+    A group has at most `limit` distinct tokens (or one context, however often): attention grows
+    with its square.
     """
     groups: list[list[int]] = []
     before: Tokens = ()
@@ -81,7 +82,7 @@ def together(contexts: Sequence[Tokens], limit: int) -> list[list[int]]:
         context = contexts[number]
         common = len(commonprefix([list(before), list(context)]))  # noqa: RUF071  of any lists
         size += len(context) - common
-        if not groups or 2 * common < len(context) or size > limit:
+        if not groups or 2 * common < len(context) or (size > limit and context != before):
             groups.append([])
             size = len(context)
         groups[-1].append(number)

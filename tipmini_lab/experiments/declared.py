@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,8 @@ class Grid(Declared):
             recipe = size.recipe(tuned=False, method=semi.score, share=0.5)
             yield Planned(semi.name, semi.title, semi.name, 0.5, recipe=recipe, score=semi.score)
         for plan in self.plans:
-            for name in plan.methods:
-                for share in plan.shares:
-                    for seed in plan.seeds:
-                        yield self._run(size, plan, name, share, seed)
+            for name, share, seed in product(plan.methods, plan.shares, plan.seeds):
+                yield self._run(size, plan, name, share, seed)
 
     def _run(self, size: Size, plan: Plan, name: str, share: float, seed: int) -> Planned:
         method = next((m for m in self.every_method if m.name == name), None)
@@ -154,16 +153,10 @@ class Grid(Declared):
             raise TipminiError(f"plan {plan.what!r}: no method {name!r}")
         recipe = size.recipe(plan.tuned, plan.longer, **method.options, share=share, seed=seed)
         how = f"{', fine-tuned' if plan.tuned else ''}{' for longer' if plan.longer else ''}"
-        return Planned(
-            run_name(name, share, plan.tuned, seed, plan.longer),
-            f"{method.title}, {share:.0%}{how}, seed {seed}",
-            name,
-            share,
-            plan.tuned,
-            plan.longer,
-            recipe,
-            zero_shot=plan.zero_shot,
-        )
+        named = run_name(name, share, plan.tuned, seed, plan.longer)
+        title = f"{method.title}, {share:.0%}{how}, seed {seed}"
+        made = (name, share, plan.tuned, plan.longer, recipe)
+        return Planned(named, title, *made, zero_shot=plan.zero_shot)
 
 
 def run_name(method: str, share: float, tuned: bool, seed: int, longer: bool = False) -> str:

@@ -103,8 +103,9 @@ class Experiment:
         as good as its own; `cell` compares the made factors themselves. measured: also whether the
         rows of its calibration are others, which takes reading them.
         """
-        bundle, cell = store.read(self.store, self.name), self.stored(measure)
-        if bundle is None or cell is None:
+        bundle = store.read(self.store, self.name)
+        cell = next((c for c in bundle.cells if c.task == measure), None) if bundle else None
+        if cell is None:
             return False
         then = bundle.settings if measured else without_measured(bundle.settings)
         now = [self.settings(measured), self.inputs(measure) | {"adapter": None}]

@@ -174,8 +174,9 @@ class Resumable(ABC):
     def checkpoint(self, number: int) -> None:
         """What a continuation needs after `number` steps, written whole or not at all."""
         factors = {name: factor.detach() for name, factor in self.factors.items()}
-        state = {"step": number, "of": self._of(), "log": self.log, "kept": self.kept()}
-        self._write(state | {"factors": factors, "optimizer": self.optimizer.state_dict()})
+        state = {"step": number, "of": self._of(), "log": json.dumps(self.log)}
+        state |= {"factors": factors, "optimizer": self.optimizer.state_dict()}
+        self._write(state | {"kept": self.kept()})
 
     def _of(self) -> list[str]:
         """What a checkpoint is of; a base of another number format computes other steps."""
@@ -198,7 +199,7 @@ class Resumable(ABC):
             for name, factor in self.factors.items():
                 factor.copy_(state["factors"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.log = state["log"]
+        self.log = json.loads(state["log"])
         self.restore(state["kept"])
         return state["step"]
 

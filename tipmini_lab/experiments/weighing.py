@@ -84,21 +84,29 @@ class Weighing(Resumable):
     ):
         self.model, self.recipe, self.files = model, recipe, files
         self.saved = files[-1].with_suffix(".checkpoint.pt")
-        self.tokens, self.tasks = recipe.tokens, list(adapters)
+        self.tokens, self.tasks, self.factors = recipe.tokens, list(adapters), {}
         counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
         self.rows = {t: objective.examples(t, tokenizer, n) for t, n in counts.items()}
-        self.layers = {m: _wrap(model, m, adapters, recipe.start) for m in _modules(adapters)}
-        self.factors = {module: layer.weights for module, layer in self.layers.items()}
+        modules = adapters[self.tasks[0]].modules
+        for task, adapter in adapters.items():
+            if adapter.modules != modules:
+                told = f"weigh needs adapters of the same modules; {task}'s are others"
+                raise tm.TipminiError(told)
+        for module in modules:
+            pairs = [adapter.factors[module] for adapter in adapters.values()]
+            layer = Weighed(model.get_submodule(module), pairs, recipe.start)
+            model.set_submodule(module, layer)
+            self.factors[module] = layer.weights
         chosen = {"betas": (0.9, 0.95), "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(self.factors.values(), **chosen)
-        self.adapters = {
-            task: weighting.adapter_digest(adapter) for task, adapter in adapters.items()
-        }
+        self.adapters = {t: weighting.adapter_digest(each) for t, each in adapters.items()}
         self.log: dict = {"loss": [], "seconds": 0.0}
 
     def identity(self) -> str:
         """Hash of recipe, adapters and rows: what was learnt of anything else is another's."""
-        return digests.digest([asdict(self.recipe), self.adapters, rows_digest(self.rows)])
+        told = lambda e: [list(e.content), e.row.targets, e.gold]  # noqa: E731
+        rows = {task: list(map(told, each)) for task, each in self.rows.items()}
+        return digests.digest([asdict(self.recipe), self.adapters, rows])
 
     @torch.no_grad()
     def measure_base(self) -> None:
@@ -106,20 +114,16 @@ class Weighing(Resumable):
         started = {module: weight.clone() for module, weight in self.factors.items()}
         for weight in self.factors.values():
             weight.zero_()
-        self.log["temperature"] = {task: self._fitted(task) for task in self.tasks}
-        self.log["base"] = {task: self._loss(task) for task in self.tasks}
+        self.log |= {"temperature": {}, "base": {}}
+        for task, rows in self.rows.items():
+            self.temperature = 1.0
+            if METRIC[task] == "acc_norm":
+                scores = objective.all_scores(self.model, rows, self.tokens)
+                self.temperature = objective.fit_temperature(scores, objective.gold(rows))
+            self.log["temperature"][task] = self.temperature
+            self.log["base"][task] = self.backward(rows)
         for module, weight in self.factors.items():
             weight.copy_(started[module])
-
-    def _fitted(self, task: str) -> float:
-        if METRIC[task] != "acc_norm":
-            return 1.0
-        scores = objective.all_scores(self.model, self.rows[task], self.tokens)
-        return objective.fit_temperature(scores, objective.gold(self.rows[task]))
-
-    def _loss(self, task: str) -> float:
-        self.temperature = self.log["temperature"][task]
-        return self.backward(self.rows[task])
 
     def step(self, number: int) -> float:
         """One part of every task's rows; the mean of the tasks' losses over the base model's."""
@@ -175,27 +179,3 @@ class Weighing(Resumable):
             "adapters": self.adapters,
             **self.made(),
         }
-
-
-def _modules(adapters: Mapping[str, tm.LoraAdapter]) -> list[str]:
-    """Those of all adapters; TipminiError where they don't change the same ones."""
-    first = next(iter(adapters.values()))
-    for task, adapter in adapters.items():
-        if adapter.modules != first.modules:
-            raise tm.TipminiError(f"weigh needs adapters of the same modules; {task}'s are others")
-    return first.modules
-
-
-def _wrap(model: nn.Module, module: str, adapters: Mapping, start: float) -> Weighed:
-    """Put a `Weighed` in the place of a linear layer."""
-    parent, _, name = module.rpartition(".")
-    place = model.get_submodule(parent)
-    pairs = [adapter.factors[module] for adapter in adapters.values()]
-    setattr(place, name, Weighed(getattr(place, name), pairs, start))
-    return getattr(place, name)
-
-
-def rows_digest(rows: Mapping[str, list[objective.Example]]) -> str:
-    return digests.digest(
-        {t: [[list(e.content), e.row.targets, e.gold] for e in each] for t, each in rows.items()}
-    )
