@@ -107,7 +107,7 @@ def test_what_is_stored_is_whole_and_can_be_shown(tmp_path, monkeypatch):
     for batch in measured.BATCHES:
         for step in serving.STEPS:
             own = found.seconds.loc[step, batch].dropna(axis="columns")
-            assert list(own) == [way for way in found.seconds if measured.fits(way, batch)]
+            assert list(own) == [way for way in found.seconds if measured.adapters_of(way) <= batch]
             assert len(own) == found.rounds
     assert found.machine["processor"] in serving.report(found)
     assert tables.svg(serving.figure(found))
