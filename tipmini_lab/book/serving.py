@@ -98,11 +98,8 @@ def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
 # results/serving.json -----------------------------------------------------------------------------
 STORED = paths.REPOSITORY / "results" / "serving.json"
 STEPS = {"prompt": "prompt", "token": "next token"}
-TITLES = {
-    "base": "base model",
-    "one adapter": "one merged adapter",
-    "weights": "merged into the weights",
-}
+TITLES = {"base": "base model", "one adapter": "one merged adapter"}
+TITLES |= {"weights": "merged into the weights"}
 TICKS = {"base": "0", "one adapter": "A", "weights": "W"}
 PLACE = ["step", "batch"]
 

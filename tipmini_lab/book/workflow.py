@@ -100,10 +100,8 @@ def notebook_digest(name: str, profile: str) -> str:
 def run(profile: str) -> None:
     """Execute what is not up to date; after a kill, only what was lost.
 
-    Raises
-    ------
-    TipminiError
-        Another run is at work here, or a step failed (its own message stands above).
+    Raises TipminiError where another run is at work here, or a step failed (its own message stands
+    above).
     """
     load_profile(profile)
     snakefile = paths.REPOSITORY / "workflow" / "Snakefile"
