@@ -89,12 +89,12 @@ def test_seeds_keep_the_two_spreads_apart():
 
 def test_no_spread_without_two_whole_seeds():
     frame = comparisons.seed_table(ROWS, SMOKE, ["tip", "good"])
-    assert list(frame.index) == ["OpenBookQA", "RTE†", "mean of 2"]
-    assert frame.loc["OpenBookQA", "mean"] == "0.750"
+    assert list(frame.index) == ["OBQA", "RTE†", "mean of 2"]
+    assert frame.loc["OBQA", "mean"] == "0.750"
     assert frame.loc["RTE†", "spread of seeds (sd)"] == "0.000"
     assert frame.index.name == "smoke, 2 seeds"
     frame = comparisons.seed_table(ROWS, SMOKE, ["tip", "ties"])
-    assert set(frame.loc["OpenBookQA"]) == set(frame.loc["mean of 2"]) == {MISSING}
+    assert set(frame.loc["OBQA"]) == set(frame.loc["mean of 2"]) == {MISSING}
     assert comparisons.seeds(ROWS, ["good"], SMOKE.tasks) == {}
 
 
