@@ -64,19 +64,12 @@ def test_other_number_formats_are_refused(frame):
 
 
 @pytest.mark.parametrize(
-    ("names", "tasks", "found"),
-    [
-        (["good", "bad"], TASKS, True),
-        (["some"], ["rte"], True),
-        (["some"], TASKS, False),
-        (["none"], TASKS, False),
-        (["good"], ["piqa"], False),
-        ([], TASKS, False),
-        (["good"], [], False),
-    ],
+    ("names", "tasks"),
+    [(["some"], TASKS), (["none"], TASKS), (["good"], ["piqa"]), ([], TASKS), (["good"], [])],
 )
-def test_what_is_measured(names, tasks, found):
-    assert statistics.measured(ROWS, names, tasks) is found
+def test_what_is_not_measured(names, tasks):
+    assert not statistics.measured(ROWS, names, tasks)
+    assert statistics.measured(ROWS, ["some", "bad"], ["rte"])
 
 
 def test_the_interval_of_a_mean_is_1_96_errors_wide():
@@ -126,10 +119,8 @@ def test_the_sign_test_by_hand(gains, p):
 )
 def test_holm(ps, corrected):
     assert statistics.holm(ps) == pytest.approx(corrected)
-    named = {f"{place}": p for place, p in enumerate(ps)}
-    assert list(statistics.holm_of(named).items()) == list(
-        zip(named, statistics.holm(ps), strict=True)
-    )
+    named = statistics.holm_of(dict(enumerate(ps)))
+    assert list(named.items()) == list(enumerate(statistics.holm(ps)))
 
 
 def slow_holm(ps: list[float]) -> list[float]:
@@ -202,12 +193,10 @@ def test_p_of_few_rows_is_the_exact_one():
 @given(st.permutations(range(60)), st.permutations(TASKS))
 def test_order_has_no_say(order, tasks):
     rows = simulated(2, rows=30)
+    turned = rows.iloc[order]
     one = statistics.difference(rows, "second", "first", TASKS, draws=200)
-    two = statistics.difference(rows.iloc[order], "second", "first", tasks, draws=200)
-    assert one == pytest.approx(two)
-    p = [
-        statistics.flip_p(r, "second", "first", tasks, draws=200) for r in (rows, rows.iloc[order])
-    ]
+    assert one == pytest.approx(statistics.difference(turned, "second", "first", tasks, draws=200))
+    p = [statistics.flip_p(r, "second", "first", tasks, draws=200) for r in (rows, turned)]
     assert p[0] == p[1]
 
 
