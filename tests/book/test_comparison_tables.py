@@ -32,6 +32,7 @@ def test_each_difference_is_a_line():
     assert good[1:] == ["< 0.001", "1 / 0", "better", "OpenBookQA:<br>+0.0<br>[+0.0, +0.0]"]
     assert base[2:] == ["0 / 1", "worse", good[4]]
     assert ties == [EMPTY, EMPTY, EMPTY, "not<br>measured<br>yet", EMPTY]
+    assert comparisons.differences(ROWS, [], without=True).empty
     alone = comparisons.differences(ROWS, [Pair("good", "tip", ("rte",))], without=True)
     assert list(alone.iloc[0])[3:] == ["not<br>significant", EMPTY]
 

@@ -138,15 +138,17 @@ def differences(
 
 def shown(found: pd.DataFrame) -> pd.DataFrame:
     """What `compare` found as texts, in narrow columns."""
-    there = found.p.notna()
-    counts = found[["better", "worse"]].map("{:.0f}".format).agg(" / ".join, axis=1)
-    columns = {
-        "points<br>[95%]": [points(one) for one in found.itertuples()],
-        "p, cor-<br>rected": found.corrected.map(p_text),
-        "tasks<br>better /<br>worse": counts.where(there, EMPTY),
-        "it is": [narrow(word, 8) for word in found.verdict],
-    }
-    return pd.DataFrame(columns, index=found.index)
+    counts = "{0.better:.0f} / {0.worse:.0f}"
+    lines = [
+        {
+            "points<br>[95%]": points(one),
+            "p, cor-<br>rected": p_text(one.corrected),
+            "tasks<br>better /<br>worse": EMPTY if np.isnan(one.p) else counts.format(one),
+            "it is": narrow(one.verdict, 8),
+        }
+        for one in found.itertuples()
+    ]
+    return pd.DataFrame(lines, index=found.index)
 
 
 def verdicts(

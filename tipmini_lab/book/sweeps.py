@@ -88,16 +88,12 @@ def compared(rows: pd.DataFrame, swept: Sequence[Place], reference: float | str)
     be compared with itself is left out.
     """
     own = {place.line: place.variant for place in swept if place.value == reference}
-    pairs = [Pair(p.variant, own.get(p.line, reference), p.tasks) for p in swept]
-    kept = [(p, pair) for p, pair in zip(swept, pairs, strict=True) if pair.name != pair.against]
-    found = compare(rows, [pair for _, pair in kept])
-    found.insert(0, "line", [place.line for place, _ in kept])
-    found.insert(1, "at", [_told(place.value) for place, _ in kept])
+    pairs = {p: Pair(p.variant, own.get(p.line, reference), p.tasks) for p in swept}
+    kept = [place for place, pair in pairs.items() if pair.name != pair.against]
+    found = compare(rows, [pairs[place] for place in kept])
+    found.insert(0, "line", [place.line for place in kept])
+    found.insert(1, "at", [WEIGHTS_TOLD.get(str(place.value), str(place.value)) for place in kept])
     return found
-
-
-def _told(value: float | str) -> str:
-    return WEIGHTS_TOLD.get(str(value), str(value))
 
 
 def table(found: pd.DataFrame, moved: str) -> pd.DataFrame:
@@ -107,9 +103,9 @@ def table(found: pd.DataFrame, moved: str) -> pd.DataFrame:
 
 
 def _bold(one) -> str:
-    first, mark, rest = points(one).partition("<br>")
+    value, line, band = points(one).partition("<br>")
     clear = one.verdict in (Verdict.BETTER, Verdict.WORSE)
-    return f"**{first}**{mark}{rest}" if clear else first + mark + rest
+    return f"**{value}**{line}{band}" if clear else points(one)
 
 
 def _pivot(found: pd.DataFrame) -> pd.DataFrame:
