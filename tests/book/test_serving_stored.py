@@ -1,7 +1,5 @@
 """What the chapter shows of results/serving.json: ratios, tables, the figure."""
 
-import copy
-
 import pytest
 from made_up import SIZES
 from pydantic import ValidationError
@@ -11,48 +9,35 @@ from tipmini.errors import TipminiError
 from tipmini_lab.book import serving, tables
 
 WAYS = ["base", "mixed 1", "mixed 2", "one adapter", "weights"]
-# Two adapters; every way's prompt takes 1, 2, 3 ... times the base's 1 and 2 seconds.
-RAW = {
-    "points": [
+
+
+def stored(*places: tuple[str, str, int], drift: float = 1, **values: object) -> serving.Stored:
+    """Two adapters; every way's prompt takes 1, 2, 3 ... times the base's 1 and 2 seconds.
+
+    values: other ones of the points at the places (way, step, batch). drift: of the second round.
+    """
+    points = [
         {
             "way": way,
             "adapters": measured.adapters_of(way),
             "batch": batch,
             "step": step,
-            "seconds": [n * scale, n * scale * (2 if n == 1 else 3)],
+            "seconds": [n * scale, n * scale * (2 if n == 1 else 3) * drift],
             "operations": 100 + n * (n > 1),
             "bytes": 50,
             "memory": batch * 1e6,
         }
+        | (values if (way, step, batch) in places else {})
         for batch in (1, 2)
         for step, scale in (("prompt", 1.0), ("token", 0.5))
         for n, way in enumerate(WAYS, start=1)
         if measured.adapters_of(way) <= batch
-    ],
-    "sizes": SIZES.__dict__,
-    "matrix_product": 200.0,
-    "bandwidth": 200.0,
-    "command": "measure",
-    "date": "2026-01-01",
-    "machine": {"processor": "P", "cores": 2},
-    "threads": 2,
-    "versions": {"torch": "1"},
-    "profile": "mini",
-    "dtype": "float32",
-    "length": 4,
-    "rounds": 2,
-}
-FOUND = serving.Stored(**RAW)
+    ]
+    speeds = {"matrix_product": 200.0, "bandwidth": 200.0}
+    return serving.read().model_copy(update={"points": points, "sizes": SIZES} | speeds)
 
 
-def changed(*places: tuple[str, str, int], drop: str = "", **values: object) -> serving.Stored:
-    """FOUND with other values in these points (way, step, batch), all where none is named."""
-    raw = copy.deepcopy(RAW)
-    for point in raw["points"]:
-        if not places or (point["way"], point["step"], point["batch"]) in places:
-            point.update(values)
-            point.pop(drop, None)
-    return serving.Stored(**raw)
+FOUND = stored()
 
 
 def test_ratios_compare_times_of_the_same_round():
@@ -65,10 +50,7 @@ def test_ratios_compare_times_of_the_same_round():
 def test_the_slope_is_what_one_more_adapter_adds_however_the_machine_drifts():
     """Ratios 2 and 3 with one and two adapters in the first round, 3 and 4.5 in the second."""
     assert serving.slope(FOUND, "prompt", 2) == pytest.approx((1.25, 1.0, 1.5))
-    raw = copy.deepcopy(RAW)
-    for point in raw["points"]:  # every way takes ten times as long in the second round
-        point["seconds"][1] *= 10
-    drifted = serving.slope(serving.Stored(**raw), "token", 2)
+    drifted = serving.slope(stored(drift=10), "token", 2)
     assert drifted == pytest.approx(serving.slope(FOUND, "token", 2))
 
 
@@ -77,15 +59,14 @@ def test_the_slope_is_what_one_more_adapter_adds_however_the_machine_drifts():
 )
 def test_slower_is_slower_than_one_program_twice_in_every_round(weights, slower):
     """Two adapters took 3 and 9 s, the base model 1 and 2 s."""
-    found = changed(("weights", "prompt", 2), seconds=weights)
+    found = stored(("weights", "prompt", 2), seconds=weights)
     assert found.frame["slower"]["prompt", 2, "mixed 2"] == slower
 
 
 def test_the_memory_table_has_what_was_measured():
-    found = changed(("mixed 2", "prompt", 2), drop="memory")
-    table = serving.memory_table(found)
+    places = ("mixed 2", "prompt", 2), ("mixed 1", "prompt", 1)
+    table = serving.memory_table(stored(*places, memory=None))
     assert "2 unmerged adapters" not in table.index
-    table = serving.memory_table(changed(("mixed 1", "prompt", 1), memory=None))
     assert list(table.loc["1 unmerged adapter"]) == ["0.00", "-", "2"]
     assert list(table.loc["base model", ["batch 1", "batch 2"]]) == ["1", "2"]
 
@@ -122,11 +103,11 @@ def test_the_figure_marks_every_ratio_and_all_memory():
 
 def test_what_is_stored_is_whole_and_can_be_shown(tmp_path, monkeypatch):
     found = serving.read()
-    assert tuple(found.batches) == measured.BATCHES
+    assert tuple(serving.batches(found)) == measured.BATCHES
     for batch in measured.BATCHES:
         for step in serving.STEPS:
             own = found.seconds.loc[step, batch].dropna(axis="columns")
-            assert list(own) == [way for way in found.ways if measured.adapters_of(way) <= batch]
+            assert list(own) == [way for way in found.seconds if measured.adapters_of(way) <= batch]
             assert len(own) == found.rounds
     assert found.machine["processor"] in serving.report(found)
     assert tables.svg(serving.figure(found))
@@ -134,4 +115,4 @@ def test_what_is_stored_is_whole_and_can_be_shown(tmp_path, monkeypatch):
     with pytest.raises(TipminiError, match=r"run python -m bench serving"):
         serving.read()
     with pytest.raises(ValidationError):
-        serving.Stored(**RAW, other=1)
+        serving.Stored(**found.model_dump(), other=1)

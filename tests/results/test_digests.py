@@ -3,13 +3,11 @@
 import importlib
 import math
 import sys
-import textwrap
+from textwrap import dedent
 
 import pytest
 
 from tipmini_lab.results import digests
-
-# Keys -----------------------------------------------------------------------------------------
 
 ORIGINAL = '''
 import math
@@ -31,7 +29,7 @@ class Halves:
         """All."""
         return [half(x) for x in range(self.size)]
 '''
-SAME = {
+SAME = {  # what a reader sees does not count
     "comment": ("# nothing to do for 0", "# another reason"),
     "docstring": ('"""Half of x."""', 'r"""One half."""'),
     "no docstring": ('"""Half of x."""\n    if', "if"),
@@ -43,7 +41,7 @@ SAME = {
     "import": ("import math", "import math as maths"),
     "blank lines": ("    return 0\n", "\n\n    return 0\n"),
 }
-DIFFERENT = {
+DIFFERENT = {  # what the code does counts
     "constant": ("return 0", "return 1"),
     "default": ("by=2", "by=3"),
     "operator": ("x / by", "x // by"),
@@ -52,6 +50,7 @@ DIFFERENT = {
     "class attribute": ("size = 3", "size = 4"),
     "method": ("half(x) for", "2 * half(x) for"),
 }
+EDITS = [(*edit, False) for edit in SAME.values()] + [(*e, True) for e in DIFFERENT.values()]
 
 
 @pytest.fixture
@@ -59,83 +58,61 @@ def digest_of(tmp_path, monkeypatch):
     """The digest of `half` and `Halves` in a module of this text, beside others."""
     monkeypatch.setattr(digests, "OURS", ("halves", "thirds", "other"))
 
+    def forget():
+        for cached in (digests.code_digest, digests._module, digests._file, digests._told):
+            cached.cache_clear()
+
     def found(source: str, **others: str) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         for name, text in {"halves": source, **others}.items():
-            (folder / f"{name}.py").write_text(textwrap.dedent(text))
+            (folder / f"{name}.py").write_text(dedent(text))
             monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.syspath_prepend(folder)
         monkeypatch.setattr(digests, "ROOT", folder)
         importlib.invalidate_caches()
-        for cached in (digests.code_digest, digests._module, digests._file, digests._told):
-            cached.cache_clear()
+        forget()
         module = importlib.import_module("halves")
         return digests.code_digest(module.half, module.Halves)
 
     yield found
-    for cached in (digests.code_digest, digests._module, digests._file, digests._told):
-        cached.cache_clear()
+    forget()
 
 
-@pytest.fixture
-def changed(digest_of):
-    """Whether an edit of the source changes the digest."""
-
-    def compare(old: str, new: str) -> bool:
-        assert old in ORIGINAL
-        return digest_of(ORIGINAL) != digest_of(ORIGINAL.replace(old, new))
-
-    return compare
+@pytest.mark.parametrize(("old", "new", "counts"), EDITS, ids=[*SAME, *DIFFERENT])
+def test_code_is_known_by_what_it_does(digest_of, old, new, counts):
+    assert old in ORIGINAL
+    assert (digest_of(ORIGINAL) != digest_of(ORIGINAL.replace(old, new))) is counts
 
 
-@pytest.mark.parametrize("edit", SAME.values(), ids=SAME)
-def test_what_a_reader_sees_does_not_count(changed, edit):
-    assert not changed(*edit)
-
-
-@pytest.mark.parametrize("edit", DIFFERENT.values(), ids=DIFFERENT)
-def test_what_the_code_does_counts(changed, edit):
-    assert changed(*edit)
-
-
-REACHED = (
-    "from thirds import third\n\ndef half(x):\n    return 1.5 * third(x)\n\nclass Halves: pass\n"
-)
+USE = "from thirds import third\n"
+HALF = "def half(x):\n    return 1.5 * third(x)\n\nclass Halves: pass\n"
 THIRD = "SHARE = 3\n\ndef third(x):\n    return x / SHARE\n\ndef unused(x):\n    return 0\n"
+WITHIN = HALF.replace("    return", f"    {USE}    return")
+OTHER = USE.replace("thirds", "other")
 
 
 def test_what_is_reached_counts_and_nothing_else(digest_of):
-    before = digest_of(REACHED, thirds=THIRD)
-    assert digest_of(REACHED, thirds=THIRD.replace("SHARE = 3", "SHARE = 4")) != before
-    assert digest_of(REACHED, thirds=THIRD.replace("return 0", "return 1")) == before
+    before = digest_of(USE + HALF, thirds=THIRD)
+    assert digest_of(USE + HALF, thirds=THIRD.replace("SHARE = 3", "SHARE = 4")) != before
+    assert digest_of(USE + HALF, thirds=THIRD.replace("return 0", "return 1")) == before
 
 
 @pytest.mark.parametrize(
     ("source", "others"),
     {
-        "another module": (REACHED.replace("thirds", "other"), {"other": THIRD}),
-        "by way of another": (
-            REACHED.replace("thirds", "other"),
-            {"other": "from thirds import third", "thirds": THIRD},
-        ),
-        "its own module": (THIRD + REACHED.replace("from thirds import third", ""), {}),
+        "another module": (OTHER + HALF, {"other": THIRD}),
+        "by way of another": (OTHER + HALF, {"other": USE, "thirds": THIRD}),
+        "its own module": (THIRD + HALF, {}),
         "asked of its module": (
-            REACHED.replace("from thirds import third", "import thirds").replace(
-                "third(x)", "thirds.third(x)"
-            ),
+            "import thirds\n" + HALF.replace("third(x)", "thirds.third(x)"),
             {"thirds": THIRD},
         ),
-        "imported where it is used": (
-            REACHED.replace("from thirds import third\n", "").replace(
-                "    return 1.5", "    from thirds import third\n    return 1.5"
-            ),
-            {"thirds": THIRD},
-        ),
+        "imported where it is used": (WITHIN, {"thirds": THIRD}),
     }.values(),
 )
 def test_a_digest_survives_a_move(digest_of, source, others):
-    assert digest_of(source, **others) == digest_of(REACHED, thirds=THIRD)
+    assert digest_of(source, **others) == digest_of(USE + HALF, thirds=THIRD)
 
 
 def test_codes_that_are_proven_equal(tmp_path, monkeypatch):
@@ -150,13 +127,11 @@ def test_codes_that_are_proven_equal(tmp_path, monkeypatch):
     assert [digests.known_as("evaluation", code) for code in "bd"] == ["a", "d"]
 
 
-def test_digest_ignores_the_order_of_keys_only():
+def test_digests_of_contents_and_files(tmp_path):
+    """The order of keys alone does not count; of a file, SHA-256's own example."""
     assert digests.digest({"a": 1, "b": [2]}) == digests.digest({"b": [2], "a": 1})
     contents = [{"a": 1}, {"a": "1"}, {"a": 1, "b": None}, [1, 2], [2, 1], math.pi, None]
     assert len({digests.digest(content) for content in contents}) == len(contents)
-
-
-def test_file_digest(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digests.file_digest(tmp_path / "abc") == known

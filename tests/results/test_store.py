@@ -111,7 +111,7 @@ def test_what_is_kept_is_read_and_is_small_json_with_a_line_a_cell(tmp_path):
     assert store.cell_of(tmp_path, "one", "rte") == RTE
     assert store.cells(tmp_path) == {("one", "boolq"): BOOLQ, ("one", "rte"): RTE}
     assert store.facts(tmp_path) == {"one": {"norm": 2.5}}
-    assert store.titles(tmp_path, ["one", "two"]) == {"one": "One"}
+    assert [b.title for b in store.bundles(tmp_path, ["one", "two"])] == ["One"]
     assert store.names(tmp_path) == ["one"]
     text = store.file_of(tmp_path, "one").read_text()
     assert json.loads(text)["cells"][1]["values"] == VALUES

@@ -9,32 +9,13 @@ import numpy as np
 import pandas as pd
 
 from tipmini.errors import TipminiError
-from tipmini_lab.book.tables import (
-    EMPTY,
-    TITLES,
-    Titles,
-    estimate,
-    head,
-    mark,
-    narrow,
-    p_text,
-    points,
-)
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, estimate, head, narrow, p_text, points
 from tipmini_lab.experiments import catalogue
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD, Catalogue, Choice
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.results import store as storage
+from tipmini_lab.results import statistics, store
 from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import (
-    MISSING,
-    Interval,
-    Pair,
-    compare,
-    difference,
-    mean_of,
-    measured,
-    verdict,
-)
+from tipmini_lab.results.statistics import MISSING, Interval, Pair, compare, mean_of, measured
 
 WIDE = 22  # letters of a title in a line
 
@@ -42,10 +23,10 @@ WIDE = 22  # letters of a title in a line
 # Choices ------------------------------------------------------------------------------------------
 
 
-def titles(known: Catalogue, store: Path) -> dict[str, str]:
+def titles(known: Catalogue, folder: Path) -> dict[str, str]:
     """{choice: its title, and where its winner is stored, that of what it chose}."""
-    stored = storage.titles(store, known.choices)
-    winners = {name: f": {title.split(': ', 1)[-1]}" for name, title in stored.items()}
+    stored = store.bundles(folder, known.choices)
+    winners = {b.name: f": {b.title.split(': ', 1)[-1]}" for b in stored}
     return {n: f"{choice.title}{winners.get(n, '')}" for n, choice in known.choices.items()}
 
 
@@ -56,11 +37,11 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
     """
     choice = known.choices[name]
     names = known.candidates(choice)
-    first = wide(storage.cells(profile.selection_store, names))
+    first = wide(store.cells(profile.selection_store, names))
     if not measured(first, names, profile.tasks):
         return pd.DataFrame({"first round": [MISSING]}, index=["candidates"])
     finalists = catalogue.finalists(choice, known, profile)
-    second = wide(storage.cells(profile.finals_store, finalists))
+    second = wide(store.cells(profile.finals_store, finalists))
     order = sorted(names, key=lambda n: -mean_of(first, n, profile.tasks)[0])
     lines = {
         narrow(known.variant(n).title, 40): {
@@ -95,9 +76,9 @@ def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, 
     return {str(WEIGHTS_TOLD.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
 
 
-def _scores(store: Path, names: Sequence[str], profile: Profile) -> dict[str, str]:
+def _scores(folder: Path, names: Sequence[str], profile: Profile) -> dict[str, str]:
     """Of those that are measured on all tasks."""
-    rows = wide(storage.cells(store, names))
+    rows = wide(store.cells(folder, names))
     found = {name: mean_of(rows, name, profile.tasks) for name in names}
     return {name: f"{one[0]:.3f}" for name, one in found.items() if one}
 
@@ -132,7 +113,7 @@ def seeds(rows: pd.DataFrame, names: Sequence[str], tasks: Sequence[str]) -> dic
 
 def seed_table(rows: pd.DataFrame, profile: Profile, names: Sequence[str]) -> pd.DataFrame:
     """`seeds` on every task and in the mean over them."""
-    groups = {TITLES[task] + mark(task, profile): [task] for task in profile.tasks}
+    groups = {head(task, profile): [task] for task in profile.tasks}
     groups[f"mean of {len(profile.tasks)}"] = profile.tasks
     lines = {title: seeds(rows, names, tasks) for title, tasks in groups.items()}
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=SPREADS).map("{:.3f}".format)
@@ -157,15 +138,17 @@ def differences(
 
 def shown(found: pd.DataFrame) -> pd.DataFrame:
     """What `compare` found as texts, in narrow columns."""
-    there = found.p.notna()
-    counts = found[["better", "worse"]].map("{:.0f}".format).agg(" / ".join, axis=1)
-    columns = {
-        "points<br>[95%]": [points(one) for one in found.itertuples()],
-        "p, cor-<br>rected": found.corrected.map(p_text),
-        "tasks<br>better /<br>worse": counts.where(there, EMPTY),
-        "it is": [narrow(word, 8) for word in found.verdict],
-    }
-    return pd.DataFrame(columns, index=found.index)
+    counts = "{0.better:.0f} / {0.worse:.0f}"
+    lines = [
+        {
+            "points<br>[95%]": points(one),
+            "p, cor-<br>rected": p_text(one.corrected),
+            "tasks<br>better /<br>worse": EMPTY if np.isnan(one.p) else counts.format(one),
+            "it is": narrow(one.verdict, 8),
+        }
+        for one in found.itertuples()
+    ]
+    return pd.DataFrame(lines, index=found.index)
 
 
 def verdicts(
@@ -183,7 +166,9 @@ def verdicts(
     for name in names:
         found = compare(rows, [Pair(name, other, profile.tasks) for other in references])
         line = dict(zip(heads, map(points, found.itertuples()), strict=True))
-        lines[narrow(titles.get(name, name), WIDE)] = line | {"it is": str(verdict(found))}
+        lines[narrow(titles.get(name, name), WIDE)] = line | {
+            "it is": str(statistics.verdict(found))
+        }
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
@@ -215,7 +200,9 @@ def without_largest(rows: pd.DataFrame, pair: Pair) -> tuple[str, Interval]:
     """The task on which the two differ most, to whichever side, and their difference elsewhere."""
     gains = _gains(rows, pair)
     left = max(gains, key=lambda task: abs(gains[task]))
-    return left, difference(rows, *pair[:2], [task for task in pair.tasks if task != left])
+    return left, statistics.difference(
+        rows, *pair[:2], [task for task in pair.tasks if task != left]
+    )
 
 
 def _without(rows: pd.DataFrame, pair: Pair) -> str:

@@ -4,7 +4,7 @@ Colours and greys are of middle lightness, so that one transparent image reads o
 near-black, and stay apart for colour-blind readers; markers and line styles tell the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from textwrap import fill, wrap
 
 import matplotlib
@@ -29,6 +29,7 @@ SIZES = LinearSegmentedColormap.from_list("sizes", [f"{BLUE}14", BLUE])
 SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, f"{GREY}10", BLUE])
 KEPT = ListedColormap([f"{GREY}28", BLUE])
 DASHED = (0, (5, 4))
+LAYER, SHARE = "layer (transformer block)", "sparsity (share pruned)"
 WIDTH = 4.6  # inches; drawn for the width of a telephone, where 10 pt stay legible
 
 STYLE = {
@@ -80,17 +81,17 @@ def _bar(figure: Figure, image: AxesImage, axes: Axes, **options: object) -> Non
 @styled
 def layers_by_task(values: Mapping[str, ArrayLike], ylabel: str) -> Figure:
     """(L,) values of every layer, one small panel a task, all on one scale."""
-    figure, panels = _panels(list(values), sharey=True)
+    figure, panels = _panels(values, LAYER, ylabel, sharey=True)
     for axes, line in zip(panels, values.values(), strict=True):
         axes.plot(np.asarray(line), color=BLUE, marker="o", markersize=2)
     panels[0].set_ylim(0, None)  # last: it ends the scaling of all panels
-    figure.supxlabel("layer (transformer block)")
-    figure.supylabel(ylabel)
     return figure
 
 
-def _panels(titles: Sequence[str], sharey: bool) -> tuple[Figure, list[Axes]]:
-    """Panels in two columns, the unused last one left out."""
+def _panels(
+    titles: Collection[str], x: str, y: str = "", sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Panels in two columns, the unused last one left out, between common labels."""
     rows = -(-len(titles) // 2)
     figure = Figure((WIDTH, 0.6 + 1.45 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, sharex=sharey, sharey=sharey, squeeze=False).ravel()
@@ -99,6 +100,9 @@ def _panels(titles: Sequence[str], sharey: bool) -> tuple[Figure, list[Axes]]:
         grid[len(titles) - 2].tick_params(labelbottom=True)  # it is the last of its column now
     for axes, title in zip(grid, titles, strict=False):
         axes.set_title(title)
+    figure.supxlabel(x)
+    if y:
+        figure.supylabel(y)
     return figure, list(grid[: len(titles)])
 
 
@@ -110,7 +114,7 @@ def sparsity_lines(unbounded: Mapping[str, ArrayLike], base_sparsity: float) -> 
     for (task, values), (colour, line, marker) in zip(unbounded.items(), SERIES, strict=False):
         axes.plot(np.asarray(values), line, color=colour, marker=marker, label=task)
     _mark_bounds(axes, base_sparsity)
-    axes.set(xlabel="layer (transformer block)", ylabel="sparsity (share pruned)")
+    axes.set(xlabel=LAYER, ylabel=SHARE)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
 
@@ -128,15 +132,12 @@ def _mark_bounds(axes: Axes, base_sparsity: float) -> None:
 @styled
 def sparsity_panels(unbounded: Mapping[str, ArrayLike], base_sparsity: float) -> Figure:
     """S_l by layer before (open) and after (filled) clipping to [0, 1], one panel a task."""
-    figure, panels = _panels(list(unbounded), sharey=True)
+    figure, panels = _panels(unbounded, LAYER, SHARE, sharey=True)
     for axes, values in zip(panels, map(np.asarray, unbounded.values()), strict=True):
         axes.plot(values, "o", color=ORANGE, markerfacecolor="none", markersize=4)
         axes.plot(values.clip(0, 1), color=BLUE, marker="o", markersize=2)
-    # The scale is shared: it is known once all panels are drawn.
-    for axes in panels:
+    for axes in panels:  # the scale is shared: it is known once all panels are drawn
         _mark_bounds(axes, base_sparsity)
-    figure.supxlabel("layer (transformer block)")
-    figure.supylabel("sparsity (share pruned)")
     return figure
 
 
@@ -183,7 +184,7 @@ def accuracy_panels(
 
     Bars are 95% intervals, mean +- 1.96 standard errors; the line is the method `reference`.
     """
-    figure, panels = _panels(list(accuracies), sharey=False)
+    figure, panels = _panels(accuracies, "accuracy (share of rows, 95% interval)")
     figure.set_figheight(figure.get_figheight() * 1.2)
     for axes, methods in zip(panels, accuracies.values(), strict=True):
         for place, (mean, error) in enumerate(methods.values()):
@@ -193,7 +194,6 @@ def accuracy_panels(
             axes.errorbar(mean, -place, xerr=reach, color=colour, marker=marker, capsize=2)
         axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=DASHED)
         axes.set_yticks(-np.arange(len(methods)), list(methods))
-    figure.supxlabel("accuracy (share of rows, 95% interval)")
     return figure
 
 
@@ -220,7 +220,10 @@ def growth(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
 @styled
 def weight_maps(weights: Mapping[str, Mapping[str, float]]) -> Figure:
     """{task: {module: weight}}: a panel a kind of module, tasks by transformer blocks."""
-    kinds = _kinds(weights)
+    kinds: dict[str, list[str]] = {}  # such as "self_attn.q_proj", in the order of the blocks
+    for module in next(iter(weights.values())):
+        kind = module.removeprefix(block_of(module)).strip(".") or module
+        kinds.setdefault(kind, []).append(module)
     figure = Figure((WIDTH, 1.0 + 1.9 * len(kinds)), layout="constrained")
     reach = max(abs(w) for own in weights.values() for w in own.values())
     panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False).ravel()
@@ -229,18 +232,9 @@ def weight_maps(weights: Mapping[str, Mapping[str, float]]) -> Figure:
         image = axes.imshow(values, aspect="auto", cmap=SIGNED, vmin=-reach, vmax=reach)
         axes.set(title=kind)
         axes.set_yticks(range(len(weights)), list(weights))
-    panels[-1].set_xlabel("layer (transformer block)")
+    panels[-1].set_xlabel(LAYER)
     _bar(figure, image, list(panels), label="weight", orientation="horizontal")
     return figure
-
-
-def _kinds(weights: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
-    """{kind: its modules in the order of the blocks}, e.g. "self_attn.q_proj"."""
-    kinds: dict[str, list[str]] = {}
-    for module in next(iter(weights.values())):
-        kind = module.removeprefix(block_of(module)).strip(".") or module
-        kinds.setdefault(kind, []).append(module)
-    return kinds
 
 
 # The figure of the chapter on serving -------------------------------------------------------------
@@ -288,9 +282,7 @@ def _memory(axes: Axes, lines: Mapping[str, tuple[Sequence[int], Sequence[float]
     for (name, (batches, megabytes)), style in zip(lines.items(), SERIES, strict=False):
         colour, line, marker = style
         axes.plot(batches, megabytes, line, color=colour, marker=marker, label=name)
-    every = sorted({batch for batches, _ in lines.values() for batch in batches})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(every, [str(batch) for batch in every])
+    _double(axes, {batch for batches, _ in lines.values() for batch in batches})
     axes.set(xlabel="batch size", ylabel="memory of a pass, MB", ylim=(0, None))
     if lines:
         axes.legend(fontsize=9)
@@ -375,28 +367,19 @@ def sweep(
     axes = figure.subplots()
     _draw_sweep(axes, series, levels or {})
     if logarithmic:
-        _double(axes, series)
+        _double(axes, {x for numbers, _ in series.values() for x in numbers})
     axes.set(xlabel=xlabel, ylabel=ylabel)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
 @styled
-def sweep_panels(
-    tasks: Mapping[str, Mapping[str, Line]],
-    xlabel: str,
-    ylabel: str = "accuracy",
-    logarithmic: bool = False,
-) -> Figure:
+def sweep_panels(tasks: Mapping[str, Mapping[str, Line]], xlabel: str) -> Figure:
     """`sweep` in small, a panel a task, each with a scale of its own: {task: {series: line}}."""
     tasks = tasks or {"": {}}
-    figure, panels = _panels(list(tasks), sharey=False)
+    figure, panels = _panels(tasks, xlabel, "accuracy")
     for axes, series in zip(panels, tasks.values(), strict=True):
         _draw_sweep(axes, series, {})
-        if logarithmic:
-            _double(axes, series)
-    figure.supxlabel(xlabel)
-    figure.supylabel(ylabel)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
@@ -415,11 +398,10 @@ def _draw_sweep(axes: Axes, series: Mapping[str, Line], levels: Mapping[str, Int
         axes.axhline(value, color=GREY, linestyle=style, linewidth=0.9, label=name)
 
 
-def _double(axes: Axes, series: Mapping[str, Line]) -> None:
-    """A scale on which every doubling is as wide, with a tick at each number that was taken."""
+def _double(axes: Axes, numbers: set[float]) -> None:
+    """A scale on which every doubling is as wide, with a tick at each of the numbers."""
     axes.set_xscale("log", base=2)
-    ticks = sorted({x for numbers, _ in series.values() for x in numbers})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(sorted(numbers), [f"{number:g}" for number in sorted(numbers)])
 
 
 @styled
@@ -459,9 +441,8 @@ def _dot(axes: Axes, y: float, bounds: Interval | None, missing: str = "") -> No
 def _mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:
     """Lines, their names above the axes and away from each other."""
     above = axes.get_xaxis_transform()
-    for (name, value), style, side in zip(
-        levels.items(), (DASHED, ":"), ("right", "left"), strict=False
-    ):
+    styles = ((DASHED, "right"), (":", "left"))
+    for (name, value), (style, side) in zip(levels.items(), styles, strict=False):
         axes.axvline(value, color=GREY, linewidth=0.9, linestyle=style)
         if named:
             axes.text(value, 1, name, transform=above, ha=side, va="bottom", fontsize=9)

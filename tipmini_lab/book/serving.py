@@ -98,11 +98,8 @@ def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
 # results/serving.json -----------------------------------------------------------------------------
 STORED = paths.REPOSITORY / "results" / "serving.json"
 STEPS = {"prompt": "prompt", "token": "next token"}
-TITLES = {
-    "base": "base model",
-    "one adapter": "one merged adapter",
-    "weights": "merged into the weights",
-}
+TITLES = {"base": "base model", "one adapter": "one merged adapter"}
+TITLES |= {"weights": "merged into the weights"}
 TICKS = {"base": "0", "one adapter": "A", "weights": "W"}
 PLACE = ["step", "batch"]
 
@@ -161,21 +158,16 @@ class Stored(BaseModel):
         wide |= {name: self.ratios.groupby(PLACE).agg(name) for name in ("median", "min", "max")}
         return frame.join(pd.DataFrame({name: own.stack() for name, own in wide.items()}))
 
-    @property
-    def batches(self) -> list[int]:
-        return list(self.seconds.index.unique("batch"))
-
-    @property
-    def ways(self) -> list[str]:
-        """All ways to serve, in their order."""
-        return list(self.seconds.columns)
-
 
 def read() -> Stored:
     """The last measurement; raises TipminiError where there is none."""
     if not STORED.is_file():
         raise TipminiError(f"{STORED} is missing; run python -m bench serving")
     return Stored.model_validate_json(STORED.read_text())
+
+
+def batches(found: Stored) -> list[int]:
+    return list(found.seconds.index.unique("batch"))
 
 
 def title(way: str) -> str:
@@ -211,13 +203,13 @@ def slope(found: Stored, step: str, batch: int) -> np.ndarray:
 
 def figure(found: Stored) -> Figure:
     """TIP's Figure 1: time of every way beside the base model's, and memory."""
-    ticks = {way: TICKS.get(way, way.removeprefix("mixed ")) for way in found.ways}
+    ticks = {way: TICKS.get(way, way.removeprefix("mixed ")) for way in found.seconds.columns}
     times = {
         f"batch {batch}": {
             name: {ticks[way]: ratio for way, ratio in relative(found, step, batch).items()}
             for step, name in STEPS.items()
         }
-        for batch in found.batches
+        for batch in batches(found)
     }
     memory = rises(found).filter(["base", most(found), "one adapter", "weights"], axis="index")
     lines = {title(way): own.dropna() for way, own in memory.iterrows()}
@@ -228,35 +220,42 @@ def figure(found: Stored) -> Figure:
 def rises(found: Stored) -> pd.DataFrame:
     """MB by which a pass over prompts rises above what is kept: the ways measured x batches."""
     wide = found.frame.loc["prompt"]["memory"].unstack("batch") / 1e6
-    return wide.filter(found.ways, axis="index").dropna(how="all")
+    return wide.filter(found.seconds.columns, axis="index").dropna(how="all")
 
 
-def table(found: Stored, batches: Sequence[int]) -> pd.DataFrame:
+def table(found: Stored, shown: Sequence[int]) -> pd.DataFrame:
     """Every way: what it adds in counts, and its median times at some batch sizes."""
-    whole = found.frame.loc["token", found.batches[-1]]
+    whole = found.frame.loc["token", batches(found)[-1]]
     added = whole["operations"] / whole["operations"]["base"] - 1
     columns = {
         "adapter weights, MB": whole["kept"].map("{:.2f}".format),
         "operations, token": added.map("{:+.2%}".format),
         "matrix products": whole["adapters"].map(lambda count: str(products(found.sizes, count))),
     }
-    for batch, (step, name) in itertools.product(batches, STEPS.items()):
+    for batch, (step, name) in itertools.product(shown, STEPS.items()):
         own = found.frame.loc[step, batch]
         times = (1e3 * own["taken"]).map("{:.0f} ms<br>".format)
         ratios = own.apply("{0[median]:.2f} ({0[min]:.2f} to {0[max]:.2f})".format, axis=1)
         columns[f"{name}, batch {batch}"] = times + ratios
-    return pd.DataFrame(columns, index=found.ways).fillna("-").rename(title).rename_axis("served")
+    return (
+        pd.DataFrame(columns, index=found.seconds.columns)
+        .fillna("-")
+        .rename(title)
+        .rename_axis("served")
+    )
 
 
 def memory_table(found: Stored) -> pd.DataFrame:
     """MB of the adapters that a way keeps, and by how much a pass over prompts rises above that."""
     frame = rises(found).map("{:.0f}".format, na_action="ignore").rename(columns="batch {}".format)
-    kept = found.frame.loc["token", found.batches[-1]]["kept"]
+    kept = found.frame.loc["token", batches(found)[-1]]["kept"]
     frame.insert(0, "adapter weights, MB", kept.map("{:.2f}".format))
     return frame.fillna("-").rename(title).rename_axis(index="served", columns=None)
 
 
 def report(found: Stored) -> str:
-    """What the terminal shows: every point, and what made them."""
+    """What the terminal shows: every point, what each further adapter adds, and what made them."""
     facts = found.model_dump_json(exclude={"points"}, indent=1)
-    return f"{found.frame.drop(columns='seconds').to_string()}\n\n{facts}"
+    added = {batch: slope(found, "token", batch).round(4).tolist() for batch in batches(found)[1:]}
+    told = f"each further adapter, of the base model's next token: {added}"
+    return "\n\n".join([found.frame.drop(columns="seconds").to_string(), told, facts])

@@ -39,20 +39,10 @@ def stage(
 ) -> None:
     """Write everything that Jupyter Book reads into `stage_dir`, which is emptied first.
 
-    Parameters
-    ----------
-    executed
-        The folder of the executed notebooks, each under the file name of its source.
-    values
-        What stands for each ``{{ name }}`` of a page: text, or Markdown such as a table.
-    pictures
-        Figures that pages show as ``pictures/NAME.svg``.
-
-    Raises
-    ------
-    TipminiError
-        A notebook that may not be published (see `published`), or a page that names a value
-        which is not there. The stage is left as it was.
+    executed: the folder of the executed notebooks, each under the file name of its source. values:
+    Markdown for every ``{{ name }}`` of a page. pictures: shown by pages as ``pictures/NAME.svg``.
+    Raises TipminiError for a notebook that may not be published (see `published`) and for a page
+    that names a value which is not there; the stage is then left as it was.
     """
     contents = yaml.safe_load((repository / "_toc.yml").read_text())
     pages = [Path(c["file"]) for part in contents["parts"] for c in part["chapters"]]
@@ -85,12 +75,8 @@ def published(source: Path, executed: Path) -> nbformat.NotebookNode:
 
     Text is taken from the source so that an edit of prose needs no new run. What differs between
     two runs of the same code (times, durations, addresses, absolute paths, messages on stderr)
-    is left out.
-
-    Raises
-    ------
-    TipminiError
-        There is no run, it failed or stopped half-way, or it is a run of other code.
+    is left out. Raises TipminiError where there is no run, it failed or stopped half-way, or it is
+    a run of other code.
     """
     name = f"notebooks/{source.name}"
     if not (executed / source.name).is_file():
@@ -156,10 +142,8 @@ def _vendor_mathjax(into: Path) -> None:
 def build(stage_dir: Path, out: Path) -> None:
     """Build the staged book into the folder `out` (its `index.html` is the front page).
 
-    Raises
-    ------
-    TipminiError
-        Sphinx warned (an unresolved reference, an unknown citation, ...). `out` stays as it was.
+    Raises TipminiError where Sphinx warned (an unresolved reference, an unknown citation, ...);
+    `out` then stays as it was.
     """
     work = out.with_name(f".{out.name}.new")
     shutil.rmtree(work, ignore_errors=True)

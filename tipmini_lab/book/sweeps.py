@@ -1,6 +1,6 @@
 """Sweeps: one setting moved over its values, as lines with bands and as tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,13 +10,7 @@ from tipmini_lab.book.tables import EMPTY, TITLES, Titles, points, share
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results.retention import MEAN, learnt, retention
-from tipmini_lab.results.statistics import (
-    Interval,
-    Pair,
-    Verdict,
-    compare,
-    mean_interval,
-)
+from tipmini_lab.results.statistics import Interval, Pair, Verdict, compare, mean_interval
 
 Line = tuple[list[float], list[Interval]]  # x, and y with its band
 
@@ -33,37 +27,30 @@ class Place(NamedTuple):
 
 def places(sweep, profile: Profile, titles: Titles = TITLES) -> list[Place]:
     """All values of all lines; one that is declared with the sweep has a title of its own."""
-    names = [line if isinstance(line, str) else line.name for line in sweep.lines]
-    own = {line.name: line.title for line in sweep.lines if not isinstance(line, str)}
-    found = [
-        Place(
-            own.get(n, titles.get(n, n)), *at, sweep.place(n, at[0]), _tasks(sweep, at[0], profile)
-        )
-        for n in names
-        for at in _axis(sweep, profile)
+    titled = [
+        (o, titles.get(o, o)) if isinstance(o, str) else (o.name, o.title) for o in sweep.lines
     ]
-    return found
-
-
-def beside(sweep, profile: Profile, names: Mapping[str, str]) -> list[Place]:
-    """Variants that the setting doesn't touch, {name: title}, over the same tasks at each value."""
     return [
-        Place(title, *at, name, _tasks(sweep, at[0], profile))
-        for name, title in names.items()
-        for at in _axis(sweep, profile)
+        Place(title, value, x, sweep.place(name, value), tasks)
+        for name, title in titled
+        for value, x, tasks in _axis(sweep, profile)
     ]
 
 
-def _axis(sweep, profile: Profile) -> list[tuple[float | str, float]]:
-    """The values with their places, in order; a rule of weights as the weight of each adapter."""
+def beside(sweep, profile: Profile, names: Titles) -> list[Place]:
+    """Variants that the setting doesn't touch, {name: title}, over the same tasks at each value."""
+    return [Place(names[n], v, x, n, t) for n in names for v, x, t in _axis(sweep, profile)]
+
+
+def _axis(sweep, profile: Profile) -> list[tuple[float | str, float, tuple[str, ...]]]:
+    """The values in order, each with its x, a rule of weights as each adapter's, and its tasks.
+
+    These are all, or those of the adapters that are merged there.
+    """
     count = len(profile.tasks)
-    found = [(v, equal_weight(v, count) if isinstance(v, str) else float(v)) for v in sweep.values]
-    return sorted(found, key=lambda at: at[1])
-
-
-def _tasks(sweep, value: float | str, profile: Profile) -> tuple[str, ...]:
-    """All, or those of the adapters that are merged there."""
-    return tuple(profile.tasks[: int(value)] if sweep.moves == "adapters" else profile.tasks)
+    points = [(v, equal_weight(v, count) if isinstance(v, str) else float(v)) for v in sweep.values]
+    merged = lambda value: int(value) if sweep.moves == "adapters" else count  # noqa: E731
+    return [(v, x, profile.tasks[: merged(v)]) for v, x in sorted(points, key=lambda p: p[1])]
 
 
 def lines(rows: pd.DataFrame, swept: Iterable[Place]) -> dict[str, Line]:
@@ -101,16 +88,12 @@ def compared(rows: pd.DataFrame, swept: Sequence[Place], reference: float | str)
     be compared with itself is left out.
     """
     own = {place.line: place.variant for place in swept if place.value == reference}
-    pairs = [Pair(p.variant, own.get(p.line, reference), p.tasks) for p in swept]
-    kept = [(p, pair) for p, pair in zip(swept, pairs, strict=True) if pair.name != pair.against]
-    found = compare(rows, [pair for _, pair in kept])
-    found.insert(0, "line", [place.line for place, _ in kept])
-    found.insert(1, "at", [_told(place.value) for place, _ in kept])
+    pairs = {p: Pair(p.variant, own.get(p.line, reference), p.tasks) for p in swept}
+    kept = [place for place, pair in pairs.items() if pair.name != pair.against]
+    found = compare(rows, [pairs[place] for place in kept])
+    found.insert(0, "line", [place.line for place in kept])
+    found.insert(1, "at", [WEIGHTS_TOLD.get(str(place.value), str(place.value)) for place in kept])
     return found
-
-
-def _told(value: float | str) -> str:
-    return WEIGHTS_TOLD.get(str(value), str(value))
 
 
 def table(found: pd.DataFrame, moved: str) -> pd.DataFrame:
@@ -120,9 +103,9 @@ def table(found: pd.DataFrame, moved: str) -> pd.DataFrame:
 
 
 def _bold(one) -> str:
-    first, mark, rest = points(one).partition("<br>")
+    value, line, band = points(one).partition("<br>")
     clear = one.verdict in (Verdict.BETTER, Verdict.WORSE)
-    return f"**{first}**{mark}{rest}" if clear else first + mark + rest
+    return f"**{value}**{line}{band}" if clear else points(one)
 
 
 def _pivot(found: pd.DataFrame) -> pd.DataFrame:

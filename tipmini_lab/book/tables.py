@@ -20,18 +20,9 @@ from tipmini_lab.evaluation.documents import ADAPTED, KNOWN
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.results import digests, retention, store
+from tipmini_lab.results import digests, retention, statistics, store
 from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import (
-    MISSING,
-    Interval,
-    accuracy,
-    mean_of,
-    measured,
-    rows_of,
-    sign_p,
-    tasks_of,
-)
+from tipmini_lab.results.statistics import MISSING, Interval, accuracy, mean_of, measured
 from tipmini_lab.results.store import Cell, Place, in_one_format
 
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
@@ -236,7 +227,7 @@ def accuracies(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
 
     Cells have two lines: all methods are to be seen at once.
     """
-    tasks, lines = tasks_of(rows), {}
+    tasks, lines = statistics.tasks_of(rows), {}
     for task in tasks:
         line = lines[f"{TITLES[task]}{mark(task, profile)}<br>{METRIC[task]}"] = {}
         for name in TABLE_1:
@@ -256,15 +247,15 @@ def comparison(rows: pd.DataFrame, profile: Profile, first: str, second: str) ->
     """Two methods on the same rows: counts, difference second - first and the sign test's p."""
     lines = {}
     heads = ("rows", TITLES[first], TITLES[second], "difference", "rows better / worse", "paired p")
-    for task in tasks_of(rows):
+    for task in statistics.tasks_of(rows):
         shown = [MISSING] * len(heads)
         if measured(rows, (first, second), [task]):
-            pair = rows_of(rows, (first, second), task).T
+            pair = statistics.rows_of(rows, (first, second), task).T
             (one, _), (two, _) = map(accuracy, pair)
             gain = pair[1] - pair[0]
             counts = [f"{_right(v)} ({mean:.3f})" for v, mean in zip(pair, (one, two), strict=True)]
             shown = [str(len(gain)), *counts, f"{two - one:+.3f}"]
-            shown += [f"{(gain > 0).sum()} / {(gain < 0).sum()}", p_text(sign_p(gain))]
+            shown += [f"{(gain > 0).sum()} / {(gain < 0).sum()}", p_text(statistics.sign_p(gain))]
         lines[TITLES[task] + mark(task, profile)] = dict(zip(heads, shown, strict=True))
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 

@@ -95,30 +95,25 @@ def notebook_digest(name: str, profile: str) -> str:
 
 
 # Running ------------------------------------------------------------------------------------------
-RUNNING = ["--cores", "all", "--resources", "mem_mb=6000", "gpu=1"]  # measurements side by side
-RUNNING += ["--rerun-incomplete", "--quiet", "rules"]
 
 
 def run(profile: str) -> None:
     """Execute what is not up to date; after a kill, only what was lost.
 
-    Raises
-    ------
-    TipminiError
-        Another run is at work here, or a step failed (its own message stands above).
+    Raises TipminiError where another run is at work here, or a step failed (its own message stands
+    above).
     """
     load_profile(profile)
     snakefile = paths.REPOSITORY / "workflow" / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
     command += ["--directory", str(paths.REPOSITORY), "--config", f"profile={profile}"]
+    command += ["--cores", "all", "--resources", "mem_mb=6000", "gpu=1"]  # side by side
+    command += ["--nolock", "--rerun-incomplete", "--quiet", "rules"]  # the lock is ours
     try:
         with alone(paths.BUILD, wait=False):
             if not (paths.BUILD / "html" / "index.html").is_file():
                 (paths.BUILD / "published").unlink(missing_ok=True)
-            if files(paths.REPOSITORY / ".snakemake" / "locks"):
-                # A killed run leaves Snakemake's own; that nobody else runs is known by ours.
-                subprocess.run([*command, "--unlock", "--quiet", "all"], capture_output=True)
-            done = subprocess.run([*command, *RUNNING])
+            done = subprocess.run(command)
     except BlockingIOError:
         raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
     if done.returncode:

@@ -130,12 +130,9 @@ class _Bare(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node):
         node.returns = None
-        return self._undocumented(node)
+        return self.visit_ClassDef(node)
 
     def visit_ClassDef(self, node):
-        return self._undocumented(node)
-
-    def _undocumented(self, node):
         if ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         return self.generic_visit(node)

@@ -24,7 +24,7 @@ OWN = ("base", "single")
 MEAN = "mean"  # of the tasks' ratios
 
 
-def single_gains(rows: pd.DataFrame, tasks: Iterable[str], level: float = LEVEL) -> pd.DataFrame:
+def single_gains(rows: pd.DataFrame, tasks: Iterable[str]) -> pd.DataFrame:
     """What the tasks' own adapters add: Single - Base, a line a task that has both.
 
     corrected: p of the exact sign test, by Holm's method over the tasks. learnt: whether Single is
@@ -35,24 +35,16 @@ def single_gains(rows: pd.DataFrame, tasks: Iterable[str], level: float = LEVEL)
     found = pd.DataFrame(index=list(pairs))
     found["value"] = [accuracy(single)[0] - accuracy(base)[0] for base, single in pairs.values()]
     found["corrected"] = holm([sign_p(single - base) for base, single in pairs.values()])
-    found["learnt"] = (found.value > 0) & (found.corrected < level)
+    found["learnt"] = (found.value > 0) & (found.corrected < LEVEL)
     return found
 
 
-def learnt(rows: pd.DataFrame, tasks: Iterable[str], level: float = LEVEL) -> list[str]:
+def learnt(rows: pd.DataFrame, tasks: Iterable[str]) -> list[str]:
     """The tasks that retention is told of: see `single_gains`."""
-    return [gain.Index for gain in single_gains(rows, tasks, level).itertuples() if gain.learnt]
+    return [gain.Index for gain in single_gains(rows, tasks).itertuples() if gain.learnt]
 
 
-def retention(
-    rows: pd.DataFrame,
-    name: str,
-    tasks: Iterable[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> dict[str, Interval]:
+def retention(rows: pd.DataFrame, name: str, tasks: Iterable[str]) -> dict[str, Interval]:
     """{task: (merged - Base) / (Single - Base)} of the `learnt` tasks, and of MEAN.
 
     1 keeps all of what the adapters add, 0 nothing. Empty where no task is learnt, or with a hole.
@@ -60,14 +52,14 @@ def retention(
     are drawn again within each task, the same of all three. A draw in which Single isn't above Base
     has no ratio and is left out; the rule for `learnt` keeps such draws few.
     """
-    kept, names = learnt(rows, tasks, level), (*OWN, name)
+    kept, names = learnt(rows, tasks), (*OWN, name)
     if not measured(rows, names, kept):
         return {}
     ratios, drawn = {}, {}
     for task in kept:
         own = rows_of(rows, names, task)
         ratios[task] = float(_ratio(own.mean(0)[None])[0])
-        drawn[task] = _ratio(resampled(own, generator_of(seed, task), draws))
+        drawn[task] = _ratio(resampled(own, generator_of(task), DRAWS))
     found = {task: interval(ratios[task], drawn[task]) for task in kept}
     mean = math.fsum(ratios.values()) / len(kept)
     return found | {MEAN: interval(mean, np.mean(list(drawn.values()), axis=0))}

@@ -1,7 +1,7 @@
 """Statistics of rows side by side: means, paired differences with intervals, corrected tests.
 
 `rows` is a frame of `results.frame` everywhere. Draws are the same at every run: they depend on the
-seed and the task's name, and on neither the order of rows nor that of tasks.
+task's name, and on neither the order of rows nor that of tasks.
 """
 
 import math
@@ -97,8 +97,8 @@ def mean_interval(rows: pd.DataFrame, name: str, tasks: Iterable[str]) -> Interv
 # Rows drawn again ---------------------------------------------------------------------------------
 
 
-def generator_of(seed: int, task: str) -> np.random.Generator:
-    return np.random.default_rng([seed, *task.encode()])
+def generator_of(task: str) -> np.random.Generator:
+    return np.random.default_rng([0, *task.encode()])
 
 
 def resampled(rows: np.ndarray, generator: np.random.Generator, draws: int) -> np.ndarray:
@@ -140,13 +140,7 @@ def mean_of_tasks(gains: Mapping[str, np.ndarray]) -> float:
 
 
 def difference(
-    rows: pd.DataFrame,
-    name: str,
-    against: str,
-    tasks: Iterable[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    rows: pd.DataFrame, name: str, against: str, tasks: Iterable[str], draws: int = DRAWS
 ) -> Interval:
     """Mean accuracy of `name` minus that of `against`, with its paired bootstrap interval.
 
@@ -156,21 +150,14 @@ def difference(
     first, second = sorted((name, against))  # so that a pair has one interval, either way round
     gains = gains_of(rows, second, first, tasks)
     drawn = [
-        resampled(gain[:, None], generator_of(seed, task), draws)[:, 0]
-        for task, gain in gains.items()
+        resampled(gain[:, None], generator_of(task), draws)[:, 0] for task, gain in gains.items()
     ]
     found = interval(mean_of_tasks(gains), np.mean(drawn, axis=0))
     return found if name == second else Interval(-found.value, -found.high, -found.low)
 
 
 def flip_p(
-    rows: pd.DataFrame,
-    name: str,
-    against: str,
-    tasks: Iterable[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    rows: pd.DataFrame, name: str, against: str, tasks: Iterable[str], draws: int = DRAWS
 ) -> float:
     """Two-sided p of the difference of mean accuracies, by permutation.
 
@@ -178,7 +165,7 @@ def flip_p(
     draws of all signs that lie as far from 0 as what was measured, which counts as one draw itself.
     """
     gains = gains_of(rows, name, against, tasks)
-    drawn = [flipped(gain, generator_of(seed, task), draws) for task, gain in gains.items()]
+    drawn = [flipped(gain, generator_of(task), draws) for task, gain in gains.items()]
     far = abs(mean_of_tasks(gains)) - 1e-12  # sums differ in their last bits
     return float(1 + np.sum(np.abs(np.mean(drawn, axis=0)) >= far)) / (draws + 1)
 
@@ -216,7 +203,7 @@ def holm_of(ps: Mapping[Key, float]) -> dict[Key, float]:
 COMPARED = (*Pair._fields, *Interval._fields, "p", "corrected", "better", "worse", "verdict")
 
 
-def compare(rows: pd.DataFrame, pairs: Sequence[Pair], *, level: float = LEVEL) -> pd.DataFrame:
+def compare(rows: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
     """A line a pair, with all tests corrected together; NaN and MISSING where it isn't measured.
 
     value, low, high: of the `difference`. p, corrected: `flip_p`, and by Holm over all pairs.
@@ -230,15 +217,15 @@ def compare(rows: pd.DataFrame, pairs: Sequence[Pair], *, level: float = LEVEL) 
     corrected = holm_of(ps)
     lines = [pair._asdict() | {"verdict": Verdict.MISSING} for pair in pairs]
     for i, pair in there.items():
-        won = [_judged(math.fsum(gains[i, t]), signs[i, t], level) for t in pair.tasks]
+        won = [_judged(math.fsum(gains[i, t]), signs[i, t]) for t in pair.tasks]
         found = difference(rows, *pair)
         lines[i] |= found._asdict() | {"p": ps[i], "corrected": corrected[i]}
         lines[i] |= {str(side): won.count(side) for side in (Verdict.BETTER, Verdict.WORSE)}
-        lines[i]["verdict"] = _judged(found.value, corrected[i], level)
+        lines[i]["verdict"] = _judged(found.value, corrected[i])
     return pd.DataFrame(lines, columns=COMPARED)
 
 
-def verdict(found: pd.DataFrame, *, level: float = LEVEL) -> Verdict:
+def verdict(found: pd.DataFrame) -> Verdict:
     """Whether a variant is better than all that `compare` held it against, worse than one of them.
 
     Better: its mean accuracy is significantly above each one's. That all hold needs no correction.
@@ -246,12 +233,12 @@ def verdict(found: pd.DataFrame, *, level: float = LEVEL) -> Verdict:
     """
     if found.p.isna().any():
         return Verdict.MISSING
-    if {_judged(one.value, one.p, level) for one in found.itertuples()} == {Verdict.BETTER}:
+    if {_judged(one.value, one.p) for one in found.itertuples()} == {Verdict.BETTER}:
         return Verdict.BETTER
     return Verdict.WORSE if Verdict.WORSE in list(found.verdict) else Verdict.OPEN
 
 
-def _judged(value: float, p: float, level: float) -> Verdict:
-    if p >= level or value == 0:
+def _judged(value: float, p: float) -> Verdict:
+    if p >= LEVEL or value == 0:
         return Verdict.OPEN
     return Verdict.BETTER if value > 0 else Verdict.WORSE

@@ -5,16 +5,17 @@ in a bundle. Everything is written whole or not at all.
 """
 
 import json
-import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini_lab.locks import alone
@@ -22,14 +23,13 @@ from tipmini_lab.results.digests import Codes, digest
 from tipmini_lab.results.statistics import accuracy, sign_p
 
 Place = tuple[str, str]  # (method or variant, task)
+Stored = TypeVar("Stored", bound=BaseModel)
 
 LIBRARIES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
-class Cell(BaseModel):
+class Cell(BaseModel, extra="forbid"):
     """One method on one task: a value for every evaluation row, and what made it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     key: str
     inputs: dict  # what the key is the hash of
@@ -49,11 +49,6 @@ class Cell(BaseModel):
     @property
     def count(self) -> int:
         return len(self.values)
-
-    @property
-    def correct(self) -> float:
-        """The number of right rows (CoQA's exact match can count a row in part)."""
-        return math.fsum(self.values)
 
     @property
     def mean(self) -> float:
@@ -109,10 +104,10 @@ def save(path: Path, cell: Cell) -> None:
     write(path, text(cell) + "\n")
 
 
-def load(path: Path) -> Cell | None:
-    """The stored cell; None where there is none, or one of another format."""
+def load(path: Path, kind: type[Stored] = Cell) -> Stored | None:
+    """The stored cell or bundle; None where there is none, or one of another format."""
     try:
-        return Cell.model_validate_json(path.read_text())
+        return kind.model_validate_json(path.read_text())
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -139,12 +134,10 @@ def machine() -> dict[str, str | int]:
     """What was measured on; instructions: the widest that PyTorch uses there."""
     import torch
 
-    lines = (
-        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    )
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    about = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    models = re.findall(r"(?m)^model name\s*:(.*)", about) or [platform.processor()]
     return {
-        "processor": models[0] if models else platform.processor(),
+        "processor": models[0].strip(),
         "cores": os.cpu_count() or 0,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -157,15 +150,13 @@ def versions() -> dict[str, str]:
 
 
 # The store of variants ----------------------------------------------------------------------------
-class Bundle(BaseModel):
+class Bundle(BaseModel, extra="forbid"):
     """What is known of one variant.
 
     settings: `Lab.settings`, of which the merge was made. facts: of the merge itself, e.g. its
     size beside that of the exact sum (`merging.sizes`); of a pruning the loss of every step.
     cells: one a task.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     title: str
@@ -179,11 +170,7 @@ def file_of(store: Path, name: str) -> Path:
 
 
 def read(store: Path, name: str) -> Bundle | None:
-    """None where there is none, or one of another format."""
-    try:
-        return Bundle.model_validate_json(file_of(store, name).read_text())
-    except (FileNotFoundError, ValidationError):
-        return None
+    return load(file_of(store, name), Bundle)
 
 
 def cell_of(store: Path, name: str, task: str) -> Cell | None:
@@ -195,22 +182,20 @@ def names(store: Path) -> list[str]:
     return sorted(file.stem for file in store.glob("*.json"))
 
 
-def cells(store: Path, wanted: Iterable[str] | None = None) -> dict[tuple[str, str], Cell]:
-    """{(variant, task): cell} of all stored variants, or of those wanted that are stored."""
-    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
-    return {(b.name, cell.task): cell for b in found if b for cell in b.cells}
+def bundles(store: Path, wanted: Iterable[str] | None = None) -> list[Bundle]:
+    """All stored variants, or those wanted that are stored."""
+    found = [read(store, name) for name in (names(store) if wanted is None else wanted)]
+    return [bundle for bundle in found if bundle]
 
 
-def titles(store: Path, wanted: Iterable[str] | None = None) -> dict[str, str]:
-    """{variant: title}, as `cells`; of a choice it tells what was chosen."""
-    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
-    return {b.name: b.title for b in found if b}
+def cells(store: Path, wanted: Iterable[str] | None = None) -> dict[Place, Cell]:
+    """{(variant, task): cell} of the `bundles`."""
+    return {(b.name, cell.task): cell for b in bundles(store, wanted) for cell in b.cells}
 
 
-def facts(store: Path, wanted: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
-    """{variant: facts of its merge}, as `cells`."""
-    found = (read(store, name) for name in (names(store) if wanted is None else wanted))
-    return {b.name: b.facts for b in found if b}
+def facts(store: Path) -> dict[str, dict]:
+    """{variant: facts of its merge} of the `bundles`."""
+    return {bundle.name: bundle.facts for bundle in bundles(store)}
 
 
 def keep(store: Path, made: Bundle) -> None:
@@ -232,14 +217,10 @@ def _text(bundle: Bundle, every: list[Cell]) -> str:
 
 def find(stores: Iterable[Path], key: str) -> Cell | None:
     """A cell that was measured of the very same things, under whatever name."""
-    for store in stores:
-        for file in sorted(store.glob("*.json")):
-            text = file.read_text()
-            if key not in text:
-                continue
-            bundle, single = read(store, file.stem), load(file)
-            every = bundle.cells if bundle else [single] if single else []
-            found = [cell for cell in every if cell.key == key]
-            if found:
-                return found[0]
+    for file in (file for store in stores for file in sorted(store.glob("*.json"))):
+        if key in file.read_text():
+            bundle = load(file, Bundle)
+            for cell in bundle.cells if bundle else filter(None, [load(file)]):
+                if cell.key == key:
+                    return cell
     return None
