@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -53,9 +54,10 @@ the command line counts there, and paths are as on the command line:
 """
 
 INTO = "folder of the base model: write it merged instead of an adapter"
-RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; weigh's .json file"
-EACH = "one file an adapter, in their order"
-ONE_BASE = "name of the adapters' one base, where they name it unlike"
+RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; 0.5,0.5; weigh's .json file"
+EACH = "one file an adapter; it says which, else they stand in the adapters' order"
+ONE_BASE = "name or folder of the adapters' one base, where they name it or its modules unlike"
+HEADS = "of modules trained whole: the adapter's name whose are kept, or average"
 HOW = ("config", "dry_run", "quiet", "as_json", "option", "weight")  # what is no argument itself
 
 Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
@@ -89,6 +91,15 @@ def merge(
     ),
     seed: int = typer.Option(None, help="of the random methods; 0 by default"),
     base_model: str = typer.Option(None, help=ONE_BASE),
+    heads: str = typer.Option(None, help=HEADS),
+    dtype: str = typer.Option(None, help="of the result: float32, bfloat16, float16"),
+    rank_pattern: bool = typer.Option(
+        False, "--rank-pattern", help="each module its own rank; else one for all, by zeros"
+    ),
+    pickle: bool = typer.Option(
+        False, "--pickle", help="read adapter_model.bin, numbers alone; safetensors else"
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="replace what the folder holds"),
     config: Path = typer.Option(None, help="YAML file of these arguments"),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="check, tell what it would cost, write nothing"
@@ -98,10 +109,10 @@ def merge(
 ) -> None:
     """Merge adapters of one base model into one; the base model is not needed.
 
-    The result is told with its fidelity, how far it is from the exact sum of the adapters, each
-    times its weight.
+    The result is told with its relative error, how far it is from the exact sum of the adapters,
+    each times its weight.
     """
-    given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [])}
+    given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [], False)}
     from tipmini.cli.merge_request import make_request, parse_options
 
     options = parse_options(option or ())
@@ -117,82 +128,87 @@ def merge(
         facts, tell = reckon(request), _tell_plan
     else:
         facts, tell = run(request, _bar(silent=quiet or as_json)), _tell
+    for note in facts["notes"]:
+        print(f"tipmini: {note}", file=sys.stderr)
     print(json.dumps(facts)) if as_json else tell(facts)
 
 
 def run(request: "Request", progress: Progress) -> dict[str, object]:
-    """Read, merge, measure the fidelity and write; returns what there is to tell of it."""
+    """Read, merge, measure the error and write; returns what there is to tell of it."""
     from tipmini.cli.merge_request import describe, open_inputs
     from tipmini.methods.merge import Fidelity
-    from tipmini.methods.weighting import weights_of
+    from tipmini.methods.weighting import adapter_digest, weights_of
 
-    inputs = open_inputs(request, tm.load_adapter, weights_of)
+    load = partial(tm.load_adapter, heads=bool(request.heads), pickle=request.pickle)
+    inputs = open_inputs(request, load, weights_of, adapter_digest)
     start = time.perf_counter()
     shared = {"weights": inputs.weights, "base_model": inputs.base_model}
     given = {"method": request.method, "norms": inputs.norms, "grams": inputs.grams}
     given |= shared | {"seed": request.seed} | request.options
     parts, exact = tm.merge_update(inputs.adapters, "cat", **shared)
+    facts = describe(request, inputs)
     if inputs.base:
         fidelity = Fidelity(tm.merge_update(inputs.adapters, **given)[1], exact)
-        step = partial(progress, what="merging", unit="tensor")
-        tm.save_merged(inputs.base, fidelity, request.out, progress=step)
+        tm.save_merged(
+            inputs.base,
+            fidelity,
+            request.out,
+            fan_in_fan_out=any(part.adapter.fan_in_fan_out for part in parts),
+            beside={"README.md": lambda: _card(request, inputs, parts, fidelity).encode()},
+            overwrite=request.overwrite,
+            progress=partial(progress, what="merging", unit="tensor"),
+        )
     else:
         step = partial(progress, what="merging", unit="module")
-        merged = tm.merge(inputs.adapters, **given, progress=step)
+        heads = request.heads or "refuse"
+        merged = tm.merge(inputs.adapters, **given, heads=heads, progress=step)
         fidelity = Fidelity(merged.factors, exact)
         for module in progress(merged.modules, what="comparing", unit="module"):
             fidelity[module]  # reading measures
-        merged.save(request.out, card=_card(request, inputs, parts, merged, fidelity))
-    measured = {"whole": fidelity.whole(), "modules": fidelity.modules()}
-    seconds = time.perf_counter() - start
-    return describe(request, inputs) | {"fidelity": measured, "seconds": seconds}
+        merged = merged if request.rank_pattern else merged.of_one_rank()
+        card = _card(request, inputs, parts, fidelity)
+        merged.save(request.out, request.torch_dtype, card, overwrite=request.overwrite)
+        facts["max_lora_rank"] = max(merged.ranks.values())
+    facts["relative_error"] = {"whole": fidelity.whole(), "modules": fidelity.modules()}
+    return facts | {"seconds": time.perf_counter() - start}
 
 
-def _card(
-    request: "Request",
-    inputs: "Inputs",
-    parts: "list[Part]",
-    merged: "tm.LoraAdapter",
-    fidelity: "Fidelity",
-) -> str:
-    """The README.md of the merged adapter."""
+def _card(request: "Request", inputs: "Inputs", parts: "list[Part]", fidelity: "Fidelity") -> str:
+    """The README.md of the merged adapter or base."""
     from importlib.metadata import version
 
     from tipmini.methods.model_card import CardInput, model_card
     from tipmini.methods.weighting import told
 
     learnt = isinstance(request.weights, Path)
-    shares = [told(w.values()) for w in inputs.weights] if learnt else [p.weight for p in parts]
-    # The folders' own names; where two have the same one their paths, numbered for one twice.
-    paths = [str(path) for path in request.adapters]
-    own = [path.name or str(path) for path in request.adapters]
-    numbered = [f"{name} ({place})" for place, name in enumerate(paths, 1)]
-    names = next(names for names in (own, paths, numbered) if len(set(names)) == len(names))
-    used = zip(names, request.adapters, shares, strict=True)
+    used = {}
+    for part, path in zip(parts, inputs.paths.values(), strict=True):
+        weight = told(inputs.weights[part.name].values()) if learnt else part.weight
+        used[part.name] = CardInput(_sha256(path), weight)
     return model_card(
         request.method,
         request.options,
-        {name: CardInput(str(path), _sha256(path), share) for name, path, share in used},
+        used,
         seed=request.seed,
         version=version("tipmini"),
-        base_model=merged.base_model,
-        task_type=merged.task_type,
-        sparsity=_sparsities(request, inputs, names),
+        base_model=inputs.base_model,
+        task_type=None if inputs.base else parts[0].adapter.task_type,
+        sparsity=_sparsities(request, parts),
         fidelity=fidelity.layers() if request.options.get("layer", "block") == "block" else None,
+        into=bool(inputs.base),
     )
 
 
 def _sha256(folder: Path) -> str:
     """Of the factors' file, as the hub shows it."""
-    from tipmini.models.peft_folder import WEIGHTS
+    from tipmini.models.peft_folder import PICKLE, WEIGHTS
 
-    with (folder / WEIGHTS).open("rb") as stream:
+    file = folder / WEIGHTS
+    with (file if file.is_file() else folder / PICKLE).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sparsities(
-    request: "Request", inputs: "Inputs", names: list[str]
-) -> dict[str, dict[str, float]] | None:
+def _sparsities(request: "Request", parts: "list[Part]") -> dict[str, dict[str, float]] | None:
     """{adapter: {layer: S_l}} of a method that prunes by TIP's layers, as wanda does with one S."""
     from tipmini.methods.tip import layer_names, sparsities_of
     from tipmini.papers.tip import Reading
@@ -201,10 +217,10 @@ def _sparsities(
         return None
     fields = Reading.__dataclass_fields__
     reading = Reading(**{n: value for n, value in request.options.items() if n in fields})
-    found = sparsities_of(list(zip(inputs.adapters, inputs.norms, strict=True)), reading)
+    found = sparsities_of([(part.adapter, part.norms) for part in parts], reading)
     return {
-        name: dict(zip(layer_names(adapter, reading), shares.tolist(), strict=True))
-        for name, adapter, shares in zip(names, inputs.adapters, found, strict=True)
+        part.name: dict(zip(layer_names(part.adapter, reading), shares.tolist(), strict=True))
+        for part, shares in zip(parts, found, strict=True)
     }
 
 
@@ -221,10 +237,12 @@ def _bar(silent: bool) -> Progress:
 
 
 def _tell(facts: dict) -> None:
-    whole = facts["fidelity"]["whole"]
+    whole = facts["relative_error"]["whole"]
     print(f"{_what(facts)} merged by {_how(facts)} in {facts['seconds']:.1f} s")
     figure = "the exact sum is 0" if whole is None else f"{whole:.4g}"
-    print(f"fidelity: ||merged - exact sum|| / ||exact sum|| = {figure}")
+    print(f"relative error: ||merged - exact sum|| / ||exact sum|| = {figure}")
+    if rank := facts.get("max_lora_rank"):
+        print(f"rank {rank}: what serves it must allow as much (vLLM: --max-lora-rank)")
 
 
 def _tell_plan(facts: dict) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tipmini.cli.merge_request import Inputs, Request, describe, open_inputs
 from tipmini.errors import (
@@ -15,8 +16,9 @@ from tipmini.errors import (
 )
 from tipmini.methods.table import METHODS, TARGETS
 from tipmini.methods.weighting import refuse_unlearnt
+from tipmini.models.base_folder import BaseFolder
 from tipmini.models.files import FLOATING
-from tipmini.models.peft_folder import FactorsHeader, read_adapter_header
+from tipmini.models.peft_folder import AdapterHeader, FactorsHeader, read_adapter_header
 from tipmini.models.peft_settings import FLOAT32_MAX
 
 # Speeds of two ordinary cores, so that a larger machine is done earlier.
@@ -38,15 +40,25 @@ def reckon(request: Request) -> dict[str, object]:
 
     Raises the TipminiError that `run` would, as far as names and shapes tell.
     """
-    inputs = open_inputs(request, read_adapter_header, refuse_unlearnt)
+
+    def load(path: Path, base: BaseFolder | None) -> AdapterHeader:
+        header = read_adapter_header(path, heads=bool(request.heads))
+        header.in_base(base)  # refuses
+        return header
+
+    inputs = open_inputs(request, load, refuse_unlearnt)
     # Bytes of a merged number: of float32, or of float64 where any factor is.
-    pairs = [pair for adapter in inputs.adapters for pair in adapter.factors.values()]
+    pairs = [pair for adapter in inputs.adapters.values() for pair in adapter.factors.values()]
     width = max(4, *(FLOATING[entry.dtype] for pair in pairs for entry in (pair.a, pair.b)))
     _refuse_weights(request, inputs, width)
     modules = []
     for name in inputs.shapes:
-        own = enumerate(inputs.adapters)
-        pairs = {str(i): a.factors[name] for i, a in own if name in a.factors}
+        pairs = {
+            adapter: own.factors[module]
+            for adapter, own in inputs.adapters.items()
+            for module, known in inputs.called[adapter].items()
+            if known == name
+        }
         modules.append(_Module(name, pairs, request.function, request.options))
         modules[-1].check(inputs)
     size = inputs.base.size if inputs.base else 0
@@ -66,15 +78,15 @@ def _refuse_weights(request: Request, inputs: Inputs, width: int) -> None:
     if isinstance(weights, str):
         return  # a rule's are above 0, and no larger than 1e18
     if request.function == "regmean":
-        refuse_negative({str(place): weight for place, weight in enumerate(weights)})
+        refuse_negative(weights)
     times = request.options.get("on") == "delta" or request.function in TIMES  # else its root
-    if times and any(abs(weight) > FLOAT32_MAX for weight in weights) and width == 4:
+    if times and any(abs(weight) > FLOAT32_MAX for weight in weights.values()) and width == 4:
         raise TipminiError("the sum overflows torch.float32; take smaller weights")
 
 
 @dataclass(frozen=True)
 class _Module:
-    """How one module is merged: of which factors, by the adapters' places, and by what."""
+    """How one module is merged: of which factors, by the adapters, and by what."""
 
     name: str
     pairs: Mapping[str, FactorsHeader]
@@ -125,11 +137,11 @@ class _Module:
         for place, pair in self.pairs.items():
             if METHODS[self.method].needs == "norms":
                 for name in TARGETS[self.options["on"]]:
-                    norms = inputs.norms[int(place)].entries
+                    norms = inputs.norms[place].entries
                     channels = pair.rank if name == "b" else self.shape[1]
                     input_norm(norms, self.name, name, channels)
             if METHODS[self.method].needs == "grams":
-                input_gram(inputs.grams[int(place)].entries, self.name, self.shape[1])
+                input_gram(inputs.grams[place].entries, self.name, self.shape[1])
 
     def seconds(self, whole: bool) -> float:
         """whole: the update is not cut to factors, but added to a base."""
@@ -175,7 +187,7 @@ def _memory(inputs: Inputs, modules: list[_Module], output: int, width: int) -> 
     """Bytes at the peak: the adapters as they are stored and in float32, what they are changed to,
     and the largest of what is held of one module at a time."""
     numbers = sum(m.ranks * sum(m.shape) for m in modules)
-    stored = sum(sum(e.size for e in a.file.entries.values()) for a in inputs.adapters)
+    stored = sum(sum(e.size for e in a.file.entries.values()) for a in inputs.adapters.values())
     held = PROCESS + stored + (0 if stored == width * numbers else width * numbers)
     if modules[0].by_adapter:  # an adapter's tensors, as one row, and that in order
         held += 3 * width * sum(m.changed / len(m.pairs) for m in modules)

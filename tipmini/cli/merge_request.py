@@ -4,20 +4,27 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tipmini.cli.arguments import nearest
 from tipmini.errors import RULES, TipminiError, check_options, is_rule
-from tipmini.methods.table import METHODS, PRESETS, method_options, preset
+from tipmini.methods.table import ALIASES, METHODS, PRESETS, method_options, preset
 from tipmini.models import base_folder, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import TensorFile, one_line, shown
-from tipmini.models.identity import common_base
+from tipmini.models.identity import (
+    common_base,
+    common_revision,
+    modules_of_base,
+    spellings,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     from tipmini.models.adapter import LoraAdapter
 
     Adapter = LoraAdapter | peft_folder.AdapterHeader
@@ -36,6 +43,8 @@ def _paths(value: object) -> object:
 def _weights(value: object) -> object:
     if is_file(value):
         return _path(value)
+    if isinstance(value, str) and "," in value:
+        return [float(number) for number in value.split(",")]
     if isinstance(value, str):
         if not is_rule(value.strip()):
             raise ValueError
@@ -76,6 +85,19 @@ class Request(BaseModel):
     base_model: Annotated[str, Field(min_length=1)] | None = _must(
         "base_model must be a model's name"
     )
+    heads: str | None = _must("heads must be an adapter's name, or average")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = _must(
+        "dtype must be float32, bfloat16 or float16"
+    )
+    rank_pattern: bool = _must("rank_pattern must be true or false", False)
+    pickle: bool = _must("pickle must be true or false", False)
+    overwrite: bool = _must("overwrite must be true or false", False)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
+        import torch
+
+        return self.dtype and getattr(torch, self.dtype)
 
     @property
     def function(self) -> str:
@@ -95,6 +117,7 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     given = read | dict(flags)
     method = given.get("method", "cat" if is_file(given.get("weights")) else "recommended")
     known = [*METHODS, *PRESETS]
+    method = ALIASES.get(method, method) if isinstance(method, str) else method
     if method not in known:
         listed = ", ".join(known)
         raise TipminiError(
@@ -210,6 +233,12 @@ def _check(request: Request) -> None:
         if isinstance(given, list) and len(given) != count:
             raise TipminiError(f"{name} must be one an adapter, {count}, got {len(given)}")
     need = METHODS[request.function].needs
+    for name in ("norms", "grams"):
+        if getattr(request, name) and name != need:
+            readers = ", ".join(m for m, row in METHODS.items() if row.needs == name)
+            raise TipminiError(f"--{name} is not read by {request.method}, but by {readers}")
+    if request.into and request.heads:
+        raise TipminiError("--heads goes with an adapter; a base that is written keeps its own")
     if need and getattr(request, need) is None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
@@ -224,55 +253,131 @@ def _check(request: Request) -> None:
 # Opened -------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Inputs:
-    """Adapters whole or as headers; everything else is read when it is needed."""
+    """Adapters whole or as headers; everything else is read when it is needed. By their names."""
 
-    adapters: "list[Adapter]"
-    norms: list[TensorFile] | None
-    grams: list[TensorFile] | None
-    weights: str | list  # as `tm.merge` takes them
+    paths: dict[str, Path]
+    adapters: "dict[str, Adapter]"
+    called: dict[str, dict[str, str]]  # adapter -> {module as it names it: as the result does}
+    norms: dict[str, TensorFile] | None
+    grams: dict[str, TensorFile] | None
+    weights: str | dict  # as `tm.merge` takes them
     base: BaseFolder | None  # of --into
     base_model: str | None  # what all adapters belong to
+    notes: list[str]  # what is done as asked, but worth knowing
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d, k) of every module that is merged."""
-        factors = [item for adapter in self.adapters for item in adapter.factors.items()]
-        return {module: pair.shape for module, pair in factors}
+        return {
+            self.called[name][module]: pair.shape
+            for name, adapter in self.adapters.items()
+            for module, pair in adapter.factors.items()
+        }
+
+
+def named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Adapters by their folders' names; where two have one, by their paths, numbered if need be."""
+    whole = [str(path) for path in paths]
+    own = [path.resolve().name or str(path) for path in paths]
+    numbered = [f"{name} ({place})" for place, name in enumerate(whole, 1)]
+    names = next(names for names in (own, whole, numbered) if len(set(names)) == len(names))
+    return dict(sorted(zip(names, paths, strict=True)))
 
 
 def open_inputs(
     request: Request,
-    load: "Callable[[Path], Adapter]",
+    load: "Callable[..., Adapter]",
     learnt: "Callable[[Path, Mapping[str, Adapter]], list]",
+    digest: "Callable[[Adapter], str] | None" = None,
 ) -> Inputs:
     """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base, and
     for a folder that the result can't go into.
 
-    load: of an adapter's folder. learnt: the adapters' weights of a file.
+    load: of an adapter's folder. learnt: the adapters' weights of a file. digest: what files of
+    norms know an adapter by; None where its numbers are not read.
     """
-    adapters = {str(path): load(path) for path in request.adapters}
-    named = {path: adapter.base_model for path, adapter in adapters.items()}
+    into = open_base(request.into) if request.into else None
+    told = request.base_model
+    at_hand = into or (open_base(told) if told and Path(told, "config.json").is_file() else None)
+    paths, notes = named(request.adapters), []
+    adapters = {name: load(path, base=at_hand) for name, path in paths.items()}
+    bases = {name: adapter.base_model for name, adapter in adapters.items()}
+    common_revision({name: adapter.revision for name, adapter in adapters.items()})
+    order = [next(n for n, p in paths.items() if p is path) for path in request.adapters]
     weights, files = request.weights, {}
-    for name in ("norms", "grams"):
-        paths = getattr(request, name)
-        files[name] = paths and [TensorFile(path) for path in paths]
+    if isinstance(weights, Path):
+        weights = learnt(weights, {str(paths[name]): adapters[name] for name in order})
+    if isinstance(weights, list):
+        weights = dict(zip(order, weights, strict=bool(weights)))
+    for what in ("norms", "grams"):
+        given = getattr(request, what)
+        files[what] = given and _matched(given, order, adapters, digest, notes)
+    base_model = told or common_base(bases)
+    known = modules_of_base(str(at_hand.folder) if at_hand else base_model)
     inputs = Inputs(
-        adapters=[adapters[str(path)] for path in request.adapters],
-        weights=learnt(weights, adapters) if isinstance(weights, Path) else weights,
-        base=open_base(request.into) if request.into else None,
-        base_model=request.base_model or common_base(named),
+        paths=paths,
+        called=spellings({name: adapter.factors for name, adapter in adapters.items()}, known),
+        adapters=adapters,
+        weights=weights,
+        base=into,
+        base_model=base_model,
+        notes=notes,
         **files,
     )
-    if inputs.base:
-        inputs.base.check(inputs.shapes)
-        base_folder.refuse_taken(request.out, inputs.base.size)
+    if into:
+        into.check(inputs.shapes)
+        _compare(into, inputs.base_model, notes)
+    if request.overwrite:
+        return inputs
+    if into:
+        base_folder.refuse_taken(request.out, into.size)
     else:
         peft_folder.refuse_taken(request.out)
     return inputs
+
+
+def _matched(
+    given: Sequence[Path],
+    order: Sequence[str],
+    adapters: "Mapping[str, Adapter]",
+    digest: "Callable[[Adapter], str] | None",
+    notes: list[str],
+) -> dict[str, TensorFile]:
+    """Files of norms by the adapters that they were measured of, which they say themselves."""
+    files = [TensorFile(path) for path in given]
+    if digest is None or not all("factors" in file.told for file in files):
+        if digest:
+            names = ", ".join(str(f.path) for f in files if "factors" not in f.told)
+            notes.append(f"{names}: not said of which adapter; taken by their place")
+        return dict(zip(order, files, strict=True))
+    known = {digest(adapter): name for name, adapter in adapters.items()}
+    found: dict[str, TensorFile] = {}
+    for file in files:
+        name = known.get(file.told["factors"])
+        if name is None:
+            of = file.told.get("adapter") or file.told.get("task", "another adapter")
+            raise TipminiError(f"{file.path}: measured of {of}, none of the adapters given")
+        if name in found:
+            raise TipminiError(f"{file.path}: adapter {name} has its file already, it came twice")
+        found[name] = file
+    return found
+
+
+def _compare(base: BaseFolder, named: str | None, notes: list[str]) -> None:
+    """Note where the folder calls itself otherwise than the adapters' base, which fits all the
+    same."""
+    own = base.config.get("_name_or_path")
+    if isinstance(own, str) and own and named:
+        try:
+            common_base({"the folder": own, "the adapters": named})
+        except TipminiError:
+            told = f"{base.folder} calls itself {one_line(own)}, the adapters' base is {named}"
+            notes.append(f"{told}; their modules and shapes agree")
 
 
 def describe(request: Request, inputs: Inputs) -> dict[str, object]:
     """What is merged how into what."""
     told = ("out", "into", "method", "options", "seed", "weights", "adapters")
     plain = request.model_dump(mode="json")
-    return {name: plain[name] for name in told} | {"modules": len(inputs.shapes)}
+    facts = {name: plain[name] for name in told}
+    return facts | {"modules": len(inputs.shapes), "notes": inputs.notes}

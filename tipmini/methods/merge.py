@@ -26,7 +26,7 @@ from tipmini.errors import (
     is_rule,
 )
 from tipmini.masks import in_threads
-from tipmini.methods.table import METHODS, PRESETS, Preset, method_options
+from tipmini.methods.table import METHODS, method_options, preset
 from tipmini.models.adapter import LoraAdapter, LoraFactors, natural_order
 from tipmini.models.identity import common_base, common_revision, modules_of_base, spellings
 from tipmini.models.lowrank import factorise, product_norm, relative_error, stack, truncate
@@ -156,7 +156,7 @@ def merge_update(
     Arguments and errors as `merge`'s. Each module is computed when it is read, so that the deltas
     of a large model need not be held at once. The parts' adapters name the common base.
     """
-    chosen = PRESETS.get(method, Preset(method))
+    chosen = preset(method)
     if chosen.method not in METHODS:
         method_options(method)  # refuses it
     function = resolve_name(METHODS[chosen.method].place)
@@ -406,6 +406,9 @@ def _sum_deltas(module: str, parts: Parts, change: Transform, combine: Combine) 
     return total
 
 
+CANCELLED = 1e-6  # of the factors' norms: an exact sum below it is what rounding left of nothing
+
+
 # How far a merge is from the exact sum of its adapters --------------------------------------------
 class Fidelity(Lazy):
     """An update that is measured against the exact one as it is read, module by module.
@@ -421,7 +424,8 @@ class Fidelity(Lazy):
 
     def _measured(self, module: str) -> LoraFactors | Tensor:
         merged, exact = self.update[module], self.exact[module]
-        self.norm[module] = _norm(exact)
+        norm, sizes = _norm(exact), exact.a.norm().item() * exact.b.norm().item()
+        self.norm[module] = norm if norm > CANCELLED * sizes * abs(exact.scaling) else 0.0
         off = relative_error(merged, exact) * self.norm[module]
         self.apart[module] = off if self.norm[module] else _norm(merged)
         return merged

@@ -7,16 +7,16 @@ import yaml
 
 from tipmini.errors import TipminiError
 from tipmini.methods.table import PRESETS
+from tipmini.models.identity import is_hub_name
 
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 
 
 @dataclass(frozen=True)
 class CardInput:
-    """An adapter that was merged: where it was, the SHA-256 of its factors' file, its weight,
-    or what there is to say of its many."""
+    """An adapter that was merged: the SHA-256 of its factors' file, its weight, or what there is to
+    say of its many."""
 
-    path: str
     sha256: str
     weight: float | str = 1.0
 
@@ -32,13 +32,15 @@ def model_card(
     task_type: str | None = None,
     sparsity: Mapping[str, Mapping[str, float]] | None = None,
     fidelity: Mapping[str, float] | None = None,
+    into: bool = False,
 ) -> str:
     """A README.md as the hub and PEFT read it, its front matter first; the same for the same input.
 
     inputs: by the adapters' names. sparsity: {adapter: {layer: share of zeros in [0, 1]}}.
-    fidelity: {layer: ||merged - exact sum|| / ||exact sum||}. version: tipmini's. Pass it to
-    `LoraAdapter.save(card=...)`. Raises TipminiError when sparsity names an adapter that is no
-    input.
+    fidelity: {layer: ||merged - exact sum|| / ||exact sum||}. version: tipmini's. base_model: named
+    where it is the hub's; a path says nothing to others. into: whether the base was written with
+    the sum added, rather than an adapter. Pass it to `LoraAdapter.save(card=...)`. Raises
+    TipminiError when sparsity names an adapter that is no input.
     """
     sparsity, fidelity = sparsity or {}, fidelity or {}
     for name in sparsity.keys() - inputs.keys():
@@ -46,19 +48,21 @@ def model_card(
     settings = [["Method", _code(method)]]
     if method in PRESETS:
         settings += [["A preset of", _code(PRESETS[method].method)]]
+    base_model = base_model if base_model and is_hub_name(base_model) else None
     settings += [["Base model", _code(base_model or "not named")]]
     settings += [[_code(name), _code(value)] for name, value in sorted(options.items())]
     settings += [["Seed", _code(seed)], ["tipmini", _code(version)]]
     shares = []
     for name, one in inputs.items():
         weight = one.weight if isinstance(one.weight, str) else f"{one.weight:g}"
-        shares.append([_code(name), weight, _code(one.path), _code(one.sha256)])
-    return f"""{_front_matter(base_model, task_type)}
+        shares.append([_code(name), weight, _code(one.sha256)])
+    what = "a whole model: `AutoModelForCausalLM.from_pretrained(folder)` or its own class"
+    what = what if into else "a PEFT adapter: `PeftModel.from_pretrained(base, folder)`"
+    return f"""{_front_matter(base_model, task_type, into)}
 
 # A merge of {len(inputs)} LoRA adapters by {_code(method)}
 
-Merged with tipmini, without loading the base model. The folder is a PEFT adapter: \
-`PeftModel.from_pretrained(base, folder)` loads it.
+Merged with tipmini, without loading the base model. The folder is {what} loads it.
 
 ## Settings
 
@@ -66,18 +70,19 @@ Merged with tipmini, without loading the base model. The folder is a PEFT adapte
 
 ## Adapters
 
-{_table(["Adapter", "Weight", "From", "SHA-256 of its factors"], shares)}
+{_table(["Adapter", "Weight", "SHA-256 of its factors"], shares)}
 {_layers(sparsity, fidelity)}"""
 
 
-def _front_matter(base_model: str | None, task_type: str | None) -> str:
-    """base_model_relation tells the hub that this is an adapter, not a fine-tuned model."""
-    facts: dict[str, object] = {"library_name": "peft"}
+def _front_matter(base_model: str | None, task_type: str | None, into: bool) -> str:
+    """base_model_relation tells the hub whether this is an adapter or a merged model."""
+    facts: dict[str, object] = {"library_name": "transformers" if into else "peft"}
     if base_model:
-        facts = {"base_model": base_model, "base_model_relation": "adapter", **facts}
+        relation = "merge" if into else "adapter"
+        facts = {"base_model": base_model, "base_model_relation": relation, **facts}
     if task_type in PIPELINES:
         facts["pipeline_tag"] = PIPELINES[task_type]
-    facts["tags"] = ["lora", "merge", "peft", "tipmini"]
+    facts["tags"] = ["lora", "merge", *([] if into else ["peft"]), "tipmini"]
     text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=False, width=10_000)
     return f"---\n{text}---"
 

@@ -57,6 +57,13 @@ METHODS = {
     ),
     "knots": Method("tipmini.methods.others:merge_knots", "stoica2025knots", cost=40),
 }
+# Other tools' names of the same: PEFT's, mergekit's.
+ALIASES = {
+    "concatenation": "cat",
+    "dare_linear": "dare",
+    "magnitude_prune": "magnitude",
+    "task_arithmetic": "cat",
+}
 # What TIP reads W of Eq. 1 as (its option `on`) -> the tensors of a module that are scored.
 TARGETS = {"factors": ("a", "b"), "A": ("a",), "delta": ("delta",)}
 
@@ -81,12 +88,12 @@ PRESETS: dict[str, Preset] = {
 
 def preset(method: str) -> Preset:
     """A preset by its name; a method's own is its defaults and weights of 1 each."""
-    return PRESETS.get(method, Preset(method))
+    return PRESETS.get(method, Preset(ALIASES.get(method, method)))
 
 
 def method_options(method: str) -> dict[str, object]:
     """{option: default} of a method or preset; raises TipminiError for an unknown one."""
-    if method not in (*METHODS, *PRESETS):
+    if method not in (*METHODS, *PRESETS, *ALIASES):
         known = ", ".join([*METHODS, *PRESETS])
         raise TipminiError(f"no merge method {method!r}; there are {known}")
     chosen = preset(method)

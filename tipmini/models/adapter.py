@@ -6,20 +6,23 @@ alpha / sqrt(r) with rsLoRA; the adapter adds s B A to the (d, k) weight of its 
 
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tipmini.errors import TipminiError
 from tipmini.models.base_folder import BaseFolder
-from tipmini.models.files import largest
+from tipmini.models.files import largest, one_line
 from tipmini.models.peft_folder import (
+    PICKLE,
     PREFIX,
+    WEIGHTS,
     AdapterHeader,
     factor_names,
     read_adapter_header,
@@ -129,14 +132,20 @@ class LoraAdapter:
         return self.map(fill)
 
     def save(
-        self, path: str | PathLike, dtype: torch.dtype | None = None, card: str | None = None
+        self,
+        path: str | PathLike,
+        dtype: torch.dtype | None = None,
+        card: str | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Write a PEFT folder that `PeftModel.from_pretrained` loads, all at once or not at all.
 
         dtype: what the factors are stored in; None keeps theirs. card: the text of a README.md
-        beside them (see `model_card`). Raises TipminiError when there is no module, when a number
-        overflows in the dtype, when PEFT's settings can't hold a name or scaling, when `path` holds
-        other files (a README.md without our tag is one), or when it can't be written.
+        beside them (see `model_card`). overwrite: replace a folder that holds other files (a
+        README.md without our tag is one), which is refused else. Raises TipminiError when there is
+        no module, when a number overflows in the dtype, when PEFT's settings can't hold a name or
+        scaling, or when it can't be written.
         """
         if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TipminiError(f"dtype must be a floating one of 16, 32 or 64 bits, got {dtype}")
@@ -155,11 +164,16 @@ class LoraAdapter:
         for name in ("revision", "auto_mapping", "fan_in_fan_out"):
             if value := getattr(self, name):
                 kept[name] = value
-        write_folder(Path(path), lora_config(self.ranks, self.scaling, **kept), tensors, card)
+        config = lora_config(self.ranks, self.scaling, **kept)
+        write_folder(Path(path), config, tensors, card, overwrite=overwrite)
 
 
 def load_adapter(
-    path: str | PathLike, *, heads: bool = False, base: BaseFolder | None = None
+    path: str | PathLike,
+    *,
+    heads: bool = False,
+    base: BaseFolder | None = None,
+    pickle: bool = False,
 ) -> LoraAdapter:
     """Read a PEFT folder; the factors keep their stored dtype.
 
@@ -171,14 +185,37 @@ def load_adapter(
 
     heads: read modules that were trained whole as well, which are refused else. base: what whole
     layers that PEFT saved beside the factors are compared with; they must be the base's own.
+    pickle: read adapter_model.bin where there is no safetensors file, of which PyTorch then takes
+    tensors alone and no code.
     """
     folder = Path(path)
-    header = read_adapter_header(folder, heads=heads)
+    if pickle and not (folder / WEIGHTS).exists() and (folder / PICKLE).is_file():
+        with tempfile.TemporaryDirectory() as work:
+            file = Path(work) / WEIGHTS
+            save_file(_unpickled(folder / PICKLE), file)
+            return _loaded(folder, read_adapter_header(folder, heads=heads, weights=file), base)
+    return _loaded(folder, read_adapter_header(folder, heads=heads), base)
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, by what stands in the file
+        why = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise TipminiError(f"{file}: not a pickle of tensors alone ({why})") from None
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise TipminiError(f"{file}: not a mapping of names to tensors")
+    return {name: tensor.contiguous().clone() for name, tensor in found.items()}
+
+
+def _loaded(folder: Path, header: AdapterHeader, base: BaseFolder | None) -> LoraAdapter:
     # Not mapped: who writes into a file that we have mapped ends our process.
     tensors = load(header.file.path.read_bytes())
     refuse_numbers(folder, header, {name: largest(tensor) for name, tensor in tensors.items()})
-    for name in header.copies:
-        refuse_changed(header, name, tensors[name], base)
+    for name, own in header.in_base(base).items():
+        if not torch.equal(tensors[name].float(), base.files[own][own].float()):
+            told = f"{header.file.path}: {name} differs from {base.folder}'s"
+            raise TipminiError(f"{told}: the whole layer was trained, and would be lost")
     factors = {
         module: LoraFactors(*(tensors[name] for name in header.names[module]), known.scaling)
         for module, known in header.factors.items()
@@ -193,27 +230,6 @@ def load_adapter(
         bool(known.fan_in_fan_out),
         {name.removeprefix(PREFIX): tensors[name] for name in header.heads},
     )
-
-
-def refuse_changed(
-    header: AdapterHeader, name: str, tensor: Tensor | None, base: BaseFolder | None
-) -> None:
-    """Raise TipminiError unless a whole layer beside the factors is the base's own.
-
-    tensor: None where only its header is known.
-    """
-    module = name.removeprefix(PREFIX).removesuffix(".weight")
-    told = f"{header.file.path}: {name} is a copy of a whole layer"
-    if base is None:
-        raise TipminiError(
-            f"{told}, which may have been trained; give the base's folder (--base-model) to "
-            "compare, or save the adapter with save_embedding_layers=False"
-        )
-    own = base.weight_name(module) or base.tied_weight()
-    if own is None or base.entry(own).shape != header.file.entries[name].shape:
-        raise TipminiError(f"{told} that {base.folder} lacks in this shape")
-    if tensor is not None and not torch.equal(tensor.float(), base.files[own][own].float()):
-        raise TipminiError(f"{told} and differs from {base.folder}'s: it was trained, and is lost")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

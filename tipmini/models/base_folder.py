@@ -183,8 +183,9 @@ def save_merged(
     out: str | PathLike,
     *,
     shard_bytes: int = SHARD_BYTES,
-    beside: Mapping[str, bytes] | None = None,
+    beside: "Mapping[str, bytes | Callable[[], bytes]] | None" = None,
     fan_in_fan_out: bool = False,
+    overwrite: bool = False,
     progress: Progress = iter,
 ) -> None:
     """Write the base model with the update added, all at once or not at all.
@@ -192,7 +193,8 @@ def save_merged(
     update: LoRA factors or a dense (d, k) delta for each module; each is read once, when its
     tensor is due. Added in float32 at least and rounded once, to the base's own dtype. A file
     has at most `shard_bytes` of tensors, or one larger tensor alone; all else of the folder but
-    its card is copied; beside holds further files, or others in their place. fan_in_fan_out: that
+    its card is copied; beside holds further files, or others in their place, or what makes them
+    once all is merged. overwrite: replace a folder that holds something. fan_in_fan_out: that
     a square weight is stored as (inputs, outputs), as GPT-2's are; of others the shape tells.
     progress wraps the tensors, e.g. `tqdm.tqdm`.
 
@@ -201,7 +203,8 @@ def save_merged(
     """
     for module in update:
         base.locate(module)
-    refuse_taken(Path(out), base.size)
+    if not (overwrite and Path(out).is_dir()):
+        refuse_taken(Path(out), base.size)
     with replacing(Path(out)) as new:
         added = partial(_added, base, transposed=fan_in_fan_out)
         _write_tensors(base, update, new, shard_bytes, progress, added)
@@ -213,7 +216,7 @@ def save_merged(
                 (new / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, new / inside)
         for name, content in (beside or {}).items():
-            (new / name).write_bytes(content)
+            (new / name).write_bytes(content() if callable(content) else content)
 
 
 def _write_tensors(

@@ -152,6 +152,8 @@ class TensorFile(Mapping[str, "Tensor"]):
 
     def __init__(self, path: Path, *, finite: bool = True) -> None:
         self.path, self.finite, self.entries = path, finite, read_header(path)
+        with _readable(path), safe_open(path, "np") as stream:
+            self.told: dict[str, str] = stream.metadata() or {}  # what the file says of itself
         for name, entry in self.entries.items():
             if finite and entry.dtype not in FLOATING:
                 kinds, found = ", ".join(FLOATING), shown(entry.dtype)

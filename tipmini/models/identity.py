@@ -31,7 +31,7 @@ def common_base(bases: Mapping[str, str | None]) -> str | None:
     differ.
     """
     told = {name: _normal(base) for name, base in bases.items() if base}
-    hub = min((base for base in told.values() if _is_hub_name(base)), default=None)
+    hub = min((base for base in told.values() if is_hub_name(base)), default=None)
     for first, one in told.items():
         for other, two in told.items():
             if one != two and not (
@@ -56,10 +56,11 @@ def _normal(base: str) -> str:
 def _agree(one: str, two: str) -> bool:
     names = [base.rpartition("/")[2].lower() for base in (one, two)]
     named = names[0] == names[1] and not NAMELESS.fullmatch(names[0])
-    return named and (_is_hub_name(one) or _is_hub_name(two))
+    return named and (is_hub_name(one) or is_hub_name(two))
 
 
-def _is_hub_name(base: str) -> bool:
+def is_hub_name(base: str) -> bool:
+    """Whether it can be a model's name on the hub, and not a folder's that says nothing."""
     return re.fullmatch(
         r"([\w-][\w.-]*/)?[\w-][\w.-]*", base
     ) is not None and not NAMELESS.fullmatch(base.rpartition("/")[2])

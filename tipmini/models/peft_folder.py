@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tipmini.errors import TipminiError
+from tipmini.models.base_folder import BaseFolder
 from tipmini.models.files import (
     FLOATING,
     Entry,
@@ -105,10 +106,32 @@ class AdapterHeader:
     def revision(self) -> str | None:
         return self.settings.revision
 
+    def in_base(self, base: BaseFolder | None) -> dict[str, str]:
+        """{copy of a whole layer: the base's tensor that it should be}; see `load_adapter`."""
+        found = {}
+        for name in self.copies:
+            told = f"{self.file.path}: {name} is a copy of a whole layer"
+            if base is None:
+                raise TipminiError(
+                    f"{told}, which may have been trained; give the base's folder (--base-model) "
+                    "to compare, or save the adapter with save_embedding_layers=False"
+                )
+            module = name.removeprefix(PREFIX).removesuffix(".weight")
+            own = base.weight_name(module) or base.tied_weight()
+            if own is None or base.entry(own).shape != self.file.entries[name].shape:
+                raise TipminiError(f"{told} that {base.folder} lacks in this shape")
+            found[name] = own
+        return found
 
-def read_adapter_header(folder: Path, *, heads: bool = False) -> AdapterHeader:
-    """Raises TipminiError of one line that names the file; see `load_adapter`."""
-    *_, adapter, problems = _examine(folder, numbers=False, heads=heads)
+
+def read_adapter_header(
+    folder: Path, *, heads: bool = False, weights: Path | None = None
+) -> AdapterHeader:
+    """Raises TipminiError of one line that names the file; see `load_adapter`.
+
+    weights: the file of the factors, where it is another than the folder's own.
+    """
+    *_, adapter, problems = _examine(folder, numbers=False, heads=heads, weights=weights)
     refuse(problems)
     return adapter
 
@@ -122,7 +145,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def _examine(
-    folder: Path, numbers: bool, heads: bool = False
+    folder: Path, numbers: bool, heads: bool = False, weights: Path | None = None
 ) -> tuple[dict, Header, AdapterHeader | None, list[str]]:
     """The settings, the tensors, the adapter where nothing is wrong, and else what is, by file."""
     config, header, adapter, problems = {}, {}, None, []
@@ -141,20 +164,21 @@ def _examine(
         config = found if isinstance(found, dict) else {}
         problems += [f"{folder / CONFIG}: {problem}" for problem in config_problems(found, heads)]
     with collecting():
-        header = read_header(weights_file(folder))
+        weights = weights or weights_file(folder)
+        header = read_header(weights)
         whole = config.get("modules_to_save") if heads else None
         problems += [f"{folder / WEIGHTS}: {problem}" for problem in tensor_problems(header, whole)]
     if not problems:
         with collecting():
-            adapter = _adapter(folder, Settings.model_validate(config))
+            adapter = _adapter(folder, weights, Settings.model_validate(config))
             if numbers:
                 file = adapter.file
                 refuse_numbers(folder, adapter, {name: file.largest(name) for name in file})
     return config, header, None if problems else adapter, list(dict.fromkeys(problems))
 
 
-def _adapter(folder: Path, settings: Settings) -> AdapterHeader:
-    file, factors = TensorFile(folder / WEIGHTS), {}
+def _adapter(folder: Path, weights: Path, settings: Settings) -> AdapterHeader:
+    file, factors = TensorFile(weights), {}
     names = factors_of(file)
     with naming(folder / CONFIG):
         for module, (a, b) in names.items():
@@ -358,11 +382,17 @@ CARD_MARK = "tipmini"  # a tag in the front matter of our own cards
 
 
 def write_folder(
-    path: Path, config: dict, tensors: Mapping[str, "Tensor"], card: str | None = None
+    path: Path,
+    config: dict,
+    tensors: Mapping[str, "Tensor"],
+    card: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the files, so that `path` only ever holds a whole adapter; card becomes README.md.
 
-    An adapter that is there already is replaced; a folder that holds anything else is refused.
+    An adapter that is there already is replaced; a folder that holds anything else is refused,
+    but with overwrite replaced as a whole.
     Raises TipminiError when that is so, for settings or numbers that could not be read again, and
     when the disk does not take it; what was there before is then unharmed.
     """
@@ -371,8 +401,10 @@ def write_folder(
     with naming(path / WEIGHTS):
         for name, tensor in tensors.items():
             refuse_non_finite(name, largest(tensor))
-    refuse([f"{path / CONFIG}: {problem}" for problem in config_problems(config)])
-    refuse_taken(path)
+    problems = config_problems(config, heads=True)
+    refuse([f"{path / CONFIG}: {problem}" for problem in problems])
+    if not (overwrite and path.is_dir()):
+        refuse_taken(path)
     with replacing(path) as new:
         # Copies, since safetensors refuses tensors that share memory; bytes, since its own
         # save_file makes a file that only its owner may read.
