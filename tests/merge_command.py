@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tipmini as tm
+from tipmini.methods.table import METHODS, preset
 from tipmini_lab.commands import main
 
 ADAPTERS = [f"adapters/{task}" for task in TASKS]
@@ -29,10 +30,18 @@ def merge(*given, out="m", adapters=ADAPTERS):
 
 def expected(method, **options):
     """What the library makes of the same."""
-    adapters = [tm.load_adapter(path) for path in ADAPTERS]
-    norms = [load_file(f"{task}.safetensors") for task in TASKS]
-    grams = [load_file(f"{task}-grams.safetensors") for task in TASKS]
+    adapters = {task: tm.load_adapter(path) for task, path in zip(TASKS, ADAPTERS, strict=True)}
+    norms = {task: load_file(f"{task}.safetensors") for task in TASKS}
+    grams = {task: load_file(f"{task}-grams.safetensors") for task in TASKS}
+    if isinstance(options.get("weights"), list):
+        options["weights"] = dict(zip(TASKS, options["weights"], strict=True))
     return tm.merge(adapters, method, norms=norms, grams=grams, **options)
+
+
+def needed(method) -> list[str]:
+    """The files that a method reads."""
+    row = METHODS[preset(method).method]
+    return {None: [], "norms": NORMS, "grams": GRAMS}[row.needs]
 
 
 def assert_same(out, merged):

@@ -76,7 +76,7 @@ def test_vllm_takes_one_rank_that_is_told(ragged):
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
-BERT = BertConfig(**SMALL, intermediate_size=48, num_labels=3)
+BERT = BertConfig(**SMALL, intermediate_size=48, num_labels=2)
 KINDS = {
     "CAUSAL_LM": (
         lambda: LlamaForCausalLM(LlamaConfig(**SMALL, intermediate_size=48)),

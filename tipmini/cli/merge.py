@@ -145,7 +145,7 @@ def run(request: "Request", progress: Progress) -> dict[str, object]:
     shared = {"weights": inputs.weights, "base_model": inputs.base_model}
     given = {"method": request.method, "norms": inputs.norms, "grams": inputs.grams}
     given |= shared | {"seed": request.seed} | request.options
-    parts, exact = tm.merge_update(inputs.adapters, "cat", **shared)
+    parts, exact = tm.merge_update(inputs.adapters, "cat", norms=inputs.norms, **shared)
     facts = describe(request, inputs)
     if inputs.base:
         fidelity = Fidelity(tm.merge_update(inputs.adapters, **given)[1], exact)

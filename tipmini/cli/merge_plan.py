@@ -62,7 +62,10 @@ def reckon(request: Request) -> dict[str, object]:
         modules.append(_Module(name, pairs, request.function, request.options))
         modules[-1].check(inputs)
     size = inputs.base.size if inputs.base else 0
-    output = size or width * sum(m.rank * sum(m.shape) for m in modules)
+    ranks = [module.rank for module in modules]
+    if not request.rank_pattern:
+        ranks = [max(ranks)] * len(ranks)
+    output = size or width * sum(r * sum(m.shape) for r, m in zip(ranks, modules, strict=True))
     seconds = sum(m.seconds(whole=bool(inputs.base)) for m in modules)
     estimate = {
         "output_bytes": output,

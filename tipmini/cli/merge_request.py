@@ -278,7 +278,8 @@ class Inputs:
 def named(paths: Sequence[Path]) -> dict[str, Path]:
     """Adapters by their folders' names; where two have one, by their paths, numbered if need be."""
     whole = [str(path) for path in paths]
-    own = [path.resolve().name or str(path) for path in paths]
+    # realpath: unlike resolve, which raises for a loop of links
+    own = [Path(os.path.realpath(path)).name or str(path) for path in paths]
     numbered = [f"{name} ({place})" for place, name in enumerate(whole, 1)]
     names = next(names for names in (own, whole, numbered) if len(set(names)) == len(names))
     return dict(sorted(zip(names, paths, strict=True)))
@@ -345,10 +346,9 @@ def _matched(
 ) -> dict[str, TensorFile]:
     """Files of norms by the adapters that they were measured of, which they say themselves."""
     files = [TensorFile(path) for path in given]
-    if digest is None or not all("factors" in file.told for file in files):
-        if digest:
-            names = ", ".join(str(f.path) for f in files if "factors" not in f.told)
-            notes.append(f"{names}: not said of which adapter; taken by their place")
+    if unsaid := ", ".join(str(file.path) for file in files if "factors" not in file.told):
+        notes.append(f"{unsaid}: not said of which adapter; taken by their place")
+    if unsaid or digest is None:
         return dict(zip(order, files, strict=True))
     known = {digest(adapter): name for name, adapter in adapters.items()}
     found: dict[str, TensorFile] = {}
