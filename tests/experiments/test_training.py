@@ -17,8 +17,8 @@ from peft import PeftModel
 import tipmini as tm
 from tipmini.methods import pruner
 from tipmini.methods.groups import find_families
-from tipmini.methods.int8 import to_int8
 from tipmini.methods.pruner import masked
+from tipmini.models.int8 import to_int8
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, documents, objective
 from tipmini_lab.evaluation.model import recompute
