@@ -23,7 +23,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_worked_with_the_draws_at_hand(rate, rescale, dtype):
     """The same elements stay by all rules, in all dtypes, whatever the global seed."""
     torch.manual_seed(int(10 * rate))
-    delta = torch.arange(-20, 20).to(dtype)
+    delta = torch.arange(-57, 23, 2).to(dtype)  # sums that bfloat16 does not hold
     kept = delta * (torch.rand(40, generator=seeded(3)) >= rate)
     before, after = (tensor.double().abs().sum().item() for tensor in (delta, kept))
     expected = {"expected": kept / (1 - rate), "l1": kept * (before / after), None: kept}
