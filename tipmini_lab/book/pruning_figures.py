@@ -18,7 +18,7 @@ from matplotlib.ticker import (
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from tipmini.methods.criteria import semi_structured_mask
+from tipmini.masks import semi_structured_mask
 from tipmini_lab.book.figures import BLUE, GREY, ORANGE, SERIES, SIGNED, SIZES, WIDTH, styled
 from tipmini_lab.results.statistics import MISSING
 
