@@ -287,10 +287,10 @@ def test_a_dry_run_in_plain_text_lists_everything():
 
 def test_progress_goes_to_a_terminal_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert list(merging._bar(silent=False)([1, 2], what="merging", unit="module")) == [1, 2]
+    assert list(merging._bar(silent=False)([1, 2], desc="merging", unit="module")) == [1, 2]
     shown = capsys.readouterr()
     assert "merging" in shown.err and "module" in shown.err and shown.out == ""
-    assert list(merging._bar(silent=True)([1, 2], what="merging", unit="module")) == [1, 2]
+    assert list(merging._bar(silent=True)([1, 2], desc="merging", unit="module")) == [1, 2]
     assert capsys.readouterr().err == ""
 
 
