@@ -101,6 +101,7 @@ def merge(
     The result is told with its fidelity, how far it is from the exact sum of the adapters, each
     times its weight.
     """
+    # Nothing else is local yet: the flags.
     given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [])}
     from tipmini.cli.merge_request import make_request, parse_options
 
