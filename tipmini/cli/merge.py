@@ -58,7 +58,7 @@ EACH = "one file an adapter, in their order"
 ONE_BASE = "name of the adapters' one base, where they name it unlike"
 HOW = ("config", "dry_run", "quiet", "as_json", "option", "weight")  # what is no argument itself
 
-Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
+Progress = Callable[..., Iterable]  # (things, desc="merging", unit="module") -> the things
 
 
 def merge(
@@ -101,6 +101,7 @@ def merge(
     The result is told with its fidelity, how far it is from the exact sum of the adapters, each
     times its weight.
     """
+    # Nothing else is local yet: the flags.
     given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [])}
     from tipmini.cli.merge_request import make_request, parse_options
 
@@ -134,13 +135,13 @@ def run(request: "Request", progress: Progress) -> dict[str, object]:
     parts, exact = tm.merge_update(inputs.adapters, "cat", **shared)
     if inputs.base:
         fidelity = Fidelity(tm.merge_update(inputs.adapters, **given)[1], exact)
-        step = partial(progress, what="merging", unit="tensor")
+        step = partial(progress, desc="merging", unit="tensor")
         tm.save_merged(inputs.base, fidelity, request.out, progress=step)
     else:
-        step = partial(progress, what="merging", unit="module")
+        step = partial(progress, desc="merging", unit="module")
         merged = tm.merge(inputs.adapters, **given, progress=step)
         fidelity = Fidelity(merged.factors, exact)
-        for module in progress(merged.modules, what="comparing", unit="module"):
+        for module in progress(merged.modules, desc="comparing", unit="module"):
             fidelity[module]  # reading measures
         merged.save(request.out, card=_card(request, inputs, parts, merged, fidelity))
     measured = {"whole": fidelity.whole(), "modules": fidelity.modules()}
@@ -160,6 +161,7 @@ def _card(
 
     from tipmini.methods.model_card import CardInput, model_card
     from tipmini.methods.weighting import told
+    from tipmini.models.peft_folder import WEIGHTS
 
     learnt = isinstance(request.weights, Path)
     shares = [told(w.values()) for w in inputs.weights] if learnt else [p.weight for p in parts]
@@ -168,11 +170,15 @@ def _card(
     own = [path.name or str(path) for path in request.adapters]
     numbered = [f"{name} ({place})" for place, name in enumerate(paths, 1)]
     names = next(names for names in (own, paths, numbered) if len(set(names)) == len(names))
-    used = zip(names, request.adapters, shares, strict=True)
+    inputs_told = {}
+    for name, folder, share in zip(names, request.adapters, shares, strict=True):
+        with (folder / WEIGHTS).open("rb") as stream:  # the hash that the hub shows
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        inputs_told[name] = CardInput(str(folder), digest, share)
     return model_card(
         request.method,
         request.options,
-        {name: CardInput(str(path), _sha256(path), share) for name, path, share in used},
+        inputs_told,
         seed=request.seed,
         version=version("tipmini"),
         base_model=merged.base_model,
@@ -180,14 +186,6 @@ def _card(
         sparsity=_sparsities(request, inputs, names),
         fidelity=fidelity.layers() if request.options.get("layer", "block") == "block" else None,
     )
-
-
-def _sha256(folder: Path) -> str:
-    """Of the factors' file, as the hub shows it."""
-    from tipmini.models.peft_folder import WEIGHTS
-
-    with (folder / WEIGHTS).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sparsities(
@@ -213,11 +211,7 @@ def _bar(silent: bool) -> Progress:
     """tqdm on stderr, with an estimate; nothing where that is no terminal."""
     from tqdm import tqdm
 
-    def bar(things: Iterable, what: str, unit: str) -> Iterable:
-        # None: shown on a terminal alone
-        return tqdm(things, what, unit=unit, disable=silent or None, leave=False)
-
-    return bar
+    return partial(tqdm, disable=silent or None, leave=False)  # None: shown on a terminal alone
 
 
 def _tell(facts: dict) -> None:
