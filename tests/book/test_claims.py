@@ -14,7 +14,7 @@ from claimed import found
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import staging
-from tipmini_lab.book.claims import Claim, Verdict, checks, declared, page
+from tipmini_lab.book.claims import Claim, Verdict, declared, page
 from tipmini_lab.book.claims.checks import CHECKS, Evidence, together
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
@@ -31,7 +31,7 @@ each_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id
 
 
 def test_every_declared_verdict_is_the_computed_one(audited):
-    assert page.changes(audited.values()) == []
+    page.refuse_changed(list(audited.values()))
 
 
 def test_ids_titles_and_cite_keys():
@@ -90,7 +90,7 @@ WRONG = [
     (check(check="above", verdict="perhaps"), "claims.0.in_print.verdict: Input should"),
     (check(check="above", all_of=[{"check": "above"}]), "give one of check, all_of and both_of"),
     (check(), "give one of check, all_of and both_of"),
-    (check(words="It does."), "'holds' takes a check, not words alone"),
+    (check(words="It does."), "or words alone for: another setting here; no"),
     (first(id="Not An Id"), "claims.0.id: String should match"),
     (first(id=SECOND), f"claim '{SECOND}' stands there twice"),
     (first(id="lora-x"), "claim 'lora-x' does not begin with tip-"),
@@ -105,8 +105,11 @@ WRONG = [
         check(check="above", arguments=PAIR, equals=3),
         "above judges by itself, and takes no 'equals'",
     ),
-    (check(check="tasks_of_the_table", number="x"), "'x' is not one of its numbers: value, shown"),
-    (check(check="tasks_of_the_table", shown="{x}"), "'x' is not one of its numbers"),
+    (check(check="numbers_of_the_table", number="x"), "'x' is not one of its numbers: tasks"),
+    (
+        check(check="numbers_of_the_table", number="tasks", shown="{x}"),
+        "'x' is not one of its numbers",
+    ),
 ]
 
 
@@ -232,7 +235,7 @@ def cells(**values: list[int]) -> Evidence:
 )
 def test_cells_are_compared_row_by_row(values, lower, options, verdict):
     asked = {"higher": ["tip"], "lower": lower, "tasks": ["rte"]} | options
-    told = checks.paired(cells(**values), **asked)
+    told = found(cells(**values), "paired", arguments=asked)
     assert told.verdict == verdict and (verdict != Verdict.NOT_RUN or "static" in told.words)
 
 

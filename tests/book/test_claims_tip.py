@@ -146,9 +146,8 @@ def test_a_record_that_differs_in_the_last_digit_is_not_identical(evidence):
     base = evidence.records["base_model"]
     changed = base | {"rte": base["rte"] | {"value": 0.6283}}
     other = replace(evidence, records=evidence.records | {"base_model": changed})
-    asked = {"arguments": {"method": "single"}, "shown": "{same} of {tasks}", "words": "-"}
-    told = found(other, "equals_records", "in_print", **asked)
-    assert told.verdict == Verdict.DOES_NOT_HOLD and told.recomputed == "6 of 7"
+    told = checks_tip.numbers_of_the_table(other)
+    assert (told["same"], told["tasks"], told["identical"]) == (6, 7, False)
 
 
 def test_the_printed_table_of_means(evidence):
@@ -164,8 +163,8 @@ def test_the_printed_table_of_means(evidence):
 def lines(monkeypatch):
     """Importances in place of those of the stored adapters."""
     made = {}
-    monkeypatch.setattr(checks_tip, "stored_importances", lambda evidence: made)
-    return lambda **given: made.update({t: torch.tensor(line) for t, line in given.items()})
+    monkeypatch.setattr(checks_tip, "stored_adapters", lambda evidence: made)
+    return lambda **given: made.update({t: (torch.tensor(own), {8}) for t, own in given.items()})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +184,7 @@ def test_layers_differ_where_their_orders_do(lines, given, verdict):
 
 def test_shifts_and_importances_of_every_adapter(lines):
     asked = {"arguments": {"base": 0.7}, "equals": 0, **TEXTS}
-    for check in ({"check": "importances", **TEXTS}, {"check": "shifts", **asked}):
+    for check in ({"check": "adapters", **TEXTS}, {"check": "shifts", **asked}):
         assert found(MADE_UP, **check).verdict == Verdict.NOT_RUN
     lines(rte=[1.0, 3.0, 2.0], piqa=[0.0, 0.0, 1.0])
     assert found(MADE_UP, "shifts", **asked, tolerance=1e-6).verdict == Verdict.HOLDS
@@ -193,9 +192,9 @@ def test_shifts_and_importances_of_every_adapter(lines):
     told = found(MADE_UP, "shifts", **asked | {"number": "outside", "shown": told})
     assert told.verdict == Verdict.NOT_SUPPORTED
     assert told.recomputed == "2 of 6 layers, 2 of 2 adapters: 0.2, 1.2, 0.7"
-    assert found(MADE_UP, "importances", **TEXTS).verdict == Verdict.SAME_SETTING
+    assert found(MADE_UP, "adapters", **TEXTS).verdict == Verdict.SAME_SETTING
     lines(coqa=[1.0, 2.0])
-    assert found(MADE_UP, "importances", **TEXTS).verdict == Verdict.OTHER_SETTING
+    assert found(MADE_UP, "adapters", **TEXTS).verdict == Verdict.OTHER_SETTING
 
 
 @pytest.mark.parametrize(

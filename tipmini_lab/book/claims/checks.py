@@ -55,6 +55,10 @@ class Finding(NamedTuple):
     words: str
 
 
+class NotMeasured(Exception):
+    """What a check takes is not stored; says which."""
+
+
 Checking = Callable[..., Finding | dict]
 # {level: {name: (check, (verdict where a number is another one, verdict where it is as asked))}}
 CHECKS: dict[str, dict[str, tuple[Checking, tuple[Verdict, Verdict]]]] = {
@@ -115,12 +119,14 @@ def _found(asked: Part, level: str, evidence: Evidence, printed: object) -> Find
         takes.bind(evidence, **given)
     except TypeError as error:
         raise TipminiError(f"{asked.check}: {one_line(error)}") from None
-    found = check(evidence, **given)
+    try:
+        found = check(evidence, **given)
+    except NotMeasured as note:
+        return Finding(Verdict.NOT_RUN, "-", str(note))
     if not isinstance(found, Finding):
         return _judged(asked, found, printed, verdicts)
-    unused = asked.model_fields_set - {"check", "arguments", "verdict"}
-    if unused and found.verdict is not Verdict.NOT_RUN:
-        raise TipminiError(f"{asked.check} judges by itself, and takes no {sorted(unused)[0]!r}")
+    if unused := asked.model_fields_set - {"check", "arguments", "verdict"}:
+        raise TipminiError(f"{asked.check} judges by itself, and takes no {min(unused)!r}")
     return found
 
 
@@ -149,10 +155,6 @@ def _near(own: object, wanted: object, tolerance: float | None) -> bool:
     if isinstance(own, list):
         return any(_near(one, wanted, tolerance) for one in own)
     return own == wanted if tolerance is None else abs(own - wanted) <= tolerance + 1e-9
-
-
-def not_run(note: str) -> Finding:
-    return Finding(Verdict.NOT_RUN, "-", note)
 
 
 def verdict_of(better: int, worse: int, asked: int, some: bool = False) -> Verdict:
@@ -208,7 +210,7 @@ def paired(
     missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
     if missing:
         told = ", ".join(map(title, sorted(missing)))
-        return not_run(f"No cells, or not of every task, are stored for: {told}.")
+        raise NotMeasured(f"No cells, or not of every task, are stored for: {told}.")
     cells = {(h, low, t): (evidence.cells[h, t], evidence.cells[low, t]) for h, low, t in places}
     corrected = holm_of({place: paired_p(*pair) for place, pair in cells.items()})
     gaps = {place: 100 * (one.mean - two.mean) for place, (one, two) in cells.items()}  # points

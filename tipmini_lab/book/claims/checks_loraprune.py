@@ -12,9 +12,17 @@ import torch
 from tipmini.papers.loraprune import lora_gradient, threshold_mask
 from tipmini_lab.book import pruning_costs, pruning_tables
 from tipmini_lab.book.claims import Verdict, checks
-from tipmini_lab.book.claims.checks import Evidence, Finding, Names, here, in_print, setting
-from tipmini_lab.book.pruning_costs import CRITERIA, INFERENCE, MASKS, RECOMPUTED, all_bytes, part
-from tipmini_lab.book.pruning_tables import ACCURACY, Gap, Model, ModelPair, clear, three_digits
+from tipmini_lab.book.claims.checks import (
+    Evidence,
+    Finding,
+    Names,
+    NotMeasured,
+    here,
+    in_print,
+    setting,
+)
+from tipmini_lab.book.pruning_costs import CRITERIA, INFERENCE, RECOMPUTED, all_bytes, part
+from tipmini_lab.book.pruning_tables import ACCURACY, UNPRUNED, Gap, Model, ModelPair, clear
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.experiments.declared import Planned, grid
 from tipmini_lab.results.statistics import COVERED
@@ -83,17 +91,15 @@ def below(evidence: Evidence, *, table: str, of: str, against: Names, complete: 
 
 
 @in_print
-def per_cent(evidence: Evidence, *, printed: float) -> dict:
-    """A percentage of which the cells are not at hand, as times of a time or a speed."""
-    share = printed / 100
-    return {"value": True, "faster": 1 / (1 - share), "longer": 1 + share, "less": 1 / (1 + share)}
+def per_cent(evidence: Evidence, *, printed: float, saved: float = 0, added: float = 0) -> dict:
+    """A percentage of which the cells are not at hand, as times of a time or a speed.
 
-
-@in_print
-def unmerged_time(evidence: Evidence, *, saved: float, added: float) -> dict:
-    """Times of a whole model's time: what pruning saves of it, then what unmerged LoRA adds."""
-    told = {"saved": saved, "added": added, "less": saved / 100, "more": added / 100}
-    return told | {"value": (1 - saved / 100) * (1 + added / 100)}
+    value: of a whole model's time, what pruning saves of it, and then unmerged LoRA adds.
+    """
+    share, saving, adding = printed / 100, saved / 100, added / 100
+    found = {"faster": 1 / (1 - share), "longer": 1 + share, "less": 1 / (1 + share)}
+    found |= {"saved": saved, "added": added, "saving": saving, "adding": adding}
+    return found | {"value": (1 - saving) * (1 + adding)}
 
 
 @in_print
@@ -112,80 +118,65 @@ def weights(evidence: Evidence, *, model: str, gpu: float = 80) -> dict:
 
 
 # Settings, and what follows from shapes -----------------------------------------------------------
-NOTHING = checks.not_run("No pruned model is stored yet.")
-
-
 @setting
-def pruning_has(evidence: Evidence, *, setting: str) -> Finding | dict:
-    """A setting of the runs that prune while they are fine-tuned."""
-    own = getattr(grid().size(PROFILE).recipe(tuned=True), setting)
-    found = checks.setting_of(setting, own, "the declared prunings")
-    return found if evidence.prunings else NOTHING
-
-
-@setting
-def bench_has(evidence: Evidence, *, part: str, setting: str) -> Finding | dict:
-    """The number of something in a part of the bench, as it is stored."""
+def pruning_has(evidence: Evidence, *, setting: str, part: str = "") -> dict:
+    """A setting of the runs that prune while they are fine-tuned, or of a part of the bench."""
+    if not part:
+        own = getattr(grid().size(PROFILE).recipe(tuned=True), setting)
+        return prunings(evidence) and checks.setting_of(setting, own, "the declared prunings")
     stored = evidence.benched.get(part, {})
     passes = [e | {"rounds": len(e["seconds"])} for e in stored.get("inference", [])]
     found = {own[setting] for own in [stored, *passes] if setting in own}
     if len(found) != 1:
-        return checks.not_run("This part of the bench has not one number of it.")
+        raise NotMeasured("This part of the bench has not one number of it.")
     return checks.setting_of(setting, found.pop(), "the bench")
 
 
 @setting
-def prunings(evidence: Evidence, *, method: str = "", tasks: Names = ()) -> Finding | dict:
+def prunings(evidence: Evidence, *, method: str = "", tasks: Names = ()) -> dict:
     """Whether pruned models, or those of a method, are stored, and scored on these tasks."""
-    models = sum(name.startswith(method and f"{method}-") for name in evidence.prunings)
-    scored = len(set(tasks) & set(grid().tasks))
+    models = [m for m in evidence.prunings if not method or m.startswith(f"{method}-")]
+    if not models:
+        raise NotMeasured("No pruned model is stored yet.")
+    scored, title = len(set(tasks) & set(grid().tasks)), grid().titles().get(method)
     found = {"value": scored == len(tasks), "scored": scored, "tasks": len(tasks)}
-    return found | {"models": models, "title": grid().titles().get(method)} if models else NOTHING
+    return found | {"models": len(models), "title": title}
 
 
 @setting
-def equations(evidence: Evidence) -> dict:
+def equations(evidence: Evidence, *, rank: int = 8) -> dict:
     """Whether functions of equations are, on drawn factors, what the text says of them.
 
     eta: Eq. 9 is the step of learning rate 1 of Eqs. 7 and 8. binary: Eq. 12 gives one boolean for
-    each group.
+    each group. as_large: the gradient of BA, Eq. 9, has as many numbers as W in every matrix.
     """
     drawn = torch.Generator().manual_seed(0)
     a, grad_a = torch.randn(2, 3, 5, generator=drawn, dtype=torch.float64)
     b, grad_b = torch.randn(2, 7, 3, generator=drawn, dtype=torch.float64)
     step = b @ a - (b - grad_b) @ (a - grad_a)
-    mask = threshold_mask(torch.arange(5.0), 2.0)
-    eta = torch.allclose(lora_gradient(a, b, grad_a, grad_b), step)
-    return {"eta": eta, "binary": mask.dtype == torch.bool and mask.shape == (5,)}
-
-
-@here
-def bytes_beside(evidence: Evidence, *, method: str, least: float, rank: int = 8) -> dict:
-    """Whether a method keeps, in order to prune, at least so many times the weights' bytes."""
-    need, ours = (
-        next(n.count for n in pruning_costs.NEEDS if n.title == t) for t in (method, "LoRAPrune")
-    )
-    shapes = (pruning_costs.LLAMA_7B, pruning_costs.LLAMA_65B)
-    told = [
-        f"{s.name}: {method} {pruning_costs.size(need(s, rank))}, "
-        f"LoRAPrune {pruning_costs.size(ours(s, rank))}"
-        for s in shapes
-    ]
-    enough = all(need(s, rank) >= least * pruning_costs.WIDTH * s.weights for s in shapes)
-    return {"value": enough, "shown": "; ".join(told), "least": least}
-
-
-@here
-def gradient_of_product(evidence: Evidence, *, rank: int = 8) -> dict:
-    """Whether the gradient of BA, Eq. 9, has as many numbers as that of W, in every matrix."""
-    shape, found = pruning_costs.LLAMA_7B, 0
+    mask, shape, numbers = threshold_mask(torch.arange(5.0), 2.0), pruning_costs.LLAMA_7B, 0
     for d, k in shape.modules:
-        a, b = (torch.empty(size, device="meta") for size in ((rank, k), (d, rank)))
-        found += shape.layers * lora_gradient(a, b, a, b).numel()
-    sizes = (found, shape.weights, shape.factors(rank))
-    of_ba, of_w, of_factors = (pruning_costs.size(pruning_costs.WIDTH * n) for n in sizes)
-    shown = f"{shape.name}: gradient of BA {of_ba}, of W {of_w}; of A and B {of_factors}"
-    return {"value": found == shape.weights, "shown": shown}
+        empty = [torch.empty(size, device="meta") for size in ((rank, k), (d, rank))]
+        numbers += shape.layers * lora_gradient(*empty, *empty).numel()
+    sizes = {"of_ba": numbers, "of_w": shape.weights, "of_factors": shape.factors(rank)}
+    return {
+        "eta": torch.allclose(lora_gradient(a, b, grad_a, grad_b), step),
+        "binary": mask.dtype == torch.bool and mask.shape == (5,),
+        **{"as_large": numbers == shape.weights, "model": shape.name},
+        **{name: pruning_costs.size(pruning_costs.WIDTH * n) for name, n in sizes.items()},
+    }
+
+
+@here
+def bytes_beside(evidence: Evidence, *, method: str, rank: int = 8) -> dict:
+    """How many times the weights' bytes a method keeps at least, in order to prune."""
+    needs = {need.title: need.count for need in pruning_costs.NEEDS}
+    shapes, told = (pruning_costs.LLAMA_7B, pruning_costs.LLAMA_65B), []
+    for shape in shapes:
+        own, ours = (pruning_costs.size(needs[m](shape, rank)) for m in (method, "LoRAPrune"))
+        told.append(f"{shape.name}: {method} {own}, LoRAPrune {ours}")
+    times = [needs[method](s, rank) / s.weights / pruning_costs.WIDTH for s in shapes]
+    return {"value": min(times), "shown": "; ".join(told)}
 
 
 # The bench ----------------------------------------------------------------------------------------
@@ -223,7 +214,7 @@ def pass_time(
         if place[:2] == tuple(one) and (batch := place[2])
     }
     if not changes:
-        return checks.not_run("No inference time of a pruned model is stored yet.")
+        raise NotMeasured("No inference time of a pruned model is stored yet.")
     told = ", ".join(f"{name}: {np.median(own):+.1%} of time" for name, own in changes.items())
     gains = [100 * own if more else -100 * own for own in changes.values()]
     return _asked(words, gains, [told], least, f"each of {len(gains[0])} rounds")
@@ -237,7 +228,7 @@ def memory_saved(evidence: Evidence, *, side: str, least: float, against: str = 
     """
     cost, saved, told = part(evidence.benched, CRITERIA, "cost", {}), [], []
     if not cost or not cost["vanilla"]["step_bytes"]:
-        return checks.not_run("No memory of pruning is stored yet.")
+        raise NotMeasured("No memory of pruning is stored yet.")
     for kept, end in KEPT.items():
         own, other = (all_bytes(cost[f"{name}{end}"]) for name in (side, against))
         saved.append(100 * (1 - own / other))
@@ -251,7 +242,7 @@ def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
     cost, gains, told = part(evidence.benched, CRITERIA, "cost", {}), [], []
     if not cost or not all("seconds" in own for own in cost.values()):
-        return checks.not_run("No times of steps are stored yet.")
+        raise NotMeasured("No times of steps are stored yet.")
     for kept, end in KEPT.items():
         old, new = (np.array(cost[f"{n}{end}"]["seconds"]) for n in ("vanilla", "lora-guided"))
         gain = 100 * (np.median(old) / np.median(new) - 1)
@@ -261,51 +252,42 @@ def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
     return _asked("Throughput: rows a second on a CPU.", gains, told, least, turn)
 
 
+def _masks(evidence: Evidence, share: float, kinds: Names = ("heads", "channels")) -> pd.DataFrame:
+    """Comparisons of masks at a share; beyond: the part of the way from chance to all."""
+    found = pruning_costs.agreement(evidence.benched).query("reduction == 'paper'")
+    found = found[(found.share == share) & found.kind.isin(kinds)]
+    if found.empty:
+        raise NotMeasured("No similarity of masks is stored yet.")
+    return found.assign(beyond=(found.same - found.chance_same) / (1 - found.chance_same))
+
+
 @here
 def masks_alike(evidence: Evidence, *, share: float) -> Finding:
     """Whether both criteria agree on more groups than halfway from chance to all."""
-    own = _agreement(evidence, share)
-    if own.empty:
-        return NO_MASKS
+    own = _masks(evidence, share)
     told = f"{own.same.mean():.1%} of the groups alike, {own.chance_same.mean():.1%} by chance"
     kinds = " and ".join(own.kind.unique())
     words = f"At {share:.0%}; {len(own)} comparisons, of {kinds} and several adapters."
-    turn = "more than halfway from chance to all"
-    return _asked(words, own.beyond - 0.5, [told], turn=turn)
+    return _asked(words, own.beyond - 0.5, [told], turn="more than halfway from chance to all")
 
 
 @here
-def masks_part(evidence: Evidence, *, low: float, high: float) -> Finding:
-    """Whether the criteria agree on fewer groups at a higher share; and on fewer beyond chance.
+def masks_part(evidence: Evidence, *, shares: Sequence[float]) -> Finding:
+    """Whether the criteria agree on fewer groups at the second share; and on fewer beyond chance.
 
     Two masks that know nothing agree on fewer at a higher share, too.
     """
-    both = [_agreement(evidence, share).query("kind == 'channels'") for share in (low, high)]
-    if any(own.empty for own in both):
-        return NO_MASKS
+    low, high = both = [_masks(evidence, share, ["channels"]) for share in shares]
     told = [
-        f"{own.same.mean():.1%} at {own.share.max():.0%}, {own.beyond.mean():.0%} of the way from "
-        "chance to all"
-        for own in both
+        f"{own.same.mean():.1%} at {share:.0%}, {own.beyond.mean():.0%} of the way from chance to "
+        "all"
+        for own, share in zip(both, shares, strict=True)
     ]
     words = "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
-    gaps = [both[0][how].min() - both[1][how].max() for how in ("same", "beyond")]
-    return _asked(words, gaps, told)
-
-
-NO_MASKS = checks.not_run("No similarity of masks is stored yet.")
-
-
-def _agreement(evidence: Evidence, share: float) -> pd.DataFrame:
-    """Comparisons of masks at a share; beyond: the part of the way from chance to all."""
-    columns = ["kind", "share", "reduction", "removed", "same", "chance_same"]
-    found = pd.DataFrame(part(evidence.benched, MASKS, "agreement", []), columns=columns)
-    found["beyond"] = (found.same - found.chance_same) / (1 - found.chance_same)
-    return found[(found.share == share) & (found.reduction == "paper") & (found.removed > 0)]
+    return _asked(words, [low[how].min() - high[how].max() for how in ("same", "beyond")], told)
 
 
 # Pruned models ------------------------------------------------------------------------------------
-MISSING = checks.not_run("Not all of the models that it takes are measured.")
 Gaps = Mapping[ModelPair, Gap]
 
 
@@ -315,10 +297,12 @@ def runs() -> Mapping[str, Planned]:
 
 
 def gaps(evidence: Evidence, pairs: Iterable[tuple[Model, Model]], measures: Names) -> Gaps:
-    """{(one, two, measure): gap}; none at all where one is not measured."""
+    """{(one, two, measure): gap}; raises NotMeasured where one is not measured."""
     places = [(tuple(one), tuple(two), m) for (one, two), m in product(pairs, measures)]
     found = {place: pruning_tables.gap(evidence.prunings, runs(), *place) for place in places}
-    return {} if None in found.values() else found
+    if None in found.values():
+        raise NotMeasured("Not all of the models that it takes are measured.")
+    return found
 
 
 @here
@@ -352,20 +336,14 @@ def tuning_recovers(evidence: Evidence, *, of: Names, shares: Sequence[float]) -
     way: tuning lowers the unpruned model's perplexity too, which is no recovery.
     """
     found = gaps(evidence, [((o, s, True), (o, s, False)) for s, o in product(shares, of)], CORPORA)
-    unpruned = gaps(evidence, [(("lora-guided", 0.0, True), ("base", 0.0, False))], CORPORA)
-    if not unpruned:
-        return MISSING
-    whole = {measure: gap for (*_, measure), gap in unpruned.items()}
     for place, one in found.items():
-        other = whole[place[2]]
+        (other,) = gaps(evidence, [(UNPRUNED, ("base", 0.0, False))], [place[2]]).values()
         seeds = np.subtract.outer(one.seeds, other.seeds).ravel()
         found[place] = Gap(one.values - other.values, seeds, one.counts)
     return _compared(found, words=", above the unpruned model's, tuned alike")
 
 
 def _compared(found: Gaps, least: float = 0, words: str = "") -> Finding:
-    if not found:
-        return MISSING
     measures = [*dict.fromkeys(measure for *_, measure in found)]
     what = f"Perplexity on {' and '.join(measures)}{words}"
     sign, for_it, against = -1, "lower", "higher"
@@ -435,7 +413,7 @@ def _size(mean: float, measure: str) -> str:
         return f"{100 * mean:+.1f} points"
     if abs(mean) < math.log(10):
         return f"{100 * math.expm1(mean):+.1f}%"
-    return f"{'÷' if mean < 0 else '×'}{three_digits(math.exp(abs(mean)))}"
+    return f"{'÷' if mean < 0 else '×'}{pruning_tables.three_digits(math.exp(abs(mean)))}"
 
 
 @here
@@ -445,8 +423,6 @@ def no_worse(evidence: Evidence, *, of: Model, against: Sequence[Model], within:
     That is, with the whole 95% interval over the windows, and every pair of seeds; both corpora.
     """
     found, told, inside = gaps(evidence, [(of, other) for other in against], CORPORA), [], 0
-    if not found:
-        return MISSING
     for (_, other, corpus), gap in found.items():
         reach = COVERED * gap.values.std(ddof=1) / math.sqrt(len(gap.values))
         ends = min(gap.mean - reach, gap.seeds.min()), max(gap.mean + reach, gap.seeds.max())

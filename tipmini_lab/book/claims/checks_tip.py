@@ -113,12 +113,6 @@ def _closest(points: Mapping[str, float], printed: float) -> str:
 
 
 @in_print
-def tasks_of_the_table(evidence: Evidence) -> dict:
-    count = len(table1(evidence))
-    return {"value": count, "shown": f"{count} rows of Table 1", "words": "Counted in the table."}
-
-
-@in_print
 def above(
     evidence: Evidence,
     *,
@@ -189,68 +183,60 @@ def largest_gains(evidence: Evidence, *, of: str, against: str, tasks: Names) ->
 
 
 @in_print
-def equals_records(evidence: Evidence, *, method: str, digits: int = 4) -> dict:
-    """Whether all printed accuracies are the base model's public ones to the printed digit."""
-    printed, (low, high) = table1(evidence)[method], evidence.records["usual_spread"]
+def numbers_of_the_table(evidence: Evidence, *, digits: int = 4) -> dict:
+    """Table 1 against what is known of the data and of the base model, of so many `tasks`.
+
+    identical: whether all of Single, else how many (same), are the base model's public accuracies
+    to the printed digit. every: whether all cells are whole numbers of right rows, else how many.
+    """
+    table, (low, high) = table1(evidence), evidence.records["usual_spread"]
     public = {task: record["value"] for task, record in evidence.records["base_model"].items()}
-    same = sum(round(public[task], digits) == value for task, value in printed.items())
-    found = {"same": same, "tasks": len(printed), "low": low, "high": high}
-    return found | {"value": same == len(printed)}
-
-
-@in_print
-def whole_counts(evidence: Evidence) -> dict:
-    """Whether every printed accuracy is a whole number of right rows of the official split."""
-    table = table1(evidence).query("whole")
-    cells = [(row[method], row.rows) for _, row in table.iterrows() for method in COLUMNS]
-    whole = sum(whole_count(*cell) is not None for cell in cells)
-    chances = [f"{WORDS[t]} {100 * by_accident(rows):.0f}%" for t, rows in table["rows"].items()]
-    found = {"whole": whole, "cells": len(cells), "chances": ", ".join(chances)}
-    return found | {"value": whole == len(cells)}
+    same = sum(round(public[task], digits) == value for task, value in table["single"].items())
+    own = table[table.whole]
+    cells = [(row[method], row.rows) for _, row in own.iterrows() for method in COLUMNS]
+    whole = sum(whole_count(*cell, digits) is not None for cell in cells)
+    chances = [f"{WORDS[t]} {100 * by_accident(rows):.0f}%" for t, rows in own["rows"].items()]
+    found = {"tasks": len(table), "same": same, "identical": same == len(table)}
+    found |= {"whole": whole, "cells": len(cells), "every": whole == len(cells)}
+    return found | {"low": low, "high": high, "chances": ", ".join(chances)}
 
 
 # Layers -------------------------------------------------------------------------------------------
-NO_NORMS = checks.not_run("No input norms are stored.")
-
-
 @cache
-def stored_importances(evidence: Evidence) -> dict[str, Tensor]:
-    """(L,) importance of every layer of every adapter of which norms are stored, TIP Eq. 2."""
-    norms = {t: evidence.profile.store / f"norms/{t}.safetensors" for t in evidence.profile.tasks}
-    known = {task: load_file(file) for task, file in norms.items() if file.is_file()}
-    return {task: tm.tip_importance(adapter(evidence, task), own) for task, own in known.items()}
+def stored_adapters(evidence: Evidence) -> dict[str, tuple[Tensor, set[int]]]:
+    """(L,) importance of every layer, TIP Eq. 2, and the ranks, of adapters with stored norms."""
+    found = {}
+    for task in evidence.profile.tasks:
+        file = evidence.profile.store / "norms" / f"{task}.safetensors"
+        if file.is_file():
+            own = tm.load_adapter(paths.REPOSITORY / evidence.profile.adapters.format(task=task))
+            ranks = {pair.rank for pair in own.factors.values()}
+            found[task] = tm.tip_importance(own, load_file(file)), ranks
+    return found
 
 
-def adapter(evidence: Evidence, task: str) -> tm.LoraAdapter:
-    return tm.load_adapter(paths.REPOSITORY / evidence.profile.adapters.format(task=task))
-
-
-@setting
-def rank(evidence: Evidence) -> dict:
-    """The rank of every committed adapter."""
-    pairs = [p for t in evidence.profile.tasks for p in adapter(evidence, t).factors.values()]
-    ranks = sorted({pair.rank for pair in pairs})
-    value = ranks[0] if len(ranks) == 1 else False
-    return {"value": value, "shown": f"rank {', '.join(map(str, ranks))}"}
-
-
-@setting
-def importances(evidence: Evidence, *, tasks: Names = ()) -> Finding | dict:
-    """Whether Eqs. 1 and 2 come to one number for every layer of every adapter, of these too."""
-    found = stored_importances(evidence)
+def _importances(evidence: Evidence, tasks: Names = ()) -> dict[str, Tensor]:
+    found = {task: line for task, (line, _) in stored_adapters(evidence).items()}
     if not found or not set(tasks) <= found.keys():
-        return NO_NORMS
-    layers = len(next(iter(found.values())))
-    alike = all(line.shape == (layers,) for line in found.values())
-    return {"value": alike, "layers": layers, "adapters": len(found)}
+        raise checks.NotMeasured("No input norms are stored.")
+    return found
+
+
+@setting
+def adapters(evidence: Evidence, *, tasks: Names = ()) -> dict:
+    """Whether Eqs. 1 and 2 come to one number for every layer of every adapter, of these too."""
+    lines = _importances(evidence, tasks).values()
+    layers = len(next(iter(lines)))
+    ranks = sorted(set.union(*(ranks for _, ranks in stored_adapters(evidence).values())))
+    alike = all(line.shape == (layers,) for line in lines)
+    found = {"value": alike, "layers": layers, "adapters": len(lines)}
+    return found | {"rank": ", ".join(map(str, ranks))}
 
 
 @here
-def rank_correlation(evidence: Evidence, *, of: Sequence[str], alike: float) -> Finding | dict:
+def rank_correlation(evidence: Evidence, *, of: Names, alike: float) -> dict:
     """Spearman's rho of two adapters' importances, and in how many pairs it is below `alike`."""
-    found = stored_importances(evidence)
-    if not set(of) <= found.keys():
-        return NO_NORMS
+    found = _importances(evidence, of)
     pairs = [*combinations(found, 2), of]
     *every, rho = (float(spearmanr(*(found[t] for t in pair)).statistic) for pair in pairs)
     first, second = (_shift(found[task]) for task in of)
@@ -267,14 +253,12 @@ def _shift(importance: Tensor) -> Tensor:
 
 @in_print
 @here
-def shifts(evidence: Evidence, *, base: float, of: Sequence = ()) -> Finding | dict:
+def shifts(evidence: Evidence, *, base: float, of: Sequence = ()) -> dict:
     """Eqs. 3 to 5: the largest mean of the shifts, and the layers whose sparsity is no share.
 
     base: the overall sparsity. of: importances of some layers; else those of every adapter.
     """
-    lines = [torch.tensor(of)] if of else [*stored_importances(evidence).values()]
-    if not lines:
-        return NO_NORMS
+    lines = [torch.tensor(of)] if of else [*_importances(evidence).values()]
     found = [base + _shift(line) for line in lines]
     outside = [int(((line < 0) | (line > 1)).sum()) for line in found]
     clipped = [line.clamp(0, 1).mean().item() for line in found]

@@ -2,8 +2,7 @@
 
 import html
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from tipmini_lab.book.staging import VALUE
 from tipmini_lab.book.tables import markdown_table
 
 LEVELS = {"in_print": "in print", "here": "at this book's scale"}
+HEADS = {"in_print": "in print", "here": "here"}  # of the tables
 
 
 class Audited(NamedTuple):
@@ -40,19 +40,15 @@ def audit(folder: Path = paths.CLAIMS, evidence: Evidence | None = None) -> list
     return [Audited(c, *(run(c, level, evidence) for level in LEVELS)) for c in claims]
 
 
-def changes(audited: Iterable[Audited]) -> list[str]:
-    """A line for every verdict that is not the declared one."""
-    return [
-        f"{claim.id}, {words}: declared {declared.value!r}, computed {found.value!r}"
-        for claim, *findings in audited
-        for (level, words), finding in zip(LEVELS.items(), findings, strict=True)
-        if (declared := getattr(claim, level).verdict) != (found := finding.verdict)
-    ]
-
-
 def refuse_changed(audited: Sequence[Audited]) -> None:
     """Raise TipminiError, one line, where a verdict is not the declared one."""
-    if lines := changes(audited):
+    lines = [
+        f"{claim.id}, {words}: declared {declared.value!r}, computed {found.value!r}"
+        for claim, *findings in audited
+        for (level, words), (found, *_) in zip(LEVELS.items(), findings, strict=True)
+        if (declared := getattr(claim, level).verdict) != found
+    ]
+    if lines:
         more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
         file = f"{paths.CLAIMS.name}/{lines[0].partition('-')[0]}.yaml"
         raise TipminiError(f"claim {lines[0]}{more}; where that is right, declare it in {file}")
@@ -85,72 +81,45 @@ def _paper(name: str, paper: Paper, audited: list[Audited], tables: Mapping) -> 
             raise TipminiError(f"claims/{name}.yaml: no value is given for {sorted(unknown)[0]!r}")
         return VALUE.sub(lambda found: values[found[1]], text)
 
+    found = {
+        words: [getattr(a, key).verdict.value for a in audited] for key, words in HEADS.items()
+    }
+    links = [f"[{each.claim.title}](claim-{each.claim.id})" for each in audited]
+    verdicts = pd.DataFrame(found, index=pd.Index(links, name="claim"))
+    counts = verdicts.apply(pd.Series.value_counts).reindex([*Verdict]).dropna(how="all")
+    counts = counts.map(lambda count: "-" if pd.isna(count) else int(count))
+    counts.index = [f"*{verdict}*" for verdict in counts.index]
     parts = [
-        *(f"(claims-{name})=\n## {paper.name}", filled(paper.about), _counts(audited)),
-        *(f"### All claims of {paper.name}", _summary(audited), filled(paper.recomputed)),
+        *(f"(claims-{name})=\n## {paper.name}", filled(paper.about)),
+        *(markdown_table(counts.rename_axis("verdict")), f"### All claims of {paper.name}"),
+        *(markdown_table(verdicts), filled(paper.recomputed)),
     ]
     for section, words in paper.sections.items():
         parts.append(f"### {paper.name}: {words}")
-        own = (each for each in audited if each.claim.section == section)
-        parts += [_claim(each, paper.language) for each in own]
+        parts += [_claim(each, paper.language) for each in audited if each.claim.section == section]
     return "\n\n".join(parts)
-
-
-def _counts(audited: Sequence[Audited]) -> str:
-    """How often every verdict is given."""
-    found = {
-        words: Counter(getattr(each, level).verdict for each in audited)
-        for level, words in (("in_print", "in print"), ("here", "here"))
-    }
-    rows = {
-        f"*{v.value}*": {words: counts[v] or "-" for words, counts in found.items()}
-        for v in Verdict
-        if any(v in counts for counts in found.values())
-    }
-    return markdown_table(pd.DataFrame(rows).T.rename_axis("verdict"))
-
-
-def _summary(audited: Iterable[Audited]) -> str:
-    rows = {
-        f"[{each.claim.title}](claim-{each.claim.id})": {
-            "in print": each.in_print.verdict.value,
-            "here": each.here.verdict.value,
-        }
-        for each in audited
-    }
-    return markdown_table(pd.DataFrame(rows).T.rename_axis("claim"))
 
 
 def _claim(each: Audited, language: str) -> str:
     """One claim as an admonition: quote, translation where it needs one, values, both verdicts."""
-    claim = each.claim
+    claim, found = each.claim, (each.in_print, each.here)
     spoken = "en" if claim.english is None else language
-    printed = "-" if claim.printed is None else claim.printed
-    printed = f"{printed:g}" if isinstance(printed, float) else printed
+    printed = f"{claim.printed:g}" if isinstance(claim.printed, float) else claim.printed
+    in_print, here = (f"**{one.verdict.value}**. {one.words}" for one in found)
+    terms = {
+        **{"Printed": f"{printed}{claim.unit}" if printed else "-"},
+        **{"Recomputed": each.in_print.recomputed, "In print": in_print},
+        **{"Measured here": each.here.recomputed, "Here": here},
+    }
     return "\n".join(
         [
-            f"::::{{admonition}} {claim.title}",
-            f":name: claim-{claim.id}",
-            "",
-            f'> <span lang="{spoken}">{plain(claim.quote)}</span>',
-            "",
+            *(f"::::{{admonition}} {claim.title}", f":name: claim-{claim.id}", ""),
+            *(f'> <span lang="{spoken}">{plain(claim.quote)}</span>', ""),
             *([] if claim.english is None else [f"*{plain(claim.english)}*", ""]),
-            _line("Printed", f"{printed}{claim.unit}"),
-            _line("Recomputed", each.in_print.recomputed),
-            _line("In print", _told(each.in_print)),
-            _line("Measured here", each.here.recomputed),
-            _line("Here", _told(each.here)),
+            *("" if text == "-" else f"{term}\n: {text}\n" for term, text in terms.items()),
             "::::",
         ]
     )
-
-
-def _line(term: str, text: str) -> str:
-    return "" if text == "-" else f"{term}\n: {text}\n"
-
-
-def _told(finding: Finding) -> str:
-    return f"**{finding.verdict.value}**. {finding.words}"
 
 
 def plain(text: str) -> str:
