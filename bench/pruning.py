@@ -68,6 +68,6 @@ def report(found: pruning_costs.Found) -> str:
         pruning_costs.CRITERIA: [pruning_costs.cost_table],
         pruning_costs.MASKS: [pruning_costs.overlap_table],
         pruning_costs.INFERENCE: [pruning_costs.inference_table],
-        pruning_costs.PROFILE: [pruning_costs.step_table, pruning_costs.pass_table],
+        pruning_costs.PROFILE: [pruning_costs.step_times, pruning_costs.pass_times],
     }
     return "\n\n".join(table(found).to_string() for name in found for table in shown[name])
