@@ -8,7 +8,7 @@ import pytest
 from merge_command import run
 from transformers import AutoModelForCausalLM
 
-from tipmini_lab.commands import one
+from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation import assets, documents
 from tipmini_lab.experiments import pruning
 
