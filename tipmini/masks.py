@@ -95,6 +95,19 @@ def zeroed(weight: Tensor, keep: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def semi_structured_mask(score: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    """n:m sparsity: False at the n lowest of every m consecutive scores of a row; bool, (d, k).
+
+    Among equal scores the lower index goes first. Raises TipminiError unless m divides k.
+    """
+    if score.ndim != 2 or score.shape[1] % m:
+        shape = tuple(score.shape)
+        raise TipminiError(f"{n}:{m} sparsity needs rows of a multiple of {m}, got {shape}")
+    order = score.reshape(-1, m).argsort(dim=1, stable=True)
+    mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :n], False)
+    return mask.view(score.shape)
+
+
 # One piece of work for each of many items --------------------------------------------------------
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

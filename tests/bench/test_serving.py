@@ -119,6 +119,8 @@ def test_a_batch_mixes_no_more_adapters_than_it_has_rows(what, monkeypatch):
         assert len(point["seconds"]) == 2 and point["adapters"] <= point["batch"]
     prompts = [p for p in found["points"] if p["step"] == "prompt"]
     assert [p["memory"] for p in prompts if p["way"] == "base"] == [5.0, None]
+    stored = serving.read().model_copy(update={"points": found["points"], "sizes": SIZES})
+    assert "mixed 3" in serving.report(stored)
 
 
 def test_memory_is_asked_of_batches_that_fit_once_what_was_freed_is_given_back(what, monkeypatch):

@@ -62,7 +62,8 @@ def test_every_example_runs(tiny_folder, example):
         assert (tiny_folder / out / weights).exists() == ("--dry-run" not in words)
 
 
-def test_help_shows_the_whole_configuration():
+def test_help_shows_the_whole_configuration_and_how_completion_is_installed():
+    assert "--install-completion" in run("--help")[1]
     shown = run("merge", "--help")[1]
     assert all(line in shown for line in merge.CONFIG.splitlines())
 
@@ -87,50 +88,6 @@ def test_inspect_tells_rank_scaling_and_targets():
     assert facts["targets"] == ["q_proj", "v_proj"]
 
 
-def test_version():
-    assert run("--version") == (0, version("tipmini") + "\n")
-
-
-# Completion -----------------------------------------------------------------------------------
-
-
-def completed(monkeypatch, capsys, line):
-    """What bash is offered for the last word of a line."""
-    words = line.split(" ")
-    monkeypatch.setenv("_TIPMINI_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", line)
-    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
-    monkeypatch.setattr(sys, "argv", ["tipmini"])
-    with pytest.raises(SystemExit):
-        main.main()
-    return capsys.readouterr().out.split()
-
-
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("tipmini merge --method tip-", ["tip-printed", "tip-inverted", "tip-dlp"]),
-        ("tipmini merge --method dare", ["dare", "dare_ties"]),
-        ("tipmini merge --method ties -o ", ["density=", "variant=", "on=", "rank="]),
-        (
-            "tipmini merge --method tip -o s",
-            ["sparsity=", "sign=", "shift_range=", "score=", "summation="],
-        ),
-        ("tipmini merge --method nothing -o ", []),
-        ("tipmini evaluate --task co", ["coqa"]),
-        ("tipmini norms --task open", ["openbookqa"]),
-        ("tipmini measure --profile mi", ["mini"]),
-        ("tipmini measure --group le", ["ledger"]),
-    ],
-)
-def test_completion_offers_what_there_is(monkeypatch, capsys, line, offered):
-    assert completed(monkeypatch, capsys, line) == offered
-
-
-def test_completion_can_be_installed():
-    assert "--install-completion" in run("--help")[1]
-
-
 # Errors ---------------------------------------------------------------------------------------
 
 
@@ -153,16 +110,12 @@ def test_what_the_user_can_mend_is_one_line(refused, given, line):
     assert line in refused(*given)
 
 
-def test_no_command_shows_the_help(call, capsys):
-    assert call() == 2
+def test_what_a_call_leaves_with(call, capsys):
+    assert call("methods") == call("methods", "--help") == call("--version") == 0
+    assert capsys.readouterr().out.endswith(version("tipmini") + "\n")
+    assert call() == 2  # no command shows the help
     shown = capsys.readouterr()
     assert "merge" in shown.out + shown.err
-
-
-def test_a_good_call_leaves_with_0(call):
-    assert call("methods") == 0
-    assert call("methods", "--help") == 0
-    assert call("--version") == 0
 
 
 def test_a_bug_is_no_users_fault(monkeypatch):

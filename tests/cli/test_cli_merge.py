@@ -39,33 +39,22 @@ def test_every_option_of_every_method_is_reachable(method):
     assert_same("m", expected(method))
 
 
-@pytest.mark.parametrize(
-    ("method", "given", "options"),
-    [
-        ("tip", ["--sign", -1, "--sparsity", 0.4], {"sign": -1, "sparsity": 0.4}),
-        (
-            "tip",
-            ["-o", "shift-range=0.3", "-o", "rescale=True"],
-            {"shift_range": 0.3, "rescale": True},
-        ),
-        ("tip", ["--on", "delta", "--rank", 3], {"on": "delta", "rank": 3}),
-        (
-            "wanda",
-            ["--option", "group=matrix", "--summation", "cat"],
-            {"group": "matrix", "summation": "cat"},
-        ),
-        (
-            "dare",
-            ["--drop-rate", "1e-1", "-o", "rescale=none"],
-            {"drop_rate": 0.1, "rescale": None},
-        ),
-        (
-            "ties",
-            ["--density", 0.5, "-o", "variant=authors"],
-            {"density": 0.5, "variant": "authors"},
-        ),
-    ],
-)
+OPTIONS = [
+    ("tip", ["--sign", -1, "--sparsity", 0.4], {"sign": -1, "sparsity": 0.4}),
+    ("tip", ["-o", "shift-range=0.3", "-o", "rescale=True"], {"shift_range": 0.3, "rescale": True}),
+    ("tip", ["--on", "delta", "--rank", 3], {"on": "delta", "rank": 3}),
+    (
+        "wanda",
+        ["-o", "group=matrix", "--summation", "cat"],
+        {"group": "matrix", "summation": "cat"},
+    ),
+    ("dare", ["--drop-rate", "1e-1", "-o", "rescale=none"], {"drop_rate": 0.1, "rescale": None}),
+    ("ties", ["--density", 0.5, "--option", "on=delta"], {"density": 0.5, "on": "delta"}),
+    ("ties", ["-o", "variant=authors"], {"variant": "authors"}),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "options"), OPTIONS)
 def test_an_option_counts_in_its_own_type(method, given, options):
     facts = merge("--method", method, *given, *needed(method))
     assert facts["options"] == tm.method_options(method) | options
@@ -89,10 +78,8 @@ def test_weights(given, weights):
 
 
 def test_the_recommended_merge_is_the_default():
-    facts = merge()
-    assert (
-        facts["method"] == "recommended" and facts["weights"] == tm.PRESETS["recommended"].weights
-    )
+    facts, recommended = merge(), tm.PRESETS["recommended"]
+    assert (facts["method"], facts["weights"]) == ("recommended", recommended.weights)
     assert_same("m", expected("recommended"))
     told = run("merge", "--dry-run", "--out", "m2", *ADAPTERS)
     assert "would be merged by recommended (linear, weights 0.35/T)" in told
@@ -133,12 +120,9 @@ def test_plain_text_says_the_error_in_one_line():
 
 
 def test_a_sum_of_zero_is_said():
-    words = ["merge", "--method", "linear", "--weight", "0", "--out", "m", ADAPTERS[0]]
-    assert "the exact sum is 0" in run(*words)
-    assert (
-        merge("--method", "linear", "--weight", 0, adapters=ADAPTERS[:1])["relative_error"]["whole"]
-        is None
-    )
+    zero = ["--method", "linear", "--weight", 0]
+    assert "the exact sum is 0" in run("merge", *zero, "--out", "m", ADAPTERS[0])
+    assert merge(*zero, adapters=ADAPTERS[:1])["relative_error"]["whole"] is None
 
 
 # Merged base weights --------------------------------------------------------------------------
@@ -171,12 +155,9 @@ def test_into_writes_the_base_merged(method, given):
 @pytest.fixture
 def unlike(folder):
     """Adapters of two bases; each has a module that the other lacks."""
-    first, last = tm.load_adapter(ADAPTERS[0]), tm.load_adapter(ADAPTERS[1])
-    for name, adapter, modules in (
-        ("own", first, first.modules[:1]),
-        ("another", last, last.modules[1:]),
-    ):
-        factors = {module: adapter.factors[module] for module in modules}
+    for name, source, part in (("own", 0, slice(1)), ("another", 1, slice(1, None))):
+        whole = tm.load_adapter(ADAPTERS[source])
+        factors = {module: whole.factors[module] for module in whole.modules[part]}
         tm.LoraAdapter(factors, base_model=name).save(f"adapters/{name}")
     return ["adapters/own", "adapters/another"]
 
@@ -251,21 +232,18 @@ WIDER = {"a": lambda pair: pair.a.repeat(1, 2)}
 MORE_RANKS = {"a": lambda pair: pair.a.repeat(2, 1), "b": lambda pair: pair.b.repeat(1, 2)}
 
 
-@pytest.mark.parametrize(
-    ("given", "changes", "line"),
-    [
-        (["--method", "linear"], MORE_RANKS, "linear needs equal ranks, model.layers.0.self_attn"),
-        (["--method", "cat"], WIDER, "adapters of different base models: model.layers.0.self_attn"),
-        (
-            ["--method", "tip", *NORMS[:2], "--norms", "few.st"],
-            {},
-            "norms need (32,) under 'model.",
-        ),
-        (["--method", "regmean", *GRAMS[:2], "--grams", "few.st"], {}, "needs the Gram matrix of"),
-        (["--method", "regmean", *GRAMS[:2], *GRAMS[:1], NORMS[1]], {}, "a finite Gram matrix (32"),
-        (["--method", "regmean", *GRAMS[:4], "--weight", 1, "--weight", -1], {}, "from 0 on, adap"),
-    ],
-)
+REGMEAN = ["--method", "regmean"]
+REFUSED = [
+    (["--method", "linear"], MORE_RANKS, "linear needs equal ranks, model.layers.0.self_attn"),
+    (["--method", "cat"], WIDER, "adapters of different base models: model.layers.0.self_attn"),
+    (["--method", "tip", *NORMS[:2], "--norms", "few.st"], {}, "norms need (32,) under 'model."),
+    ([*REGMEAN, *GRAMS[:2], "--grams", "few.st"], {}, "needs the Gram matrix of"),
+    ([*REGMEAN, *GRAMS[:2], *GRAMS[:1], NORMS[1]], {}, "a finite Gram matrix (32"),
+    ([*REGMEAN, *GRAMS[:4], "--weight", 1, "--weight", -1], {}, "from 0 on, adap"),
+]
+
+
+@pytest.mark.parametrize(("given", "changes", "line"), REFUSED)
 def test_a_dry_run_refuses_what_the_merge_does(given, changes, line):
     another("other", **changes)
     save_file({"x": torch.ones(2)}, "few.st")
@@ -297,10 +275,10 @@ def test_a_dry_run_in_plain_text_lists_everything():
 
 def test_progress_goes_to_a_terminal_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert list(merging._bar(silent=False)([1, 2], what="merging", unit="module")) == [1, 2]
+    assert list(merging._bar(silent=False)([1, 2], desc="merging", unit="module")) == [1, 2]
     shown = capsys.readouterr()
     assert "merging" in shown.err and "module" in shown.err and shown.out == ""
-    assert list(merging._bar(silent=True)([1, 2], what="merging", unit="module")) == [1, 2]
+    assert list(merging._bar(silent=True)([1, 2], desc="merging", unit="module")) == [1, 2]
     assert capsys.readouterr().err == ""
 
 

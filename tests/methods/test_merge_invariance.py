@@ -76,51 +76,56 @@ def test_the_number_of_threads_changes_no_bit(two_threads, method, options):
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@each_way
-def test_merging_16_bit_factors_is_done_in_float32(method, options, dtype):
-    halves = {n: random_adapter(i, dtype=dtype) for i, n in enumerate(ADAPTERS)}
-    wide = {
-        n: a.map(lambda _, f: LoraFactors(f.a.float(), f.b.float(), f.scaling))
-        for n, a in halves.items()
-    }
-    merged = merged_by(method, halves, **options)
-    assert {merged.factors[module].b.dtype for module in MODULES} == {torch.float32}
-    assert bits(merged) == bits(merged_by(method, wide, **options))
+def half(dtype):
+    return {n: random_adapter(i, dtype=dtype) for i, n in enumerate(ADAPTERS)}
 
 
+def changed(adapters, change):
+    return {name: adapter.map(lambda _, f: change(f)) for name, adapter in adapters.items()}
+
+
+def widened(pair: LoraFactors) -> LoraFactors:
+    return LoraFactors(pair.a.float(), pair.b.float(), pair.scaling)
+
+
+def strided(pair: LoraFactors) -> LoraFactors:
+    a, b = pair.a.T.contiguous().T.requires_grad_(), pair.b.T.contiguous().T
+    assert not a.is_contiguous()
+    return LoraFactors(a, b, pair.scaling)
+
+
+HALF, BRAIN = half(torch.float16), half(torch.bfloat16)
+A_IN_DOUBLE = ADAPTERS | changed(
+    {"coqa": ADAPTERS["coqa"]}, lambda f: LoraFactors(f.a.double(), f.b, f.scaling)
+)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "same", "dtype", "apart"),
+    [
+        (HALF, changed(HALF, widened), torch.float32, 0),
+        (BRAIN, changed(BRAIN, widened), torch.float32, 0),
+        (A_IN_DOUBLE, ADAPTERS, torch.float64, 1e-3),  # a double among them makes all double
+        (changed(ADAPTERS, strided), ADAPTERS, torch.float32, 1e-3),
+    ],
+    ids=["float16", "bfloat16", "double", "strides and gradients"],
+)
 @each_way
-def test_a_double_among_them_makes_all_double(method, options):
-    """A in double beside B in single in one adapter, too."""
-    mixed = dict(ADAPTERS)
-    mixed["coqa"] = ADAPTERS["coqa"].map(lambda _, f: LoraFactors(f.a.double(), f.b, f.scaling))
-    merged, single = merged_by(method, mixed, **options), merged_by(method, **options)
+def test_how_factors_are_stored_changes_nothing(method, options, adapters, same, dtype, apart):
+    before = {name: bits_of(adapter) for name, adapter in adapters.items()}
+    found, expected = merged_by(method, adapters, **options), merged_by(method, same, **options)
     for module in MODULES:
-        assert merged.delta(module).dtype == torch.float64
-        torch.testing.assert_close(
-            merged.delta(module).float(), single.delta(module), rtol=1e-3, atol=1e-3
-        )
+        pair = found.factors[module]
+        assert pair.a.dtype == pair.b.dtype == dtype and not pair.a.requires_grad
+        one, two = found.delta(module).float(), expected.delta(module)
+        torch.testing.assert_close(one, two, rtol=apart, atol=apart)
+    assert {name: bits_of(adapter) for name, adapter in adapters.items()} == before  # left alone
 
 
-@each_way
-def test_strides_and_gradients_change_nothing(method, options):
-    def turned(_: str, pair: LoraFactors) -> LoraFactors:
-        a, b = pair.a.T.contiguous().T.requires_grad_(), pair.b.T.contiguous().T
-        assert not a.is_contiguous()
-        return LoraFactors(a, b, pair.scaling)
-
-    strided = {name: adapter.map(turned) for name, adapter in ADAPTERS.items()}
-    merged, plain = merged_by(method, strided, **options), merged_by(method, **options)
-    for module in MODULES:
-        assert not merged.factors[module].a.requires_grad
-        torch.testing.assert_close(merged.delta(module), plain.delta(module), rtol=1e-3, atol=1e-3)
-
-
-@each_way
-def test_merging_leaves_its_adapters(method, options):
-    before = {name: bits(adapter) for name, adapter in ADAPTERS.items()}
-    merged_by(method, **options)
-    assert {name: bits(adapter) for name, adapter in ADAPTERS.items()} == before
+def bits_of(adapter: LoraAdapter) -> dict[str, bytes]:
+    return bits(
+        adapter.map(lambda _, f: LoraFactors(*(t.detach().double() for t in (f.a, f.b)), 1.0))
+    )
 
 
 # Edges -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from tiny import HIDDEN, LAYERS, llama, peft_llama, saved, tokens
 
 from tipmini.errors import TipminiError
 from tipmini.methods.merge import merge
-from tipmini.models.calibration import _InputSums, calibrate, calibrate_adapter
+from tipmini.models.calibration import STATISTICS, _InputSums, calibrate, calibrate_adapter
 
 Q, V, GATE, DOWN = (
     f"model.layers.1.{name}"
@@ -60,14 +60,19 @@ def slow_norm(inputs: list[torch.Tensor], statistic: str) -> torch.Tensor:
     return torch.tensor(norms)
 
 
-@pytest.mark.parametrize("statistic", ["wanda", "rms", "mean_l2"])
-def test_norms_are_the_slow_ones(model, statistic):
-    norms = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic=statistic)
-    assert list(norms) == [Q, DOWN]
-    for module, norm in norms.items():
-        expected = slow_norm(slow_inputs(model, module), statistic)
-        assert norm.dtype == torch.float32 and norm.shape == expected.shape
-        torch.testing.assert_close(norm, expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_are_the_slow_ones(model, statistic):
+    found = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic=statistic)
+    assert list(found) == [Q, DOWN]
+    for module, own in found.items():
+        inputs = slow_inputs(model, module)
+        if statistic == "gram":  # pair by pair of channels, token by token
+            expected = sum(torch.outer(x, x) for x in torch.cat(inputs)) / len(LENGTHS)
+            assert torch.equal(own, own.T)
+        else:
+            expected = slow_norm(inputs, statistic)
+        assert own.dtype == torch.float32 and own.shape == expected.shape
+        torch.testing.assert_close(own, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_wanda_worked_by_hand():
@@ -88,17 +93,6 @@ def test_wanda_worked_by_hand():
     for statistic, norm in expected.items():
         result = calibrate(tiny, [batch], ["layer"], statistic=statistic)["layer"]
         assert result.tolist() == pytest.approx(norm)
-
-
-def test_a_gram_matrix_is_the_slow_one(model):
-    """Pair by pair of channels, token by token."""
-    grams = calibrate(model, [batch_of(sequences())], [Q, DOWN], statistic="gram")
-    for module, gram in grams.items():
-        inputs = torch.cat(slow_inputs(model, module))
-        slow = sum(torch.outer(x, x) for x in inputs) / len(LENGTHS)
-        assert gram.dtype == torch.float32 and gram.shape == slow.shape
-        torch.testing.assert_close(gram.double(), slow, rtol=1e-5, atol=1e-5)
-        assert torch.equal(gram, gram.T)
 
 
 def test_the_diagonal_of_a_gram_matrix_is_the_norms_square(model):
@@ -148,49 +142,40 @@ def test_each_tensor_is_summed_once(model, monkeypatch):
     monkeypatch.setattr(
         _InputSums, "_sum", lambda self, name, x: summed.append(name) or original(self, name, x)
     )
-    names = [
-        n for n, m in model.model.named_modules(prefix="model") if isinstance(m, torch.nn.Linear)
-    ]
-    assert len(names) == 7 * LAYERS
+    modules = model.model.named_modules(prefix="model")
+    names = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
     calibrate(model, [batch_of(sequences()), batch_of(sequences()[:2])], names)
+    assert len(names) == 7 * LAYERS
     assert len(summed) == 2 * 4 * LAYERS  # batches x (q k v, o, gate up, down)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_no_logits_are_computed(wrapped, monkeypatch):
     model = peft_llama(task={}) if wrapped else llama()
-
-    def forbidden(*_):
-        raise AssertionError("the LM head ran")
-
     head = model.get_base_model().lm_head if wrapped else model.lm_head
-    monkeypatch.setattr(head, "forward", forbidden)
+    monkeypatch.setattr(head, "forward", None)
     assert calibrate(model, [batch_of(sequences())], [Q])[Q].shape == (HIDDEN,)
 
 
-def test_progress_wraps_the_batches(model):
-    seen = []
+def test_progress_wraps_the_batches_and_the_model_is_left_as_it_was(model):
+    seen, rows = [], sequences()
+    model.train()
+    model.model.layers[0].eval()
+
+    def state() -> list:
+        return [(module.training, len(module._forward_pre_hooks)) for module in model.modules()]
 
     def progress(batches):
         for batch in batches:
             seen.append(len(batch["input_ids"]))
             yield batch
 
-    rows = sequences()
-    calibrate(model, [batch_of(rows[:2]), batch_of(rows[2:])], [Q], progress=progress)
-    assert seen == [2, 3]
-
-
-def test_the_model_is_left_as_it_was(model):
-    model.train()
-    model.model.layers[0].eval()
-    modes = [module.training for module in model.modules()]
-    hooks = sum(len(module._forward_pre_hooks) for module in model.modules())
-    norms = calibrate(model, [batch_of(sequences())], [Q])
-    assert modes == [module.training for module in model.modules()]
-    assert hooks == sum(len(module._forward_pre_hooks) for module in model.modules())
+    before = state()
+    norms = calibrate(model, [batch_of(rows[:2]), batch_of(rows[2:])], [Q], progress=progress)
+    assert seen == [2, 3] and state() == before
     model.eval()
-    assert torch.equal(norms[Q], calibrate(model, [batch_of(sequences())], [Q])[Q])
+    again = calibrate(model, [batch_of(rows[:2]), batch_of(rows[2:])], [Q])
+    assert torch.equal(norms[Q], again[Q])  # without dropout
 
 
 def test_hooks_are_gone_after_an_error(model):
@@ -199,34 +184,25 @@ def test_hooks_are_gone_after_an_error(model):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("modules", "batches", "options", "message"),
-    [
-        (
-            ["model.layers.1.q_proj"],
-            [tokens(1, 2)],
-            {},
-            r"no module 'model\.layers\.1\.q_proj'; did",
-        ),
-        (["zzz"], [tokens(1, 2)], {}, "no module 'zzz'$"),
-        (["lm_head"], [tokens(1, 2)], {}, "'lm_head' read nothing; the LM head never runs"),
-        ([Q], [], {}, "no token to calibrate with"),
-        ([Q], [tokens(1, 2)], {"statistic": "l2"}, "wanda, rms, mean_l2, gram, got 'l2'"),
-        (["model.embed_tokens"], [tokens(2, 2)], {}, r"reads \(2, 2\); calibration needs one row"),
-    ],
-)
-def test_what_cannot_be_calibrated_is_refused(model, modules, batches, options, message):
-    batches = ({"input_ids": ids} for ids in batches)
-    with pytest.raises(TipminiError, match=message):
-        calibrate(model, batches, modules, **options)
+TWO = tokens(1, 2)
+REFUSED = [
+    (["model.layers.1.q_proj"], [TWO], {}, r"no module 'model\.layers\.1\.q_proj'; did"),
+    (["zzz"], [TWO], {}, "no module 'zzz'$"),
+    (["lm_head"], [TWO], {}, "'lm_head' read nothing; the LM head never runs"),
+    ([Q], [], {}, "no token to calibrate with"),
+    ([Q], [TWO], {"statistic": "l2"}, "wanda, rms, mean_l2, gram, got 'l2'"),
+    (["model.embed_tokens"], [tokens(2, 2)], {}, r"reads \(2, 2\); calibration needs one row"),
+    ([Q], [torch.full((1, 2), 63)], {}, "read NaN or Inf"),
+]
 
 
-def test_inputs_that_are_not_finite_are_refused():
+@pytest.mark.parametrize(("modules", "batches", "options", "message"), REFUSED)
+def test_what_cannot_be_calibrated_is_refused(modules, batches, options, message):
     broken = llama()
     with torch.no_grad():
-        broken.model.embed_tokens.weight[5, 0] = torch.inf
-    with pytest.raises(TipminiError, match="read NaN or Inf"):
-        calibrate(broken, [{"input_ids": torch.tensor([[5, 6]])}], [Q])
+        broken.model.embed_tokens.weight[63, 0] = torch.inf
+    with pytest.raises(TipminiError, match=message):
+        calibrate(broken, ({"input_ids": ids} for ids in batches), modules, **options)
 
 
 # With an adapter -------------------------------------------------------------------------------
@@ -273,13 +249,9 @@ def test_names_as_in_the_base_and_as_in_peft_both_do(peft_model):
     peft_model.set_adapter("one")
     norms = calibrate(peft_model, [batch_of(sequences())], [deep, f"base_model.model.{deep}"])
     assert torch.equal(norms[deep], norms[f"base_model.model.{deep}"])
-
-
-def test_what_is_active_and_trainable_stays(peft_model):
-    peft_model.set_adapter("one")
     before = [p.requires_grad for p in peft_model.parameters()]
     calibrate_adapter(peft_model, [batch_of(sequences())], "two")
-    assert peft_model.active_adapter == "one"
+    assert peft_model.active_adapter == "one"  # what is active and trainable stays
     assert before == [p.requires_grad for p in peft_model.parameters()]
 
 

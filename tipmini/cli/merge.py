@@ -60,7 +60,7 @@ ONE_BASE = "name or folder of the adapters' one base, where they name it or its 
 HEADS = "of modules trained whole: the adapter's name whose are kept, or average"
 HOW = ("config", "dry_run", "quiet", "as_json", "option", "weight")  # what is no argument itself
 
-Progress = Callable[..., Iterable]  # (things, what="merging", unit="module") -> the things
+Progress = Callable[..., Iterable]  # (things, desc="merging", unit="module") -> the things
 
 
 def merge(
@@ -112,6 +112,7 @@ def merge(
     The result is told with its relative error, how far it is from the exact sum of the adapters,
     each times its weight.
     """
+    # Nothing else is local yet: the flags.
     given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [], False)}
     from tipmini.cli.merge_request import make_request, parse_options
 
@@ -156,14 +157,14 @@ def run(request: "Request", progress: Progress) -> dict[str, object]:
             fan_in_fan_out=any(part.adapter.fan_in_fan_out for part in parts),
             beside={"README.md": lambda: _card(request, inputs, parts, fidelity).encode()},
             overwrite=request.overwrite,
-            progress=partial(progress, what="merging", unit="tensor"),
+            progress=partial(progress, desc="merging", unit="tensor"),
         )
     else:
-        step = partial(progress, what="merging", unit="module")
+        step = partial(progress, desc="merging", unit="module")
         heads = request.heads or "refuse"
         merged = tm.merge(inputs.adapters, **given, heads=heads, progress=step)
         fidelity = Fidelity(merged.factors, exact)
-        for module in progress(merged.modules, what="comparing", unit="module"):
+        for module in progress(merged.modules, desc="comparing", unit="module"):
             fidelity[module]  # reading measures
         merged = merged if request.rank_pattern else merged.of_one_rank()
         card = _card(request, inputs, parts, fidelity)
@@ -229,11 +230,7 @@ def _bar(silent: bool) -> Progress:
     """tqdm on stderr, with an estimate; nothing where that is no terminal."""
     from tqdm import tqdm
 
-    def bar(things: Iterable, what: str, unit: str) -> Iterable:
-        # None: shown on a terminal alone
-        return tqdm(things, what, unit=unit, disable=silent or None, leave=False)
-
-    return bar
+    return partial(tqdm, disable=silent or None, leave=False)  # None: shown on a terminal alone
 
 
 def _tell(facts: dict) -> None:

@@ -121,16 +121,3 @@ def chunks(weight: Tensor) -> Iterator[slice]:
     """Consecutive rows, as many as fit into a chunk, and at least one."""
     size = max(1, int(min(CHUNK, PART * weight.numel())) // weight.shape[1])
     return (slice(i, i + size) for i in range(0, weight.shape[0], size))
-
-
-def semi_structured_mask(score: Tensor, n: int = 2, m: int = 4) -> Tensor:
-    """n:m sparsity: False at the n lowest of every m consecutive scores of a row; bool, (d, k).
-
-    Among equal scores the lower index goes first. Raises TipminiError unless m divides k.
-    """
-    if score.ndim != 2 or score.shape[1] % m:
-        shape = tuple(score.shape)
-        raise TipminiError(f"{n}:{m} sparsity needs rows of a multiple of {m}, got {shape}")
-    order = score.reshape(-1, m).argsort(dim=1, stable=True)
-    mask = torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :n], False)
-    return mask.view(score.shape)

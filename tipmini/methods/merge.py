@@ -274,6 +274,9 @@ class Lazy(Mapping[str, LoraFactors | Tensor]):
     def __getitem__(self, module: str) -> LoraFactors | Tensor:
         return self.compute(module)
 
+    def __contains__(self, module: object) -> bool:
+        return module in self.names  # without computing it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

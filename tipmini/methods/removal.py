@@ -6,7 +6,7 @@ adapter's factors the same rows of B and columns of A go, so that BA is made of 
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, HEADS, Family
+from tipmini.methods.merge import Lazy
 from tipmini.methods.pruner import Masks
 from tipmini.models.adapter import LoraFactors
 from tipmini.models.base_folder import BaseFolder, save_merged
@@ -29,28 +30,19 @@ class TensorEdit(NamedTuple):
     shape: tuple[int, ...]
 
 
-class ChangedFile(Mapping[str, Tensor]):
+class ChangedFile(Lazy):
     """A safetensors file some of whose tensors are read changed; as `TensorFile`, entries too."""
 
     def __init__(self, file: Mapping[str, Tensor], changes: Mapping[str, TensorEdit]) -> None:
-        self.file, self.changes, self.entries = file, changes, dict(file.entries)
+        def read(name: str) -> Tensor:
+            return changes[name].apply(file[name]) if name in changes else file[name]
+
+        super().__init__(file.entries, read)
+        self.entries = dict(file.entries)
         for name in self.entries.keys() & changes.keys():
             entry, shape = self.entries[name], changes[name].shape
             width = entry.size // math.prod(entry.shape)
             self.entries[name] = replace(entry, shape=shape, size=width * math.prod(shape))
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.file[name]
-        return self.changes[name].apply(tensor) if name in self.changes else tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
 
 def changed(

@@ -239,8 +239,9 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def natural_order(names: Iterable[str]) -> list[str]:
     """Sorted with numbers as numbers, so that layers.2 comes before layers.10."""
-    return sorted(names, key=lambda name: [_part(p) for p in re.split(r"(\d+)", name)])
 
+    def key(name: str) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", name)
+        return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
-def _part(text: str) -> tuple[int, int | str]:
-    return (0, int(text)) if text.isdecimal() else (1, text)
+    return sorted(names, key=key)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini.errors import TipminiError, require, require_share
+from tipmini.masks import semi_structured_mask
 from tipmini.methods import pruner
 from tipmini.methods.criteria import (
     CHOICES,
     NEEDS_WEIGHT_GRADIENT,
     REDUCTIONS,
     needs_gradient,
-    semi_structured_mask,
 )
 from tipmini.methods.groups import (
     CHANNELS,

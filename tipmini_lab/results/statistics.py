@@ -62,13 +62,16 @@ def tasks_of(rows: pd.DataFrame) -> list[str]:
 def measured(rows: pd.DataFrame, names: Iterable[str], tasks: Iterable[str]) -> bool:
     """Whether every one of the variants is measured on every task, and there are any."""
     names, tasks = list(names), list(tasks)
-    known = {*names} <= {*rows.columns} and {*tasks} <= {*tasks_of(rows)}
-    return bool(names and tasks and known and rows.loc[tasks, names].notna().all(axis=None))
+    known = all(n in rows.columns for n in names) and all(t in rows.index for t in tasks)
+    if not (names and tasks and known):
+        return False
+    return not any(np.isnan(rows_of(rows, names, task)).any() for task in tasks)
 
 
 def rows_of(rows: pd.DataFrame, names: Sequence[str], task: str) -> np.ndarray:
     """(rows, variants) values on a task."""
-    return np.array([rows.loc[task, name] for name in names]).T
+    own = rows.loc[task]
+    return np.array([own[name] for name in names]).T
 
 
 def mean_of(
@@ -81,7 +84,8 @@ def mean_of(
     tasks = tasks_of(rows) if tasks is None else list(tasks)
     if not measured(rows, [name], tasks):
         return None
-    means, errors = zip(*(accuracy(rows.loc[task, name].to_numpy()) for task in tasks), strict=True)
+    found = [accuracy(rows_of(rows, [name], task)[:, 0]) for task in tasks]
+    means, errors = zip(*found, strict=True)
     error = math.sqrt(math.fsum(error**2 for error in errors)) / len(tasks)
     return math.fsum(means) / len(tasks), error
 
