@@ -14,7 +14,7 @@ from claimed import found
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import staging
-from tipmini_lab.book.claims import Claim, Verdict, declared, page
+from tipmini_lab.book.claims import Claim, Verdict, checks, declared, page
 from tipmini_lab.book.claims.checks import CHECKS, Evidence, together
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
