@@ -11,12 +11,12 @@ from tipmini.methods.model_card import CardInput, model_card
 from tipmini.models.peft_folder import is_our_card
 
 INPUTS = {
-    "boolq": CardInput("adapters/boolq", "a1" * 32),
-    "piqa": CardInput("/my | odd `path`", "b2" * 32, weight=-0.5),
+    "boolq": CardInput("a1" * 32),
+    "my | odd `piqa`": CardInput("b2" * 32, weight=-0.5),
 }
 SPARSITY = {
     "boolq": {"model.layers.0": 0.7, "model.layers.1": 0.65},
-    "piqa": {"model.layers.1": 1.0},
+    "my | odd `piqa`": {"model.layers.1": 1.0},
 }
 FIDELITY = {"model.layers.0": 0.1234, "model.layers.1": 1.5}
 
@@ -55,10 +55,16 @@ def test_the_hub_reads_the_front_matter():
     }
 
 
-@pytest.mark.parametrize("base", ["no: yaml # at all", "a\nb: c", "---", "'", "- x", "ü" * 200])
-def test_any_name_of_a_base_is_one_value(base):
-    matter = card(base_model=base).split("---\n", 1)[1].split("\n---\n")[0]
-    assert yaml.safe_load(matter)["base_model"] == base
+LOCAL = ["/home/me/Llama-2-7b-hf", "runs/checkpoint-500", "a\nb: c", "---", "ü: #"]
+
+
+@pytest.mark.parametrize("base", LOCAL)
+def test_a_base_that_is_no_hubs_is_not_named(base):
+    """A path says nothing to others, and what is no name could be anything."""
+    text = card(base_model=base)
+    assert text == card(base_model=None) and base not in text
+    matter = text.split("---\n", 1)[1].split("\n---\n")[0]
+    assert "base_model" not in yaml.safe_load(matter)
 
 
 def test_without_a_base_or_a_task_nothing_is_claimed():
@@ -78,11 +84,11 @@ def test_the_tables_hold_every_setting_input_and_layer():
         ["tipmini", "`0.1.0`"],
     ]
     assert rows(text, "Adapters")[1:] == [
-        ["`boolq`", "1", "`adapters/boolq`", f"`{'a1' * 32}`"],
-        ["`piqa`", "-0.5", "`/my \\| odd 'path'`", f"`{'b2' * 32}`"],
+        ["`boolq`", "1", f"`{'a1' * 32}`"],
+        ["`my \\| odd 'piqa'`", "-0.5", f"`{'b2' * 32}`"],
     ]
     assert rows(text, "Layers") == [
-        ["Layer", "`boolq`", "`piqa`", "Error"],
+        ["Layer", "`boolq`", "`my \\| odd 'piqa'`", "Error"],
         ["`model.layers.0`", "0.7000", "", "0.1234"],
         ["`model.layers.1`", "0.6500", "1.0000", "1.5000"],
     ]
@@ -91,7 +97,7 @@ def test_the_tables_hold_every_setting_input_and_layer():
 def test_what_is_not_known_is_left_out():
     assert "## Layers" not in card(sparsity=None, fidelity=None)
     assert rows(card(sparsity=None), "Layers")[0] == ["Layer", "Error"]
-    assert rows(card(fidelity=None), "Layers")[0] == ["Layer", "`boolq`", "`piqa`"]
+    assert rows(card(fidelity=None), "Layers")[0] == ["Layer", "`boolq`", "`my \\| odd 'piqa'`"]
 
 
 def test_the_same_merge_has_the_same_card():
@@ -100,7 +106,7 @@ def test_the_same_merge_has_the_same_card():
 
 
 def test_sparsity_of_an_adapter_that_was_not_merged_is_refused():
-    with pytest.raises(TipminiError, match="sparsity of rte, which is none of boolq, piqa"):
+    with pytest.raises(TipminiError, match="sparsity of rte, which is none of boolq, my"):
         card(sparsity={"rte": {}})
 
 
@@ -112,3 +118,9 @@ def test_the_folder_knows_its_own_card(tmp_path):
 
 def test_a_preset_names_its_method():
     assert ["A preset of", "`tip`"] in rows(card(method="tip-inverted"), "Settings")
+
+
+def test_a_written_base_is_no_adapter():
+    data = ModelCard(card(into=True)).data.to_dict()
+    assert (data["library_name"], data["base_model_relation"]) == ("transformers", "merge")
+    assert "peft" not in data["tags"] and "PeftModel" not in card(into=True)

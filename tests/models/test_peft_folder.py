@@ -104,14 +104,6 @@ BROKEN: dict[str, tuple[Damage, str, str]] = {
         for what, make in {"a pipe": os.mkfifo, "a folder": Path.mkdir}.items()
     },
     **{
-        f"a link that leaves: {name}": (
-            lambda f, name=name: move(f, name, f.parent / "elsewhere"),
-            name,
-            "a link that leaves the folder",
-        )
-        for name in (CONFIG, WEIGHTS)
-    },
-    **{
         f"a link to {to}": (replaced(CONFIG, lambda file, to=to: file.symlink_to(to)), CONFIG, "")
         for to in (CONFIG, "nothing", "/dev/zero", "/dev/stdin")
     },
@@ -173,7 +165,7 @@ FACTORS = {
     "a stray": ({"x": torch.ones(1)}, "x is no LoRA factor"),
     "a name of two lines": ({"x\ny\x1b[2J": torch.ones(1)}, "x y\\x1b[2J is no LoRA factor"),
     "a long name": ({"x" * 9999: torch.ones(1)}, "is no LoRA factor"),
-    "an adapter's name": ({A.replace("weight", "default.weight"): torch.ones(1)}, "leaves out"),
+    "two adapters": ({A.replace("weight", "default.weight"): torch.ones(1)}, "several adapters"),
     "attention in one piece": (
         {INNER: torch.ones(4, 8), INNER.replace("lora_A", "lora_B"): torch.ones(8, 4)},
         "attention in one piece",

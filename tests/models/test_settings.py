@@ -80,6 +80,9 @@ WRONG = {
     "exclude_modules": [3, {}, [3], [None]],
     "layers_to_transform": ["0", [None], ["0"], {}, -1, [True]],
     "init_lora_weights": [3, [], {}, "a\nb", "pissa", "OLoRA", "x" * 10**5],
+    "revision": [3, [], {}, "two\nlines"],
+    "auto_mapping": ["x", 3, [1], {"a": 3}],
+    "modules_to_save": ["score", 3, {"a": 1}, [3]],
     "bias": ["all", 3, ["none"]],
     "peft_type": [None, "ADALORA", "lora", ["LORA"], {"LORA": 1}],
 }

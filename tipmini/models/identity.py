@@ -61,9 +61,9 @@ def _agree(one: str, two: str) -> bool:
 
 def is_hub_name(base: str) -> bool:
     """Whether it can be a model's name on the hub, and not a folder's that says nothing."""
-    return re.fullmatch(
-        r"([\w-][\w.-]*/)?[\w-][\w.-]*", base
-    ) is not None and not NAMELESS.fullmatch(base.rpartition("/")[2])
+    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base) is not None and not NAMELESS.fullmatch(
+        base.rpartition("/")[2]
+    )
 
 
 def _hint(one: str, two: str) -> str:
