@@ -14,7 +14,7 @@ from claimed import found
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import staging
-from tipmini_lab.book.claims import Claim, Verdict, declared, page
+from tipmini_lab.book.claims import Claim, Verdict, checks, declared, page
 from tipmini_lab.book.claims.checks import CHECKS, Evidence, together
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
@@ -43,7 +43,11 @@ def test_ids_titles_and_cite_keys():
 
 
 def test_every_check_is_of_use():
-    """A check that no claim names is not kept."""
+    """A check that no claim names is not kept. And of what is measured none takes the printed
+    number, which may be a share that is pruned, or a number of bits."""
+    checks.modules()
+    here = [inspect.signature(check).parameters for check, _ in CHECKS["here"].values()]
+    assert not any("printed" in parameters for parameters in here)
     parts = [part for claim in CLAIMS for part in (claim.in_print, claim.here)]
     for part in parts:
         parts += [*part.all_of, *part.both_of]
@@ -202,54 +206,43 @@ def test_a_sentence_of_several_parts(verdicts, verdict, none_failing):
 # Cells of merges ----------------------------------------------------------------------------------
 
 
-def cells(**values: list[int]) -> Evidence:
+def cells(**wrong: int) -> Evidence:
+    """Cells of 20 rows, of which so many are wrong: the first, or where negative the last."""
     facts = {"key": "", "inputs": {}, "code": {}, "profile": "full", "metric": "acc"}
     facts |= {"dtype": "float32", "seconds": 0, "date": "", "machine": {}, "versions": {}}
-    made = {(m, "rte"): Cell(**facts, task="rte", method=m, values=v) for m, v in values.items()}
+    made = {}
+    for method, count in wrong.items():
+        values = [0.0] * abs(count) + [1.0] * (20 - abs(count))
+        values = values[::-1] if count < 0 else values
+        made[method, "rte"] = Cell(**facts, task="rte", method=method, values=values)
     return Evidence({}, {"splits": {"rte": {"rows": 20}}}, load_profile("full"), made)
 
 
 @pytest.mark.parametrize(
-    ("values", "lower", "options", "verdict"),
+    ("wrong", "options", "verdict"),
     [
-        ({"tip": [1] * 20, "linear": [0] * 20}, ["linear"], {}, Verdict.HOLDS),
-        ({"tip": [0] * 20, "linear": [1] * 20}, ["linear"], {}, Verdict.CONTRARY),
-        ({"tip": [1, 0] * 10, "linear": [0, 1] * 10}, ["linear"], {}, Verdict.NOT_SUPPORTED),
-        # 3 rows: p is 0.25; 6 rows: 0.03, which is clear alone and not beside another comparison
-        ({"tip": [1] * 20, "linear": [0] * 3 + [1] * 17}, ["linear"], {}, Verdict.NOT_SUPPORTED),
-        ({"tip": [1] * 20, "linear": [0] * 6 + [1] * 14}, ["linear"], {}, Verdict.HOLDS),
-        (
-            {"tip": [1] * 20, "linear": [0] * 6 + [1] * 14, "dare": [1] * 20},
-            *(["linear", "dare"], {}, Verdict.NOT_SUPPORTED),
-        ),
-        (
-            {"tip": [1] * 20, "linear": [0] * 20, "dare": [1] * 20},
-            *(["linear", "dare"], {}, Verdict.IN_PART),
-        ),
-        (
-            {"tip": [1] * 20, "linear": [0] * 20, "dare": [1] * 20},
-            *(["linear", "dare"], {"some": True}, Verdict.HOLDS),
-        ),
-        ({"tip": [1]}, ["static"], {}, Verdict.NOT_RUN),
+        ({"tip": 0, "linear": 20}, {}, Verdict.HOLDS),
+        ({"tip": 20, "linear": 0}, {}, Verdict.CONTRARY),
+        ({"tip": 10, "linear": -10}, {}, Verdict.NOT_SUPPORTED),
+        ({"tip": 0, "linear": 3}, {}, Verdict.NOT_SUPPORTED),  # p is 0.25
+        ({"tip": 0, "linear": 6}, {}, Verdict.HOLDS),  # p is 0.03
+        ({"tip": 0, "linear": 6, "dare": 0}, {}, Verdict.NOT_SUPPORTED),  # of two comparisons
+        ({"tip": 0, "linear": 20, "dare": 0}, {}, Verdict.IN_PART),
+        ({"tip": 0, "linear": 20, "dare": 0}, {"some": True}, Verdict.HOLDS),
+        ({"tip": 0, "linear": 20}, {"lower": ["linear", "static"]}, Verdict.NOT_RUN),
     ],
 )
-def test_cells_are_compared_row_by_row(values, lower, options, verdict):
-    asked = {"higher": ["tip"], "lower": lower, "tasks": ["rte"]} | options
-    told = found(cells(**values), "paired", arguments=asked)
+def test_cells_are_compared_row_by_row(wrong, options, verdict):
+    asked = {"higher": ["tip"], "lower": [*wrong][1:], "tasks": ["rte"]} | options
+    told = found(cells(**wrong), "paired", arguments=asked)
     assert told.verdict == verdict and (verdict != Verdict.NOT_RUN or "static" in told.words)
 
 
-def test_rows_are_official_where_none_is_missing():
-    for rows, verdict in ((20, Verdict.SAME_SETTING), (19, Verdict.OTHER_SETTING)):
-        assert found(cells(tip=[1] * rows), "rows_are_official").verdict == verdict
-
-
-@pytest.mark.parametrize(("printed", "verdict"), [(4.0, "holds"), (8.0, "does not hold")])
-def test_a_number_cited_of_another_work(printed, verdict):
-    cited = {"other": {"value": 4, "unit": " bits", "source": "its abstract"}}
-    asked = {"printed": printed, "arguments": {"work": "other"}}
-    told = found(Evidence({}, {"cited": cited}, None), "as_cited", "in_print", **asked)
-    assert told == (verdict, "4 bits", "By its abstract.")
+@pytest.mark.parametrize(("rows", "verdict"), [(20, "same setting"), (19, "another setting")])
+def test_rows_are_official_where_none_is_missing(rows, verdict):
+    made = cells(tip=0)
+    made.cells["tip", "rte"].values[rows:] = []
+    assert found(made, "rows_are_official").verdict == f"{verdict} here"
 
 
 # A verdict that changed ---------------------------------------------------------------------------
@@ -331,17 +324,3 @@ def test_the_command_lists_all(evidence, capsys, monkeypatch):
     heads = [lines.index(f"{p.title}: {len(p.claims)} claims") for p in PAPERS.values()]
     starts = [next(i for i, t in enumerate(lines) if t.startswith(f"{c.id} ")) for c in CLAIMS]
     assert starts == sorted(starts) and heads == sorted(heads) and heads[0] < starts[0]
-
-
-# Numbers that a check asks for --------------------------------------------------------------------
-
-
-def test_a_printed_number_goes_to_checks_of_what_is_printed_alone():
-    """A check of what is measured has its threshold as an argument of its own: the printed number
-    of a sentence may be a share that is pruned, or a number of bits."""
-    takes = {
-        name
-        for name, (own, _) in CHECKS["here"].items()
-        if "printed" in inspect.signature(own).parameters
-    }
-    assert not takes

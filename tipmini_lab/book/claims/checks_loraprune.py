@@ -203,7 +203,7 @@ def pass_time(
 ) -> Finding:
     """Whether passes of pruned models take so many per cent less time than others, or `more`.
 
-    of, against: [pruning ratio, whether the adapter is merged], each against each.
+    of, against: [pruning ratio, whether the adapter is merged], by pairs, in the same rounds.
     """
     entries = part(evidence.benched, INFERENCE, "inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): np.array(e["seconds"]) for e in entries}
