@@ -222,6 +222,12 @@ def test_share_mask_refuses_numbers_that_are_not_there(removed):
         loraprune.share_mask(torch.ones(3), removed)
 
 
+def test_equal_importances_go_from_the_front():
+    """So many that an unstable sort would shuffle them."""
+    mask = loraprune.share_mask(torch.ones(5000), 2500)
+    assert mask.tolist() == [False] * 2500 + [True] * 2500
+
+
 def test_masked_outputs_are_those_of_zeroed_rows():
     a, b, _, _ = random_factors(6, 3, 2)
     generator = torch.Generator().manual_seed(0)
