@@ -85,7 +85,7 @@ def report(found: costs.Found) -> str:
         costs.CRITERIA: [costs.cost_table],
         costs.MASKS: [costs.overlap_table],
         costs.INFERENCE: [costs.inference_table],
-        costs.PROFILE: [costs.step_table, costs.pass_table],
+        costs.PROFILE: [costs.step_times, costs.pass_times],
     }
     return "\n\n".join(table(found).to_string() for name in found for table in shown[name])
 

@@ -28,7 +28,7 @@ FIRST, SECOND, THIRD = gone([0, 1, 2, 3]), gone([2, 3, 4, 5]), gone([3, 4, 5, 6]
 def kept(*runs: tuple) -> pd.DataFrame:
     """(method, tuned, {seed: channels gone}) at one half."""
     lines = [(m, "channels", 0.5, t, s, mask) for m, t, own in runs for s, mask in own.items()]
-    return pd.DataFrame(lines, columns=[*pruning_masks.MODEL, "seed", "gone"])
+    return pd.DataFrame(lines, columns=[*pruning_masks.SETTING, "seed", "gone"])
 
 
 def test_the_kind_of_a_family_is_in_its_name():

@@ -10,7 +10,7 @@ import pytest
 
 from tipmini_lab import paths
 from tipmini_lab.book import method_tables, pruning_costs, pruning_tables, tables
-from tipmini_lab.book.pruning_tables import OURS, PERPLEXITIES, UNPRUNED, Gap
+from tipmini_lab.book.pruning_tables import OURS, PERPLEXITIES, UNPRUNED, Gap, shown
 from tipmini_lab.experiments import declared
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.results.statistics import MISSING
@@ -38,13 +38,7 @@ def of_levels(method: str, levels: list[float], share: float = 0.5, tuned: bool 
 def test_a_run_has_its_scores_and_what_is_declared_of_it():
     run = RUNS[declared.run_name("wanda", 0.2, True, 2)]
     own, cells = SCORES.loc[run.name], {c.task: c for c in FOUND[run.name].cells}
-    assert tuple(own[["method", "share", "tuned", "longer", "seed"]]) == (
-        "wanda",
-        0.2,
-        True,
-        False,
-        2,
-    )
+    assert own[[*pruning_tables.MODEL, "seed"]].tolist() == ["wanda", 0.2, True, False, 2]
     assert own["books"] == pytest.approx(math.exp(cells["books"].mean))
     assert own["piqa"] == pytest.approx(cells["piqa"].mean)
     assert GRID.averaged == tuple(task for task in GRID.tasks if task != "boolq")
@@ -55,27 +49,19 @@ def test_a_run_has_its_scores_and_what_is_declared_of_it():
 
 def test_seeds_are_averaged_with_their_spread():
     levels = [3.0, 3.2, 3.4]
-    row = pruning_tables.table(frames(of_levels("wanda", levels))[1], GRID, 0.5, tuned=True).loc[
-        "Wanda"
-    ]
+    scores = frames(of_levels("wanda", levels))[1]
+    row = pruning_tables.table(scores, GRID, 0.5, tuned=True).loc["Wanda"]
     every = [math.exp(sum(made_up.losses(level)) / 16) for level in levels]
     low, middle, high = (f"{p:.1f}" for p in every)  # evenly apart: the middle is the mean loss's
     assert row["ppl, books"] == f"{middle}<br>{low}–{high}" and row["seeds"] == "3"
+    means = scores["accuracy"].dropna()
+    assert row["mean without BoolQ"] == f"{means.mean():.3f}<br>± {np.std(means, ddof=1):.3f}"
 
 
-@pytest.mark.parametrize(
-    ("size", "told"),
-    [
-        (0.51283, "0.513"),
-        (1, "1.00"),
-        (26.313, "26.3"),
-        (99.96, "100"),
-        (871.4, "871"),
-        (1855298.25, "1,860,000"),
-    ],
-)
-def test_numbers_have_three_digits(size, told):
-    assert pruning_tables.three_digits(size) == told
+def test_numbers_have_three_digits():
+    sizes = [0.51283, 1, 26.313, 99.96, 871.4, 1855298.25]
+    told = ["0.513", "1.00", "26.3", "100", "871", "1,860,000"]
+    assert [pruning_tables.three_digits(size) for size in sizes] == told
 
 
 @pytest.mark.parametrize("tuned", [True, False])
@@ -100,13 +86,13 @@ def test_a_task_that_is_missing_leaves_out_the_mean_only():
 def test_rows_may_be_of_any_models_and_columns_of_any_score():
     """What is tuned longer is another model; a seed that removed less lowers the mean."""
     models = {"few": ("wanda", 0.5, True), "many": ("wanda", 0.5, True, True)}
-    removed = {"really removed": ("removed_share", pruning_tables.percent)}
-    table = pruning_tables.shown(SCORES, models, removed | PERPLEXITIES)
+    removed = {"really removed": ("removed_share", pruning_tables.mean(".1%"))}
+    table = shown(SCORES, models, removed | PERPLEXITIES)
     assert table["seeds"].tolist() == ["3", "1"] and set(table["really removed"]) == {"50.0%"}
     name = declared.run_name("wanda", 0.5, True, 0)
     less = FOUND[name].model_copy(update={"facts": {"removed_share": 0.2}})
     scores = frames({run: b for run, b in FOUND.items() if not RUNS[run].longer} | {name: less})[1]
-    table = pruning_tables.shown(scores, models, removed | PERPLEXITIES)
+    table = shown(scores, models, removed | PERPLEXITIES)
     assert table["really removed"].tolist() == ["40.0%", MISSING]
     assert table.loc["many"].tolist() == [MISSING, "-", MISSING, MISSING]
 
@@ -128,7 +114,7 @@ def test_lines_start_at_what_nothing_was_removed_of(tuned, start):
     own = pd.Series(np.mean(losses, axis=0))
     ends = [own.mean() + sign * 1.96 * own.sem() for sign in (0, -1, 1)]
     assert line.loc[0, ["y", "low", "high"]].tolist() == pytest.approx(np.exp(ends))
-    alone = frames({name: FOUND[name] for name in ("base",)})[0]
+    alone = frames({"base": FOUND["base"]})[0]
     assert pruning_tables.lines(alone, {"a": ("magnitude", False)}, "books").empty
 
 
@@ -211,9 +197,9 @@ def chapter(monkeypatch):
 
 def test_the_chapter_says_what_is_stored(chapter):
     told = chapter(FOUND, BENCH)
-    count = len(RUNS)
-    assert f"{count} of {count} declared runs are stored" in told and "on a CPU, torch 2: " in told
     for sentence in (
+        f"{len(RUNS)} of {len(RUNS)} declared runs are stored, ",
+        f"on a CPU, torch 2: {len(RUNS)} minutes of pruning and",
         "in 5 of 30 layers (1, 2, 3, 4, 5); 6 would be, had",
         "layer 1: its norm is 100 times the median channel's, and 5% of",
         "is 60.0% of the two products that stay, but only 20% of a whole",  # 1.2 of 2.0, of 6.0
@@ -226,6 +212,7 @@ def test_the_chapter_says_what_is_stored(chapter):
         "| LoRAPrune | 11.60 | 17.39 |",
         "| 20% | 20.0% | 16.0% | 0.0% | 20.0% |",
         "| random | 1 | 1 | 1 | 1 |",
+        "| all of them | 4000.0 | 2000.0 | -50.0% |",
     ):
         assert sentence in told
     assert told.count(MISSING) == 6 * 2 * len(NAMES)  # no masks are stored

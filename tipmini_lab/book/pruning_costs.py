@@ -44,11 +44,8 @@ def made_with(found: Found, name: str) -> str:
         return f"This part is {MISSING}: `python -m bench {PREFIX}{name}`."
     own, made = found[name], found[name]["made"]
     if name == INFERENCE:
-        sizes = {(e["prompt"], len(e["seconds"])) for e in own["inference"]}
-        prompts, rounds = (
-            " or ".join(map(str, sorted({*one}))) for one in zip(*sizes, strict=True)
-        )
-        read = f"Prompts of {prompts} tokens, each model {rounds} times in turn"
+        prompt, rounds = own["inference"][0]["prompt"], len(own["inference"][0]["seconds"])
+        read = f"Prompts of {prompt} tokens, each model {rounds} times in turn"
     else:
         read = f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass"
         read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
@@ -252,10 +249,8 @@ def alike(found: Found) -> pd.DataFrame:
     """Figure 4: kind, line, x (share gone), y (mean of seeds), low, high, chance: groups alike."""
     by = agreement(found).groupby(["kind", "reduction", "gone"])
     means = by.agg(y=("same", "mean"), low=("same", "min"), high=("same", "max"))
-    means = means.assign(chance=by["chance_same"].first()).reset_index()
-    return means.replace({"reduction": REDUCTIONS}).rename(
-        columns={"reduction": "line", "gone": "x"}
-    )
+    means = means.assign(chance=by["chance_same"].first()).rename(REDUCTIONS)
+    return means.rename_axis(["kind", "line", "x"]).reset_index()
 
 
 def overlap_table(found: Found) -> pd.DataFrame:
@@ -266,10 +261,9 @@ def overlap_table(found: Found) -> pd.DataFrame:
         both = own.groupby("reduction")["both"].mean().map("{:.1%}".format)
         row = {"gone": f"{removed:,} of {own.groups.iloc[0]:,}", **both}
         rows[f"{kind}, {shares}"] = row | {"by chance": f"{own.chance_both.iloc[0]:.1%}"}
-    table = pd.DataFrame(rows or {MISSING: {}}).T.reindex(
-        columns=["gone", *REDUCTIONS, "by chance"]
-    )
-    return table.astype(object).fillna("-").rename_axis("removed by both")
+    heads = ["gone", *REDUCTIONS, "by chance"]
+    table = pd.DataFrame(rows or {MISSING: {}}, index=heads, dtype=object).T
+    return table.fillna("-").rename_axis("removed by both")
 
 
 # Where a criterion's step and a pruned model's pass spend their time ------------------------------
@@ -288,43 +282,28 @@ TIMED = {"vanilla": "vanilla, ms", "lora-guided": "LoRA-guided, ms"}
 
 
 def step_times(found: Found) -> pd.DataFrame:
-    """Milliseconds a row of every part of a step by either criterion; NaN: not measured."""
+    """Milliseconds a row of every part of a step by either criterion; NaN: not measured.
+
+    At the peak: what the products take at the measured speed of matrix products alone.
+    """
     steps = part(found, PROFILE, "steps", {})
     entries = {title: steps.get(name) for name, title in TIMED.items()}
-    return _milliseconds(entries, [*STEP_PARTS, IMPORTANCES])
+    times = _milliseconds(entries, [*STEP_PARTS, IMPORTANCES]).rename_axis("part of a step")
+    at_peak = pd.Series(part(found, PROFILE, "at_peak", {}), times.index, float)
+    return times.assign(**{"at the peak, ms": 1000 * at_peak})
 
 
 def pass_times(found: Found) -> pd.DataFrame:
     """Milliseconds of every part of a pass at every share."""
     passes = part(found, PROFILE, "passes", [])
     entries = {f"{e['removed']:.1%} removed, ms": e for e in passes} or {"ms": None}
-    return _milliseconds(entries, OF_A_PASS)
+    return _milliseconds(entries, OF_A_PASS).rename_axis("part of a pass")
 
 
 def _milliseconds(entries: Mapping[str, Mapping | None], parts: Sequence[str]) -> pd.DataFrame:
     """Every part's in every column, their sum, and what a clock says."""
-    nothing = {"parts": {}, "seconds": None}
-    known = {title: entry or nothing for title, entry in entries.items()}
-    columns = {title: pd.Series(e["parts"], parts, float) for title, e in known.items()}
+    columns = {t: pd.Series(e["parts"] if e else {}, parts, float) for t, e in entries.items()}
     times = pd.DataFrame(columns)
     times.loc[SUM] = times.sum(min_count=1)
-    times.loc[WALL] = [entry["seconds"] for entry in known.values()]
+    times.loc[WALL] = [entry["seconds"] if entry else None for entry in entries.values()]
     return 1000 * times
-
-
-def step_table(found: Found) -> pd.DataFrame:
-    """`step_times`, and what the products take at the measured peak of matrix products."""
-    table = formatted(step_times(found), "{:.1f}")
-    at_peak = pd.Series(part(found, PROFILE, "at_peak", {}), table.index, float)
-    table["at the peak, ms"] = formatted(1000 * at_peak, "{:.1f}", "-")
-    return table.rename_axis("part of a step")
-
-
-def pass_table(found: Found) -> pd.DataFrame:
-    """`pass_times`, and the last share against the first."""
-    times = pass_times(found)
-    table = formatted(times, "{:.1f}")
-    if PROFILE in found:
-        change = times.iloc[:, -1] / times.iloc[:, 0] - 1
-        table["the last against the first"] = formatted(change, "{:+.1%}")
-    return table.rename_axis("part of a pass")

@@ -4,17 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import (
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-    PercentFormatter,
-    StrMethodFormatter,
-)
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -131,10 +125,9 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
     for (name, shares), (colour, line, _) in zip(lines.items(), SERIES, strict=False):
         axes.step(range(1, len(shares) + 1), shares, line, color=colour, where="post", label=name)
     axes.set(xlabel="step", ylabel="share removed", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     _percent(axes.yaxis)
-    _legend(figure, axes)  # beside the lines: one of them rises where every corner is taken
-    return figure
+    return _with_legend(figure)  # beside the lines: one rises where every corner is taken
 
 
 # Figures 3 and 4, and a run: what was measured ----------------------------------------------------
@@ -148,45 +141,53 @@ def perplexities(
 
     marks: {corpus: {name: y}}, at one half. Perplexity grows fast: the scale is logarithmic.
     """
-    figure = Figure((WIDTH, 5.6), layout="constrained")
-    grid = figure.subplots(len(corpora), 1, sharex=True)
-    for axes, (corpus, lines) in zip(grid, corpora.items(), strict=True):
-        _banded(axes, lines)
+    figure, panels = _panels(corpora, 5.6, "perplexity", "share of weights removed")
+    for corpus, axes in panels.items():
         for (name, y), sign in zip(marks.get(corpus, {}).items(), "*X", strict=False):
             axes.plot(0.5, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
-        if len(lines):
+        if len(corpora[corpus]):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             few = high / low > 1000  # from there on a tick at every power of ten is enough
-            axes.yaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set(title=corpus, ylabel="perplexity")
-    axes.set_xlabel("share of weights removed")
-    _percent(axes.xaxis)
-    _legend(figure, grid[0])
-    return figure
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if few else (1, 2, 5)))
+            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    return _with_legend(figure)
 
 
 @styled
 def agreements(lines: pd.DataFrame) -> Figure:
     """LoRAPrune's Figure 4: a panel a kind of group; see `pruning_costs.alike`."""
-    figure = Figure((WIDTH, 5.0), layout="constrained")
-    kinds = [*lines.kind.unique()] or [""]
-    grid = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, kind in zip(grid, kinds, strict=True):
-        own = lines[lines.kind == kind]
-        _banded(axes, own)
-        if len(own):
-            chance = own.groupby("x")["chance"].first()
-            dash = "_" if len(chance) == 1 else ""  # one point of a line would not be seen
+    kinds = dict([*lines.groupby("kind")]) or {"": lines}
+    figure, panels = _panels(kinds, 5.0, "groups judged alike", "share of groups removed")
+    for kind, axes in panels.items():
+        chance = kinds[kind].groupby("x")["chance"].first()
+        dash = "_" if len(chance) == 1 else ""  # one point of a line would not be seen
+        if len(chance):
             axes.plot(chance, marker=dash, markersize=14, label="by chance", **DASHED)
-        axes.set(title=kind, ylabel="groups judged alike")
         _percent(axes.yaxis)
-    axes.set_xlabel("share of groups removed")
+    return _with_legend(figure)
+
+
+def _panels(
+    panels: Mapping[str, pd.DataFrame], height: float, ylabel: str, xlabel: str
+) -> tuple[Figure, dict[str, Axes]]:
+    """Below one another, {title: line, x, y, low, high}: lines with their bands."""
+    figure = Figure((WIDTH, height), layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        if lines.empty:
+            _missing(axes)
+        named = lines.groupby("line", sort=False)
+        for (name, own), (colour, line, marker) in zip(named, STYLES, strict=False):
+            axes.fill_between(own.x, own.low, own.high, color=colour, alpha=0.18, linewidth=0)
+            if len(own) == 1:  # too narrow for a band
+                axes.vlines(own.x, own.low, own.high, color=colour, alpha=0.5)
+            axes.plot(own.x, own.y, line, color=colour, marker=marker, label=name)
+        axes.set(title=title, ylabel=ylabel)
+    axes.set_xlabel(xlabel)
     _percent(axes.xaxis)
-    _legend(figure, grid[0])
-    return figure
+    return figure, dict(zip(panels, grid, strict=True))
 
 
 @styled
@@ -200,34 +201,23 @@ def progress(losses: Mapping[str, Sequence[float]], gone: Sequence[float]) -> Fi
         top.plot(range(1, len(values) + 1), values, line, color=colour, label=name)
     bottom.step(range(1, len(gone) + 1), gone, color=BLUE, where="post")
     _percent(bottom.yaxis)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     top.set_ylabel("loss of the batch")
     bottom.set(xlabel="step", ylabel="removed", ylim=(0, None))
-    _legend(figure, top)
-    return figure
-
-
-def _banded(axes: Axes, lines: pd.DataFrame) -> None:
-    """line, x, y, low, high: a line with its band for every name."""
-    if lines.empty:
-        _missing(axes)
-    named = lines.groupby("line", sort=False)
-    for (name, own), (colour, line, marker) in zip(named, STYLES, strict=False):
-        axes.fill_between(own.x, own.low, own.high, color=colour, alpha=0.18, linewidth=0)
-        if len(own) == 1:  # too narrow for a band
-            axes.vlines(own.x, own.low, own.high, color=colour, alpha=0.5)
-        axes.plot(own.x, own.y, line, color=colour, marker=marker, label=name)
+    return _with_legend(figure)
 
 
 def _percent(axis: Axis) -> None:
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
 
 
 def _missing(axes: Axes) -> None:
     axes.text(0.5, 0.5, MISSING, transform=axes.transAxes, ha="center", style="italic")
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _with_legend(figure: Figure) -> Figure:
+    """Of the first panel, above all of them."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure

@@ -68,14 +68,14 @@ def averaged(weight: Tensor, block: int = BLOCK) -> Tensor:
 VANILLA = "vanilla"
 OF_KIND = {HEADS: ".self_attn", CHANNELS: ".mlp"}  # how the families of a kind are named
 ONE_SEED = "-"
-MODEL = ["method", "kind", "share", "tuned"]
+SETTING = ["method", "kind", "share", "tuned"]
 SHOWN = [
     (k, s, t) for t in (False, True) for k, s in ((CHANNELS, 0.2), (CHANNELS, 0.5), (HEADS, 0.5))
 ]
 
 
 def read(store: Path, runs: Mapping[str, Planned]) -> pd.DataFrame:
-    """A line a stored run and kind of group: `MODEL`, seed, gone (layers, groups) bool."""
+    """A line a stored run and kind of group: `SETTING`, seed, gone (layers, groups) bool."""
     lines, stored = [], storage.names(store)
     for run in runs.values():
         file = store / "masks" / f"{run.name}.safetensors"
@@ -84,7 +84,7 @@ def read(store: Path, runs: Mapping[str, Planned]) -> pd.DataFrame:
             for kind, end in OF_KIND.items():
                 gone = np.stack([~m.numpy() for name, m in masks.items() if name.endswith(end)])
                 lines.append((run.method, kind, run.share, run.tuned, run.recipe.seed, gone))
-    return pd.DataFrame(lines, columns=[*MODEL, "seed", "gone"])
+    return pd.DataFrame(lines, columns=[*SETTING, "seed", "gone"])
 
 
 def both_gone(first: np.ndarray, second: np.ndarray) -> float:
@@ -105,10 +105,10 @@ def beside_vanilla(kept: pd.DataFrame, declared: Grid) -> pd.DataFrame:
     run that is alone is drawn from nothing: it is of any seed.
     """
     first, others = (kept[(kept.method == VANILLA) == own] for own in (True, False))
-    pairs = first.drop(columns="method").merge(others, on=MODEL[1:], suffixes=("_first", ""))
-    by = pairs.groupby(MODEL)
+    pairs = first.drop(columns="method").merge(others, on=SETTING[1:], suffixes=("_first", ""))
+    by = pairs.groupby(SETTING)
     several = (by[["seed", "seed_first"]].transform("nunique") > 1).all(axis="columns")
-    pairs["same"] = (pairs.seed == pairs.seed_first) & (several | (pairs.tuned == True))  # noqa: E712
+    pairs["same"] = (pairs.seed == pairs.seed_first) & (several | pairs.tuned.astype(bool))
     chosen = pairs[pairs.same | ~by["same"].transform("any")]
     chance = first.assign(both=first.gone.map(by_chance), method="by chance")
     rows = {m.name: m.title for m in declared.methods if m.name != VANILLA}
@@ -118,7 +118,7 @@ def beside_vanilla(kept: pd.DataFrame, declared: Grid) -> pd.DataFrame:
 
 def between_seeds(kept: pd.DataFrame, declared: Grid) -> pd.DataFrame:
     """Of what a run removed, what the same run with another seed removed as well."""
-    pairs = kept.merge(kept, on=MODEL, suffixes=("_first", ""))
+    pairs = kept.merge(kept, on=SETTING, suffixes=("_first", ""))
     rows = {m.name: m.title for m in declared.methods}
     told = formatted(_wide(_with_both(pairs[pairs.seed_first < pairs.seed]), rows), "{:.1%}")
     return told.mask(_wide(kept.assign(both=1), rows, "sum") == 1, ONE_SEED)
@@ -131,7 +131,7 @@ def _with_both(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(values: pd.DataFrame, rows: Mapping[str, str], aggregate: str = "mean") -> pd.DataFrame:
     """Their column `both` by method and setting; rows: {method: title}."""
-    found = values.groupby(MODEL)["both"].agg(aggregate).unstack(MODEL[1:])
+    found = values.groupby(SETTING)["both"].agg(aggregate).unstack(SETTING[1:])
     found = found.reindex(index=[*rows], columns=pd.MultiIndex.from_tuples(SHOWN))
     heads = [f"{kind}, {share:.0%}{', tuned' if tuned else ''}" for kind, share, tuned in SHOWN]
     return found.set_axis(heads, axis="columns").rename(rows).rename_axis("criterion")

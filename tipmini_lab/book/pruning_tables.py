@@ -34,10 +34,10 @@ Form = Callable[[pd.Series], str]  # of the values of all seeds
 
 def read(store: Path) -> dict[str, Bundle]:
     """Whatever is stored, in one number format; nothing is measured."""
-    found = {name: storage.read(store, name) for name in storage.names(store)}
-    every = {name: bundle for name, bundle in found.items() if bundle}
-    in_one_format(_cells(every))
-    return every
+    every = [storage.read(store, name) for name in storage.names(store)]
+    found = {bundle.name: bundle for bundle in every if bundle}
+    in_one_format(_cells(found))
+    return found
 
 
 def _cells(outcomes: Outcomes) -> dict[Place, Cell]:
@@ -70,9 +70,8 @@ def frames(
 
 def averaged_losses(rows: pd.DataFrame, corpus: str) -> pd.DataFrame:
     """(share, tuned and window, method) losses averaged over the seeds, of what is not longer."""
-    own = rows[(rows.task == corpus) & (rows.longer == False)]  # noqa: E712, of objects if empty
-    by = own.groupby(["share", "tuned", "row", "method"], sort=False)
-    return by["value"].mean().unstack("method")
+    own = rows[(rows.task == corpus) & ~rows.longer.astype(bool)]
+    return own.groupby(["share", "tuned", "row", "method"])["value"].mean().unstack("method")
 
 
 # Formatters ---------------------------------------------------------------------------------------
@@ -86,31 +85,27 @@ def three_digits(value: float) -> str:
 
 def ppl(values: pd.Series) -> str:
     """Perplexity of the seeds' mean loss; of several also the least and the most."""
-    mean, *ends = map(three_digits, (geometric_mean(values), values.min(), values.max()))
-    return mean if len(values) == 1 else f"{mean}<br>{'–'.join(ends)}"
+    value, *ends = map(three_digits, (geometric_mean(values), values.min(), values.max()))
+    return value if len(values) == 1 else f"{value}<br>{'–'.join(ends)}"
 
 
 def geometric_mean(values: pd.Series) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def accuracy(values: pd.Series) -> str:
-    return f"{values.mean():.3f}"
+def mean(form: str) -> Form:
+    return lambda values: f"{values.mean():{form}}"
 
 
 def spread(values: pd.Series) -> str:
     """Mean and, of several, standard deviation over the seeds."""
-    return accuracy(values) + (f"<br>± {values.std():.3f}" if len(values) > 1 else "")
-
-
-def percent(values: pd.Series) -> str:
-    return f"{values.mean():.1%}"
+    return f"{values.mean():.3f}" + (f"<br>± {values.std():.3f}" if len(values) > 1 else "")
 
 
 def ratio(gaps: pd.Series) -> str:
     """exp of the mean gap between losses, with its 95% interval over the windows."""
-    mean, reach = gaps.mean(), COVERED * gaps.sem()
-    value, *ends = (three_digits(math.exp(mean + sign * reach)) for sign in (0, -1, 1))
+    middle, reach = gaps.mean(), COVERED * gaps.sem()
+    value, *ends = (three_digits(math.exp(middle + sign * reach)) for sign in (0, -1, 1))
     return f"{value}<br>[{', '.join(ends)}]"
 
 
@@ -154,7 +149,7 @@ def table(scores: pd.DataFrame, declared: Grid, share: float, tuned: bool) -> pd
     titles = {task: KNOWN[task].short or KNOWN[task].title for task in declared.tasks}
     without = ", ".join(titles[task] for task in declared.apart)
     columns = {f"mean without {without}" if without else "mean": (ACCURACY, spread)}
-    columns |= {title: (task, accuracy) for task, title in titles.items()}
+    columns |= {title: (task, mean(".3f")) for task, title in titles.items()}
     return shown(scores, rows, PERPLEXITIES | columns).rename_axis("method")
 
 
@@ -175,9 +170,8 @@ def lines(rows: pd.DataFrame, wanted: Mapping[str, tuple[str, bool]], corpus: st
     All seeds of a share together; tuned lines begin at what is tuned with nothing removed.
     """
     by = averaged_losses(rows, corpus).groupby(["share", "tuned"])
-    mean, reach = by.mean(), COVERED * by.sem()
-    ends = {"y": mean, "low": mean - reach, "high": mean + reach}
-    points = np.exp(pd.DataFrame({name: end.stack() for name, end in ends.items()}))
+    middle, reach = by.mean().stack(), COVERED * by.sem().stack()
+    points = np.exp(pd.DataFrame({"y": middle, "low": middle - reach, "high": middle + reach}))
     points["x"] = rows.groupby(["share", "tuned", "method"])["removed_share"].first()
     found = [pd.DataFrame(columns=["line", *points])]
     for title, (method, tuned) in wanted.items():
@@ -267,7 +261,7 @@ def verdicts(found: Mapping[tuple, Sequence[Gap | None]]) -> dict[tuple, str]:
     words = dict.fromkeys(found, MISSING)
     for name, both in there.items():
         signs = {(name, i) in sure and np.sign(one.mean) for i, one in enumerate(both)}
-        word = {(-1,): "lower", (1,): "higher"}.get(tuple(signs), "neither")
+        word = {(-1,): "lower", (1,): "higher"}.get((*signs,), "neither")
         words[name] = f"{word}, {both[0].counts[0]}:{both[0].counts[1]}"
     return words
 
@@ -281,22 +275,22 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
         [m.name for m in group]
         for group in (declared.methods, declared.ablations, declared.variants)
     )
+    criteria = [name for name in names if name not in (OURS, RELEASED)]
+    groups = [(criteria, [words]) for words in SETTINGS] + [([RELEASED], SETTINGS)]
+    groups += [(own, ["50%, tuned"]) for own in (parts, others)]
     families = [
-        {(n, f"untuned, {s:.0%}"): ((n, s, True), (n, s, False)) for n in names} for s in (0.2, 0.5)
+        [((n, f"untuned, {s:.0%}"), (n, s, True), (n, s, False)) for n in names] for s in (0.2, 0.5)
     ]
-    groups = [([n for n in names if n not in (OURS, RELEASED)], [words]) for words in SETTINGS]
-    groups += [([RELEASED], SETTINGS), (parts, ["50%, tuned"]), (others, ["50%, tuned"])]
     families += [
-        {
-            (n, f"LoRAPrune's, {w}"): ((n, *SETTINGS[w]), (OURS, *SETTINGS[w]))
-            for n in own
-            for w in all_
-        }
-        for own, all_ in groups
+        [
+            ((n, f"LoRAPrune's, {w}"), (n, *SETTINGS[w]), (OURS, *SETTINGS[w]))
+            for n, w in product(*g)
+        ]
+        for g in groups
     ]
     cells = {}
     for family in families:
-        gaps = {p: [gap(outcomes, runs, *pair, c) for c in CORPORA] for p, pair in family.items()}
+        gaps = {p: [gap(outcomes, runs, *pair, c) for c in CORPORA] for p, *pair in family}
         cells |= verdicts(gaps)
     found = pd.Series(cells).unstack(sort=False).fillna("-")
     return found.rename(declared.titles()).rename_axis("perplexity beside")
