@@ -38,10 +38,15 @@ def declared(folder: str) -> list[str]:
 def experiment_files(prunings: bool, folder: Path = EXPERIMENTS) -> dict[str, Path]:
     """The declared experiments, a folder a paper, by the file's name: of prunings or of merges.
 
-    A file that has `plans` declares prunings.
+    A file that has `plans` declares prunings. Raises TipminiError where two have one name.
     """
-    files = sorted(folder.glob("*/*.yaml"))
-    return {f.stem: f for f in files if ("\nplans:" in f.read_text()) == prunings}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*/*.yaml")):
+        if file.stem in found:
+            raise TipminiError(f"{file}: {found[file.stem]} has its name; give it another")
+        found[file.stem] = file
+    plans = {name: "\nplans:" in f"\n{file.read_text()}" for name, file in found.items()}
+    return {name: file for name, file in found.items() if plans[name] == prunings}
 
 
 def in_checkout(command: Callable) -> Callable:

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import sys
+import types
 
+import numpy as np
 import pytest
 import yaml
 from claimed import found
@@ -89,6 +91,7 @@ def check(**fields):
 
 
 PAIR = {"higher": ["tip"], "lower": ["dare"]}
+TEXTS = {"shown": "-", "words": "-"}
 WRONG = [
     (first(verdict="holds"), "claims.0.verdict: Extra inputs are not permitted"),
     (check(check="above", verdict="perhaps"), "claims.0.in_print.verdict: Input should"),
@@ -110,10 +113,8 @@ WRONG = [
         "above judges by itself, and takes no 'equals'",
     ),
     (check(check="numbers_of_the_table", number="x"), "'x' is not one of its numbers: tasks"),
-    (
-        check(check="numbers_of_the_table", number="tasks", shown="{x}"),
-        "'x' is not one of its numbers",
-    ),
+    (check(check="numbers_of_the_table", shown="{x}", number="tasks"), "'x' is not one of its"),
+    (check(check="numbers_of_the_table", **TEXTS, number="same"), "give equals, above or below"),
 ]
 
 
@@ -165,7 +166,7 @@ def test_a_new_paper_is_a_file(folder, evidence):
         (5.1, None, {"above": 5}, "holds"),
         (5.0, None, {"below": 5, "otherwise": "not run"}, "not run"),
         (4.9, None, {"below": 5, "agreed": "setting, not tested"}, "setting, not tested"),
-        (True, 3.0, {}, "holds"),
+        (np.True_, 3.0, {}, "holds"),
         (False, 3.0, {}, "does not hold"),
     ],
 )
@@ -177,6 +178,11 @@ def test_a_number_is_as_asked(monkeypatch, value, printed, asked, verdict):
     texts = {"shown": "{value} is", "words": "{name}."}
     told = found(None, "made_up", "in_print", printed, **asked, **texts)
     assert told == (verdict, f"{value} is", "it.")
+
+
+def test_two_checks_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two checks are called paired"):
+        checks.here(types.FunctionType(checks.title.__code__, {}, "paired"))
 
 
 NOT, CONTRARY = "not supported at this scale", "the contrary at this scale"

@@ -31,6 +31,7 @@ BAD = [
     (["--method", "ties", "--rank", "1.5", *LINEAR[2:], *ADAPTERS], "must be a whole number"),
     ([*TIP, "-o", "rescale=1", *NORMS, "--out", "m", *ADAPTERS], "must be true or false, got '1'"),
     ([*TIP, "--sparsity", "1", "-o", "sparsity=1", *NORMS, *LINEAR[2:], *ADAPTERS], "given twice"),
+    ([*TIP, "-o", "mean=1", "-o", "mean=2", *NORMS, *LINEAR[2:], *ADAPTERS], "mean is given tw"),
     ([*TIP, "--sparsity", "1.5", *NORMS, *LINEAR[2:], *ADAPTERS], "must lie in [0, 1], got 1.5"),
     ([*TIP, "--sign", "2", *NORMS, *LINEAR[2:], *ADAPTERS], "sign must be 1"),
     (["--method", "linear", "--out", ADAPTERS[0], *ADAPTERS], "lies in the input adapters/piqa"),

@@ -32,6 +32,14 @@ def test_merges_and_prunings_are_told_apart():
     assert set(paths.experiment_files(prunings=False)) == set(KNOWN.groups)
 
 
+def test_a_name_stands_for_one_file_of_all_papers(tmp_path):
+    for paper in ("other", "tip"):
+        (tmp_path / paper).mkdir()
+        (tmp_path / paper / "mine.yaml").write_text("description: d")
+    with pytest.raises(TipminiError, match=r"tip/mine.yaml: .*other/mine.yaml has its name"):
+        catalogue.catalogue(tmp_path)
+
+
 # Merges -------------------------------------------------------------------------------------------
 def merged(variant: Variant) -> tm.LoraAdapter:
     """A variant of tiny adapters, as a `Lab` would merge the real ones."""

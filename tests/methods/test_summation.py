@@ -2,12 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftModel
 from tiny import (
     ADAPTERS,
     MODULES,
     WEIGHTS,
-    llama,
     peft_factors,
     peft_llama,
     random_adapter,
@@ -95,17 +93,6 @@ def test_unequal_ranks_are_for_cat_and_svd():
     dense = tm.merge(adapters, "magnitude", on="delta", sparsity=0.0, rank=6)
     expected = true_sum(adapters, {"four": 1, "two": 1}, MODULES[0])
     torch.testing.assert_close(dense.delta(MODULES[0]).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_module_is_merged_from_those_that_have_it(tmp_path):
-    q_only = random_adapter(0, modules=MODULES[::2])
-    merged = tm.merge([q_only, random_adapter(1)], "cat")
-    assert merged.modules == MODULES
-    assert [merged.ranks[m] for m in MODULES[:2]] == [8, 4]
-    merged.save(tmp_path / "out")  # rank_pattern at work
-    loaded = PeftModel.from_pretrained(llama(), tmp_path / "out")
-    for module, (a, _) in peft_factors(loaded, "default").items():
-        assert torch.equal(a, merged.factors[module].a)
 
 
 def test_summations_of_changed_tensors_are_those_of_the_unchanged():

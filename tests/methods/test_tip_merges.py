@@ -80,18 +80,6 @@ def test_elements_at_a_time_change_no_bit(monkeypatch, chunk, on):
     assert all(map(torch.equal, merged(), reference))
 
 
-def test_tip_prunes_every_row_at_its_layers_sparsity():
-    adapter, norms = ADAPTERS["boolq"], NORMS["boolq"]
-    pruned = tm.tip_prune(adapter, norms, 0.5)
-    sparsities = tm.tip_sparsities(adapter, norms, 0.5).tolist()
-    for modules, sparsity in zip(tm.tip_layers(adapter).values(), sparsities, strict=True):
-        for module in modules:
-            gone_a = (pruned.factors[module].a == 0).sum(1)
-            gone_b = (pruned.factors[module].b == 0).sum(1)
-            assert set(gone_a.tolist()) == {math.floor(HIDDEN * sparsity)}
-            assert set(gone_b.tolist()) == {math.floor(4 * sparsity)}
-
-
 @given(READINGS.filter(lambda reading: reading["on"] != "delta"))
 def test_a_pruned_adapter_is_what_is_merged(reading):
     """With cat and one adapter the factors can be read off; the merge puts the scaling into A."""

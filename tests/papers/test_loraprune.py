@@ -54,6 +54,38 @@ def test_scaling_weighs_the_adapter_against_the_weight():
     torch.testing.assert_close(scaled, expected)
 
 
+A, B, GRAD_A, GRAD_B = random_factors(4, 3, 2)
+W = torch.arange(12.0, dtype=torch.float64).view(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (lambda: loraprune.lora_linear(W[:2], W, A, B), W[:2] @ (W + B @ A).T),
+        (lambda: loraprune.change_gradient(W, B @ A), W - B @ A),
+        (lambda: loraprune.stepped_product(A, B, GRAD_A, GRAD_B), (B - GRAD_B) @ (A - GRAD_A)),
+        (lambda: lora_gradient(A, B, GRAD_A, GRAD_B), B @ A - (B - GRAD_B) @ (A - GRAD_A)),
+        (lambda: taylor_importance(W, -W, power=1), W.square()),
+        (lambda: loraprune.product_importance(W, B @ A, W), (W * (W + B @ A)).square()),
+        (
+            lambda: loraprune.product_importance(W, B @ A, W, scaling=2.0),
+            (W * (W + 2 * B @ A)).square(),
+        ),
+        (
+            lambda: lora_guided_importance(W, A, B, GRAD_A, GRAD_B, power=1),
+            (lora_gradient(A, B, GRAD_A, GRAD_B) * (W + B @ A)).abs(),
+        ),
+        (lambda: loraprune.adapted(W, A, B), W + B @ A),
+        (lambda: loraprune.adapted(W.bfloat16(), A, B, 0.5), W + 0.5 * B @ A),
+        (lambda: loraprune.moving_average(W, 2 * W), 1.1 * W),
+        (lambda: loraprune.group_importance(W, 2), torch.tensor([15.0, 51.0]).double()),
+        (lambda: torch.tensor(loraprune.offsets(5)), torch.tensor([0.1, 0.7, 0.3, 0.9, 0.5])),
+    ],
+)
+def test_defaults_are_the_papers(found, expected):
+    torch.testing.assert_close(found(), expected)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     a, b, grad_a, grad_b = random_factors(4, 3, 2)
     for wrong in [
@@ -61,7 +93,7 @@ def test_shapes_that_do_not_fit_are_refused():
         (a, b, grad_a, grad_b[:1]),
         (a[:1], b, grad_a[:1], grad_b),
     ]:
-        with pytest.raises(TipminiError, match=r"needs \(r, k\), \(d, r\)"):
+        with pytest.raises(TipminiError, match=r"needs \(r, k\), \(d, r\).* got \(\d, 3\), \(4, 2"):
             lora_gradient(*wrong)
     for weight in (torch.ones(4, 2), torch.ones(1, 3)):
         with pytest.raises(TipminiError, match="one shape"):
@@ -188,6 +220,12 @@ def test_share_mask_takes_the_lowest_and_keeps_gone_what_is_gone(values, data):
 def test_share_mask_refuses_numbers_that_are_not_there(removed):
     with pytest.raises(TipminiError, match=f"^{removed} of 3 groups"):
         loraprune.share_mask(torch.ones(3), removed)
+
+
+def test_equal_importances_go_from_the_front():
+    """So many that an unstable sort would shuffle them."""
+    mask = loraprune.share_mask(torch.ones(5000), 2500)
+    assert mask.tolist() == [False] * 2500 + [True] * 2500
 
 
 def test_masked_outputs_are_those_of_zeroed_rows():

@@ -126,16 +126,13 @@ def _peft_adapters() -> Iterable[Comparison]:
         given = FEW_TINY if isinstance(apart, str) else TINY
         return Comparison("peft", f"add_weighted_adapter, {name!r}", side, mine, given, apart)
 
-    for name, own in (
-        *(("linear", "linear"), ("cat", "cat"), ("ties", "ties"), ("dare_linear", "dare")),
-        *(("dare_ties", "dare_ties"), ("magnitude_prune", "magnitude")),
-    ):
-        yield row(name, merge(own, "factors"))
+    own = {"linear": "linear", "cat": "cat", "ties": "ties", "dare_linear": "dare"}
+    own |= {"dare_ties": "dare_ties", "magnitude_prune": "magnitude"}
+    for name, method in own.items():
+        yield row(name, merge(method, "factors"))
     yield row("svd", merge("svd", "cut"), A_LOT)
-    yield row("ties_svd", on_delta("ties", "cut"), A_LOT)
-    yield row("dare_linear_svd", on_delta("dare", "cut"), A_LOT)
-    yield row("dare_ties_svd", on_delta("dare_ties", "cut"), A_LOT)
-    yield row("magnitude_prune_svd", on_delta("magnitude", "cut"), A_LOT)
+    for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        yield row(f"{name}_svd", on_delta(own[name], "cut"), A_LOT)
     cross = "sums of factors multiply to cross terms of different adapters; cat is the exact sum"
     yield row("linear", merge("cat"), cross)
     apart = "PEFT drops elements of A and B, the authors drop elements of the delta"

@@ -116,9 +116,7 @@ def merge(
     given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [], False)}
     from tipmini.cli.merge_request import make_request, parse_options
 
-    options = parse_options(option or ())
-    for name in options.keys() & given.keys():
-        raise TipminiError(f"option {name} is given twice")
+    options = parse_options(option or (), taken=given)
     if weight and weights:
         raise TipminiError("give --weight numbers or --weights, not both")
     given |= options | ({"weights": weight} if weight else {})

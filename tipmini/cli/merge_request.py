@@ -143,15 +143,18 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     return request
 
 
-def parse_options(given: Sequence[str]) -> dict[str, str]:
-    """{name: text} of `name=value` items; dashes in a name stand for underscores."""
+def parse_options(given: Sequence[str], taken: Mapping[str, object]) -> dict[str, str]:
+    """{name: text} of `name=value` items; dashes in a name stand for underscores.
+
+    taken: by name what is given already, which counts as a second time.
+    """
     found: dict[str, str] = {}
     for item in given:
         name, equals, value = item.partition("=")
         name = name.strip().replace("-", "_")
         if not (name and equals):
             raise TipminiError(f"--option needs name=value, e.g. sign=-1, got {item!r}")
-        if name in found:
+        if name in found or name in taken:
             raise TipminiError(f"option {name} is given twice")
         found[name] = value.strip()
     return found

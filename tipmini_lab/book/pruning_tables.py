@@ -70,7 +70,7 @@ def frames(
 
 def averaged_losses(rows: pd.DataFrame, corpus: str) -> pd.DataFrame:
     """(share, tuned and window, method) losses averaged over the seeds, of what is not longer."""
-    own = rows[(rows.task == corpus) & ~rows.longer.astype(bool)]
+    own = rows[(rows.task == corpus) & ~rows.longer]
     return own.groupby(["share", "tuned", "row", "method"])["value"].mean().unstack("method")
 
 
@@ -94,6 +94,7 @@ def geometric_mean(values: pd.Series) -> float:
 
 
 def mean(form: str) -> Form:
+    """A formatter of the seeds' mean."""
     return lambda values: f"{values.mean():{form}}"
 
 
@@ -119,8 +120,8 @@ def formatted(values: Values, form: str, missing: str | pd.Series = MISSING) -> 
     return values.map(form.format, na_action="ignore").astype(object).fillna(missing)
 
 
-SEEDS = {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
-PERPLEXITIES = SEEDS | {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
+PERPLEXITIES = {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
+PERPLEXITIES |= {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
 
 
 def shown(
@@ -157,7 +158,7 @@ def against(rows: pd.DataFrame, declared: Grid, first: str, corpus: str) -> pd.D
     """Every other method's perplexity over the first's, window by window; see `ratio`."""
     titles = {m.name: m.title for m in declared.methods}
     losses = averaged_losses(rows, corpus).reindex(columns=[*titles])
-    gaps = losses.sub(losses.pop(first), axis="index")
+    gaps = losses.drop(columns=first).sub(losses[first], axis="index")
     told = gaps.groupby(["share", "tuned"]).agg(of_known(ratio)).T
     told = told.reindex(columns=pd.MultiIndex.from_tuples(SETTINGS.values()))
     told = told.set_axis([*SETTINGS], axis="columns").astype(object).fillna(MISSING)

@@ -235,7 +235,8 @@ class Merge(Experiment):
         variant = self.variant
         weights: object = variant.shares(self.tasks)
         if variant.weights == "learnt":
-            weights = {task: self.lab.weighing.weights()[task] for task in self.tasks}
+            learnt = self.lab.weighing.weights()
+            weights = {task: learnt[task] for task in self.tasks}
         given = {"weights": weights, "seed": self.seed}
         if variant.needs:
             norms = self.lab.norms

@@ -44,7 +44,9 @@ class Part(declared_files.Declared):
     all_of: tuple["Part", ...] = Field((), description="some may fail: then it holds in part")
     both_of: tuple["Part", ...] = Field((), description="none may fail")
     number: str = Field("value", description="which of the check's numbers is judged")
-    equals: float | str | tuple[str, ...] | None = Field(None, description="None: as printed")
+    equals: float | str | tuple[str, ...] | None = Field(
+        None, description="None: as printed, in print"
+    )
     above: float | None = None
     below: float | None = None
     tolerance: float | None = Field(None, ge=0, description="in the unit of the printed value")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from tipmini.errors import TipminiError
@@ -61,15 +62,13 @@ class NotMeasured(Exception):
 
 Checking = Callable[..., Finding | dict]
 # {level: {name: (check, (verdict where a number is another one, verdict where it is as asked))}}
-CHECKS: dict[str, dict[str, tuple[Checking, tuple[Verdict, Verdict]]]] = {
-    "in_print": {},
-    "here": {},
-}
+CHECKS: dict[str, dict[str, tuple[Checking, tuple]]] = {"in_print": {}, "here": {}}
 
 
 def _registering(level: str, *verdicts: Verdict) -> Callable[[Checking], Checking]:
     def register(check: Checking) -> Checking:
-        CHECKS[level][check.__name__] = check, verdicts
+        if CHECKS[level].setdefault(check.__name__, (check, verdicts))[0] is not check:
+            raise ValueError(f"two checks are called {check.__name__}")
         return check
 
     return register
@@ -95,8 +94,9 @@ def run(claim: Claim, level: str, evidence: Evidence) -> Finding:
     Raises TipminiError, one line, for a check, an argument or a number that there is not.
     """
     modules()
+    printed = claim.printed if level == "in_print" else None  # here it may be of another kind
     try:
-        return _found(getattr(claim, level), level, evidence, claim.printed)
+        return _found(getattr(claim, level), level, evidence, printed)
     except TipminiError as error:
         raise TipminiError(f"claim {claim.id}, {level}: {error}") from None
 
@@ -137,10 +137,12 @@ def _judged(asked: Part, found: dict, printed: object, verdicts: Sequence[Verdic
         numbers = ", ".join(found)
         raise TipminiError(f"{asked.check}: {error} is not one of its numbers: {numbers}") from None
     wanted = printed if asked.equals is None else asked.equals
-    if isinstance(own, bool):
-        agrees = own
+    if isinstance(own, bool | np.bool_):
+        agrees = bool(own)
     elif asked.above is not None or asked.below is not None:
         agrees = own > asked.above if asked.below is None else own < asked.below
+    elif wanted is None:
+        raise TipminiError(f"{asked.check}: give equals, above or below for {asked.number!r}")
     else:
         agrees = _near(own, wanted, asked.tolerance)
     also, verdict = found.get("instead", ([], None))  # what else may have been printed

@@ -65,7 +65,7 @@ def page_values(folder: Path = paths.CLAIMS, evidence: Evidence | None = None) -
     *others, last = (
         f"[{paper.name}](claims-{name}), {len(own[name])} claims" for name, paper in papers.items()
     )
-    tables = {name: module.page_tables(evidence) for name, module in modules().items()}
+    tables = {n: m.page_tables(evidence) for n, m in modules().items() if hasattr(m, "page_tables")}
     shown = [_paper(name, papers[name], own[name], tables.get(name, {})) for name in papers]
     listed = f"{', '.join(others)}, and {last}" if others else last
     return {"claims_listed": listed, "claims_of_papers": "\n\n".join(shown)}
