@@ -214,7 +214,7 @@ class Run(Resumable):
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
         self.dtype, self.tokens = number_format(base, dtype), recipe.tokens
-        self.saved = out.with_name(f"{out.name}.checkpoint.pt")
+        self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         tokenizer = load_tokenizer(base)
         self.rows = objective.plain_examples(recipe.tasks, recipe.rows, recipe.length, tokenizer)
         model = load_base(base, self.dtype, attention="eager")

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +31,25 @@ from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.results import store
+
+
+def _apart(state: object, tensors: dict[str, Tensor]) -> object:
+    """A state as JSON can hold it, its tensors put into `tensors` by their numbers."""
+    if isinstance(state, Tensor):
+        tensors[str(len(tensors))] = state.contiguous().clone()
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(state, dict):  # also of keys that are no text
+        return {"pairs": [[key, _apart(value, tensors)] for key, value in state.items()]}
+    return [_apart(each, tensors) for each in state] if isinstance(state, list | tuple) else state
+
+
+def _together(told: object, saved: safe_open) -> object:
+    """What `_apart` took apart; of tuples lists."""
+    if isinstance(told, dict):
+        if "tensor" in told:
+            return saved.get_tensor(told["tensor"])
+        return {key: _together(value, saved) for key, value in told["pairs"]}
+    return [_together(each, saved) for each in told] if isinstance(told, list) else told
 
 
 class LowRankSum(torch.autograd.Function):
@@ -184,15 +205,17 @@ class Resumable(ABC):
 
     def _write(self, state: dict) -> None:
         self.saved.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.saved.with_suffix(".partial")
-        torch.save(state, partial)
+        partial, tensors = self.saved.with_suffix(".partial"), {}
+        told = json.dumps(_apart(state, tensors))
+        save_file(tensors, partial, {"state": told})
         os.replace(partial, self.saved)
 
     def resume(self) -> int:
         """Load the last checkpoint of this very run; the number of steps done."""
         if not self.saved.exists():
             return 0
-        state = torch.load(self.saved, weights_only=True)  # tensors and plain values, no code
+        with safe_open(self.saved, "pt") as saved:
+            state = _together(json.loads(saved.metadata()["state"]), saved)
         if state["of"] != self._of():
             return 0
         with torch.no_grad():
@@ -260,7 +283,7 @@ class Run(Resumable):
     def __init__(self, task: str, recipe: TrainingRecipe, out: Path):
         keep_memory()
         self.task, self.recipe, self.out = task, recipe, out
-        self.saved = out.with_name(f"{out.name}.checkpoint.pt")
+        self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         self.tokens = recipe.tokens
         model_path = assets.embedded() / "model"
         tokenizer = load_tokenizer(model_path)

@@ -83,7 +83,7 @@ class Weighing(Resumable):
         files: Sequence[Path],
     ):
         self.model, self.recipe, self.files = model, recipe, files
-        self.saved = files[-1].with_suffix(".checkpoint.pt")
+        self.saved = files[-1].with_suffix(".checkpoint.safetensors")
         self.tokens, self.tasks, self.factors = recipe.tokens, list(adapters), {}
         counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
         self.rows = {t: objective.examples(t, tokenizer, n) for t, n in counts.items()}
