@@ -55,7 +55,7 @@ def test_the_hub_reads_the_front_matter():
     }
 
 
-LOCAL = ["/home/me/Llama-2-7b-hf", "runs/checkpoint-500", "a\nb: c", "---", "ü: #"]
+LOCAL = ["/home/me/Llama-2-7b-hf", "runs/checkpoint-500", "a\nb: c", "-x-", "ü: #"]
 
 
 @pytest.mark.parametrize("base", LOCAL)
