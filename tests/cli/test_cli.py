@@ -55,7 +55,7 @@ def test_every_example_runs(tiny_folder, example):
     code, output = run(*words)
     assert code == 0 and output
     if "--json" in words:
-        assert json.loads(output)
+        assert json.loads(output.splitlines()[0])  # then notes
     if words[0] == "merge":
         out = words[words.index("--out") + 1] if "--out" in words else "merged"
         weights = "adapter_model.safetensors" if out == "merged" else "model.safetensors"
@@ -134,3 +134,24 @@ def test_a_bug_is_no_users_fault(monkeypatch):
 def test_nearest_names_only_what_is_near():
     assert arguments.nearest("tipp", ["ties", "tip"]) == "; did you mean 'tip'?"
     assert arguments.nearest("xyz", ["ties", "tip"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "handed"),
+    [
+        (["run", "--model", "tipmini", "--model_args", "pretrained=x"], ["--device", "cpu"]),
+        (["run", "--model", "hf", "--device", "mps"], []),
+        (["ls", "tasks"], []),
+    ],
+)
+def test_lm_eval_asks_for_a_device_that_is_there(monkeypatch, given, handed):
+    """Its own default is a GPU, which ends in a traceback where there is none."""
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: print(*sys.argv))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, output = run("lm-eval", *given)
+    assert code == 0 and output.split() == ["lm-eval", *given, *handed]
+
+
+def test_lm_eval_needs_a_model(refused):
+    told = refused("lm-eval", "run", "--model", "tipmini", "--tasks", "piqa", beside=True)
+    assert "pretrained=FOLDER" in told

@@ -374,3 +374,9 @@ def test_an_exact_sum_of_zero_has_no_ratio():
         fidelity = Fidelity(update, exact)
         fidelity[MODULES[0]]
         assert fidelity.whole() is None and fidelity.modules() == {MODULES[0]: None}
+
+
+def test_one_weight_is_that_of_every_adapter():
+    one = tm.merge(ADAPTERS, "linear", weights=0.15)
+    each = tm.merge(ADAPTERS, "linear", weights=dict.fromkeys(ADAPTERS, 0.15))
+    assert bits(one) == bits(each)

@@ -12,6 +12,7 @@ import tipmini as tm
 from tipmini import source
 from tipmini.cli.arguments import AsJson, nearest
 from tipmini.errors import TipminiError, require
+from tipmini.methods.weighting import adapter_digest
 from tipmini.models.files import one_line
 from tipmini.models.peft_folder import read_settings, weights_file
 from tipmini_lab import paths
@@ -40,11 +41,12 @@ def calibrate(
 
     require("statistic", statistic, source.names("tipmini.models.calibration", "STATISTICS"))
     own = os.path.realpath(adapter or Path("adapters") / task)
-    tm.load_adapter(own)  # before the model: refused is what no merge would take
+    factors = adapter_digest(tm.load_adapter(own))  # first: refused is what no merge would take
     _refuse_unwritable(out)
     place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
     lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
+    facts["factors"] = factors  # by which a merge finds the adapter
     measured = lab.norms.measure(task, statistic=statistic)
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
@@ -160,7 +162,15 @@ def lm_eval(context: typer.Context) -> None:
 
     import tipmini_lab  # noqa: F401  registers the model
 
-    sys.argv = ["lm-eval", *context.args]
+    words = list(context.args)
+    asked = words[:1] == ["run"] and not {"-h", "--help", "--config"} & set(words)
+    if asked and "tipmini" in words and not any("pretrained=" in word for word in words):
+        raise TipminiError("lm-eval: name the model, e.g. --model_args pretrained=FOLDER")
+    if asked and not any(word.startswith("--device") for word in words):
+        import torch
+
+        words += ["--device", "cuda" if torch.cuda.is_available() else "cpu"]  # its own: cuda
+    sys.argv = ["lm-eval", *words]
     cli_evaluate()
 
 
