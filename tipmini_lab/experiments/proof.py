@@ -107,8 +107,9 @@ def _spread(profile: Profile, name: str) -> float:
 
 
 KINDS: dict[str, tuple[Callable[[Profile], Differences], Callable[[], str]]] = {
-    "evaluation": (evaluation, lambda: experiment.evaluation_code()["evaluation"]),
+    # First: a merge that is evaluated needs norms of today's code.
     "calibration": (calibration, merging.calibration_code),
+    "evaluation": (evaluation, lambda: experiment.evaluation_code()["evaluation"]),
     "perplexity": (perplexity, lambda: prunings.code(CORPUS)["perplexity"]),
     "pruning": (pruning, prunings.pruning_code),
 }
@@ -130,6 +131,7 @@ def prove(kind: str, profile: Profile, file: Path = digests.EQUAL) -> None:
     if today() not in known[kind]:
         known[kind].append(today())
         store.write(file, json.dumps(known, indent=1) + "\n")
+        digests.equal.cache_clear()
     print(f"{kind}: the same; {today()[:12]} stands in {file.name}")
 
 
