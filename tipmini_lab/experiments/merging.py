@@ -144,9 +144,11 @@ class InputNorms:
         return _read(file)
 
     def stored(self, task: str, chosen: Inputs, dtype: str) -> dict[str, Tensor] | None:
-        """What was measured before in a number format; None where nothing of the very same was."""
+        """What was measured before in a number format, by whatever code, to compare with; None
+        where nothing of the very same was."""
         file, key = self.file(task, chosen), digests.digest(self.inputs(task, chosen))
-        return _read(file) if _is_of(file, key) and _told(file)["dtype"] == dtype else None
+        told = _told(file)
+        return _read(file) if (told.get("key"), told.get("dtype")) == (key, dtype) else None
 
     def file(self, task: str, chosen: Inputs) -> Path:
         """The paper's are kept with the profile's results, others where all can be made again."""
