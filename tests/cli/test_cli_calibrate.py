@@ -17,6 +17,13 @@ pytestmark = pytest.mark.usefixtures("small")
 TASKS = ("piqa", "rte")
 
 
+OWN = {
+    "own.txt": "The sky is blue.\n\nWater is wet.\n",
+    "own.jsonl": '{"text": "The sky is blue."}\n{"prompt": "Water is", "answer": "wet."}\n',
+    "other.jsonl": '{"prompt": "The sky is ", "response": "blue."}\n{"text": "Water is wet."}\n',
+}
+
+
 def calibrate(task, statistic, out):
     given = ["--task", task, "--statistic", statistic, "--rows", "3", "--out", out]
     return run("calibrate", *given)
@@ -31,7 +38,8 @@ def expected(place, task, statistic):
 
 
 @pytest.mark.parametrize("example", main.COMMANDS[one.calibrate])
-def test_every_example_runs(example):
+def test_every_example_runs(small, example):
+    (small / "own.jsonl").write_text(OWN["own.jsonl"])
     words = example.split()[1:]
     run(*words)
     assert load_file(words[words.index("--out") + 1])
@@ -93,3 +101,39 @@ def test_a_folders_braces_are_no_placeholder(small):
     (small / "adapters" / "rte").rename(small / "{rte}")
     run("calibrate", "--task", "rte", "--rows", "1", "--adapter", "{rte}", "--out", "x")
     assert load_file("x")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_text_is_measured_on(small, name):
+    """However it is told: the same texts have the same norms, and a merge finds the adapter."""
+    (small / name).write_text(OWN[name])
+    given = ["--text", name, "--adapter", "adapters/rte", "--out", "own.safetensors"]
+    assert f"on 2 rows of {name}" in run("calibrate", *given)
+    texts = ["The sky is blue.", "Water is wet."]
+    made = {"name": "n", "description": "d", "results": f"{small}/results"}
+    lab = experiment.Lab(Profile(**made, adapters=f"{small}/adapters/{{task}}"))
+    measured, written = lab.norms.measure("rte", texts), load_file("own.safetensors")
+    assert all(torch.equal(written[name], measured[name]) for name in measured)
+    calibrate("piqa", "wanda", "piqa.safetensors")
+    words = ["--norms", "own.safetensors", "--norms", "piqa.safetensors"]
+    assert "merged by wanda" in run(
+        "merge", "--method", "wanda", *words, "--out", "m", "adapters/piqa", "adapters/rte"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "line"),
+    [
+        ("", [], "x.jsonl: holds no text"),
+        ("[1]", [], "x.jsonl, line 1: needs text, or prompt and one of answer"),
+        ('{"text": "a"}\n{"prompt": 3}', [], "x.jsonl, line 2: needs text"),
+        ("{", [], "x.jsonl, line 1: not JSON"),
+        ('{"text": "a"}', ["--task", "rte"], "give --task or --text"),
+    ],
+)
+def test_text_that_is_none_is_one_line(small, text, given, line):
+    (small / "x.jsonl").write_text(text)
+    words = ["calibrate", "--text", "x.jsonl", *given, "--adapter", "adapters/rte", "--out", "x"]
+    refused = CliRunner().invoke(main.app, words).exception
+    assert isinstance(refused, tm.TipminiError) and line in str(refused)
+    assert "\n" not in str(refused) and not (small / "x").exists()

@@ -8,6 +8,7 @@ COMMANDS = {
     one.calibrate: [
         "tipmini calibrate --task piqa --out piqa.safetensors",
         "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
+        "tipmini calibrate --text own.jsonl --adapter adapters/piqa --out piqa.safetensors",
     ],
     one.weigh: ["tipmini weigh --task piqa --task rte --out weights.json"],
     one.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],

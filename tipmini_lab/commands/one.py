@@ -23,23 +23,31 @@ STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
 
 
 def calibrate(
-    task: option(str, "its train rows are read", known=task_names),
     out: option(Path, "safetensors file to write"),
-    statistic: option(
-        str, "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
-    ) = "wanda",
+    task: option(str | None, "its train rows are read", known=task_names) = None,
+    text: option(
+        Path | None, "or: your own, a .txt (one a line) or .jsonl (text, or prompt and answer)"
+    ) = None,
+    statistic: option(str, STATISTICS) = "wanda",
     base: Base = "embedded",
     adapter: option(Path | None, "default `adapters/TASK`") = None,
     rows: option(int, "train rows", min=1) = 128,
     dtype: Dtype = "auto",
 ) -> None:
-    """Measure what a merge needs to know of an adapter's inputs, on a task's own train rows.
+    """Measure what a merge needs to know of an adapter's inputs, on train rows or your own text.
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
+    from tipmini_lab.evaluation.documents import own_texts
     from tipmini_lab.experiments.merging import save_tensors
 
     require("statistic", statistic, source.names("tipmini.models.calibration", "STATISTICS"))
+    if (task is None) == (text is None):
+        raise TipminiError("give --task or --text: what the adapter is measured on")
+    if text and not adapter:
+        raise TipminiError("--text needs --adapter: the folder that is measured")
+    texts = own_texts(text)[:rows] if text else None
+    task = task or text.stem
     own = os.path.realpath(adapter or Path("adapters") / task)
     factors = adapter_digest(tm.load_adapter(own))  # first: refused is what no merge would take
     _refuse_unwritable(out)
@@ -47,10 +55,10 @@ def calibrate(
     lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     facts["factors"] = factors  # by which a merge finds the adapter
-    measured = lab.norms.measure(task, statistic=statistic)
+    measured = lab.norms.measure(task, texts, statistic)
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
-    print(f"{out}: {what} of {own} on {rows} rows of {task}")
+    print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {text or task}")
 
 
 def weigh(

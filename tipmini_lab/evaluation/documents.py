@@ -7,11 +7,51 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from string import ascii_uppercase
 
+from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
 from tipmini_lab.evaluation import assets
 
 Rows = Callable[[], list[dict]]
+
+
+ANSWERS = ("answer", "completion", "response", "output")  # as people call what follows a prompt
+
+
+def own_texts(file: Path) -> list[str]:
+    """The texts of a user's own file, of which a .txt has one a line, and a .jsonl a JSON object.
+
+    An object has "text", or "prompt" and one of `ANSWERS`, which are put together with a blank
+    between them unless there is white space already. Raises TipminiError, one line, for anything
+    else.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise TipminiError(f"{file}: not a readable text file ({one_line(error)})") from None
+    if not lines:
+        raise TipminiError(f"{file}: holds no text; give one example a line")
+    if file.suffix != ".jsonl":
+        return lines
+    return [_own_text(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _own_text(file: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise TipminiError(f"{file}, line {number}: not JSON ({one_line(error)})") from None
+    found = row if isinstance(row, dict) else {}
+    parts = [found.get("prompt"), next((found[n] for n in ANSWERS if n in found), "")]
+    parts = [found["text"], ""] if "text" in found else parts
+    if not all(isinstance(part, str) for part in parts) or not parts[0]:
+        answers = ", ".join(ANSWERS)
+        raise TipminiError(f"{file}, line {number}: needs text, or prompt and one of {answers}")
+    first, last = parts
+    between = " " if last and not (first[-1].isspace() or last[0].isspace()) else ""
+    return f"{first}{between}{last}"
 
 
 @cache
