@@ -20,6 +20,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -93,6 +95,12 @@ KINDS = {
         ["q", "v"],
     ),
     "SEQ_CLS": (lambda: BertForSequenceClassification(BERT), ["query", "value"]),
+    "SEQ_CLS of two layers": (
+        lambda: RobertaForSequenceClassification(
+            RobertaConfig(**SMALL, intermediate_size=48, num_labels=2, pad_token_id=1)
+        ),
+        ["query", "value"],
+    ),
     "TOKEN_CLS": (lambda: BertForTokenClassification(BERT), ["query", "value"]),
     "QUESTION_ANS": (lambda: BertForQuestionAnswering(BERT), ["query", "value"]),
     "FEATURE_EXTRACTION": (
@@ -107,11 +115,11 @@ def test_stock_peft_computes_the_sum(kind, tmp_path, monkeypatch):
     """Of every type of model: with the merged adapter it answers as with both at once."""
     monkeypatch.chdir(tmp_path)
     build, targets = KINDS[kind]
-    task = "CAUSAL_LM" if kind == "GPT-2" else kind
+    task = "CAUSAL_LM" if kind == "GPT-2" else kind.split()[0]
     torch.manual_seed(0)
     build().save_pretrained("base")
     load = type(build()).from_pretrained
-    wanted, headed = load("base").eval(), kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    wanted, headed = load("base").eval(), task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         config = LoraConfig(

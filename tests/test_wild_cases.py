@@ -97,7 +97,9 @@ def deltas(folder: str) -> dict[str, np.ndarray]:
         match = re.search(r"(layers\.\d+\.[\w.]*?\w+_proj)(?=\.lora_A)", name)
         if match:
             b = tensors[name.replace("lora_A", "lora_B")]
-            module = "model." + match[1].replace("_orig_mod.", "")
+            module = "model." + match[1].replace("_orig_mod.", "").replace(
+                "_checkpoint_wrapped_module.", ""
+            )
             rank, alpha = a.shape[0], pattern(config, "alpha_pattern", "lora_alpha", module)
             scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
             found[module] = scale * b.astype("float64") @ a.astype("float64")

@@ -15,6 +15,10 @@ BAD = [
     ([*LINEAR, "--weights", "0/T", *ADAPTERS], "such as 0.7/T, or a .json file, got '0/T'"),
     ([*LINEAR, "--weights", "0.5", *ADAPTERS], "numbers (--weight), sum, mean"),
     (["--method", "regmean", "--out", "m", *ADAPTERS], "method regmean needs --grams"),
+    # What is written takes the place of the whole folder.
+    ([*LINEAR[:2], "--overwrite", "--out", "adapters", *ADAPTERS], "--out adapters holds"),
+    ([*LINEAR[:2], "--overwrite", "--out", ".", *ADAPTERS], "--out . holds adapters/"),
+    ([*LINEAR[:2], "--overwrite", "--out", "notes", *ADAPTERS], "no adapter and no model"),
     ([*TIP, "--norms", "none.st", *NORMS[:4], "--out", "m", *ADAPTERS], "none.st: no such file"),
     ([*TIP, "--norms", "c.yaml", *NORMS[:4], "--out", "m", *ADAPTERS], "c.yaml: not a readable"),
     ([*TIP, *NORMS[:2], "--out", "m", *ADAPTERS], "norms must be one an adapter, 3, got 1"),
@@ -37,7 +41,7 @@ BAD = [
     (["--method", "linear", "--out", ADAPTERS[0], *ADAPTERS], "lies in the input adapters/piqa"),
     (["--method", "linear", "--out", "adapters/rte/x/y", *ADAPTERS], "lies in the input"),
     ([*LINEAR[:2], "--into", "base", "--out", "base/x", *ADAPTERS], "lies in the input base"),
-    ([*LINEAR[:2], "--into", "base", "--out", "adapters", *ADAPTERS], "is there already"),
+    ([*LINEAR[:2], "--into", "base", "--out", "notes", *ADAPTERS], "is there already"),
     ([*LINEAR, "--into", "nothing", *ADAPTERS], "nothing: no such folder"),
     ([*LINEAR, "--into", "adapters/rte", *ADAPTERS], "config.json: missing"),
     (
@@ -45,7 +49,7 @@ BAD = [
         "with --into a delta is added whole",
     ),
     ([*LINEAR[:3], "c.yaml", *ADAPTERS], "cannot be written (not a folder)"),
-    ([*LINEAR[:3], "adapters", *ADAPTERS], "also holds"),
+    ([*LINEAR[:3], "notes", *ADAPTERS], "also holds"),
     ([*LINEAR[:3], "loop", *ADAPTERS], "cannot be written"),
     ([*LINEAR, "loop", *ADAPTERS], "loop: no such folder"),
     ([*LINEAR, "--into", "loop", *ADAPTERS], "loop: no such folder"),
@@ -70,6 +74,8 @@ BAD = [
 def test_what_the_user_can_mend_is_one_line(on_disk, refused, given, line, dry):
     Path("c.yaml").write_text("adapter: [adapters/piqa]\n")
     Path("loop").symlink_to("loop")
+    Path("notes").mkdir()
+    Path("notes/mine.txt").write_text("years of work")
     before = sorted(on_disk.rglob("*"))
     assert line in refused("merge", *dry, *given)
     assert sorted(on_disk.rglob("*")) == before

@@ -10,6 +10,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     Gemma3Config,
     GPT2Config,
     GPT2LMHeadModel,
@@ -38,6 +41,14 @@ def captions() -> VisionEncoderDecoderModel:
     return VisionEncoderDecoderModel(both)
 
 
+def pair() -> EncoderDecoderModel:
+    """Square layers of both kinds in one model: as they are in BERT, transposed in GPT-2."""
+    decoder = GPT2Config(**SQUARE.to_diff_dict() | {"add_cross_attention": True})
+    return EncoderDecoderModel(
+        EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**SMALL), decoder)
+    )
+
+
 def llava():
     text = LlamaConfig(**SMALL).to_dict()
     vision = {"model_type": "clip_vision_model", "projection_dim": 32} | VISION
@@ -58,6 +69,7 @@ BASES = {
     "GPT-2": (lambda: GPT2LMHeadModel(SQUARE), "c_attn"),
     "GPT-2, square layers": (lambda: GPT2LMHeadModel(SQUARE), "c_proj"),
     "a vision model with GPT-2, square layers": (captions, "c_proj"),
+    "BERT with GPT-2, square layers of both": (pair, ["query", "c_proj"]),
     "LLaVA": (llava, "q_proj"),
     "Gemma 3": (gemma3, "q_proj"),
 }
@@ -78,7 +90,8 @@ def save(build, target: str, names: str = "a"):
     build().save_pretrained("base")
     for name in names:
         model = type(build()).from_pretrained("base")
-        config = LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
+        targets = [target] if isinstance(target, str) else target
+        config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
         peft = get_peft_model(model, config)
         peft.save_pretrained(name)
     return peft
@@ -94,6 +107,16 @@ def test_as_peft_merges_and_unloads(kind):
     ours = type(build()).from_pretrained("m").state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, atol=1e-5), name
+
+
+def test_a_gpt2_that_an_adapter_says_nothing_of():
+    peft = save(*BASES["GPT-2, square layers"])
+    config = json.loads(Path("a/adapter_config.json").read_text())
+    Path("a/adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": False}))
+    assert merge("--weights", "sum", "--into", "base", "--out", "m", "a").exit_code == 0
+    ours = GPT2LMHeadModel.from_pretrained("m").state_dict()
+    for name, tensor in peft.merge_and_unload().state_dict().items():
         assert torch.allclose(ours[name], tensor, atol=1e-5), name
 
 
@@ -134,13 +157,15 @@ def test_a_base_of_another_name_is_told():
 def test_what_else_the_folder_holds_comes_along():
     save(BASES["LLaMA"][0], "q_proj")
     beside = {"1_Pooling/config.json": "{}", "modules.json": "[]", "USE_POLICY.md": "be kind"}
+    beside |= {"2_Dense/model.safetensors": "another layer", "onnx/model.onnx": "the old weights"}
     beside |= {"chat_template.jinja": "{{ x }}", "LICENSE": "free", "README.md": "the base's"}
     for name, text in beside.items():
         Path("base", name).parent.mkdir(exist_ok=True)
         Path("base", name).write_text(text)
     Path("base/pytorch_model.bin").write_text("other weights")
     assert merge("--into", "base", "--out", "m", "a").exit_code == 0
-    for name in beside.keys() - {"README.md"}:
+    assert not Path("m/onnx").exists()
+    for name in beside.keys() - {"README.md", "onnx/model.onnx"}:
         assert Path("m", name).read_text() == beside[name]
     assert not Path("m/pytorch_model.bin").exists()
     card = Path("m/README.md").read_text()

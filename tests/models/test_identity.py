@@ -30,6 +30,7 @@ DIFFERENT = [
     ("/a/Llama-2-7b-hf", "/b/Llama-2-7b-hf"),
     ("/runs/sft-llama/checkpoint-500", "/runs/dpo-qwen/checkpoint-500"),
     *((f"/a/{last}", f"/b/{last}") for last in ("final", "merged", "model", "base", "500")),
+    ("alice/llama-sft", "bob/llama-sft"),
     *((f"org/{last}", f"gro/{last}") for last in ("final", "merged", "model", "0123456789abcdef")),
 ]
 
@@ -80,8 +81,17 @@ def test_other_revisions_are_refused(revisions):
         ("_orig_mod.model.layers.0.q", "model.layers.0.q", "_orig_mod.layers.0.q"),
         ("module.model.layers.0.q", "model.layers.0.q", "layers.0.q"),
         ("model.layers.0._orig_mod.q", "model.layers.0.q", "layers.0._orig_mod.q"),
-        ("vision_tower.encoder.layers.0.q",) * 3,
-        ("transformer.h.0.attn.c_attn",) * 3,
+        ("transformer.h.0.attn.c_attn",) * 2 + ("h.0.attn.c_attn",),
+        (
+            "model.layers.0._checkpoint_wrapped_module.q",
+            "model.layers.0.q",
+            "layers.0._checkpoint_wrapped_module.q",
+        ),
+        (
+            "vision_tower.encoder.layers.0.q",
+            "vision_tower.encoder.layers.0.q",
+            "vision_tower.encoder.layers.0.q",
+        ),
         ("lm_head",) * 3,
     ],
 )

@@ -245,3 +245,32 @@ def test_inspection_notes_what_is_worth_knowing(folder, changes, note):
     edit_config(folder, **changes)
     facts = inspect_folder(folder)
     assert facts["problems"] == [] and len(facts["notes"]) == 1 and note in facts["notes"][0]
+
+
+PICKLES = {
+    "code": lambda tensors: {"x": print},
+    "a name that is none": lambda tensors: tensors | {1: torch.ones(1)},
+    "sparse": lambda tensors: {name: t.to_sparse() for name, t in tensors.items()},
+    "drawn out": lambda tensors: tensors | {"x": torch.zeros(1).expand(4, 10**12)},
+    "meta": lambda tensors: {name: t.to("meta") for name, t in tensors.items()},
+    "a list": lambda tensors: list(tensors.values()),
+}
+
+
+def test_a_pickle_is_read_on_demand_alone(folder):
+    wanted = load_adapter(folder)
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(TipminiError, match="--pickle"):
+        load_adapter(folder)
+    found = load_adapter(folder, pickle=True)
+    assert torch.equal(found.delta(MODULE), wanted.delta(MODULE))
+
+
+@pytest.mark.parametrize("make", PICKLES.values(), ids=PICKLES)
+def test_what_else_a_pickle_may_hold_is_refused(folder, make):
+    torch.save(make(load_file(folder / WEIGHTS)), folder / "adapter_model.bin")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(TipminiError, match=r"adapter_model\.bin: ") as caught:
+        load_adapter(folder, pickle=True)
+    assert "\n" not in str(caught.value) and "weights_only=False" not in str(caught.value)

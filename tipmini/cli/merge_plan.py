@@ -46,6 +46,9 @@ def reckon(request: Request) -> dict[str, object]:
         header.in_base(base)  # refuses
         return header
 
+    if request.pickle:
+        raise TipminiError("--dry-run reads headers, which a pickle has not; leave out one of both")
+
     inputs = open_inputs(request, load, refuse_unlearnt)
     # Bytes of a merged number: of float32, or of float64 where any factor is.
     pairs = [pair for adapter in inputs.adapters.values() for pair in adapter.factors.values()]

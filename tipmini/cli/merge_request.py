@@ -241,16 +241,30 @@ def _check(request: Request) -> None:
             readers = ", ".join(m for m, row in METHODS.items() if row.needs == name)
             raise TipminiError(f"--{name} is not read by {request.method}, but by {readers}")
     if request.into and request.heads:
-        raise TipminiError("--heads goes with an adapter; a base that is written keeps its own")
+        raise TipminiError(
+            "--into can't keep heads: a base has one of its own; merge into an adapter, or leave "
+            "out modules_to_save"
+        )
     if need and getattr(request, need) is None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
         raise TipminiError("rank cuts a merged adapter; with --into a delta is added whole")
     # realpath: unlike resolve, which raises for a loop of links
     out = Path(os.path.realpath(request.out))
-    for source in [*request.adapters, *([request.into] if request.into else [])]:
+    sources = [*request.adapters, *(request.norms or ()), *(request.grams or ())]
+    sources += [request.into] if request.into else []
+    for source in sources:
         if out.is_relative_to(os.path.realpath(source)):
             raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
+    sources += [x for x in (request.weights, request.base_model) if isinstance(x, str | Path)]
+    for source in [*sources, "."]:  # what is written takes the place of the whole folder
+        if Path(os.path.realpath(source)).is_relative_to(out):
+            raise TipminiError(f"--out {request.out} holds {source}; choose another")
+    results = [out / name for name in (peft_folder.CONFIG, "config.json")]
+    taken = request.overwrite and out.is_dir() and any(out.iterdir())
+    if taken and ((out / ".git").exists() or not any(file.is_file() for file in results)):
+        told = "holds no adapter and no model that --overwrite could replace"
+        raise TipminiError(f"--out {request.out} {told}; choose another")
 
 
 # Opened -------------------------------------------------------------------------------------------

@@ -110,7 +110,10 @@ def merge(
         merged[module] = found
     kept = {name: _common(getattr(part.adapter, name) for part in parts) for name in COMMON}
     kept["fan_in_fan_out"] = any(part.adapter.fan_in_fan_out for part in parts)
-    return LoraAdapter(merged, heads=merged_heads(parts, heads), **kept)
+    if found := merged_heads(parts, heads):
+        owner = next(part.adapter for part in parts if found.keys() <= part.adapter.heads.keys())
+        kept |= {"heads": found, "modules_to_save": owner.modules_to_save}
+    return LoraAdapter(merged, **kept)
 
 
 COMMON = ("base_model", "task_type", "revision", "auto_mapping")  # kept where all have the same

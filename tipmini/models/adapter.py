@@ -88,6 +88,7 @@ class LoraAdapter:
     auto_mapping: Mapping[str, str | None] | None = None  # the model's class, without a task type
     fan_in_fan_out: bool = False  # whether the base stores its weights as (inputs, outputs)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()  # what PEFT calls the modules of the heads
 
     @property
     def modules(self) -> list[str]:
@@ -160,7 +161,7 @@ class LoraAdapter:
             tensors[f"{PREFIX}{name}"] = tensor.to("cpu", dtype)
         kept = {"task_type": self.task_type, "base_model_name_or_path": self.base_model}
         if self.heads:
-            kept["modules_to_save"] = sorted({name.split(".")[-2] for name in self.heads})
+            kept["modules_to_save"] = list(self.modules_to_save)
         for name in ("revision", "auto_mapping", "fan_in_fan_out"):
             if value := getattr(self, name):
                 kept[name] = value
@@ -198,14 +199,26 @@ def load_adapter(
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
+    """{name: tensor} of a pickle that holds nothing else, no more of it than the file has."""
+    if file.read_bytes()[:8] == b"version ":
+        raise TipminiError(f"{file}: a Git-LFS pointer in its place; fetch it with git lfs pull")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, by what stands in the file
-        why = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise TipminiError(f"{file}: not a pickle of tensors alone ({why})") from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    except Exception:  # of many kinds, by what stands in the file; PyTorch's advice is to run it
+        raise TipminiError(
+            f"{file}: not a pickle of tensors alone, so it is not read; save it as safetensors"
+        ) from None
+    most = 64 * file.stat().st_size  # bytes: no tensor that is a small one, drawn out
+    tensors = {}
+    for name, tensor in found.items() if isinstance(found, dict) else ():
+        plain = isinstance(name, str) and name.isprintable() and isinstance(tensor, Tensor)
+        plain = plain and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+        if not plain or tensor.is_quantized or tensor.numel() * tensor.element_size() > most:
+            raise TipminiError(f"{file}: {one_line(repr(name))} is no plain tensor of a name")
+        tensors[name] = tensor.detach().contiguous().clone()
+    if not tensors:
         raise TipminiError(f"{file}: not a mapping of names to tensors")
-    return {name: tensor.contiguous().clone() for name, tensor in found.items()}
+    return tensors
 
 
 def _loaded(folder: Path, header: AdapterHeader, base: BaseFolder | None) -> LoraAdapter:
@@ -229,6 +242,7 @@ def _loaded(folder: Path, header: AdapterHeader, base: BaseFolder | None) -> Lor
         known.auto_mapping,
         bool(known.fan_in_fan_out),
         {name.removeprefix(PREFIX): tensors[name] for name in header.heads},
+        tuple(known.modules_to_save or ()) if header.heads else (),
     )
 
 

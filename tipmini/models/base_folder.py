@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # a dry run reads the headers alone
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Their linear layers hold the transposed weight, which a square one does not show.
+TRANSPOSED = ("clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt")
 HEADS = ("embed_out", "lm_head")  # names of the layer that can share the embedding's weight
 
 
@@ -73,6 +75,16 @@ class BaseFolder:
     @property
     def is_tied(self) -> bool:
         return bool(self.config.get("tie_word_embeddings"))
+
+    def is_transposed(self, module: str, told: bool) -> bool:
+        """Whether a square weight is stored as (inputs, outputs), by the model or the part of one
+        that the module is of; told: by the adapter, where the base doesn't say."""
+        config, inner = self.config, False
+        for part in module.split("."):
+            if isinstance(config.get(part), dict):
+                config, inner = config[part], True
+        known = config.get("model_type") in TRANSPOSED
+        return known or (told and not inner)
 
     def locate(self, module: str) -> Entry:
         """The header of a module's weight; raises TipminiError unless it can be added to."""
@@ -169,8 +181,9 @@ def _read_json(file: Path) -> dict:
 SHARD_BYTES = 4 * 2**30  # of a written file, unless one tensor alone is larger
 # Of the folder all comes along but weights in any format, what would make transformers load an
 # adapter on top, and the card, which tells of the base.
-WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth")
-WEIGHTS += (".safetensors", ".index.json")
+WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".ot")
+WEIGHTS += (".pt", ".pth", ".safetensors", ".index.json")
+STALE = ("coreml", "gguf", "metal", "onnx", "openvino", "original")  # folders of the same weights
 LEFT = ("adapter_config.json", "README.md")
 
 ShardTensor = tuple[int, str]  # number of the written file, name of a tensor
@@ -211,7 +224,8 @@ def save_merged(
         for file in base.folder.rglob("*"):
             inside = file.relative_to(base.folder)
             hidden = any(part.startswith(".") for part in inside.parts)
-            weights = file.name.endswith(WEIGHTS)
+            top = len(inside.parts) == 1  # further on are other layers', as of sentence models
+            weights = file.name.endswith(WEIGHTS) if top else inside.parts[0] in STALE
             if file.is_file() and not (weights or hidden or str(inside) in LEFT):
                 (new / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, new / inside)
@@ -294,7 +308,8 @@ def _added(
     delta = change.delta() if isinstance(change, LoraFactors) else change
     base.check({name.removesuffix(".weight"): tuple(delta.shape)})  # else it could broadcast
     square = delta.shape[0] == delta.shape[1]
-    if transposed if square else delta.shape != tensor.shape:
+    module = name.removesuffix(".weight")
+    if base.is_transposed(module, transposed) if square else delta.shape != tensor.shape:
         delta = delta.T
     total = (at_least_float32(tensor) + delta).to(tensor.dtype)
     if not total.isfinite().all():

@@ -17,7 +17,11 @@ QUANTISED = re.compile(
     r"[-_.](unsloth[-_])?(bnb|gptq|awq|gguf|hqq|aqlm|nf4|fp8|int[48]|[48]-?bit)\b.*", re.IGNORECASE
 )
 # Parts that wrap a whole model, so that its modules are known with them and without.
-WRAPPERS = frozenset({"model", "language_model", "text_model", "base_model", "module"})
+WRAPPERS = {"model", "language_model", "text_model", "base_model", "module", "transformer"}
+WRAPPERS |= {"albert", "bert", "deberta", "distilbert", "electra", "gpt_neox", "roberta"}
+# What PyTorch puts around a module that is compiled, checkpointed or sharded.
+TORCH = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+MIRRORS = ("unsloth", "nousresearch", "mlx-community", "huggyllama")  # who copy others' models
 
 
 # Which base model ---------------------------------------------------------------------------------
@@ -27,8 +31,8 @@ def common_base(bases: Mapping[str, str | None]) -> str | None:
     Two names mean one model when they are the same, or when one is the hub's and their last parts
     agree ("/data/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"); the hub's name is then returned. Last
     parts that name no model, such as checkpoint-500 or merged, agree with nothing, and neither do
-    two local paths. An adapter that names none fits any. Raises TipminiError that names two that
-    differ.
+    two local paths, nor two owners' models of one name, but for owners that copy others' models. An
+    adapter that names none fits any. Raises TipminiError that names two that differ.
     """
     told = {name: _normal(base) for name, base in bases.items() if base}
     hub = min((base for base in told.values() if is_hub_name(base)), default=None)
@@ -55,8 +59,10 @@ def _normal(base: str) -> str:
 
 def _agree(one: str, two: str) -> bool:
     names = [base.rpartition("/")[2].lower() for base in (one, two)]
+    owners = {base.rpartition("/")[0].lower() for base in (one, two) if is_hub_name(base)} - {""}
     named = names[0] == names[1] and not NAMELESS.fullmatch(names[0])
-    return named and (is_hub_name(one) or is_hub_name(two))
+    known = len(owners) < 2 or not owners.isdisjoint(MIRRORS)
+    return named and known and (is_hub_name(one) or is_hub_name(two))
 
 
 def is_hub_name(base: str) -> bool:
@@ -70,7 +76,7 @@ def _hint(one: str, two: str) -> str:
     """Where one looks like a quantised copy of the other."""
     for copy, whole in ((one, two), (two, one)):
         plain = QUANTISED.sub("", copy.rpartition("/")[2])
-        if plain != copy.rpartition("/")[2] and _agree(f"x/{plain}", whole):
+        if plain != copy.rpartition("/")[2] and _agree(plain, whole):
             return f"{copy} looks like a quantised copy of {whole}; "
     return ""
 
@@ -96,7 +102,7 @@ def modules_of_base(base: str | None) -> list[str]:
 # What a module is called --------------------------------------------------------------------------
 def plain_name(module: str) -> str:
     """Without the wrappers of torch.compile and data-parallel training, which PEFT can't read."""
-    return re.sub(r"(^|(?<=\.))_orig_mod\.", "", module).removeprefix("module.")
+    return TORCH.sub("", module).removeprefix("module.")
 
 
 def core(module: str) -> str:

@@ -116,7 +116,7 @@ class AdapterHeader:
                     f"{told}, which may have been trained; give the base's folder (--base-model) "
                     "to compare, or save the adapter with save_embedding_layers=False"
                 )
-            module = name.removeprefix(PREFIX).removesuffix(".weight")
+            module = name.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
             own = base.weight_name(module) or base.tied_weight()
             if own is None or base.entry(own).shape != self.file.entries[name].shape:
                 raise TipminiError(f"{told} that {base.folder} lacks in this shape")
@@ -224,6 +224,14 @@ def tensor_problems(header: Header, whole: object = None) -> list[str]:
         problems.append(f"holds several adapters, {told}; save each in a folder of its own")
     for module, names in factors_of(header).items():
         problems += _module_problems(header, module, names)
+    heads = [name for name in header if is_head(name, whole)]
+    problems += [
+        f"{name} is empty, as a sharded training leaves it"
+        for name in heads
+        if 0 in header[name].shape
+    ]
+    if whole and not heads:
+        problems.append(f"lacks {', '.join(map(str, whole))}, which its settings say it has whole")
     return problems
 
 
@@ -270,13 +278,17 @@ def factors_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def _copied(name: str) -> bool:
     """Whether it is a whole layer that PEFT saves beside the factors of another."""
-    return name.startswith(PREFIX) and name.endswith(tuple(f".{one}.weight" for one in COPIES))
+    plain = name.replace(".base_layer.weight", ".weight")
+    return name.startswith(PREFIX) and plain.endswith(tuple(f".{one}.weight" for one in COPIES))
 
 
 def is_head(name: str, whole: object) -> bool:
-    """Whether a tensor is one of the modules that were trained whole."""
-    inside = f".{name.removeprefix(PREFIX)}"
-    return name.startswith(PREFIX) and any(f".{each}." in inside for each in whole or ())
+    """Whether a tensor is of a module that was trained whole: one whose name ends so, as PEFT has
+    it (classifier is pre_classifier as well)."""
+    parts = name.removeprefix(PREFIX).split(".")[:-1]
+    modules = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    known = name.startswith(PREFIX) and not {"default", "modules_to_save"} & set(parts)
+    return known and any(module.endswith(each) for module in modules for each in whole or ())
 
 
 def factor_names(module: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import regex  # PEFT's patterns are anyone's regular expressions, and re has no time limit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, shown
@@ -78,8 +78,20 @@ class Settings(BaseModel):
     layers_pattern: object = None
     init_lora_weights: bool | str | None = _may("true, false or a name")
     revision: Line | None = _may("one line of text")
-    auto_mapping: dict[Line, Line | None] | None = _may("names of classes")
+    auto_mapping: dict | None = _may("names of classes")
     modules_to_save: list[Line] | None = _may("a list of names")
+
+    @field_validator("base_model_name_or_path", "revision", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("auto_mapping")
+    @classmethod
+    def _classes(cls, value: dict | None) -> dict | None:
+        """Its names of classes alone: other tools keep switches there."""
+        kept = {k: v for k, v in (value or {}).items() if isinstance(v, str) and isinstance(k, str)}
+        return kept or None
 
     def scaling(self, module: str, rank: int) -> float:
         r"""The module's scaling: alpha / r, or $\alpha / \sqrt r$ with rsLoRA.
