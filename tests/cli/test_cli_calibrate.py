@@ -4,7 +4,7 @@ import pytest
 import torch
 from merge_command import run
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tipmini as tm
@@ -137,3 +137,36 @@ def test_text_that_is_none_is_one_line(small, text, given, line):
     refused = CliRunner().invoke(main.app, words).exception
     assert isinstance(refused, tm.TipminiError) and line in str(refused)
     assert "\n" not in str(refused) and not (small / "x").exists()
+
+
+NAMES = {
+    "compiled": {"base_model": "_orig_mod.base_model"},
+    "of one adapter": {".weight": ".default.weight"},
+    "without the head's wrapper": {"model.model.": "model."},
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_names_that_peft_passes_over_are_measured_all_the_same(small, names):
+    """PEFT would leave the adapter's place at random, of which norms say nothing."""
+    calibrate("rte", "wanda", "plain.safetensors")
+    folder = small / "adapters/rte"
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for old, new in names.items():
+        tensors = {name.replace(old, new, 1): tensor for name, tensor in tensors.items()}
+    save_file(tensors, file)
+    calibrate("rte", "wanda", "other.safetensors")
+    one, two = load_file("plain.safetensors"), load_file("other.safetensors")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_adapter_of_another_base_is_refused(small):
+    adapter = tm.load_adapter("adapters/rte")
+    wide = {
+        m: tm.LoraFactors(pair.a.repeat(1, 2), pair.b, 1.0) for m, pair in adapter.factors.items()
+    }
+    tm.LoraAdapter(wide).save("wide")
+    given = ["calibrate", "--task", "rte", "--adapter", "wide", "--out", "x"]
+    refused = CliRunner().invoke(main.app, given).exception
+    assert isinstance(refused, tm.TipminiError) and "give the base" in str(refused)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -13,8 +14,13 @@ from tipmini import source
 from tipmini.cli.arguments import AsJson, nearest
 from tipmini.errors import TipminiError, require
 from tipmini.methods.weighting import adapter_digest
-from tipmini.models.files import one_line
-from tipmini.models.peft_folder import read_settings, weights_file
+from tipmini.models.files import naming, one_line
+from tipmini.models.peft_folder import (
+    factor_names,
+    read_adapter_header,
+    read_settings,
+    weights_file,
+)
 from tipmini_lab import paths
 from tipmini_lab.commands.arguments import Base, Dtype, Tasks, option, task_names
 from tipmini_lab.commands.batch import show_cell
@@ -49,16 +55,38 @@ def calibrate(
     texts = own_texts(text)[:rows] if text else None
     task = task or text.stem
     own = os.path.realpath(adapter or Path("adapters") / task)
-    factors = adapter_digest(tm.load_adapter(own))  # first: refused is what no merge would take
+    read = tm.load_adapter(own)  # first: refused is what no merge would take
+    factors = adapter_digest(read)
     _refuse_unwritable(out)
-    place = own.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
-    lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
+    with tempfile.TemporaryDirectory() as work:
+        folder = _as_peft_reads_it(own, read, _lab(base).model_path, work)
+        place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
+        lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
+        measured = lab.norms.measure(task, texts, statistic)
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     facts["factors"] = factors  # by which a merge finds the adapter
-    measured = lab.norms.measure(task, texts, statistic)
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
     print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {text or task}")
+
+
+def _as_peft_reads_it(own: str, adapter: tm.LoraAdapter, base: Path | str, work: str) -> str:
+    """The adapter's folder, or a copy with the names that the base has, which PEFT would pass over.
+
+    Raises TipminiError where the base has other modules or shapes.
+    """
+    if not Path(base).is_dir():
+        return own  # the hub's: PEFT finds out
+    opened = tm.open_base(base)
+    with naming(Path(own)):
+        opened.check({module: pair.shape for module, pair in adapter.factors.items()})
+    names = {m: opened.weight_name(m).removesuffix(".weight") for m in adapter.factors}
+    stored = read_adapter_header(Path(own)).names
+    if all(names[m] == m and stored[m] == factor_names(m) for m in names):
+        return own
+    renamed = {names[module]: pair for module, pair in adapter.factors.items()}
+    replace(adapter, factors=renamed).save(Path(work) / "adapter")
+    return str(Path(work) / "adapter")
 
 
 def weigh(
