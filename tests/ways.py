@@ -6,9 +6,8 @@ from tiny import ADAPTERS, GRAMS, NORMS, random_grams, random_norms
 import tipmini as tm
 from tipmini.models.adapter import LoraAdapter
 
-METHODS = ["linear", "cat", "svd", "dare", "ties", "dare_ties", "magnitude", "wanda", "tip"]
-METHODS += ["regmean", "knots"]
-IN_DELTAS = ["dare", "ties", "dare_ties", "magnitude", "wanda", "tip"]
+METHODS = list(tm.METHODS)
+IN_DELTAS = [name for name, row in tm.METHODS.items() if row.options.get("on") == "factors"]
 WAYS = [(method, {}) for method in METHODS] + [(m, {"on": "delta"}) for m in IN_DELTAS]
 each_way = pytest.mark.parametrize(
     ("method", "options"), WAYS, ids=[" ".join([m, *options.values()]) for m, options in WAYS]

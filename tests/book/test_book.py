@@ -124,9 +124,11 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.MULTILINE)
 # A function that implements an equation opens its docstring with it: "TIP Eq. 1: $A_{ij} = ...$"
 EQUATION = re.compile(r"(\w+) Eq\. (\d+)[^:\n]*: \$")
-EVERY = Counter(
-    f"{paper}-eq-{n + 1}" for paper, m in {"tip": 5, "loraprune": 13}.items() for n in range(m)
-)
+EQUATIONS = {  # how many each paper has
+    "tip": 5,
+    "loraprune": 13,
+}
+EVERY = Counter(f"{paper}-eq-{n + 1}" for paper, m in EQUATIONS.items() for n in range(m))
 # What a chapter derives, but nothing measured computes: another equation stands for it there.
 DERIVATIONS = {
     "loraprune-eq-1": "PEFT's layer computes it",
