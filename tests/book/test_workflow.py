@@ -43,7 +43,7 @@ def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
     }
     for name, modules in found.items():
         assert "tipmini/papers/tip.py" in modules  # by a name that `tm` imports once asked for
-        assert "tipmini/methods/others.py" in modules  # by a string in the table of methods
+        assert "tipmini/methods/baselines.py" in modules  # by a string in the table of methods
         assert ("tipmini_lab/book/serving.py" in modules) == (name == "05_serving")
         assert not any(room in module for module in modules for room in ("/cli", "/commands"))
         assert workflow.reads_again(name) == (name == "04_table1")

@@ -317,7 +317,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
     """Sum of the factors A and of the factors B (PEFT's linear; the product has cross terms)."""
-    update = lazy(parts, lambda module, own: _sum_factors(module, own, combine))
+    update = lazy(parts, lambda module, own: sum_factors(module, own, combine))
     for module in update:
         check_ranks(module, _factors(module, parts))
     return update
@@ -325,17 +325,17 @@ def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
 
 def sum_cat(parts: Parts) -> Update:
     """Factors stacked along the rank (PEFT's cat): exactly the sum of the deltas."""
-    return lazy(parts, _stack_factors)
+    return lazy(parts, stack_factors)
 
 
 def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
     """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
     return lazy(
-        parts, lambda module, own: truncate(_stack_factors(module, own), rank or top(module, own))
+        parts, lambda module, own: truncate(stack_factors(module, own), rank or top(module, own))
     )
 
 
-def _sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> LoraFactors:
+def sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> LoraFactors:
     r"""$A^* = \sum \mathrm{sgn}(w s) \sqrt{|w s|} A$ and $B^* = \sum \sqrt{|w s|} B$.
 
     The sign sits on A alone: on both it would cancel.
@@ -349,7 +349,7 @@ def _sum_factors(module: str, parts: Parts, combine: Combine = weighted_sum) -> 
     return LoraFactors(a, b, scaling=1.0)
 
 
-def _stack_factors(module: str, parts: Parts) -> LoraFactors:
+def stack_factors(module: str, parts: Parts) -> LoraFactors:
     r"""$A^*$: all $w s A$ above each other; $B^*$: all B side by side; $B^* A^* = \sum w s B A$."""
     pairs = []
     for part in parts:

@@ -46,16 +46,16 @@ METHODS = {
     "linear": Method("tipmini.methods.merge:sum_linear", "mangrulkar2022peft", cost=2),
     "cat": Method("tipmini.methods.merge:sum_cat", "mangrulkar2022peft", cost=1),
     "svd": Method("tipmini.methods.merge:sum_svd", "mangrulkar2022peft", cost=1),
-    "dare": Method("tipmini.methods.others:merge_dare", "yu2024dare", cost=10),
-    "ties": Method("tipmini.methods.others:merge_ties", "yadav2023ties", cost=35),
-    "dare_ties": Method("tipmini.methods.others:merge_dare_ties", "yu2024dare", cost=25),
-    "magnitude": Method("tipmini.methods.others:merge_magnitude", "mangrulkar2022peft", cost=20),
+    "dare": Method("tipmini.methods.baselines:merge_dare", "yu2024dare", cost=10),
+    "ties": Method("tipmini.methods.baselines:merge_ties", "yadav2023ties", cost=35),
+    "dare_ties": Method("tipmini.methods.baselines:merge_dare_ties", "yu2024dare", cost=25),
+    "magnitude": Method("tipmini.methods.baselines:merge_magnitude", "mangrulkar2022peft", cost=20),
     "wanda": Method("tipmini.methods.tip:merge_wanda", "sun2024wanda", needs="norms", cost=25),
     "tip": Method("tipmini.methods.tip:merge_tip", "yun2025tip", needs="norms", cost=30),
     "regmean": Method(
-        "tipmini.methods.others:merge_regmean", "jin2023regmean", needs="grams", cost=1
+        "tipmini.methods.baselines:merge_regmean", "jin2023regmean", needs="grams", cost=1
     ),
-    "knots": Method("tipmini.methods.others:merge_knots", "stoica2025knots", cost=40),
+    "knots": Method("tipmini.methods.baselines:merge_knots", "stoica2025knots", cost=40),
 }
 # Other tools' names of the same: PEFT's, mergekit's.
 ALIASES = {
