@@ -180,5 +180,5 @@ def test_norms_that_are_not_stored_are_named(proven, known, monkeypatch):
 
 
 def test_an_unknown_kind_is_refused(proven, known):
-    with pytest.raises(TipminiError, match="kind must be one of evaluation, calibration"):
+    with pytest.raises(TipminiError, match="kind must be one of calibration, evaluation"):
         proof.prove("all", proven, known)

@@ -70,7 +70,7 @@ def calibrate(
     print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {text or task}")
 
 
-def _as_peft_reads_it(own: str, adapter: tm.LoraAdapter, base: Path | str, work: str) -> str:
+def _as_peft_reads_it(own: str, adapter: "tm.LoraAdapter", base: Path | str, work: str) -> str:
     """The adapter's folder, or a copy with the names that the base has, which PEFT would pass over.
 
     Raises TipminiError where the base has other modules or shapes.
