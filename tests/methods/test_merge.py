@@ -380,3 +380,11 @@ def test_one_weight_is_that_of_every_adapter():
     one = tm.merge(ADAPTERS, "linear", weights=0.15)
     each = tm.merge(ADAPTERS, "linear", weights=dict.fromkeys(ADAPTERS, 0.15))
     assert bits(one) == bits(each)
+
+
+@pytest.mark.parametrize("method", ["recommended", "linear"])
+def test_one_adapter_alone_stays_as_it_is(method):
+    alone = ADAPTERS["piqa"]
+    merged = tm.merge({"piqa": alone}, method)
+    for module in alone.modules:
+        torch.testing.assert_close(merged.delta(module), alone.delta(module))

@@ -131,7 +131,8 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
             raise TipminiError(f"{where}merge has no argument {name!r}{hint}")
     if "method" not in given:
         _check_default(given)
-    given = {"weights": preset(method).weights} | given
+    several = len(_paths(given.get("adapters", []))) > 1  # a preset's weights are of several
+    given = {"weights": preset(method).weights if several else "sum"} | given
     given |= {"method": method, "options": typed_options(method, options)}
     try:
         request = Request(**{name: given[name] for name in Request.model_fields if name in given})

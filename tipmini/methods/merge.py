@@ -80,11 +80,11 @@ def merge(
     order. In a list an adapter's name is its place: "0", "1", ...
     method: a name in METHODS or PRESETS. options: the method's own keyword arguments, e.g. tip's
     sparsity, sign, on and summation (see `method_options`).
-    weights: one number for all, or one for each adapter; by default the preset's, else 1 each, a
-    plain sum ("sum"). For T adapters "mean" is 1 / T each, "sqrt" 1 / sqrt(T), and "0.7/T" adds up
-    to 0.7. In place of a number, {module: number} multiplies the modules' scalings before anything
-    else is done (`tipmini weigh` learns such weights). With ties and knots an adapter of weight 0
-    still votes on signs, as in PEFT: leave it out instead.
+    weights: one number for all, or one for each adapter; by default the preset's (1 for an adapter
+    alone), else 1 each, a plain sum ("sum"). For T adapters "mean" is 1 / T each, "sqrt"
+    1 / sqrt(T), and "0.7/T" adds up to 0.7. In place of a number, {module: number} multiplies the
+    modules' scalings before anything else is done (`tipmini weigh` learns such weights). With ties
+    and knots an adapter of weight 0 still votes on signs, as in PEFT: leave it out instead.
     norms: one dict for each adapter as `calibrate_adapter` returns it; tip and wanda need them.
     grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
@@ -173,7 +173,8 @@ def merge_update(
     base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
     revision = common_revision({name: a.revision for name, a in adapters.items()})
     called = spellings({name: a.factors for name, a in adapters.items()}, modules_of_base(base))
-    weights = chosen.weights if weights is None else weights
+    if weights is None:  # a preset's are of several: one adapter alone stays as it is
+        weights = chosen.weights if len(adapters) > 1 else 1.0
     if isinstance(weights, str):
         weights = equal_weight(weights, len(adapters))
     if is_number(weights):
