@@ -29,7 +29,6 @@ def test_an_adapter_as_it_comes(case, tmp_path, monkeypatch):
     folders = [made(i, edits, model) for i, edits in enumerate(case["adapters"])]
     if case.get("taken"):
         random_adapter(9).save("merged")
-    updates = [update for folder in folders for update in [deltas(folder)] if update]
     words = ["--method", "cat", "--weights", "sum", "--json", "--out", "merged"]
     words += [*map(str, case.get("given", [])), *folders]
     result = CliRunner().invoke(main.app, ["merge", *words])
@@ -49,7 +48,7 @@ def test_an_adapter_as_it_comes(case, tmp_path, monkeypatch):
     if "stored" in case:
         assert case["stored"].encode() in Path("merged", WEIGHTS).read_bytes()[:4000]
     if case["right"] == "sum":
-        wanted = summed(updates)
+        wanted = summed([deltas(folder) for folder in folders])
         assert_near(deltas("merged"), wanted)
         assert_computes(wanted)
 
@@ -85,12 +84,7 @@ def made(place: int, edits: dict, model) -> str:
 
 def deltas(folder: str) -> dict[str, np.ndarray]:
     """{module: update} in float64 by PEFT's rules, read by other means than the library's."""
-    if not Path(folder, WEIGHTS).is_file() or not Path(folder, CONFIG).is_file():
-        return {}
-    try:
-        tensors = load_file(Path(folder, WEIGHTS))
-    except Exception:
-        return {}
+    tensors = load_file(Path(folder, WEIGHTS))
     config = json.loads(Path(folder, CONFIG).read_text())
     found = {}
     for name, a in tensors.items():
