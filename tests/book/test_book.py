@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import standins
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tipmini.errors import TipminiError
@@ -118,6 +119,14 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
     with pytest.raises(TipminiError, match=r"not published.*a40\.md"):
         staging.build(stage, out)
     assert contents(out) == first
+
+
+def test_a_chapter_has_the_number_in_its_file_s_name():
+    parts = yaml.safe_load((paths.REPOSITORY / "_toc.yml").read_text())["parts"]
+    numbered = [c["file"] for part in parts if part.get("numbered") for c in part["chapters"]]
+    assert len(numbered) >= 10
+    for number, file in enumerate(numbered, 1):
+        assert file.startswith(f"notebooks/{number:02d}_")
 
 
 # Equations ----------------------------------------------------------------------------------------
