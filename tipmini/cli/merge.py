@@ -178,12 +178,13 @@ def _card(request: "Request", inputs: "Inputs", parts: "list[Part]", fidelity: "
 
     from tipmini.methods.model_card import CardInput, model_card
     from tipmini.methods.weighting import told
+    from tipmini.models.hub import source
 
     learnt = isinstance(request.weights, Path)
     used = {}
-    for part, path in zip(parts, inputs.paths.values(), strict=True):
+    for part, folder in zip(parts, inputs.folders.values(), strict=True):
         weight = told(inputs.weights[part.name].values()) if learnt else part.weight
-        used[part.name] = CardInput(_sha256(path), weight)
+        used[part.name] = CardInput(_sha256(folder), weight, source(folder))
     return model_card(
         request.method,
         request.options,
