@@ -1,5 +1,6 @@
-"""Tiny random LLaMAs that read the embedded model's tokens, and adapters in PEFT's layout."""
+"""Tiny random LLaMAs that read the embedded model's tokens, adapters in PEFT's layout, own rows."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,6 +8,36 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TASKS = ("openbookqa", "rte")  # of the tiny profile
+
+
+OWN = {  # a user's own files: the same two texts but for the answers
+    "own.txt": "The sky is blue.\n\nWater is wet.\n",
+    "own.jsonl": '{"text": "The sky is blue."}\n{"prompt": "Water is", "answer": "wet."}\n',
+    "a.jsonl": '{"prompt": "The sky is ", "response": "blue."}\n{"text": "Water is wet."}\n',
+    "b.jsonl": '{"prompt": "A rose is", "answer": "red"}\n{"prompt": "1 + 1 =", "answer": "2"}\n',
+}
+COLOURS = """\
+task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: {rows}, test: {rows}}}}}
+training_split: train
+test_split: test
+output_type: multiple_choice
+doc_to_text: "The {{{{thing}}}} is"
+doc_to_choice: [red, green, blue]
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def save_own(folder: Path) -> None:
+    """A user's own rows, and a task of lm-eval's: three questions in tasks/colours.yaml."""
+    for name, content in OWN.items():
+        (folder / name).write_text(content)
+    rows = [{"thing": thing, "answer": i} for i, thing in enumerate(("rose", "leaf", "sky"))]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "tasks").mkdir()
+    (folder / "tasks/colours.yaml").write_text(COLOURS.format(rows=folder / "rows.jsonl"))
 
 
 def llama(vocabulary: int = 49152, seed: int = 0, length: int = 2048) -> LlamaForCausalLM:

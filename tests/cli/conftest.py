@@ -37,8 +37,9 @@ def refused(call, capsys):
 
 @pytest.fixture
 def small(tiny, tokenizer, tmp_path, monkeypatch):
-    """The working folder, with tiny adapters; a tiny model stands for the embedded one."""
-    from labs import save_adapter
+    """The working folder, with tiny adapters and own rows; a tiny model stands for the embedded
+    one."""
+    from labs import save_adapter, save_own
 
     from tipmini_lab.evaluation import assets, model
 
@@ -48,4 +49,5 @@ def small(tiny, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, task in enumerate(("piqa", "rte")):
         save_adapter(tmp_path / "adapters" / task, seed)
+    save_own(tmp_path)
     return tmp_path

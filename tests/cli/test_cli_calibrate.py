@@ -17,13 +17,6 @@ pytestmark = pytest.mark.usefixtures("small")
 TASKS = ("piqa", "rte")
 
 
-OWN = {
-    "own.txt": "The sky is blue.\n\nWater is wet.\n",
-    "own.jsonl": '{"text": "The sky is blue."}\n{"prompt": "Water is", "answer": "wet."}\n',
-    "other.jsonl": '{"prompt": "The sky is ", "response": "blue."}\n{"text": "Water is wet."}\n',
-}
-
-
 def calibrate(task, statistic, out):
     given = ["--task", task, "--statistic", statistic, "--rows", "3", "--out", out]
     return run("calibrate", *given)
@@ -38,8 +31,7 @@ def expected(place, task, statistic):
 
 
 @pytest.mark.parametrize("example", main.COMMANDS[one.calibrate])
-def test_every_example_runs(small, example):
-    (small / "own.jsonl").write_text(OWN["own.jsonl"])
+def test_every_example_runs(example):
     words = example.split()[1:]
     run(*words)
     assert load_file(words[words.index("--out") + 1])
@@ -103,10 +95,9 @@ def test_a_folders_braces_are_no_placeholder(small):
     assert load_file("x")
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "a.jsonl"])
 def test_own_text_is_measured_on(small, name):
     """However it is told: the same texts have the same norms, and a merge finds the adapter."""
-    (small / name).write_text(OWN[name])
     given = ["--text", name, "--adapter", "adapters/rte", "--out", "own.safetensors"]
     assert f"on 2 rows of {name}" in run("calibrate", *given)
     texts = ["The sky is blue.", "Water is wet."]

@@ -5,11 +5,12 @@ import shlex
 
 import prunable
 import pytest
+from labs import save_own
 from merge_command import run
 from transformers import AutoModelForCausalLM
 
 from tipmini_lab.commands import main, one
-from tipmini_lab.evaluation import assets, documents
+from tipmini_lab.evaluation import assets, documents, objective
 from tipmini_lab.experiments import pruning
 
 EXAMPLES = main.COMMANDS[one.prune]
@@ -26,6 +27,7 @@ def place(tiny, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning, "keep_memory", lambda: None)
     monkeypatch.setattr(pruning, "load_tokenizer", lambda _: tokenizer)
     monkeypatch.chdir(tmp_path)
+    save_own(tmp_path)
     return tmp_path
 
 
@@ -72,6 +74,27 @@ def test_a_dry_run_foretells_what_is_done(short, place, more):
     assert ("base as 8 bits" in told["form"]) == (place / "half" / "base").exists()
 
 
+OWN = {
+    "own.txt": ("--text", ["The sky is blue.", "Water is wet."]),
+    "b.jsonl": ("--text", ["A rose is red", "1 + 1 = 2"]),
+    "colours": ("--task", ["The rose is red", "The leaf is green", "The sky is blue"]),
+}
+
+
+@pytest.mark.parametrize("more", [["--steps", "1"], ["--method", "wanda-2:4"]], ids=" ".join)
+@pytest.mark.parametrize("name", OWN)
+def test_own_rows_are_read_all_of_them(place, tokenizer, monkeypatch, name, more):
+    read, plain = [], objective.plain
+    monkeypatch.setattr(objective, "plain", lambda ids: read.append(list(ids)) or plain(ids))
+    kind, texts = OWN[name]
+    include = ["--include-path", "tasks"] if kind == "--task" else []
+    prune(kind, name, *include, *more, "--dtype", "float32", "--out", "own")
+    assert sorted(read) == sorted(tokenizer(texts)["input_ids"])
+    AutoModelForCausalLM.from_pretrained(place / "own")
+    story = json.loads((place / "own" / "pruning.json").read_text())
+    assert story.get("recipe", {"tasks": [name]})["tasks"] == [name]
+
+
 def test_a_folder_can_be_the_base(short, place):
     prune("--base", "embedded", "--no-tune", "--method", "random", "--share", "0.5", "--out", "one")
     prune("--base", "one", "--no-tune", "--method", "random", "--share", "0.5", "--out", "two")
@@ -87,7 +110,7 @@ def test_a_folder_can_be_the_base(short, place):
         ("--share 1 --out x --dry-run", "would lose all 24 channels"),
         ("--method lora-giuded --out x", "did you mean 'lora-guided'?"),
         ("--method taylor --int8 --out x", "which int8 has none of"),
-        ("--task piqqa --out x", "task must be one of"),
+        ("--task piqqa --out x", "task 'piqqa': neither packaged"),
         (
             "--dtype int8 --out x",
             "dtype must be one of auto, bfloat16, float16, float32, got 'int8'",

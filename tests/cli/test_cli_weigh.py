@@ -9,6 +9,7 @@ from merge_command import run
 from peft import PeftModel
 
 import tipmini as tm
+from tipmini_lab.commands import main, one
 from tipmini_lab.experiments import experiment, weighing
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -48,6 +49,95 @@ def test_what_is_learnt_is_read_the_second_time(monkeypatch):
     run("weigh", *LEARN)
     monkeypatch.setattr(weighing.Weighing, "step", None)
     run("weigh", *LEARN)
+
+
+@pytest.mark.parametrize("example", main.COMMANDS[one.weigh])
+def test_every_example_runs(small, example):
+    run(*example.split()[1:], "--rows", "3", "--epochs", "1")
+    assert json.loads((small / "weights.json").read_text())["weights"]
+
+
+def weighed(*given) -> weighing.Weighing:
+    """What `tipmini weigh` read and learnt."""
+    made, original = [], weighing.Weighing.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        keep = lambda self, *a, **k: made.append(self) or original(self, *a, **k)  # noqa: E731
+        patch.setattr(weighing.Weighing, "__init__", keep)
+        run("weigh", *given, "--epochs", "2", "--dtype", "float32", "--out", "w.json")
+    return made[0]
+
+
+def test_own_rows_of_two_adapters(small, tokenizer):
+    """Of a prompt with an answer the answer is scored, of a text all; a merge reads the weights."""
+    texts = ["--text", "a.jsonl", "--text", "b.jsonl"]
+    found = weighed(*texts, "--adapter", ADAPTERS[0], "--adapter", ADAPTERS[1])
+    ids = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
+    wanted = {
+        "a.jsonl": [ids("The sky is blue.")[len(ids("The sky is ")) :], ids("Water is wet.")[1:]],
+        "b.jsonl": [ids("A rose is red")[3:], ids("1 + 1 = 2")[len(ids("1 + 1 =")) :]],
+    }
+    scored = {name: [list(e.row.targets) for e in rows] for name, rows in found.rows.items()}
+    assert {n: sorted(r) for n, r in scored.items()} == {n: sorted(r) for n, r in wanted.items()}
+    weights = json.loads((small / "w.json").read_text())["weights"]
+    assert weights.keys() == wanted.keys() and len(set(weights["a.jsonl"].values())) > 1
+    own = {n: tm.load_adapter(path) for n, path in zip(wanted, ADAPTERS, strict=True)}
+    merge(*ADAPTERS)
+    expected, found = tm.merge(own, "cat", weights=weights), tm.load_adapter("m")
+    for module in expected.modules:
+        torch.testing.assert_close(found.delta(module), expected.delta(module))
+
+
+def test_the_loss_of_an_answer_is_transformers(small, tokenizer):
+    """Mean over the answer's tokens of what a plain forward pass gives each."""
+    (small / "one.jsonl").write_text('{"prompt": "A rose is", "answer": "red and blue"}')
+    read = weighed("--text", "one.jsonl", "--adapter", ADAPTERS[0])
+    model = llama().float()
+    from tipmini_lab.evaluation import objective
+
+    tokens = torch.tensor([tokenizer("A rose is red and blue")["input_ids"]])
+    start = len(tokenizer("A rose is")["input_ids"])
+    logs = model(tokens).logits[0, start - 1 : -1].log_softmax(-1)
+    mean = -logs.gather(1, tokens[0, start:, None]).mean()
+    torch.testing.assert_close(objective.losses(model, read.rows["one.jsonl"])[0], mean)
+
+
+def test_a_task_of_ones_own_is_weighed_by_its_choices(small, tokenizer):
+    given = ["--task", "colours", "--include-path", "tasks", "--adapter", ADAPTERS[0]]
+    rows = weighed(*given).rows["colours"]
+    assert sorted(row.gold for row in rows) == [0, 1, 2]
+    assert all(row.lengths == (1, 1, 1) for row in rows)  # its metric is acc
+    story = json.loads((small / "w.json").read_text())["made"]
+    assert story["rows"] == {"colours": 3} and story["temperature"] == {"colours": 1.0}
+
+
+def test_an_adapter_of_another_base_is_one_line(refused, small):
+    wide = {
+        m: tm.LoraFactors(pair.a.repeat(1, 2), pair.b, 1.0)
+        for m, pair in tm.load_adapter(ADAPTERS[0]).factors.items()
+    }
+    tm.LoraAdapter(wide).save("wide")
+    given = ["--text", "a.jsonl", "--adapter", "wide", "--out", "w.json"]
+    assert "no layer of the base in the adapters' shape" in refused("weigh", *given, beside=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ([], "give --task or --text"),
+        (["--text", "a.jsonl"], "--text needs --adapter"),
+        (["--task", "rte", "--task", "rte"], "a task or a text is given twice"),
+        (["--task", "mmlu", "--adapter", ADAPTERS[0]], "task mmlu: a group of lm-eval's"),
+        (
+            ["--task", "bare", "--include-path", "tasks", "--adapter", ADAPTERS[0]],
+            "task bare: its YAML names no training_split",
+        ),
+        (["--text", "none.txt", "--adapter", ADAPTERS[0]], "none.txt: not a readable text file"),
+    ],
+)
+def test_what_nothing_can_be_learnt_of_is_one_line(refused, small, given, line):
+    text = (small / "tasks/colours.yaml").read_text().replace("colours", "bare")
+    (small / "tasks/bare.yaml").write_text(text.replace("training_split: train\n", ""))
+    assert line in refused("weigh", *given, "--out", "w.json", beside=True)
 
 
 @pytest.mark.parametrize(

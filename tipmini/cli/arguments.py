@@ -8,7 +8,8 @@ import typer
 
 import tipmini as tm
 
-Adapters = Annotated[list[Path], typer.Argument(help="PEFT adapter folders", show_default=False)]
+ADAPTERS = "PEFT adapter folders, or ids of the hub: OWNER/NAME[/SUBFOLDER][@REVISION]"
+Adapters = Annotated[list[Path], typer.Argument(help=ADAPTERS, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 import tipmini as tm
-from tipmini.cli.arguments import AsJson, complete_method, complete_option, examples
+from tipmini.cli.arguments import ADAPTERS, AsJson, complete_method, complete_option, examples
 from tipmini.errors import TipminiError
 
 if TYPE_CHECKING:  # what the methods and torch are needed for comes after the arguments are read
@@ -64,7 +64,7 @@ Progress = Callable[..., Iterable]  # (things, desc="merging", unit="module") ->
 
 
 def merge(
-    adapters: list[Path] = typer.Argument(None, help="PEFT adapter folders", show_default=False),
+    adapters: list[Path] = typer.Argument(None, help=ADAPTERS, show_default=False),
     out: Path = typer.Option(None, help="folder of the result"),
     into: Path = typer.Option(None, help=INTO),
     method: str = typer.Option(
@@ -178,12 +178,13 @@ def _card(request: "Request", inputs: "Inputs", parts: "list[Part]", fidelity: "
 
     from tipmini.methods.model_card import CardInput, model_card
     from tipmini.methods.weighting import told
+    from tipmini.models.hub import source
 
     learnt = isinstance(request.weights, Path)
     used = {}
-    for part, path in zip(parts, inputs.paths.values(), strict=True):
+    for part, folder in zip(parts, inputs.folders.values(), strict=True):
         weight = told(inputs.weights[part.name].values()) if learnt else part.weight
-        used[part.name] = CardInput(_sha256(path), weight)
+        used[part.name] = CardInput(_sha256(folder), weight, source(folder))
     return model_card(
         request.method,
         request.options,

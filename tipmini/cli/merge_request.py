@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tipmini.cli.arguments import nearest
 from tipmini.errors import RULES, TipminiError, check_options, is_rule
 from tipmini.methods.table import ALIASES, METHODS, PRESETS, method_options, preset
-from tipmini.models import base_folder, peft_folder
+from tipmini.models import base_folder, hub, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import TensorFile, one_line, shown
 from tipmini.models.identity import (
@@ -273,7 +273,7 @@ def _check(request: Request) -> None:
 class Inputs:
     """Adapters whole or as headers; everything else is read when it is needed. By their names."""
 
-    paths: dict[str, Path]
+    folders: dict[str, Path]  # of the adapters, also of those that the hub has
     adapters: "dict[str, Adapter]"
     called: dict[str, dict[str, str]]  # adapter -> {module as it names it: as the result does}
     norms: dict[str, TensorFile] | None
@@ -319,7 +319,8 @@ def open_inputs(
     told = request.base_model
     at_hand = into or (open_base(told) if told and Path(told, "config.json").is_file() else None)
     paths, notes = named(request.adapters), []
-    adapters = {name: load(path, base=at_hand) for name, path in paths.items()}
+    folders = {n: peft_folder.adapter_folder(p, pickle=request.pickle) for n, p in paths.items()}
+    adapters = {name: load(folder, base=at_hand) for name, folder in folders.items()}
     bases = {name: adapter.base_model for name, adapter in adapters.items()}
     common_revision({name: adapter.revision for name, adapter in adapters.items()})
     order = [next(n for n, p in paths.items() if p is path) for path in request.adapters]
@@ -334,7 +335,7 @@ def open_inputs(
     base_model = told or common_base(bases)
     known = modules_of_base(str(at_hand.folder) if at_hand else base_model)
     inputs = Inputs(
-        paths=paths,
+        folders=folders,
         called=spellings({name: adapter.factors for name, adapter in adapters.items()}, known),
         adapters=adapters,
         weights=weights,
@@ -394,8 +395,10 @@ def _compare(base: BaseFolder, named: str | None, notes: list[str]) -> None:
 
 
 def describe(request: Request, inputs: Inputs) -> dict[str, object]:
-    """What is merged how into what."""
+    """What is merged how into what; an adapter of the hub with its commit."""
     told = ("out", "into", "method", "options", "seed", "weights", "adapters")
     plain = request.model_dump(mode="json")
     facts = {name: plain[name] for name in told}
+    of = {path: hub.source(inputs.folders[name]) for name, path in named(request.adapters).items()}
+    facts["adapters"] = [of[path] or str(path) for path in request.adapters]
     return facts | {"modules": len(inputs.shapes), "notes": inputs.notes}

@@ -15,10 +15,11 @@ PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification"}
 @dataclass(frozen=True)
 class CardInput:
     """An adapter that was merged: the SHA-256 of its factors' file, its weight, or what there is to
-    say of its many."""
+    say of its many, and where it is the hub's its id and commit."""
 
     sha256: str
     weight: float | str = 1.0
+    hub: str | None = None
 
 
 def model_card(
@@ -55,7 +56,7 @@ def model_card(
     shares = []
     for name, one in inputs.items():
         weight = one.weight if isinstance(one.weight, str) else f"{one.weight:g}"
-        shares.append([_code(name), weight, _code(one.sha256)])
+        shares.append([_code(one.hub or name), weight, _code(one.sha256)])
     what = "a whole model: `AutoModelForCausalLM.from_pretrained(folder)` or its own class"
     what = what if into else "a PEFT adapter: `PeftModel.from_pretrained(base, folder)`"
     return f"""{_front_matter(base_model, task_type, into)}

@@ -24,6 +24,7 @@ from tipmini.models.peft_folder import (
     PREFIX,
     WEIGHTS,
     AdapterHeader,
+    adapter_folder,
     factor_names,
     read_adapter_header,
     refuse_numbers,
@@ -178,6 +179,8 @@ def load_adapter(
 ) -> LoraAdapter:
     """Read a PEFT folder; the factors keep their stored dtype.
 
+    Where there is no such folder, the path can be an id of the hub: see `hub.folder_of`.
+
     Only safetensors and only plain LoRA on linear modules: a pickle, a missing or damaged file,
     NaN or Inf, a factor without its partner, and DoRA, bias or embedding tensors each raise a
     TipminiError of one line that names the file (`inspect_folder` lists all that is wrong).
@@ -189,7 +192,7 @@ def load_adapter(
     pickle: read adapter_model.bin where there is no safetensors file, of which PyTorch then takes
     tensors alone and no code.
     """
-    folder = Path(path)
+    folder = adapter_folder(path, pickle=pickle)
     if pickle and not (folder / WEIGHTS).exists() and (folder / PICKLE).is_file():
         with tempfile.TemporaryDirectory() as work:
             file = Path(work) / WEIGHTS

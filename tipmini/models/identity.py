@@ -12,7 +12,8 @@ NAMELESS = re.compile(
     r"final|last|best|latest|merged|model|models|base|base_model|adapter|out|output|outputs|hf",
     re.IGNORECASE,
 )
-CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")  # of the hub's cache
+# A folder of the hub's cache: owner, name, commit, what is below.
+CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([^/]*)(/.+)?")
 QUANTISED = re.compile(
     r"[-_.](unsloth[-_])?(bnb|gptq|awq|gguf|hqq|aqlm|nf4|fp8|int[48]|[48]-?bit)\b.*", re.IGNORECASE
 )

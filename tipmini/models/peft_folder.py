@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tipmini.errors import TipminiError
+from tipmini.models import hub
 from tipmini.models.base_folder import BaseFolder
 from tipmini.models.files import (
     FLOATING,
@@ -122,6 +123,22 @@ class AdapterHeader:
                 raise TipminiError(f"{told} that {base.folder} lacks in this shape")
             found[name] = own
         return found
+
+
+def adapter_folder(path: str | PathLike, *, pickle: bool = False) -> Path:
+    """An adapter's folder: the path itself, or of an id what the hub has of it (`hub.folder_of`).
+
+    Fetched are settings and safetensors, with pickle=True also adapter_model.bin, and what tells
+    that it is no adapter. Raises TipminiError for an id of anything else.
+    """
+    wanted = [CONFIG, WEIGHTS, INDEX, f"*/{CONFIG}", "config.json", *([PICKLE] if pickle else [])]
+    folder = hub.folder_of(path, wanted)
+    if folder != Path(path) and not (folder / CONFIG).is_file():
+        raise TipminiError(f"{path}: no {CONFIG} in it on the hub; {_instead(folder)}")
+    if folder != Path(path) and not any((folder / n).exists() for n in (WEIGHTS, INDEX, PICKLE)):
+        told = f"an {PICKLE} is fetched with --pickle alone, and numbers alone are read of it"
+        raise TipminiError(f"{path}: no {WEIGHTS} in it on the hub; {told}")
+    return folder
 
 
 def read_adapter_header(
@@ -345,16 +362,24 @@ QUANTISED = re.compile(r"4.?bit|8.?bit|bnb|gptq|awq|gguf|int[48]|fp8|hqq|aqlm|nf
 
 
 def inspect_folder(path: str | PathLike) -> dict[str, object]:
-    """The facts of a PEFT folder; never raises for an adapter that `load_adapter` refuses.
+    """The facts of a PEFT folder, or of an id of the hub; never raises for an adapter that
+    `load_adapter` refuses.
 
     All numbers are read, for NaN and overflow, but without torch.
 
     base, task: as the settings name them; modules: how many; targets: the last parts of their
     names; ranks, scaling, dtypes: the distinct ones; parameters: of the factors; problems:
     why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth
-    knowing. A refused folder has what could be read of it and no scaling.
+    knowing; hub: the id and commit, where it is of the hub's cache. A refused folder has what could
+    be read of it and no scaling.
     """
-    config, header, adapter, problems = _examine(Path(path), numbers=True)
+    config, header, adapter, problems = {}, {}, None, []
+    folder = Path(path)
+    try:
+        folder = adapter_folder(path)
+        config, header, adapter, problems = _examine(folder, numbers=True)
+    except TipminiError as error:
+        problems = [str(error)]
     modules = factors_of(header)
     firsts = [header[a].shape for a, _ in modules.values() if a in header]
     scalings = {pair.scaling for pair in adapter.factors.values()} if adapter else set()
@@ -385,6 +410,7 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
         "task": one_line(task) if isinstance(task, str) else None,
         "notes": [note for note, holds in notes.items() if holds],
         "problems": problems,
+        **({"hub": of} if (of := hub.source(folder)) else {}),
     }
 
 

@@ -1,6 +1,7 @@
 """Options that the laboratory's commands share, and what the shell completes them with."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,4 +44,7 @@ YAML = "smoke, mini, full, a40, or a YAML file"
 Base = option(str, "model folder, hub id, or `embedded`")
 Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
 Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
+OWN = "your own rows: a .txt (one a line) or .jsonl (text, or prompt and answer)"
+Texts = option(list[Path] | None, f"{OWN}; again for several", "--text")
+Include = option(Path | None, "folder of lm-eval's task YAMLs of your own")
 Tasks = option(list[str] | None, "again for several; all by default", "--task", known=task_names)

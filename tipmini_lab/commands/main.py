@@ -9,9 +9,20 @@ COMMANDS = {
         "tipmini calibrate --task piqa --out piqa.safetensors",
         "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
         "tipmini calibrate --text own.jsonl --adapter adapters/piqa --out piqa.safetensors",
+        "tipmini calibrate --task colours --include-path tasks --adapter adapters/piqa"
+        " --out piqa.safetensors",
     ],
-    one.weigh: ["tipmini weigh --task piqa --task rte --out weights.json"],
-    one.evaluate: ["tipmini evaluate --adapter adapters/rte --task rte --limit 20"],
+    one.weigh: [
+        "tipmini weigh --task piqa --task rte --out weights.json",
+        "tipmini weigh --text a.jsonl --text b.jsonl --adapter adapters/piqa"
+        " --adapter adapters/rte --out weights.json",
+        "tipmini weigh --task colours --include-path tasks --adapter adapters/piqa"
+        " --out weights.json",
+    ],
+    one.evaluate: [
+        "tipmini evaluate --adapter adapters/rte --task rte --limit 20",
+        "tipmini evaluate --adapter adapters/rte --task colours --include-path tasks",
+    ],
     batch.measure: [
         "tipmini measure --profile smoke --method single --task rte",
         "tipmini measure --profile mini --group ledger --variant tip-cat",
@@ -30,6 +41,7 @@ COMMANDS = {
         "tipmini prune --share 0.5 --task boolq --steps 40 --reduction released --out boolq-half",
         "tipmini prune --share 0.5 --threshold global --exempt-first 0.1 --exempt-last 1 --out cut",
         "tipmini prune --method wanda-2:4 --rows 128 --out sparse",
+        "tipmini prune --share 0.5 --text own.txt --out own-half",
         "tipmini prune --share 0.5 --dry-run --out half",
     ],
 }

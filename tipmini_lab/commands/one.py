@@ -14,15 +14,26 @@ from tipmini import source
 from tipmini.cli.arguments import AsJson, nearest
 from tipmini.errors import TipminiError, require
 from tipmini.methods.weighting import adapter_digest
+from tipmini.models import hub
 from tipmini.models.files import naming, one_line
 from tipmini.models.peft_folder import (
+    adapter_folder,
     factor_names,
     read_adapter_header,
     read_settings,
     weights_file,
 )
 from tipmini_lab import paths
-from tipmini_lab.commands.arguments import Base, Dtype, Tasks, option, task_names
+from tipmini_lab.commands.arguments import (
+    OWN,
+    Base,
+    Dtype,
+    Include,
+    Tasks,
+    Texts,
+    option,
+    task_names,
+)
 from tipmini_lab.commands.batch import show_cell
 
 STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
@@ -31,9 +42,8 @@ STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
 def calibrate(
     out: option(Path, "safetensors file to write"),
     task: option(str | None, "its train rows are read", known=task_names) = None,
-    text: option(
-        Path | None, "or: your own, a .txt (one a line) or .jsonl (text, or prompt and answer)"
-    ) = None,
+    text: option(Path | None, f"or {OWN}") = None,
+    include_path: Include = None,
     statistic: option(str, STATISTICS) = "wanda",
     base: Base = "embedded",
     adapter: option(Path | None, "default `adapters/TASK`") = None,
@@ -44,7 +54,7 @@ def calibrate(
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
-    from tipmini_lab.evaluation.documents import own_texts
+    from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments.merging import save_tensors
 
     require("statistic", statistic, source.names("tipmini.models.calibration", "STATISTICS"))
@@ -52,22 +62,24 @@ def calibrate(
         raise TipminiError("give --task or --text: what the adapter is measured on")
     if text and not adapter:
         raise TipminiError("--text needs --adapter: the folder that is measured")
-    texts = own_texts(text)[:rows] if text else None
-    task = task or text.stem
-    own = os.path.realpath(adapter or Path("adapters") / task)
+    own = os.path.realpath(adapter_folder(adapter or Path("adapters") / task))
     read = tm.load_adapter(own)  # first: refused is what no merge would take
     factors = adapter_digest(read)
     _refuse_unwritable(out)
+    found = tasks.sources([task] if task else [], [text] if text else [], include_path)
+    ((task, of),) = found.items()
+    texts = None if isinstance(of, str) else tasks.texts(of, rows)
     with tempfile.TemporaryDirectory() as work:
         folder = _as_peft_reads_it(own, read, _lab(base).model_path, work)
         place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
         lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
         measured = lab.norms.measure(task, texts, statistic)
+    own = hub.source(own) or own
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     facts["factors"] = factors  # by which a merge finds the adapter
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
-    print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {text or task}")
+    print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {task}")
 
 
 def _as_peft_reads_it(own: str, adapter: "tm.LoraAdapter", base: Path | str, work: str) -> str:
@@ -90,37 +102,50 @@ def _as_peft_reads_it(own: str, adapter: "tm.LoraAdapter", base: Path | str, wor
 
 
 def weigh(
-    task: option(list[str], "again for several", known=task_names),
     out: option(Path, ".json file to write"),
+    task: option(list[str] | None, "again for several", known=task_names) = None,
+    text: Texts = None,
+    include_path: Include = None,
     base: Base = "embedded",
     adapter: option(
-        list[Path] | None, "one a task, in their order; default `adapters/TASK`"
+        list[Path] | None, "one a task and text, in this order; default `adapters/TASK`"
     ) = None,
     rows: option(int, "train rows a task", min=1) = 64,
     epochs: option(int, "how often each row is read", min=1) = 4,
     seed: option(int, "of the rows' order", min=0) = 0,
     dtype: Dtype = "auto",
 ) -> None:
-    """Learn the weights of a merge on the tasks' own train rows: one an adapter and module.
+    """Learn the weights of a merge on tasks' train rows or your own: one an adapter and module.
 
     For `tipmini merge --weights FILE`. Some minutes for seven adapters of the embedded
     model; a killed run goes on where it stopped.
     """
     if out.suffix != ".json":
         raise TipminiError(f"{out}: name a .json file, as `tipmini merge --weights` expects")
-    folders = adapter or [Path("adapters") / name for name in task]
-    if len(folders) != len(task):
-        raise TipminiError(f"--adapter must be one a task, {len(task)}, got {len(folders)}")
-    own = {name: tm.load_adapter(folder) for name, folder in zip(task, folders, strict=True)}
+    names = [*(task or ()), *(file.name for file in text or ())]
+    if not names:
+        raise TipminiError("give --task or --text: what each adapter is weighed on")
+    if text and not adapter:
+        raise TipminiError("--text needs --adapter: the folders that are weighed")
+    folders = adapter or [Path("adapters") / name for name in names]
+    if len(folders) != len(names):
+        raise TipminiError(f"--adapter must be one a task, {len(names)}, got {len(folders)}")
+    own = [tm.load_adapter(folder) for folder in folders]
     _refuse_unwritable(out)
+    from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
     lab = _lab(base, dtype=dtype)
     recipe = WeighingRecipe(
         rows=rows, stories=min(rows, WeighingRecipe.stories), epochs=epochs, seed=seed
     )
-    Weighing(lab.trainable, lab.tokenizer, own, recipe, [out]).weights()
-    print(f"{out}: weights of {', '.join(task)}, learnt on {rows} rows a task")
+    sources = tasks.sources(task or (), text or (), include_path)
+    own = dict(zip(sources, own, strict=True))
+    weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources)
+    weighing.weights()
+    counts = {name: len(read) for name, read in weighing.rows.items()}
+    told = f"{rows} rows a task" if {*counts.values()} == {rows} else f"their rows: {counts}"
+    print(f"{out}: weights of {', '.join(names)}, learnt on {told}")
 
 
 def evaluate(
@@ -128,7 +153,7 @@ def evaluate(
     base: Base = "embedded",
     adapter: option(Path | None, "PEFT folder; none: the base alone") = None,
     limit: option(int | None, "rows a task; all by default", min=1) = None,
-    include_path: option(Path | None, "folder of lm-eval's task YAMLs of your own") = None,
+    include_path: Include = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -141,6 +166,7 @@ def evaluate(
     from tipmini_lab.results import store
 
     if adapter:
+        adapter = adapter_folder(adapter)
         read_settings(adapter)  # before the model
         weights_file(adapter)
     if out:
@@ -245,7 +271,9 @@ def prune(
     schedule: option(str, ", ".join(SCHEDULES)) = "cubic",
     tune: option(bool, "fine-tune while pruning; else remove all at once") = True,
     task: Tasks = None,
-    rows: option(int | None, "train rows in all; 1024") = None,
+    text: Texts = None,
+    include_path: Include = None,
+    rows: option(int | None, "train rows in all; 1024, or all there are of your own") = None,
     steps: option(int | None, "in place of epochs") = None,
     epochs: option(int | None, "over the rows; 2") = None,
     batch: option(int | None, "rows a step, accumulated; 32") = None,
@@ -276,17 +304,23 @@ def prune(
     given = {name: value for name, value in locals().items() if value is not None}
     if method not in ALL:
         raise TipminiError(f"method {method!r}: not one of {', '.join(ALL)}{nearest(method, ALL)}")
+    from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments import pruning
     from tipmini_lab.experiments.pruning import PruningRecipe
 
-    given |= {"method": method.removesuffix("-2:4")} | ({"tasks": tuple(task)} if task else {})
+    sources = tasks.sources(task or (), text or (), include_path)
+    given |= {"method": method.removesuffix("-2:4")}
+    given |= {"tasks": tuple(sources)} if sources else {}
+    own = [len(s.training_docs()) for s in sources.values() if not isinstance(s, str)]
+    if own and rows is None:  # as many of each
+        given["rows"] = min(PruningRecipe.rows, len(sources) * min(own))
     chosen = PruningRecipe.__dataclass_fields__.keys() & given.keys()
     recipe, semi = PruningRecipe(**{name: given[name] for name in chosen}), method in SEMI
     folder = pruning.local_folder(base)
     if dry_run:
         facts = pruning.plan(folder, recipe, out, semi)
     else:
-        facts = pruning.prune(folder, recipe, out, dtype, semi)
+        facts = pruning.prune(folder, recipe, out, dtype, semi, sources)
     if as_json:
         print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return

@@ -20,12 +20,12 @@ Rows = Callable[[], list[dict]]
 ANSWERS = ("answer", "completion", "response", "output")  # as people call what follows a prompt
 
 
-def own_texts(file: Path) -> list[str]:
-    """The texts of a user's own file, of which a .txt has one a line, and a .jsonl a JSON object.
+def own_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a user's own file, of which a .txt has one a line, and a .jsonl a JSON object.
 
-    An object has "text", or "prompt" and one of `ANSWERS`, which are put together with a blank
-    between them unless there is white space already. Raises TipminiError, one line, for anything
-    else.
+    An object has "text", or "prompt" and one of `ANSWERS`, between which a blank is put unless
+    there is white space already. A row is {"prompt", "answer"}, of a text the answer alone. Raises
+    TipminiError, one line, for anything else.
     """
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -34,24 +34,24 @@ def own_texts(file: Path) -> list[str]:
     if not lines:
         raise TipminiError(f"{file}: holds no text; give one example a line")
     if file.suffix != ".jsonl":
-        return lines
-    return [_own_text(file, number, line) for number, line in enumerate(lines, 1)]
+        return [{"prompt": "", "answer": line} for line in lines]
+    return [_own_row(file, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _own_text(file: Path, number: int, line: str) -> str:
+def _own_row(file: Path, number: int, line: str) -> dict[str, str]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise TipminiError(f"{file}, line {number}: not JSON ({one_line(error)})") from None
     found = row if isinstance(row, dict) else {}
     parts = [found.get("prompt"), next((found[n] for n in ANSWERS if n in found), "")]
-    parts = [found["text"], ""] if "text" in found else parts
-    if not all(isinstance(part, str) for part in parts) or not parts[0]:
+    parts = ["", found["text"]] if "text" in found else parts
+    if not all(isinstance(part, str) for part in parts) or not (parts[0] or "text" in found):
         answers = ", ".join(ANSWERS)
         raise TipminiError(f"{file}, line {number}: needs text, or prompt and one of {answers}")
-    first, last = parts
-    between = " " if last and not (first[-1].isspace() or last[0].isspace()) else ""
-    return f"{first}{between}{last}"
+    prompt, answer = parts
+    close = not (prompt and answer) or prompt[-1].isspace() or answer[0].isspace()
+    return {"prompt": prompt, "answer": answer if close else f" {answer}"}
 
 
 @cache

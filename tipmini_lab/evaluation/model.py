@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tipmini.errors import TipminiError
+from tipmini.models.hub import fetched
 from tipmini_lab.evaluation import llama
 from tipmini_lab.evaluation.packing import Batch
 
@@ -109,8 +109,7 @@ def download(
 
     Raises TipminiError for a name that is neither a folder nor on the hub.
     """
-    with _from_hub(name):
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns]))
+    return fetched(name, patterns)
 
 
 @contextmanager

@@ -38,24 +38,35 @@ class Example:
     content: Sequence[int] = ()
 
 
-def examples(task: str, tokenizer, count: int) -> list[Example]:
+def examples(source: tasks.Source, tokenizer, count: int) -> list[Example]:
     """The first `count` train rows of the fixed order, packed."""
-    definition = tasks.load(task, evaluation=1, train=count)
-    make = conversation if task == "coqa" else question
-    return [make(definition, doc, tokenizer) for doc in definition.training_docs()]
+    definition, docs = tasks.training(source, count)
+    make = question if definition.config.doc_to_choice is not None else answer
+    make = conversation if definition.config.task == "coqa" else make
+    return [make(definition, doc, tokenizer) for doc in docs]
 
 
 def question(definition, doc: dict, tokenizer) -> Example:
     """A multiple-choice document with its choices; lm-eval's template and its lengths."""
-    context, choices = definition.doc_to_text(doc), definition.doc_to_choice(doc)
-    head = tokenizer(context)["input_ids"]
-    whole = [tokenizer(f"{context} {choice}")["input_ids"] for choice in choices]
-    normed = tasks.METRIC[definition.config.task] == "acc_norm"
+    context, (choices, gold) = definition.doc_to_text(doc), tasks.answers(definition, doc)
+    head, between = tokenizer(context)["input_ids"], definition.config.target_delimiter
+    whole = [tokenizer(f"{context}{between}{choice}")["input_ids"] for choice in choices]
+    normed = tasks.is_normed(definition)
     lengths = tuple(len(c) if normed else 1 for c in choices)
-    gold = int(definition.doc_to_target(doc))
     asked = [w[len(head) :] for w in whole]
     content = [*head, *(token for choice in asked for token in choice[:-1])]
     return Example(pack(head, asked), gold, lengths, content)
+
+
+def answer(definition, doc: dict, tokenizer) -> Example:
+    """A prompt and its right answer, of which the answer is scored; all of a text without one."""
+    head = (
+        tokenizer(definition.doc_to_text(doc))["input_ids"] if definition.doc_to_text(doc) else ()
+    )
+    whole = tokenizer(tasks.text(definition, doc))["input_ids"]
+    if not 0 < len(head) < len(whole):
+        return plain(whole)
+    return Example(pack(head, [whole[len(head) :]]), content=whole)
 
 
 def conversation(definition, doc: dict, tokenizer) -> Example:
@@ -132,20 +143,22 @@ def fit_temperature(scores: Tensor, right: Tensor) -> float:
 
 
 # What a model is pruned and fine-tuned on ---------------------------------------------------------
-def plain_examples(names: Sequence[str], rows: int, length: int, tokenizer) -> list[Example]:
+def plain_examples(
+    sources: Sequence[tasks.Source], rows: int, length: int, tokenizer
+) -> list[Example]:
     """`rows` rows in all, the first of each task's fixed order, one task after the other in turn.
 
     A row is prompt and right answer, cut after `length` tokens. Raises TipminiError where the
     tasks have fewer rows.
     """
     found = []
-    for i, task in enumerate(names[:rows]):
-        count = rows // len(names) + (i < rows % len(names))
-        definition = tasks.load(task, evaluation=1, train=count)
-        texts = [tasks.text(definition, doc) for doc in definition.training_docs()]
+    for i, source in enumerate(sources[:rows]):
+        count = rows // len(sources) + (i < rows % len(sources))
+        texts = tasks.texts(source, count)
         if len(texts) < count:
-            told = f"{len(texts)} train rows, {count} wanted; take more tasks"
-            raise TipminiError(f"task {task}: {told}")
+            name = source if isinstance(source, str) else source.config.task
+            told = f"{len(texts)} train rows, {count} wanted; take more tasks or fewer rows"
+            raise TipminiError(f"task {name}: {told}")
         found.append([plain(ids[:length]) for ids in tokenizer(texts)["input_ids"]])
     return [example for turn in zip_longest(*found) for example in turn if example]
 

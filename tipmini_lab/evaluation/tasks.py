@@ -1,7 +1,9 @@
 """The tasks: lm-eval's own definitions, reading the embedded rows instead of the hub's."""
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
-from tipmini_lab.evaluation.documents import KNOWN, Task
+from tipmini_lab.evaluation.documents import KNOWN, Task, own_rows
 
 METRIC = {name: task.metric for name, task in KNOWN.items()}
 
@@ -109,10 +111,94 @@ def _over(task: str, scored: list[dict], learnt: list[dict]) -> ConfigurableTask
 
 def text(definition: ConfigurableTask, doc: dict) -> str:
     """A document as a training text: the prompt and its (first) right answer."""
+    choices, gold = answers(definition, doc)
+    return f"{definition.doc_to_text(doc)}{definition.config.target_delimiter}{choices[gold]}"
+
+
+def answers(definition: ConfigurableTask, doc: dict) -> tuple[list[str], int]:
+    """A document's choices and which is right; without choices its (first) right answer alone."""
     target = definition.doc_to_target(doc)
-    listed = definition.config.doc_to_choice is not None
-    answer = definition.doc_to_choice(doc)[target] if listed else target[0]
-    return f"{definition.doc_to_text(doc)}{definition.config.target_delimiter}{answer}"
+    target = target[0] if isinstance(target, list) else target
+    if definition.config.doc_to_choice is None:
+        return [str(target)], 0
+    choices = definition.doc_to_choice(doc)
+    return choices, choices.index(target) if isinstance(target, str) else target
+
+
+# What is learnt of: packaged tasks, lm-eval's, and a user's own -----------------------------------
+Source = str | ConfigurableTask  # a packaged task's name, or a definition that has its train rows
+
+
+def sources(
+    names: Sequence[str], files: Sequence[Path] = (), include: Path | None = None
+) -> dict[str, Source]:
+    """By its name each task that train rows are read of, then each of a user's own files.
+
+    include: the folder of a user's own YAMLs, all names are then lm-eval's. Raises TipminiError,
+    one line, for what is not there, has no train rows, or comes twice.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of rows that we hand it
+    packaged = () if include else KNOWN
+    others = [name for name in names if name not in packaged]
+    manager = known_to_lm_eval(others, include) if others else None
+    found = {n: n if n in packaged else _declared(n, manager) for n in names}
+    found |= {file.name: _own(file) for file in files}
+    if len(found) < len(names) + len(files):
+        raise TipminiError("a task or a text is given twice; give each once, under its own name")
+    return found
+
+
+def training(source: Source, count: int) -> tuple[ConfigurableTask, list[dict]]:
+    """A source's definition, and its first `count` train rows of the fixed order."""
+    if isinstance(source, str):
+        definition = load(source, evaluation=1, train=count)
+        return definition, list(definition.training_docs())
+    docs = source.training_docs()
+    return source, [docs[i] for i in order(len(docs))[:count]]
+
+
+def texts(source: Source, count: int) -> list[str]:
+    """The first `count` train rows as texts."""
+    definition, docs = training(source, count)
+    return [text(definition, doc) for doc in docs]
+
+
+def is_normed(definition: ConfigurableTask) -> bool:
+    """Whether choices are scored by their likelihood over their length."""
+    if definition.config.task in METRIC:
+        return METRIC[definition.config.task] == "acc_norm"
+    return any(each["metric"] == "acc_norm" for each in definition.config.metric_list or ())
+
+
+def _own(file: Path) -> ConfigurableTask:
+    """A user's own rows as a task of lm-eval's, whose answers are told rather than chosen."""
+    rows = datasets.Dataset.from_list(own_rows(file))
+    return ConfigurableTask(
+        config={
+            "task": file.name,
+            "custom_dataset": lambda **_: datasets.DatasetDict(train=rows, test=rows),
+            "output_type": "loglikelihood",
+            "training_split": "train",
+            "test_split": "test",
+            "doc_to_text": lambda row: row["prompt"],
+            "doc_to_target": lambda row: row["answer"],
+            "target_delimiter": "",
+        }
+    )
+
+
+def _declared(name: str, manager: TaskManager) -> ConfigurableTask:
+    """A task that lm-eval's index has, with its train rows."""
+    if name not in manager.all_subtasks:
+        raise TipminiError(f"task {name}: a group of lm-eval's; name one task of it")
+    with _data(name):
+        (found,) = manager.load([name])["tasks"].values()
+    if not found.has_training_docs():
+        own = "give others, or rows of your own (--text)"
+        raise TipminiError(f"task {name}: its YAML names no training_split; {own}")
+    if getattr(found, "multiple_input", 0):
+        raise TipminiError(f"task {name}: its choices are contexts, which nothing is learnt of")
+    return found
 
 
 # Tasks that are not packaged here: lm-eval's own, and a user's ------------------------------------
@@ -120,6 +206,9 @@ def known_to_lm_eval(names: Sequence[str], include: Path | None = None) -> TaskM
     """lm-eval's index of tasks, with those of a folder; TipminiError for a name in neither."""
     if include and not include.is_dir():
         raise TipminiError(f"{include}: no such folder; give the one that holds the task's YAML")
+    manager = TaskManager(include_path=str(include), include_defaults=False) if include else None
+    if manager and set(names) <= set(manager.all_subtasks):
+        return manager  # lm-eval's own index takes seconds
     manager = TaskManager(include_path=str(include) if include else None)
     for name in names:
         if name not in manager.all_tasks:
@@ -132,6 +221,16 @@ def known_to_lm_eval(names: Sequence[str], include: Path | None = None) -> TaskM
     return manager
 
 
+@contextmanager
+def _data(names: str) -> Iterator[None]:
+    """The failures of the hub and of the data sets as one line."""
+    try:
+        yield
+    except OSError as error:  # which theirs are
+        first = str(error).strip().splitlines()[0]
+        raise TipminiError(f"{names}: data not to be had: {first}") from error
+
+
 def simple_evaluate(
     lm: LM, names: Sequence[str], manager: TaskManager, limit: int | None
 ) -> list[dict[str, object]]:
@@ -139,13 +238,10 @@ def simple_evaluate(
 
     Raises TipminiError, one line, where a task's rows can't be had.
     """
-    try:
+    with _data(", ".join(names)):
         found = lm_eval.simple_evaluate(
             lm, tasks=list(names), limit=limit, task_manager=manager, log_samples=False
         )
-    except OSError as error:  # which the hub's and the data sets' own errors are
-        first = str(error).strip().splitlines()[0]
-        raise TipminiError(f"{', '.join(names)}: data not to be had: {first}") from error
     told = []
     for task, metrics in found["results"].items():
         count = found["n-samples"].get(task, {}).get("effective")

@@ -49,6 +49,7 @@ from tipmini_lab.evaluation.model import (
     number_format,
     recompute,
 )
+from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import (
     Resumable,
     add_lora,
@@ -89,7 +90,7 @@ class PruningRecipe:
     every: int = 10  # steps between removals
     tune: bool = True
     int8: bool = False
-    tasks: tuple[str, ...] = TASKS  # whose train rows are read, in equal numbers
+    tasks: tuple[str, ...] = TASKS  # or other sources, whose rows are read in equal numbers
     rows: int = 1024
     length: int = 256  # tokens of a row; the rest is cut
     epochs: int = 2
@@ -109,8 +110,6 @@ class PruningRecipe:
         require("reduction", self.reduction, REDUCTIONS)
         require("schedule", self.schedule, SCHEDULES)
         require("threshold", self.threshold, ("layer", "global"))
-        for task in self.tasks:
-            require("task", task, TASKS)
         for name in ("share", "decay", "exempt_first", "warmup"):
             require_share(name, getattr(self, name))
         counts = ("every", "rows", "length", "epochs", "steps", "batch", "tokens", "rank", "alpha")
@@ -163,6 +162,14 @@ def removes(recipe: PruningRecipe, step: int, steps: int) -> bool:
     return now > 0 and (step % recipe.every == 0 or now == 1 > before or step == steps)
 
 
+def rows_of(
+    recipe: PruningRecipe, tokenizer, sources: Mapping[str, Source] = {}
+) -> list[objective.Example]:
+    """What a run reads; sources: of the tasks that are no packaged ones (`tasks.sources`)."""
+    chosen = [sources.get(task, task) for task in recipe.tasks]
+    return objective.plain_examples(chosen, recipe.rows, recipe.length, tokenizer)
+
+
 def cosine_rate(recipe: PruningRecipe, step: int, steps: int) -> float:
     """The learning rate of a step: a linear warm-up, then half a cosine towards zero."""
     ramp = max(1, round(recipe.warmup * steps))
@@ -209,14 +216,21 @@ class Run(Resumable):
 
     every = 5  # steps between checkpoints
 
-    def __init__(self, base: Path, recipe: PruningRecipe, out: Path, dtype: str = "auto"):
+    def __init__(
+        self,
+        base: Path,
+        recipe: PruningRecipe,
+        out: Path,
+        dtype: str = "auto",
+        sources: Mapping[str, Source] = {},
+    ):
         keep_memory()
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
         self.dtype, self.tokens = number_format(base, dtype), recipe.tokens
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         tokenizer = load_tokenizer(base)
-        self.rows = objective.plain_examples(recipe.tasks, recipe.rows, recipe.length, tokenizer)
+        self.rows = rows_of(recipe, tokenizer, sources)
         model = load_base(base, self.dtype, attention="eager")
         self.families = find_families(model)
         self.pruner = start(self.families, recipe, self.base)
@@ -385,7 +399,12 @@ def _all_weights(base: BaseFolder) -> int:
 
 # 2:4 sparsity -------------------------------------------------------------------------------------
 def prune_semi_structured(
-    base: Path, recipe: PruningRecipe, out: Path, score: str, dtype: str = "auto"
+    base: Path,
+    recipe: PruningRecipe,
+    out: Path,
+    score: str,
+    dtype: str = "auto",
+    sources: Mapping[str, Source] = {},
 ) -> Path:
     """Write the base with 2:4 zeros in all attention and MLP matrices; nothing is trained.
 
@@ -399,8 +418,7 @@ def prune_semi_structured(
     modules = [m.module for family in find_families(model) for m in family.members]
     norms: dict[str, Tensor] = {}
     if score == "wanda":
-        told = (recipe.tasks, recipe.rows, recipe.length, load_tokenizer(base))
-        rows = objective.padded(objective.plain_examples(*told), recipe.tokens)
+        rows = objective.padded(rows_of(recipe, load_tokenizer(base), sources), recipe.tokens)
         norms = tm.calibrate(model, rows, modules)
     changes = {}
     for module in modules:
@@ -446,13 +464,18 @@ def plan(base: Path, recipe: PruningRecipe, out: Path, semi_structured: bool = F
 
 
 def prune(
-    base: Path, recipe: PruningRecipe, out: Path, dtype: str, semi_structured: bool = False
+    base: Path,
+    recipe: PruningRecipe,
+    out: Path,
+    dtype: str,
+    semi_structured: bool = False,
+    sources: Mapping[str, Source] = {},
 ) -> dict:
     """Prune into `out`; what there is to tell of it."""
     if semi_structured:
-        prune_semi_structured(base, recipe, out, recipe.method, dtype)
+        prune_semi_structured(base, recipe, out, recipe.method, dtype, sources)
         return _semi(open_base(base), families_of(open_base(base)))
-    Run(base, recipe, out, dtype).run()
+    Run(base, recipe, out, dtype, sources).run()
     story = json.loads((out / STORY).read_text())
     names = ("removed_share", "removed_of_model", "removed_of", "seconds", "loss")
     form = _form(recipe, (out / "config.json").exists())

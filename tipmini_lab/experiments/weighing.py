@@ -21,7 +21,7 @@ from tipmini.methods import weighting
 from tipmini.methods.weighting import ByModule as Weights
 from tipmini.models.adapter import LoraFactors
 from tipmini_lab.evaluation import objective
-from tipmini_lab.evaluation.tasks import METRIC
+from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import Resumable
 from tipmini_lab.results import digests, store
 
@@ -70,6 +70,8 @@ class Weighing(Resumable):
 
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
     files: where weights may stand that were learnt before; new ones are written to the last.
+    sources: what a task's rows are read of, where it is no packaged one (`tasks.sources`). Raises
+    TipminiError for adapters that are not of the model's layers.
     """
 
     every = 2
@@ -81,20 +83,28 @@ class Weighing(Resumable):
         adapters: Mapping[str, tm.LoraAdapter],
         recipe: WeighingRecipe,
         files: Sequence[Path],
+        sources: Mapping[str, Source] = {},
     ):
         self.model, self.recipe, self.files = model, recipe, files
         self.saved = files[-1].with_suffix(".checkpoint.safetensors")
         self.tokens, self.tasks, self.factors = recipe.tokens, list(adapters), {}
         counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
-        self.rows = {t: objective.examples(t, tokenizer, n) for t, n in counts.items()}
+        self.rows = {
+            t: objective.examples(sources.get(t, t), tokenizer, n) for t, n in counts.items()
+        }
         modules = adapters[self.tasks[0]].modules
         for task, adapter in adapters.items():
             if adapter.modules != modules:
                 told = f"weigh needs adapters of the same modules; {task}'s are others"
                 raise tm.TipminiError(told)
+        layers = dict(model.named_modules())
         for module in modules:
             pairs = [adapter.factors[module] for adapter in adapters.values()]
-            layer = Weighed(model.get_submodule(module), pairs, recipe.start)
+            shape = getattr(getattr(layers.get(module), "weight", None), "shape", None)
+            if any(pair.shape != shape for pair in pairs):
+                told = "no layer of the base in the adapters' shape; give the one they are of"
+                raise tm.TipminiError(f"{module}: {told}")
+            layer = Weighed(layers[module], pairs, recipe.start)
             model.set_submodule(module, layer)
             self.factors[module] = layer.weights
         chosen = {"betas": (0.9, 0.95), "weight_decay": 0.0}
@@ -117,7 +127,7 @@ class Weighing(Resumable):
         self.log |= {"temperature": {}, "base": {}}
         for task, rows in self.rows.items():
             self.temperature = 1.0
-            if METRIC[task] == "acc_norm":
+            if any(len(set(example.lengths)) > 1 for example in rows):  # length-normalised
                 scores = objective.all_scores(self.model, rows, self.tokens)
                 self.temperature = objective.fit_temperature(scores, objective.gold(rows))
             self.log["temperature"][task] = self.temperature
