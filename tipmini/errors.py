@@ -82,7 +82,11 @@ CHECKS: dict[str, Check] = {
     "summation": _one_of("linear", "cat", "svd"),
     "variant": _one_of("peft", "authors", "mergekit"),
 }
-_SCORED = {"on": _one_of("factors", "A", "delta"), "rescale": _one_of(False, True)}
+_SCORED = {
+    "group": _one_of("row", "matrix", "layer"),
+    "on": _one_of("factors", "A", "delta"),
+    "rescale": _one_of(False, True),
+}
 # Where a method takes other values than the rest.
 OWN = {"tip": _SCORED, "wanda": _SCORED, "knots": {"variant": _one_of("peft", "mergekit")}}
 

@@ -159,8 +159,8 @@ class Reading:
     and counts for nothing), or s B A ("delta"). layer: a transformer block, a module or a factor.
     mean: Eq. 2 over all elements pooled, or over the modules' own means. normalized: Eqs. 3 and 4
     within each adapter, or across all that are merged. sign, shift_range, bounds: of
-    `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
-    survivors times 1 / (1 - S_l).
+    `layer_sparsity`. group: whose lowest scores go, each row's, the whole matrix's, or those of all
+    elements of the layer together. rescale: survivors times 1 / (1 - S_l).
 
     Two more take one thing away from TIP, to see what it does. score: what goes at the S_l is
     chosen by Eq. 1, by size alone ("magnitude") or at random. assignment: each layer gets its own
