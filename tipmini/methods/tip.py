@@ -1,8 +1,8 @@
 r"""TIP on adapters, Eqs. 1 to 5: scores, layers' importances and sparsities, pruning by them.
 
-Everything that the paper leaves open is a field of `Reading`, whose defaults are the paper's own
-words. Norms are keyed as `calibrate_adapter` returns them: x under the module's name, A x under
-"<module>.lora_B".
+Everything that the text of TIP leaves open is a field of `Reading`, whose defaults are this
+project's reading. Norms are keyed as `calibrate_adapter` returns them: x under the module's name,
+A x under "<module>.lora_B".
 """
 
 from collections.abc import Iterable, Iterator, Sequence
