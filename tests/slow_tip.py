@@ -61,18 +61,23 @@ def slow_sparsities(importances: list[float], sparsity, sign, shift_range, bound
     return clipped(above)
 
 
-def slow_prune(tensor, norm, sparsity, group, rescale) -> torch.Tensor:
-    """The lowest floor(n S) of every group to 0, the first of equals first."""
-    scores = slow_scores(tensor, norm)
-    places = [(i, j) for i in range(len(tensor)) for j in range(len(tensor[0]))]
-    key = (lambda place: place[0]) if group == "row" else (lambda place: None)
-    pruned = torch.tensor(tensor, dtype=torch.float64)
-    for _, own in groupby(places, key=key):
+def slow_prune(tensors: list, norms: list, sparsity, group, rescale) -> list[torch.Tensor]:
+    """The lowest floor(n S) of every group of a layer's tensors to 0, the first of equals first."""
+    scores = [slow_scores(*pair) for pair in zip(tensors, norms, strict=True)]
+    places = [
+        (t, i, j)
+        for t, tensor in enumerate(tensors)
+        for i in range(len(tensor))
+        for j in range(len(tensor[0]))
+    ]
+    depth = {"row": 2, "matrix": 1, "layer": 0}[group]  # of a place, common to its group
+    pruned = [torch.tensor(tensor, dtype=torch.float64) for tensor in tensors]
+    for _, own in groupby(places, key=lambda place: place[:depth]):
         own = list(own)
-        order = sorted(own, key=lambda place: (scores[place[0]][place[1]], place))
-        for i, j in order[: math.floor(len(own) * sparsity)]:
-            pruned[i, j] = 0.0
-    return pruned / (1 - sparsity) if rescale and sparsity < 1 else pruned
+        order = sorted(own, key=lambda place: (scores[place[0]][place[1]][place[2]], place))
+        for t, i, j in order[: math.floor(len(own) * sparsity)]:
+            pruned[t][i, j] = 0.0
+    return [one / (1 - sparsity) if rescale and sparsity < 1 else one for one in pruned]
 
 
 def slow_layers(adapters: dict, norms: dict, reading: dict) -> dict[str, dict[tuple, float]]:
@@ -94,22 +99,31 @@ def slow_merge(adapters: dict, norms: dict, weights: dict, reading: dict, layers
     """{module: {"a", "b"} or {"delta"}}: everything pruned at its layer's sparsity, then summed."""
     merged: dict[str, dict[str, torch.Tensor]] = {}
     for name, adapter in adapters.items():
+        kept = slow_kept(adapter, norms[name], reading, layers[name])
         for module in adapter.modules:
-            kept = slow_kept(adapter, module, norms[name], reading, layers[name])
             share = weights[name] * adapter.factors[module].scaling
             signed = math.copysign(abs(share) ** 0.5, share)
             factor = {"a": signed, "b": abs(share) ** 0.5, "delta": weights[name]}
             place = merged.setdefault(module, {})
-            for part, tensor in kept.items():
+            for part, tensor in kept[module].items():
                 place[part] = place.get(part, 0) + factor[part] * tensor
     return merged
 
 
-def slow_kept(adapter, module, norms, reading, sparsities) -> dict[str, torch.Tensor]:
-    """The tensors of one module, pruned; B as it is where A alone is."""
-    kept = {"b": adapter.factors[module].b.double()} if reading["on"] == "A" else {}
-    for name, tensor in slow_tensors(adapter, module, reading["on"]).items():
-        sparsity = sparsities[layer_of(module, name, reading["layer"])]
-        norm = norms[f"{module}.lora_B" if name == "b" else module]
-        kept[name] = slow_prune(tensor, norm, sparsity, reading["group"], reading["rescale"])
+def slow_kept(adapter, norms, reading, sparsities) -> dict[str, dict[str, torch.Tensor]]:
+    """{module: its tensors, pruned}; B as it is where A alone is."""
+    whole = reading["on"] == "A"
+    kept = {m: {"b": adapter.factors[m].b.double()} if whole else {} for m in adapter.modules}
+    layers: dict[tuple, list[tuple]] = {}
+    for module in adapter.modules:
+        for name, tensor in slow_tensors(adapter, module, reading["on"]).items():
+            norm = norms[f"{module}.lora_B" if name == "b" else module]
+            layer = layer_of(module, name, reading["layer"])
+            layers.setdefault(layer, []).append((module, name, tensor, norm))
+    for layer, own in layers.items():
+        modules, names, tensors, inputs = zip(*own, strict=True)
+        rule = sparsities[layer], reading["group"], reading["rescale"]
+        pruned = slow_prune(tensors, inputs, *rule)
+        for module, name, tensor in zip(modules, names, pruned, strict=True):
+            kept[module][name] = tensor
     return kept

@@ -77,12 +77,16 @@ CHECKS: dict[str, Check] = {
     "score": _one_of("wanda", "magnitude", "random"),
     "shift_range": _must_be("a finite number from 0 on", lambda r: is_finite(r) and r >= 0),
     "shrink": require_share,
-    "sign": _must_be("1 (as printed) or -1 (inverted)", lambda sign: sign in (1, -1)),
+    "sign": _must_be("1 (as in Eq. 5) or -1 (inverted)", lambda sign: sign in (1, -1)),
     "sparsity": require_share,
     "summation": _one_of("linear", "cat", "svd"),
     "variant": _one_of("peft", "authors", "mergekit"),
 }
-_SCORED = {"on": _one_of("factors", "A", "delta"), "rescale": _one_of(False, True)}
+_SCORED = {
+    "group": _one_of("row", "matrix", "layer"),
+    "on": _one_of("factors", "A", "delta"),
+    "rescale": _one_of(False, True),
+}
 # Where a method takes other values than the rest.
 OWN = {"tip": _SCORED, "wanda": _SCORED, "knots": {"variant": _one_of("peft", "mergekit")}}
 

@@ -146,7 +146,7 @@ def reading(option: str, name: str, against: str = "tip") -> SimpleNamespace:
 
 def point(number: int, question: str, note: str, *readings) -> SimpleNamespace:
     return SimpleNamespace(
-        point=number, question=question, printed="as printed", note=note, readings=readings
+        point=number, question=question, ours="as read", note=note, readings=readings
     )
 
 
@@ -189,7 +189,7 @@ def test_the_ledger_has_a_line_a_reading():
 
 def test_what_is_not_varied_is_settled_as_declared():
     frame = method_tables.settled(POINTS)
-    assert frame.to_numpy().tolist() == [["W", "as printed (seen)"], ["sign", "as printed"]]
+    assert frame.to_numpy().tolist() == [["W", "as read (seen)"], ["sign", "as read"]]
     assert list(frame.index) == [1, 8]
 
 

@@ -132,7 +132,7 @@ def test_bounds_table_of_the_example_in_the_book():
     row = dict(zip(frame.columns, frame.loc["RTE"], strict=True))
     assert row["most important layer"] == "1" and row["its sparsity"] == "1.000"
     assert row["layers above 1"] == "1" and row["layers below 0"] == "0"
-    assert row["mean as printed"] == "0.700" and row["mean once clipped"] == "0.633"
+    assert row["mean of Eq. 5"] == "0.700" and row["mean once clipped"] == "0.633"
 
 
 def test_unbiasedness_falls_with_the_number_of_copies():

@@ -319,7 +319,7 @@ def test_no_reference_answer_is_longer_than_what_may_be_generated(embedded, toke
 
 
 # Wrong files --------------------------------------------------------------------------------------
-POINT = {"point": 1, "question": "what?", "printed": "this"}
+POINT = {"point": 1, "question": "what?", "ours": "this"}
 SWEEP = {"name": "s", "label": "{value}", "moves": "sparsity", "values": [0.1, 0.2]}
 GOOD = {"name": "mine", "description": "a try", "results": "_build/results/mine"}
 GROUPS = [  # what stands in a group, and what is said of it

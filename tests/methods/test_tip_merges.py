@@ -26,7 +26,7 @@ READINGS = st.fixed_dictionaries(
         "sign": st.sampled_from([1, -1]),
         "shift_range": st.sampled_from([0.0, 0.3, 1.0, 2.5]),
         "bounds": st.sampled_from(["clip", "mean_preserving"]),
-        "group": st.sampled_from(["row", "matrix"]),
+        "group": st.sampled_from(["row", "matrix", "layer"]),
         "rescale": st.booleans(),
     }
 )
@@ -65,7 +65,7 @@ def test_every_reading_is_the_slow_one_and_wanda_its_one_sparsity(reading):
     assert_slow(tm.merge_update(PAIR, "tip", **given, **reading)[1], reading)
     options = {key: reading[key] for key in ("sparsity", "on", "group", "rescale")}
     _, update = tm.merge_update(PAIR, "wanda", **given, **options)
-    assert_slow(update, reading | {"shift_range": 0.0})
+    assert_slow(update, reading | {"shift_range": 0.0, "layer": "block"})
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 17])
@@ -90,6 +90,22 @@ def test_a_pruned_adapter_is_what_is_merged(reading):
         assert torch.equal(merged.factors[module].b, pruned.factors[module].b)
         assert torch.equal(merged.factors[module].a, 2.0 * pruned.factors[module].a)
         assert pruned.scaling[module] == adapter.scaling[module]
+
+
+@pytest.mark.parametrize(
+    ("group", "a", "b"),
+    [
+        ("row", [[0, 0, 3, 4]], [[3], [7]]),  # 2 of the row of A, none of a row of B
+        ("matrix", [[0, 0, 3, 4]], [[0], [7]]),  # 2 of the 4 of A, 1 of the 2 of B
+        ("layer", [[0, 0, 0, 4]], [[3], [7]]),  # 3 of all 6; of the two 3 that of A comes first
+    ],
+)
+def test_whose_lowest_go_worked_by_hand(group, a, b):
+    """One layer of rank 1 at S = 0.5, all norms 1: A (1, 2, 3, 4) and B (3, 7)."""
+    pair = LoraFactors(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[3.0], [7]]), 1.0)
+    norms = {"m": torch.ones(4), "m.lora_B": torch.ones(1)}
+    pruned = tm.tip_prune(tm.LoraAdapter({"m": pair}), norms, 0.5, group=group).factors["m"]
+    assert pruned.a.tolist() == a and pruned.b.tolist() == b
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -181,7 +197,7 @@ def pruned(**options) -> tm.LoraAdapter:
     return tm.merge(ALONE, options.pop("method", "tip"), **given | options)
 
 
-@pytest.mark.parametrize("group", ["row", "matrix"])
+@pytest.mark.parametrize("group", ["row", "matrix", "layer"])
 def test_by_size_alone_is_the_slow_merge_with_norms_of_1(group):
     """The sparsities still follow from the real norms."""
     reading = vars(Reading(sparsity=0.5, group=group))
@@ -259,7 +275,7 @@ def test_norms_that_do_not_fit_are_refused(norms, message):
         ({"sign": "-1"}, "sign must be 1"),
         ({"shift_range": "wide"}, "shift_range must be a finite number from 0 on, got 'wide'"),
         ({"bounds": "none"}, "bounds must be one of clip, mean_preserving, got 'none'"),
-        ({"group": "column"}, "group must be one of row, matrix, got 'column'"),
+        ({"group": "column"}, "group must be one of row, matrix, layer, got 'column'"),
         ({"rescale": "expected"}, "rescale must be one of False, True, got 'expected'"),
         ({"score": "size"}, "score must be one of wanda, magnitude, random, got 'size'"),
         ({"assignment": "own"}, "assignment must be one of layer, mean, shuffled, got 'own'"),
@@ -272,7 +288,7 @@ def test_readings_that_there_are_not_are_refused(options, message):
         tm.tip_prune(ADAPTERS["boolq"], NORMS["boolq"], **options)
 
 
-@pytest.mark.parametrize("group", ["row", "matrix"])
+@pytest.mark.parametrize("group", ["row", "matrix", "layer"])
 def test_gradients_pass_what_survives(group):
     """Factors may be those of a model in training."""
     live = ADAPTERS["piqa"].map(

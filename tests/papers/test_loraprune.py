@@ -118,7 +118,7 @@ def gradient_of(loss, weight):
 
 
 def test_the_estimate_is_autograds_gradient_where_b_is_0_and_a_orthogonal():
-    """Then dB = g A^T, dA = 0, and G = g A^T A = g; r = k is needed."""
+    """Then dB = g A^T, dA = 0, and the estimate g A^T A = g; r = k is needed."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     a = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
@@ -129,6 +129,18 @@ def test_the_estimate_is_autograds_gradient_where_b_is_0_and_a_orthogonal():
     importance = lora_guided_importance(weight, a.detach(), b.detach(), a.grad, b.grad)
     expected = taylor_importance(weight, gradient_of(smooth, weight))
     torch.testing.assert_close(importance, expected)
+
+
+@pytest.mark.parametrize("scaling", [1.0, 2.0])
+def test_the_estimate_is_the_gradient_seen_through_the_scaled_adapter(scaling):
+    """The factors' gradients carry s by the chain rule: s (g A'A + BB'g) - s^2 g A'B'g."""
+    a, b, _, _ = random_factors(4, 3, 2)
+    weight = torch.ones(4, 3, dtype=torch.float64)
+    live_a, live_b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    smooth(weight + scaling * live_b @ live_a).backward()
+    g = gradient_of(smooth, weight + scaling * b @ a)
+    seen = scaling * (g @ a.T @ a + b @ b.T @ g) - scaling**2 * g @ a.T @ b.T @ g
+    torch.testing.assert_close(lora_gradient(a, b, live_a.grad, live_b.grad), seen)
 
 
 def test_eq_6_with_autograds_gradient_of_the_product_is_eq_3_of_the_whole_weight():
@@ -147,10 +159,11 @@ def test_first_order_is_exact_for_a_linear_loss():
     torch.testing.assert_close(
         loraprune.removal_importance(loss, weight), taylor_importance(weight, slope)
     )
-    torch.testing.assert_close(
-        loraprune.lora_removal_importance(loss, weight, b @ a),
-        loraprune.product_importance(weight, b @ a, slope),
-    )
+    for scaling in (1.0, 2.0):  # the slope is that in s BA
+        torch.testing.assert_close(
+            loraprune.lora_removal_importance(loss, weight, scaling * b @ a),
+            loraprune.product_importance(weight, b @ a, slope, scaling=scaling),
+        )
 
 
 @pytest.mark.parametrize(("size", "apart"), [(1e-2, 1e-1), (1e-3, 1e-2), (1e-4, 1e-3)])

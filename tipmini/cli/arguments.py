@@ -31,7 +31,7 @@ def first_line(method: str) -> str:
     preset = tm.PRESETS[method]
     settings = preset.options | ({"weights": preset.weights} if preset.weights != "sum" else {})
     told = ", ".join(f"{name}={value}" for name, value in settings.items())
-    return f"Preset: {preset.method} with {told or 'its defaults, Eqs. 1 to 5 as printed'}."
+    return f"Preset: {preset.method} with {told or 'its defaults, Eqs. 1 to 5 as written'}."
 
 
 def complete_method(incomplete: str) -> list[tuple[str, str]]:

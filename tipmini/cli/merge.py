@@ -75,7 +75,7 @@ def merge(
     norms: list[Path] = typer.Option(None, help=f"input norms, {EACH}"),
     grams: list[Path] = typer.Option(None, help=f"Gram matrices, {EACH}"),
     sparsity: str = typer.Option(None, help="of tip (S_org), wanda, magnitude"),
-    sign: str = typer.Option(None, help="of tip: 1 as printed, -1 inverted"),
+    sign: str = typer.Option(None, help="of tip: 1 as in Eq. 5, -1 inverted"),
     drop_rate: str = typer.Option(None, help="p of dare and dare_ties"),
     density: str = typer.Option(None, help="share that stays, of ties, knots"),
     on: str = typer.Option(None, help="factors or delta; A too for tip"),

@@ -95,7 +95,7 @@ def group_scores(
     """LoRAPrune's Eq. 4 of one module by any criterion, chunk by chunk: (count,) float32.
 
     count groups are equal blocks of rows (dim 0) or columns (dim 1). reduction "paper": Eqs. 3 and
-    10 as printed. "released": their magnitudes instead of squares, and the module's scores divided
+    10. "released": their magnitudes instead of squares, and the module's scores divided
     by their L2 norm, as in the authors' code. A group of several modules adds theirs up.
     """
     require("method", method, CRITERIA)

@@ -81,7 +81,8 @@ def find_families(model: nn.Module) -> list[Family]:
 def exempt_layers(layers: int, first: float = 0.0, last: int = 0) -> set[int]:
     """The numbers of the layers that stay whole: a share of them from the first on, and the last.
 
-    The authors' code exempts the first 10% (rounded down) and the last one; the paper none.
+    The authors' code exempts the first 10% (rounded down) and the last one; the text at hand
+    speaks of none.
     """
     require_share("the share of first layers that are exempt", first)
     return {*range(int(layers * first)), *range(max(0, layers - last), layers)}

@@ -1,8 +1,8 @@
 r"""TIP on adapters, Eqs. 1 to 5: scores, layers' importances and sparsities, pruning by them.
 
-Everything that the paper leaves open is a field of `Reading`, whose defaults are the paper's own
-words. Norms are keyed as `calibrate_adapter` returns them: x under the module's name, A x under
-"<module>.lora_B".
+Everything that the text of TIP leaves open is a field of `Reading`, whose defaults are this
+project's reading. Norms are keyed as `calibrate_adapter` returns them: x under the module's name,
+A x under "<module>.lora_B".
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError, input_norm, require
-from tipmini.masks import prune_rows
+from tipmini.masks import count_mask, prune_rows, row_mask
 from tipmini.methods.merge import (
     Norms,
     Part,
@@ -97,7 +97,7 @@ def tip_change(parts: Parts, reading: Reading) -> Transform:
     if any(part.norms is None for part in parts):
         raise TipminiError("norms are needed, one dict for each adapter, from calibrate_adapter")
     adapters = [(part.adapter, part.norms) for part in parts]
-    shares = {}
+    shares, counts = {}, {}
     for part, sparsities in zip(parts, sparsities_of(adapters, reading), strict=True):
         if reading.assignment == "shuffled":
             generator = named_generator(part.seed, part.name)
@@ -105,6 +105,9 @@ def tip_change(parts: Parts, reading: Reading) -> Transform:
         layers = _layers(part.adapter, reading).values()
         for places, sparsity in zip(layers, sparsities.tolist(), strict=True):
             shares |= {(part.name, *place): sparsity for place in places}
+            if reading.group == "layer":
+                found = _pruned_of_layer(part, places, sparsity, reading.score)
+                counts |= {(part.name, *place): count for place, count in found.items()}
 
     def change(part: Part, full_name: str, tensor: Tensor) -> Tensor:
         module, _, factor = full_name.partition(".lora_")
@@ -112,23 +115,50 @@ def tip_change(parts: Parts, reading: Reading) -> Transform:
         if (part.name, module, name) not in shares:
             return tensor  # B, where A alone is pruned
         sparsity = shares[part.name, module, name]
-        norm = input_norm(part.norms, module, name, tensor.shape[1])
         if reading.group == "row" and reading.score == "wanda":
+            norm = input_norm(part.norms, module, name, tensor.shape[1])
             # A delta is made for this alone, unlike a factor.
             pruned = prune_scored(tensor, norm, sparsity, out=tensor if name == "delta" else None)
         else:
-            if reading.score == "random":
-                generator = named_generator(part.seed, part.name, full_name)
-                score = torch.rand(tensor.shape, generator=generator).to(tensor.device)
+            score = _score(part, (module, name), tensor, reading.score)
+            if reading.group == "layer":
+                keep = count_mask(score.reshape(1, -1), counts[part.name, module, name])
+                pruned = torch.where(keep.view_as(tensor), tensor, 0)
             else:
-                size = reading.score == "magnitude"
-                score = tensor.abs() if size else wanda_score(tensor, norm)
-            shape = (1, -1) if reading.group == "matrix" else tensor.shape
-            pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity)
-            pruned = pruned.view_as(tensor)
+                shape = (1, -1) if reading.group == "matrix" else tensor.shape
+                pruned = prune_rows(tensor.reshape(shape), score.reshape(shape), sparsity)
+                pruned = pruned.view_as(tensor)
         return pruned / (1 - sparsity) if reading.rescale and sparsity < 1 else pruned
 
     return change
+
+
+def _score(part: Part, place: Place, tensor: Tensor, by: str) -> Tensor:
+    """What a tensor's elements are ranked by, in its shape: Eq. 1, their size, or a draw."""
+    module, name = place
+    if by == "random":
+        full_name = module if name == "delta" else f"{module}.lora_{name.upper()}"
+        generator = named_generator(part.seed, part.name, full_name)
+        return torch.rand(tensor.shape, generator=generator).to(tensor.device)
+    if by == "magnitude":
+        return tensor.abs()
+    return wanda_score(tensor, input_norm(part.norms, module, name, tensor.shape[1]))
+
+
+@torch.no_grad()
+def _pruned_of_layer(
+    part: Part, places: Sequence[Place], sparsity: float, by: str
+) -> dict[Place, int]:
+    r"""How many elements go of each place where all n of a layer are ranked together.
+
+    They are $\lfloor n S_l \rfloor$ in all; among equal scores those of the place and index that
+    come first. So the lowest of each place go, and their number says which.
+    """
+    tensors = [tip_tensor(part.adapter.factors[module], name) for module, name in places]
+    pairs = zip(places, tensors, strict=True)
+    scores = [_score(part, place, tensor, by).flatten() for place, tensor in pairs]
+    keep = row_mask(torch.cat(scores)[None], sparsity)[0].split([len(own) for own in scores])
+    return {place: int((~own).sum()) for place, own in zip(places, keep, strict=True)}
 
 
 def tip_prune(

@@ -1,7 +1,9 @@
 r"""LoRAPrune: which heads and channels matter, told by the gradients of A and B alone.
 
 Source: Zhang et al., "LoRAPrune", arXiv 2305.18403. Shapes: W (d, k), A (r, k), B (d, r), with
-z = x W^T, as torch has it. The adapter adds s B A to W; the paper has s = 1.
+z = x W^T, as torch has it. The adapter adds s B A to W; the paper has s = 1. Importances of weights
+are (d, k), those of a module's groups and their masks (count,), which the paper writes 1 x G; its
+script G is a group's importance. The gradient of the loss is g, its estimate by Eq. 9 g~.
 """
 
 import math
@@ -18,7 +20,10 @@ Loss = Callable[[Tensor], Tensor]  # weight (d, k) -> the loss, a scalar
 
 
 def lora_linear(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0) -> Tensor:
-    """LoRAPrune Eq. 1: $z = x W_0 + x B A$, without the product BA; x is (..., k), z (..., d)."""
+    r"""LoRAPrune Eq. 1: $z = x W_0^\top + s\, x A^\top B^\top$, without the product BA.
+
+    x is (..., k), z (..., d). The paper, whose x has d columns, writes $x W_0 + x B A$.
+    """
     return x @ weight.T + scaling * (x @ a.T @ b.T)
 
 
@@ -59,7 +64,9 @@ def product_importance(
     r"""LoRAPrune Eq. 6: $\hat I = [\partial L / \partial (BA) \circ (BA + W)]^2$, Eq. 5 to first
     order.
 
-    weight, product = BA and grad = dL/d(BA) are (d, k). Raises TipminiError when shapes differ.
+    weight, product = BA and grad are (d, k); grad is the loss's slope in the update as it is added,
+    dL/d(s BA), along which removing a weight is a step of -(s BA + W). Raises TipminiError when
+    shapes differ.
     """
     _check_same_shape(weight, grad)  # before the sum below could broadcast
     return taylor_importance(weight + scaling * product, grad)
@@ -69,7 +76,7 @@ def product_importance(
 
 
 def change_gradient(before: Tensor, after: Tensor, learning_rate: float = 1.0) -> Tensor:
-    r"""LoRAPrune Eq. 7: $\partial L / \partial (BA) = [(BA)_{t-1} - (BA)_t] / \eta$."""
+    r"""LoRAPrune Eq. 7: $\eta\, \partial L / \partial (BA) = (BA)_{t-1} - (BA)_t$, over eta."""
     return (before - after) / learning_rate
 
 
@@ -83,14 +90,14 @@ def stepped_product(
 def lora_gradient(
     a: Tensor, b: Tensor, grad_a: Tensor, grad_b: Tensor, *, learning_rate: float = 1.0
 ) -> Tensor:
-    r"""LoRAPrune Eq. 9: $G = \nabla_B A + B \nabla_A - \eta \nabla_B \nabla_A$.
+    r"""LoRAPrune Eq. 9: $\tilde g = \nabla_B A + B \nabla_A - \eta \nabla_B \nabla_A$.
 
-    a and grad_a are (r, k), b and grad_b (d, r); G is (d, k). It stands for the gradient of the
-    loss with respect to BA: it is the change $BA - (B - \nabla_B)(A - \nabla_A)$ that one SGD step
-    of learning rate 1 brings (Eqs. 7, 8). With the true gradient g, $\nabla_B = g A^\top$ and
-    $\nabla_A = B^\top g$, so G is g itself for instance where B = 0 and $A^\top A$ is the identity,
-    which needs a rank of k; else it is mostly g seen through the adapter. Raises TipminiError when
-    the shapes don't fit.
+    a and grad_a are (r, k), b and grad_b (d, r); $\tilde g$ is (d, k). It stands for the gradient
+    of the loss with respect to BA: it is the change $BA - (B - \nabla_B)(A - \nabla_A)$ that a step
+    of SGD of learning rate 1 brings (Eqs. 7, 8). With the true gradient g, of s BA, the chain rule
+    gives $\nabla_B = s\, g A^\top$ and $\nabla_A = s\, B^\top g$: both carry s. So
+    $\tilde g$ is s g for instance where B = 0 and $A^\top A$ is the identity, which needs a rank of
+    k; else it is mostly g seen through the adapter. Raises TipminiError when the shapes don't fit.
     """
     if a.shape != grad_a.shape or b.shape != grad_b.shape or a.shape[0] != b.shape[1]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, grad_a, grad_b))
@@ -108,11 +115,12 @@ def lora_guided_importance(
     scaling: float = 1.0,
     power: int = 2,
 ) -> Tensor:
-    r"""LoRAPrune Eq. 10: $\hat I = [G \circ (W + s B A)]^2$, with G of `lora_gradient`.
+    r"""LoRAPrune Eq. 10: $\hat I = [\tilde g \circ (W + s B A)]^2$, $\tilde g$ of `lora_gradient`.
 
-    weight is (d, k); the importances are (d, k), not below 0. The paper has no scaling (s = 1);
-    with an adapter's own s, W + s B A is the weight that the model computes with, as in the
-    authors' code. power as in `taylor_importance`. Raises TipminiError when the shapes don't fit.
+    weight is (d, k); the importances are (d, k), not below 0. The paper has s = 1; with an
+    adapter's own s, W + s B A is the weight that the model computes with, as in the authors' code,
+    and the gradients of A and B have s as a factor. power as in `taylor_importance`. Raises
+    TipminiError when the shapes don't fit.
     """
     gradient = lora_gradient(a, b, grad_a, grad_b)
     return taylor_importance(adapted(weight, a, b, scaling), gradient, power=power)
@@ -137,7 +145,7 @@ def _check_same_shape(weight: Tensor, grad: Tensor) -> None:
 
 
 def group_importance(importance: Tensor, count: int, dim: int = 0) -> Tensor:
-    r"""LoRAPrune Eq. 4: $\hat G_g = \sum_{W_{ij} \in g} \hat I_{ij}$, of one module's weights.
+    r"""LoRAPrune Eq. 4: $\hat{\mathcal G}_g = \sum_{W_{ij} \in g} \hat I_{ij}$, of one module.
 
     importance: (d, k). count: groups, which are blocks of d / count rows (dim 0) or k / count
     columns (dim 1). The sums are (count,); a group of several modules adds theirs up.
@@ -148,12 +156,15 @@ def group_importance(importance: Tensor, count: int, dim: int = 0) -> Tensor:
 
 
 def moving_average(average: Tensor, importance: Tensor, decay: float = 0.9) -> Tensor:
-    r"""LoRAPrune Eq. 11: $\bar G_t = \lambda \bar G_{t-1} + (1 - \lambda) \hat G_t$, (count,)."""
+    r"""LoRAPrune Eq. 11: $\lambda \bar{\mathcal G}_{t-1} + (1 - \lambda) \hat{\mathcal G}_t$.
+
+    average, importance and the result are (count,), one number a group.
+    """
     return decay * average + (1 - decay) * importance
 
 
 def threshold_mask(importance: Tensor, threshold: float) -> Tensor:
-    r"""LoRAPrune Eq. 12: $M_g = 1$ where $\bar G_g > p$, else 0; bool, (count,)."""
+    r"""LoRAPrune Eq. 12: $M_g = 1$ where $\bar{\mathcal G}_g > p$, else 0; bool, (count,)."""
     if importance.isnan().any():
         raise TipminiError("group importances contain NaN; check the gradients")
     return importance > threshold
@@ -180,9 +191,10 @@ def share_mask(importance: Tensor, removed: int, kept: Tensor | None = None) -> 
 
 
 def mask_outputs(z: Tensor, mask: Tensor) -> Tensor:
-    r"""LoRAPrune Eq. 13: $z = (x W_0 + x B A) \circ M$, given what Eq. 1 computes.
+    r"""LoRAPrune Eq. 13: $z = (x W_0^\top + s\, x A^\top B^\top) \circ M$, given z of Eq. 1.
 
-    z is (..., d), mask (count,) groups of outputs, d a multiple of count.
+    z is (..., d), mask (count,) groups of outputs, d a multiple of count: each entry of the mask
+    stands for d / count outputs. The paper writes $(x W_0 + x B A) \odot M$.
     """
     return z * mask.repeat_interleave(z.shape[-1] // len(mask)).to(z.dtype)
 
@@ -198,7 +210,7 @@ def cubic_share(
     r"""The share removed after `step` of `steps`: $S (1 - (1 - \tau)^3)$, fast first.
 
     $\tau$ runs from 0 to 1 between warm-up and cool-down, shares of the steps before and after
-    it. From the authors' code; the paper gives no schedule.
+    it. From the authors' code; no schedule is in the text at hand.
     """
     return share * (1 - (1 - _progress(step, steps, warmup, cooldown)) ** 3)
 

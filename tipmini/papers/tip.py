@@ -21,10 +21,10 @@ PIECE = 16_384  # elements; torch sums no more than this in one thread, so in on
 
 
 def wanda_score(weight: Tensor, input_norm: Tensor, *, out: Tensor | None = None) -> Tensor:
-    r"""TIP Eq. 1: $A_{ij} = |W_{ij}| \cdot \lVert X_j \rVert_2$.
+    r"""TIP Eq. 1: $A_{ij} = |W_{ij}| \cdot \lVert X_j \rVert_2$, or $A = |W|\, \mathrm{diag}(n)$.
 
-    weight is (d, k) and input_norm (k,), one norm for each input channel. The scores are (d, k),
-    in the wider of the two dtypes, and in the memory of `out` where that is given. Raises
+    weight is (d, k) and input_norm, n, (k,): one norm for each input channel. The scores are
+    (d, k), in the wider of the two dtypes, and in the memory of `out` where that is given. Raises
     TipminiError when the shapes don't fit.
     """
     if weight.ndim != 2 or input_norm.shape != weight.shape[1:]:
@@ -115,9 +115,10 @@ def layer_sparsity(
 ) -> Tensor:
     r"""TIP Eq. 5: $S_l = S_{org} + \Delta S_l$, with Eqs. 3 and 4 before it. (L,) to (L,).
 
-    sign: +1 as printed, which prunes important layers more; -1 for the intent of the prose.
-    shift_range: the width max - min of the shifts, 1.0 as printed; 0.3 as DLP, whose released
-    `get_dlp_ratios` (arXiv 2505.23807) coincides with Eqs. 2-5.
+    sign: +1 as Eq. 5 has it, which prunes important layers more; -1 for the intent of the prose.
+    shift_range: the width max - min of the shifts, 1.0 by Eqs. 3 and 4; 0.3 as DLP, whose released
+    `get_dlp_ratios` (arXiv 2505.23807) coincides with Eqs. 2-5, and whose paper takes a large score
+    for redundancy.
     bounds: S_l can leave [0, 1]. "clip" cuts it there; "mean_preserving" also moves the other
     layers, all by the same amount, so that the mean stays base_sparsity.
     Raises TipminiError for an argument outside its range.
@@ -138,7 +139,7 @@ def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:
     halving the interval finds the offset.
     """
     if sparsity.min() >= 0 and sparsity.max() <= 1:
-        return 0.0  # nothing to clip: leave the printed values untouched
+        return 0.0  # nothing to clip: leave the values untouched
     sparsity = sparsity.double()
     low, high = -sparsity.max().item(), 1 - sparsity.min().item()
     for _ in range(64):
@@ -153,14 +154,14 @@ def _mean_preserving_offset(sparsity: Tensor, mean: float) -> float:
 # How TIP is read where the paper leaves it open ---------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How TIP is read where the paper leaves it open.
+    """How TIP is read where its text leaves it open; the defaults are this project's reading.
 
     sparsity: S_org of Eq. 5. on: W of Eq. 1 is A and B ("factors"), A alone ("A": B is left whole
     and counts for nothing), or s B A ("delta"). layer: a transformer block, a module or a factor.
     mean: Eq. 2 over all elements pooled, or over the modules' own means. normalized: Eqs. 3 and 4
     within each adapter, or across all that are merged. sign, shift_range, bounds: of
-    `layer_sparsity`. group: whose lowest scores go, each row's or the whole matrix's. rescale:
-    survivors times 1 / (1 - S_l).
+    `layer_sparsity`. group: whose lowest scores go, each row's, the whole matrix's, or those of all
+    elements of the layer together. rescale: survivors times 1 / (1 - S_l).
 
     Two more take one thing away from TIP, to see what it does. score: what goes at the S_l is
     chosen by Eq. 1, by size alone ("magnitude") or at random. assignment: each layer gets its own

@@ -158,7 +158,7 @@ def verdicts(
     references: Sequence[str],
     titles: Titles = TITLES,
 ) -> pd.DataFrame:
-    """Whether each variant beats every one of several, e.g. Linear as printed and as tuned.
+    """Whether each variant beats every one of several, e.g. Linear with weights of 1 and tuned.
 
     A cell is the difference in points; the last column is `statistics.verdict` over all of them.
     """

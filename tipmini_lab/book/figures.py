@@ -108,7 +108,7 @@ def _panels(
 
 @styled
 def sparsity_lines(unbounded: Mapping[str, ArrayLike], base_sparsity: float) -> Figure:
-    """TIP's Figure 2: S_l by layer, a line a task; values outside [0, 1] are shown as printed."""
+    """TIP's Figure 2: S_l by layer, a line a task; values outside [0, 1] are shown too."""
     figure = Figure((WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
     for (task, values), (colour, line, marker) in zip(unbounded.items(), SERIES, strict=False):

@@ -48,7 +48,7 @@ def guessing_table(definitions: Iterable[ConfigurableTask]) -> pd.DataFrame:
 
 
 def unbounded_sparsity(importance: Tensor, base_sparsity: float) -> Tensor:
-    """S_l as Eq. 5 prints it, before anything is done about values outside [0, 1]. (L,) to (L,)."""
+    """S_l as Eq. 5 has it, before anything is done about values outside [0, 1]. (L,) to (L,)."""
     return base_sparsity + tm.sparsity_shift(tm.normalize_importance(importance))
 
 
@@ -56,17 +56,17 @@ def bounds_table(importances: Mapping[str, Tensor], base_sparsity: float) -> pd.
     """How many layers leave [0, 1] a task, what clipping does to the mean, who is pruned most."""
     lines = {}
     for task, importance in importances.items():
-        printed = unbounded_sparsity(importance, base_sparsity)
-        clipped = printed.clamp(0, 1)
+        written = unbounded_sparsity(importance, base_sparsity)
+        clipped = written.clamp(0, 1)
         most, least = int(importance.argmax()), int(importance.argmin())
         lines[TITLES[task]] = {
             "most important layer": str(most),
             "its sparsity": f"{clipped[most]:.3f}",
             "least important layer": str(least),
             "its sparsity ": f"{clipped[least]:.3f}",
-            "layers above 1": str(int((printed > 1).sum())),
-            "layers below 0": str(int((printed < 0).sum())),
-            "mean as printed": f"{printed.mean():.3f}",
+            "layers above 1": str(int((written > 1).sum())),
+            "layers below 0": str(int((written < 0).sum())),
+            "mean of Eq. 5": f"{written.mean():.3f}",
             "mean once clipped": f"{clipped.mean():.3f}",
         }
     return pd.DataFrame(lines).T.rename_axis("task")
@@ -143,7 +143,7 @@ def settled(points: Iterable) -> pd.DataFrame:
     lines = {
         p.point: {
             "open point": narrow(p.question, 44),
-            "settled as": narrow(p.printed + (f" ({p.note.strip()})" if p.note else ""), 44),
+            "our reading": narrow(p.ours + (f" ({p.note.strip()})" if p.note else ""), 44),
         }
         for p in sorted(points, key=lambda point: point.point)
     }

@@ -1,8 +1,8 @@
 """The declared merges: experiments/PAPER/*.yaml, read into variants, and the choices among them.
 
 A variant is a method of the library with its options, and how the inputs were measured. What it
-does not name is as the profile and the library have it: the equations as printed, and this
-project's default where they leave something open. A new paper's experiments are a new folder.
+does not name is as the profile and the library have it: the equations as written, and this
+project's reading where they leave something open. A new paper's experiments are a new folder.
 """
 
 import math
@@ -149,11 +149,11 @@ class Variant(Named):
 
 
 class Alternative(Declared):
-    """One way to settle an open point, compared with what stands printed."""
+    """One way to settle an open point, compared with this project's reading."""
 
     option: str  # what is done otherwise, for the reader
     variant: Variant | str  # a new variant, or the name of one
-    against: str = "tip"  # the variant that settles the point as printed
+    against: str = "tip"  # the variant that settles the point by our reading
     full: bool = False  # whether the profile `full` measures it as well
 
     @property
@@ -162,11 +162,11 @@ class Alternative(Declared):
 
 
 class Point(Declared):
-    """A point that the paper leaves open."""
+    """A point that the text of a paper leaves open."""
 
     point: int = Field(ge=1)
     question: str
-    printed: str  # how the printed reading settles it
+    ours: str  # how our reading settles it
     readings: tuple[Alternative, ...] = Field(min_length=1)
     note: str = ""
 

@@ -45,7 +45,7 @@ class Part(declared_files.Declared):
     both_of: tuple["Part", ...] = Field((), description="none may fail")
     number: str = Field("value", description="which of the check's numbers is judged")
     equals: float | str | tuple[str, ...] | None = Field(
-        None, description="None: as printed, in print"
+        None, description="None: the printed number, in print"
     )
     above: float | None = None
     below: float | None = None
@@ -77,7 +77,7 @@ class Claim(declared_files.Declared):
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$", description="begins with the paper's name")
     section: str
     title: str
-    quote: str = Field(min_length=2, description="as printed, in the language of the paper's text")
+    quote: str = Field(min_length=2, description="word for word, in the language of the text")
     english: str | None = Field(None, min_length=2, description="None: the quote is in English")
     printed: float | str | None = Field(None, description="None: cells of the paper's table")
     unit: str = ""

@@ -30,16 +30,15 @@ from tipmini_lab.results.statistics import COVERED
 NAMES = {
     **{"wikitext2": "WikiText2", "ptb": "PTB", "gigabytes": "GPU memory, GB"},
     **{"llm_pruner": "LLM-Pruner", "loraprune": "LoRAPrune", "loraprune_8bit": "LoRAPrune (8-bit)"},
-    **{"vanilla": "vanilla", "lora_guided": "LoRA-guided"},
-    "lora_guided_8bit": "LoRA-guided (8-bit)",
+    "mean": "mean accuracy, %",
 }
-DECIMALS = {"perplexity": 2, "memory": 1}  # as the paper prints them
+DECIMALS = {"perplexity": 2, "memory": 1, "accuracy": 2}  # as they were read
 PROFILE = "mini"
 
 
-# What is printed ----------------------------------------------------------------------------------
+# What is printed, or told by the note -------------------------------------------------------------
 def cells(evidence: Evidence, table: str) -> pd.DataFrame:
-    """A row a cell that is at hand: row, column, value, `shown` as printed, `source`."""
+    """A row a cell that is at hand: row, column, value, `shown` as it was read, `source`."""
     found = [
         {"row": row, "column": column, "shown": f"{cell['value']:.{DECIMALS.get(table, 1)}f}"}
         | cell
@@ -58,7 +57,7 @@ def _read_in(evidence: Evidence, sources: Iterable[str]) -> str:
 def two_cells(evidence: Evidence, *, of: str, against: str, column: str) -> dict:
     """How much less one cell is than another: `less`; in per cent `saved`, and what is `used`.
 
-    What is saved may be printed as what is used.
+    What is saved may stand in print as what is used.
     """
     table = "memory" if column == "gigabytes" else "perplexity"
     both = cells(evidence, table).xs(column, level="column").loc[[against, of]]
@@ -72,11 +71,8 @@ def two_cells(evidence: Evidence, *, of: str, against: str, column: str) -> dict
 
 
 @in_print
-def below(evidence: Evidence, *, table: str, of: str, against: Names, complete: bool = False):
-    """Whether cells of a row are below those of others, in every column.
-
-    complete: these are all the cells that the sentence speaks of. Else it can hold in them alone.
-    """
+def below(evidence: Evidence, *, table: str, of: str, against: Names) -> Finding:
+    """Whether the cells at hand of a row are below those of others, in every column."""
     known = cells(evidence, table)
     own, others = known.loc[of], known.loc[list(against)]
     told = [
@@ -84,10 +80,9 @@ def below(evidence: Evidence, *, table: str, of: str, against: Names, complete: 
         for (row, c), other in others.iterrows()
     ]
     lower = sum(own.value[c] < value for (_, c), value in others.value.items())
-    agreed = Verdict.HOLDS if complete else Verdict.AT_HAND
     some = Verdict.IN_PART if lower else Verdict.DOES_NOT_HOLD
     read = _read_in(evidence, known.loc[[of, *against]].source)
-    return Finding(agreed if lower == len(others) else some, "; ".join(told), read)
+    return Finding(Verdict.AT_HAND if lower == len(others) else some, "; ".join(told), read)
 
 
 @in_print
@@ -441,32 +436,25 @@ def no_worse(evidence: Evidence, *, of: Model, against: Sequence[Model], within:
 # Tables above the claims --------------------------------------------------------------------------
 def page_tables(evidence: Evidence) -> dict[str, pd.DataFrame | str]:
     """By the names that `recomputed` of loraprune.yaml has."""
-    both = [cells(evidence, table) for table in DECIMALS]
-    read = set(pd.concat(both).source)
-    known = evidence.printed["loraprune"]["sources"].items()
+    found = pd.concat([cells(evidence, table) for table in DECIMALS])
+    known = evidence.printed["loraprune"]
+    read = {key: told for key, told in known["sources"].items() if key in set(found.source)}
+    shown = (found.shown + " (" + found.source + ")").unstack("column", sort=False)
     return {
-        "perplexities": _at_hand(both[0]).rename_axis("at 50%"),
-        "memories": _at_hand(both[1]).rename_axis("criterion"),
-        "sources": "; ".join(f"*{key}*: {source}" for key, source in known if key in read) + ".",
+        "at_hand": shown.rename(index=NAMES, columns=NAMES).rename_axis("LLaMA-7B, 50%"),
+        "sources": "; ".join(f"*{key}*: {told}" for key, told in read.items()) + ".",
+        "address": known["address"],
         "margins": ", ".join(f"{least:g}% {what}" for what, least in margins(evidence).items()),
     }
 
 
-def _at_hand(found: pd.DataFrame) -> pd.DataFrame:
-    """The cells of a table, and in order where each was read."""
-    by_row = found.groupby("row", sort=False)
-    frame = found.shown.unstack("column", sort=False)
-    frame["read in"] = by_row.source.agg(", ".join)
-    return frame.rename(index=NAMES, columns=NAMES)
-
-
 def margins(evidence: Evidence) -> dict[str, float]:
-    """Half of what LoRAPrune prints, per cent: what "greatly" is taken to ask for at least."""
+    """Half of what is told of LoRAPrune, per cent: what "greatly" is taken to ask for at least."""
     memory = cells(evidence, "memory").value.droplevel("column")
     faster = cells(evidence, "throughput").value["lora_guided", "gain"]
     found = {
-        "less memory": 100 - 100 * memory.lora_guided / memory.vanilla,
-        "less in 8 bits against 16": 100 - 100 * memory.lora_guided_8bit / memory.lora_guided,
+        "less memory": 100 - 100 * memory.loraprune / memory.llm_pruner,
+        "less in 8 bits against 16": 100 - 100 * memory.loraprune_8bit / memory.loraprune,
         "more throughput": faster,
     }
     return {what: round(share / 2, 1) for what, share in found.items()}

@@ -94,6 +94,7 @@ def gain(evidence: Evidence, *, printed: float, of: str, against: Names, task: s
     told = [f"{WORDS[m]} {points[m]:.2f} points, relative {relative[m]:.1f}%" for m in against]
     return {
         "value": [*relative.values()],
+        "points": [*points.values()],
         "instead": ([*points.values()], Verdict.IN_POINTS),
         "shown": "; ".join(f"against {words}" for words in told),
         "words": _closest(points, printed),

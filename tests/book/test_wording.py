@@ -1,0 +1,136 @@
+"""What the book says of papers: *printed* of their numbers alone, and nothing is said to be missing
+of a paper of which the text alone is at hand."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tipmini_lab import paths
+from tipmini_lab.book.claims import Verdict
+
+ROOT = paths.REPOSITORY
+QUOTED = {"quote", "english"}  # a paper's own words
+
+NUMBER = r"(?:number|accurac|perplexit|cell|column|table|digit|difference|percentage|reduction)"
+# Said of numbers: "printed accuracies", "printed, LLaMA-7B", "printed in the paper's text".
+OF_NUMBERS = re.compile(
+    rf"printed\W*\s(?:\w+ )?{NUMBER}|printed value\b|printed in the (?:paper|text)"
+    r"|(?<!as )(?<!as it is )printed(?=$|[,:]|\*? always means a number| and (?:measured|told)\b)"
+    r"|(?:no|not|not called|what is|may be) printed(?! as\b)",
+    re.IGNORECASE,
+)
+PRINTED = re.compile(r"(?<![\w.{-])printed(?![\w.-])", re.IGNORECASE)  # not tip-printed, a name
+# What can be missing is missing of the text at hand: its pictures are not in it.
+MISSING_OF_A_PAPER = re.compile(
+    r"\bpapers? (?:(?:does|do|did) not|none|never|(?:gives|has|have|prints|names|says|tells) "
+    r"(?:no|none|neither|nothing)\b)|\b(?:not|nor|nowhere|nothing) (?:\w+ )?in the papers?\b",
+    re.IGNORECASE,
+)
+EQUALITY = re.compile(r"\b(?:equal|identical|same)\b.*\bpublic records?\b", re.IGNORECASE)
+CAVEAT = re.compile(r"\bnot\b.* how (?:they|that) came\b", re.IGNORECASE)
+
+
+def of_yaml(node: object) -> Iterator[str]:
+    """The values; keys are names."""
+    if isinstance(node, dict):
+        node = [value for key, value in node.items() if key not in QUOTED]
+    if isinstance(node, list):
+        for value in node:
+            yield from of_yaml(value)
+    elif isinstance(node, str):
+        yield node
+
+
+def of_python(source: str) -> Iterator[str]:
+    """Strings and docstrings that have words."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+
+
+def of_file(file: Path) -> Iterator[str]:
+    text = file.read_text()
+    if file.suffix == ".ipynb":
+        for cell in json.loads(text)["cells"]:
+            source = "".join(cell["source"])
+            yield from [source] if cell["cell_type"] == "markdown" else of_python(source)
+            yield from of_yaml(cell["metadata"])
+    elif file.suffix == ".md":
+        yield from text.split("\n\n")
+    else:
+        yield from of_python(text) if file.suffix == ".py" else of_yaml(yaml.safe_load(text))
+
+
+READ = ["notebooks/*.ipynb", "book/*.md", "README.md", "book/*.yaml", "book/claims/*.yaml"]
+READ += ["experiments/*/*.yaml", "profiles/*.yaml", "tipmini/**/*.py", "tipmini_lab/book/**/*.py"]
+TEXTS = [
+    (str(file.relative_to(ROOT)), " ".join(text.split()))
+    for pattern in READ
+    for file in sorted(ROOT.glob(pattern))
+    for text in of_file(file)
+    if text not in {*Verdict}
+]
+
+
+def other_than_numbers(text: str) -> Iterable[re.Match]:
+    allowed = [match.span() for match in OF_NUMBERS.finditer(text)]
+    for match in PRINTED.finditer(text):
+        if not any(start <= match.start() < end for start, end in allowed):
+            yield match
+
+
+def uncaveated(text: str) -> Iterable[re.Match]:
+    return [] if CAVEAT.search(text) else EQUALITY.finditer(text)
+
+
+RULES = {
+    "printed is said of a paper's numbers": other_than_numbers,
+    "missing is what the text at hand has not": MISSING_OF_A_PAPER.finditer,
+    "Single equals a record: how it came about is not known": uncaveated,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_book_keeps_to_what_it_knows_of_papers(rule):
+    assert len({where for where, _ in TEXTS}) > 60
+    broken = [
+        f"{where}: {text[max(0, match.start() - 60) : match.end() + 60]}"
+        for where, text in TEXTS
+        for match in RULES[rule](text)
+    ]
+    assert not broken, f"{rule}:\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "good"),
+    [
+        ("printed", "TIP as printed", "printed accuracies"),
+        ("printed", "as printed, Eq. 5 prunes more", "printed, LLaMA-7B"),
+        ("printed", "the equation as it is printed", "what is printed of LLaMA-7B"),
+        ("printed", "the printed reading", "the printed Table 1"),
+        ("printed", "By the printed sign", "**Printed** numbers are the papers'"),
+        ("printed", "not printed as text", "not printed"),
+        ("missing", "The paper does not say how p is chosen", "How p is chosen is not in the text"),
+        ("missing", "when is not in the paper", "is said in the paper"),
+        ("missing", "the paper gives no schedule", "the paper gives one"),
+        ("missing", "The paper prints neither a cost nor a time", "The paper prints a cost"),
+        (
+            "Single",
+            "the same as a public record",
+            "a public record",
+        ),
+        (
+            "Single",
+            "numbers equal public records",
+            "numbers equal public records; it does not tell how they came to be equal",
+        ),
+    ],
+)
+def test_the_rules_tell_these_apart(rule, bad, good):
+    (own,) = (look for name, look in RULES.items() if name.startswith(rule))
+    assert [*own(bad)] and not [*own(good)]
