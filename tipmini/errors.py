@@ -107,14 +107,14 @@ def check_options(method: str, options: Mapping[str, object]) -> None:
         raise TipminiError("variant 'mergekit' merges whole weights; it needs on='delta'")
 
 
-RULES = "sum, mean, sqrt or a total such as 0.7/T"
+RULES = "sum, mean, sqrt, chosen or a total such as 0.7/T"
 TOTAL = re.compile(r"([0-9]{0,9}\.?[0-9]{1,9})/T")
 
 
 def is_rule(text: str) -> bool:
     """Whether weights are told by a rule that there is."""
     total = TOTAL.fullmatch(text)
-    return text in ("sum", "mean", "sqrt") or (total is not None and float(total[1]) > 0)
+    return text in ("sum", "mean", "sqrt", "chosen") or (total is not None and float(total[1]) > 0)
 
 
 def refuse_negative(weights: Mapping[str, float]) -> None:

@@ -137,6 +137,17 @@ def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
     assert dict(frame["the linear"]) == {"1/T": "**0.500<br>1.000**", "0.1": "0.750<br>0.500"}
 
 
+def test_weights_of_several_methods_and_few_adapters_are_told_by_both(profile):
+    names = ("linear", "cat", "linear-w-mean", "cat-w-mean")
+    known = catalogue(dict.fromkeys(names, "mean"), both=("*-w-mean",))
+    for name in names:
+        known.variant(name).__dict__["adapters"] = 1
+    both = scored(**{"linear-w-mean": ([1, 0], [1]), "cat-w-mean": ([1, 1], [1])})
+    keep_scored(profile, {place: own for place, own in both.items() if place[1] == "boolq"})
+    frame = comparisons.weights(["both"], known, profile)
+    assert dict(frame["the both"]) == {"CAT, 1/T": "1.000", "LINEAR, 1/T": "0.500"}
+
+
 # The ledger -----------------------------------------------------------------------------------
 
 

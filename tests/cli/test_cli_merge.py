@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini.cli import merge as merging
-from tipmini.methods.table import METHODS, Method
+from tipmini.methods.table import CHOSEN, METHODS, Method, equal_weight
 from tipmini_lab.commands import main
 
 pytestmark = pytest.mark.usefixtures("on_disk")
@@ -83,7 +83,8 @@ def test_the_recommended_merge_is_the_default():
     assert (facts["method"], facts["weights"]) == ("recommended", recommended.weights)
     assert_same("m", expected("recommended"))
     told = run("merge", "--dry-run", "--out", "m2", *ADAPTERS)
-    assert "would be merged by recommended (linear, weights 0.35/T)" in told
+    assert facts["weight"] == equal_weight(CHOSEN[3], 3)
+    assert f"merged by recommended (linear, weights chosen, {facts['weight']:.4g} each)" in told
 
 
 def test_seed_decides_the_draws():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini.errors import TipminiError
-from tipmini.methods.merge import equal_weight
+from tipmini.methods.table import equal_weight
 from tipmini_lab import locks
 from tipmini_lab.commands import main
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
@@ -515,6 +515,15 @@ def test_what_is_recommended_was_chosen_on_held_out_rows():
     assert (chosen.base_method, chosen.options) == (preset.method, preset.options)
     weight = equal_weight(preset.weights, len(profile.tasks))
     assert chosen.shares(profile.tasks) == pytest.approx(dict.fromkeys(profile.tasks, weight))
+
+
+@pytest.mark.parametrize("count", range(2, 8))
+def test_what_is_recommended_for_so_many_adapters_was_chosen_on_their_held_out_rows(count):
+    profile, known = load_profile("mini"), catalogue.catalogue()
+    chosen = catalogue.resolved(known.choices[f"few-{count}"], known, profile)
+    preset = tm.PRESETS["recommended"]
+    assert (chosen.base_method, chosen.options) == (preset.method, preset.options)
+    assert equal_weight(chosen.weights, count) == equal_weight(preset.weights, count)
 
 
 # Calibrating --------------------------------------------------------------------------------------

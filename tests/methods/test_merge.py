@@ -20,6 +20,7 @@ from tipmini import source
 from tipmini.errors import CHECKS, TipminiError, check_options
 from tipmini.methods import criteria
 from tipmini.methods.merge import Fidelity
+from tipmini.methods.table import CHOSEN, equal_weight
 from tipmini.models import calibration
 from tipmini.models.adapter import LoraAdapter, LoraFactors
 from tipmini.papers import loraprune
@@ -79,7 +80,10 @@ def test_one_adapter_unpruned_stays_itself(method, options, where, rank):
 
 @pytest.mark.parametrize(
     ("rule", "weight"),
-    [("sum", 1.0), ("mean", 1 / 3), ("sqrt", 3**-0.5), ("0.6/T", 0.2), (None, 1.0)],
+    [
+        *[("sum", 1.0), ("mean", 1 / 3), ("sqrt", 3**-0.5), ("0.6/T", 0.2), (None, 1.0)],
+        ("chosen", equal_weight(CHOSEN[3], 3)),
+    ],
 )
 def test_weights_by_rule(rule, weight):
     by_rule = tm.merge(ADAPTERS, "linear", weights=rule)
@@ -294,13 +298,19 @@ def test_a_row_is_what_its_function_declares(name):
         ("tip-printed", "tip", {}, "sum"),
         ("tip-inverted", "tip", {"sign": -1}, "sum"),
         ("tip-dlp", "tip", {"shift_range": 0.3}, "sum"),
-        ("recommended", "linear", {}, "0.35/T"),
+        ("recommended", "linear", {}, "chosen"),
     ],
 )
 def test_presets_are_methods_with_options(preset, method, options, weights):
     assert tm.method_options(preset) == tm.method_options(method) | options
     two = tm.merge(ADAPTERS, method, norms=NORMS, weights=weights, **options)
     assert bits(tm.merge(ADAPTERS, preset, norms=NORMS)) == bits(two)
+
+
+@pytest.mark.parametrize(("count", "rule"), [(1, "sum"), (7, CHOSEN[7]), (9, CHOSEN[7])])
+def test_what_is_chosen_leaves_one_alone_and_holds_for_more_adapters(count, rule):
+    several = [ADAPTERS["coqa"]] * count
+    assert bits(tm.merge(several, "recommended")) == bits(tm.merge(several, "linear", weights=rule))
 
 
 def test_names_for_the_command_line_are_those_of_the_laboratory():

@@ -54,7 +54,7 @@ the command line counts there, and paths are as on the command line:
 """
 
 INTO = "folder of the base model: write it merged instead of an adapter"
-RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), 0.7/T; 0.5,0.5; weigh's .json file"
+RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), chosen, 0.7/T; 0.5,0.5; weigh's .json file"
 EACH = "one file an adapter; it says which, else they stand in the adapters' order"
 ONE_BASE = "name or folder of the adapters' one base, where they name it or its modules unlike"
 HEADS = "of modules trained whole: the adapter's name whose are kept, or average"
@@ -248,15 +248,20 @@ def _tell_plan(facts: dict) -> None:
         print(f"  adapter  {path}")
     for name, value in facts["options"].items():
         print(f"  option   {name} = {value}")
-    print(f"  weights  {facts['weights']}, seed {facts['seed']}")
+    print(f"  weights  {_weights(facts)}, seed {facts['seed']}")
     print(f"  output   {estimate['output_bytes'] / 1e6:.1f} MB")
     print(f"  memory   about {estimate['memory_bytes'] / 1e6:.0f} MB at the peak")
     print(f"  time     about {estimate['seconds']:.1f} s")
 
 
 def _how(facts: dict) -> str:
-    name, weights = facts["method"], facts["weights"]
-    return f"{name} ({tm.PRESETS[name].method}, weights {weights})" if name in tm.PRESETS else name
+    name, preset = facts["method"], tm.PRESETS.get(facts["method"])
+    return f"{name} ({preset.method}, weights {_weights(facts)})" if preset else name
+
+
+def _weights(facts: dict) -> str:
+    each = f", {facts['weight']:.4g} each" if "weight" in facts else ""
+    return f"{facts['weights']}{each}"
 
 
 def _what(facts: dict) -> str:

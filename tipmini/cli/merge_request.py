@@ -11,7 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tipmini.cli.arguments import nearest
 from tipmini.errors import RULES, TipminiError, check_options, is_rule
-from tipmini.methods.table import ALIASES, METHODS, PRESETS, method_options, preset
+from tipmini.methods.table import (
+    ALIASES,
+    METHODS,
+    PRESETS,
+    equal_weight,
+    method_options,
+    preset,
+)
 from tipmini.models import base_folder, hub, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
 from tipmini.models.files import TensorFile, largest, one_line, shown
@@ -131,8 +138,7 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
             raise TipminiError(f"{where}merge has no argument {name!r}{hint}")
     if "method" not in given:
         _check_default(given)
-    several = len(_paths(given.get("adapters", []))) > 1  # a preset's weights are of several
-    given = {"weights": preset(method).weights if several else "sum"} | given
+    given = {"weights": preset(method).weights} | given
     given |= {"method": method, "options": typed_options(method, options)}
     try:
         request = Request(**{name: given[name] for name in Request.model_fields if name in given})
@@ -418,4 +424,6 @@ def describe(request: Request, inputs: Inputs) -> dict[str, object]:
     facts = {name: plain[name] for name in told}
     of = {path: hub.source(inputs.folders[name]) for name, path in named(request.adapters).items()}
     facts["adapters"] = [of[path] or str(path) for path in request.adapters]
+    if isinstance(request.weights, str):
+        facts["weight"] = equal_weight(request.weights, len(request.adapters))
     return facts | {"modules": len(inputs.shapes), "notes": inputs.notes}

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import (
-    RULES,
     TipminiError,
     check_options,
     check_ranks,
     check_shapes,
     is_finite,
     is_number,
-    is_rule,
 )
 from tipmini.masks import in_threads
-from tipmini.methods.table import METHODS, method_options, preset
+from tipmini.methods.table import METHODS, equal_weight, method_options, preset
 from tipmini.models.adapter import LoraAdapter, LoraFactors
 from tipmini.models.identity import (
     common_base,
@@ -179,8 +177,8 @@ def merge_update(
     base = base_model or common_base({name: a.base_model for name, a in adapters.items()})
     revision = common_revision({name: a.revision for name, a in adapters.items()})
     called = spellings({name: a.factors for name, a in adapters.items()}, modules_of_base(base))
-    if weights is None:  # a preset's are of several: one adapter alone stays as it is
-        weights = chosen.weights if len(adapters) > 1 else 1.0
+    if weights is None:
+        weights = chosen.weights
     if isinstance(weights, str):
         weights = equal_weight(weights, len(adapters))
     if is_number(weights):
@@ -241,18 +239,6 @@ def _beside(adapters: Mapping[str, LoraAdapter], what: str, values: object) -> d
         have, need = ", ".join(named), ", ".join(adapters)
         raise TipminiError(f"{what} must be one for each adapter ({need}), got ({have})")
     return named
-
-
-def equal_weight(rule: str, count: int) -> float:
-    """The weight that a rule gives each of T = `count` adapters.
-
-    "sum" is 1, "mean" 1 / T, "sqrt" 1 / sqrt(T), and "0.7/T" what adds up to 0.7. Raises
-    TipminiError for anything else.
-    """
-    if not is_rule(rule):
-        raise TipminiError(f"weights must be numbers, {RULES}, got {rule!r}")
-    named = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}
-    return named[rule] if rule in named else float(rule.removesuffix("/T")) / count
 
 
 def _weighed(

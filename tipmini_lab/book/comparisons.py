@@ -54,9 +54,10 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
 
 
 def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.DataFrame:
-    """Choices of one weight each, {weight: score}: the first round's, and the finalists' below it.
+    """Choices of one weight each: scores of the first round, and below them of the finalists.
 
-    What was chosen is bold.
+    A row is a weight, of several methods with the method's title before it; what was chosen is
+    bold.
     """
     columns = {known.choices[n].title: _by_weight(known.choices[n], known, profile) for n in names}
     return pd.DataFrame(columns).fillna(EMPTY).rename_axis("weight")
@@ -64,22 +65,31 @@ def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.Data
 
 def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, str]:
     names = known.candidates(choice)
-    told = _scores(profile.selection_store, names, profile)
+    told = _scores(profile.selection_store, names, known, profile)
     if len(told) == len(names) and choice.finalists:
         finalists = catalogue.finalists(choice, known, profile)
-        last = _scores(profile.finals_store, finalists, profile)
+        last = _scores(profile.finals_store, finalists, known, profile)
         told |= {name: f"{told[name]}<br>{score}" for name, score in last.items()}
     with suppress(TipminiError):  # not all are measured: nothing is chosen yet
         chosen = catalogue.winner(choice, known, profile)
         told[chosen] = f"**{told[chosen]}**"
-    shown = {name: known.variant(name).weights for name in names}
-    return {str(WEIGHTS_TOLD.get(shown[n], shown[n])): told.get(n, MISSING) for n in names}
+    variants = [known.variant(name) for name in names]
+    several = len({variant.method for variant in variants}) > 1
+    rows = {}
+    for variant in variants:
+        of = f"{known.variant(variant.method).title}, " if several else ""
+        weight = WEIGHTS_TOLD.get(variant.weights, variant.weights)
+        rows[f"{of}{weight}"] = told.get(variant.name, MISSING)
+    return rows
 
 
-def _scores(folder: Path, names: Sequence[str], profile: Profile) -> dict[str, str]:
-    """Of those that are measured on all tasks."""
+def _scores(
+    folder: Path, names: Sequence[str], known: Catalogue, profile: Profile
+) -> dict[str, str]:
+    """Of those that are measured on all tasks whose adapters they merge."""
     rows = wide(store.cells(folder, names))
-    found = {name: mean_of(rows, name, profile.tasks) for name in names}
+    tasks = {name: known.variant(name).tasks(profile.tasks) for name in names}
+    found = {name: mean_of(rows, name, tasks[name]) for name in names}
     return {name: f"{one[0]:.3f}" for name, one in found.items() if one}
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from tipmini.methods.merge import equal_weight
+from tipmini.methods.table import equal_weight
 from tipmini_lab.book.tables import EMPTY, TITLES, Titles, points, share
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD
 from tipmini_lab.experiments.profiles import Profile

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods import merge
+from tipmini.methods.table import plain_rule
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.evaluation.documents import ADAPTED
@@ -168,6 +169,9 @@ class Merge(Experiment):
         self.lab, self.profile, self.variant = lab, lab.profile, variant
         self.name, self.title, self.store = variant.name, variant.title, lab.profile.variant_store
         self.tasks = variant.tasks(lab.profile.tasks)
+        if isinstance(variant.weights, str):
+            rule = plain_rule(variant.weights, len(self.tasks))
+            self.variant = variant.changed(weights=rule)
         self.apart = variant.name in lab.apart
 
     def settings(self, measured: bool = True) -> dict:
