@@ -1,14 +1,15 @@
 """A merged folder in the tools that read it: stock PEFT, and the rules of llama.cpp and vLLM."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from folders import CONFIG, WEIGHTS
+from folders import CONFIG, WEIGHTS, edit_config
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import peft_llama
 from transformers import (
     AutoModel,
@@ -26,6 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from typer.testing import CliRunner
+from vision_models import gemma3, llava
 
 from tipmini_lab.commands import main
 
@@ -150,3 +152,38 @@ def test_an_adapter_without_a_task_type_loads_by_itself(tmp_path, monkeypatch):
         get_peft_model(model, config).save_pretrained(name)
     merge("--method", "cat", "--out", "m", "a", "b")
     assert isinstance(AutoPeftModel.from_pretrained("m").get_base_model(), LlamaForCausalLM)
+
+
+@pytest.mark.parametrize("kept", [[], ["--rank-pattern"]])
+@pytest.mark.parametrize("build", [llava, gemma3])
+def test_stock_peft_reads_the_names_that_vision_models_had(build, kept, tmp_path, monkeypatch):
+    """It renames their tensors as transformers renamed the modules, but nothing of the settings."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    build().save_pretrained("base")
+    load = type(build()).from_pretrained
+    wanted = load("base").eval()
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=2 + seed,
+            target_modules=r".*language_model.*[qv]_proj",
+            rank_pattern={"layers.1.self_attn.q_proj": 1},
+            init_lora_weights=False,
+        )
+        peft = get_peft_model(load("base"), config)
+        peft.save_pretrained(name)
+        for module, layer in peft.get_base_model().named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                wanted.get_submodule(module).weight.data += layer.get_delta_weight("default").data
+        edit_config(Path(name), target_modules=["q_proj", "v_proj"])
+        tensors = load_file(Path(name, WEIGHTS))
+        now, then = "model.language_model.layers", "language_model.model.layers"
+        save_file({k.replace(now, then): v for k, v in tensors.items()}, Path(name, WEIGHTS))
+        assert then in next(iter(load_file(Path(name, WEIGHTS))))
+    merge("--method", "cat", "--weights", "sum", "--out", "m", *kept, "a", "b")
+    tokens = torch.arange(8).reshape(2, 4)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        found = PeftModel.from_pretrained(load("base"), "m").eval()(input_ids=tokens).logits
+        assert torch.allclose(found, wanted(input_ids=tokens).logits, atol=1e-5)

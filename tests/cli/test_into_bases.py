@@ -9,28 +9,22 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     BertConfig,
     EncoderDecoderConfig,
     EncoderDecoderModel,
-    Gemma3Config,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
 )
 from typer.testing import CliRunner
+from vision_models import SMALL, VISION, gemma3, llava
 
 from tipmini_lab.commands import main
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-SMALL |= {"intermediate_size": 48, "vocab_size": 64}
-VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-VISION |= {"intermediate_size": 48, "image_size": 16, "patch_size": 8}
 SQUARE = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_inner=32)
 
 
@@ -47,20 +41,6 @@ def pair() -> EncoderDecoderModel:
     return EncoderDecoderModel(
         EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**SMALL), decoder)
     )
-
-
-def llava():
-    text = LlamaConfig(**SMALL).to_dict()
-    vision = {"model_type": "clip_vision_model", "projection_dim": 32} | VISION
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=63)
-    return AutoModelForImageTextToText.from_config(config)
-
-
-def gemma3():
-    text = SMALL | {"head_dim": 8, "num_key_value_heads": 2}
-    vision = {"model_type": "siglip_vision_model"} | VISION
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    return AutoModelForImageTextToText.from_config(config)
 
 
 BASES = {

@@ -105,11 +105,11 @@ def plain_name(module: str) -> str:
     return TORCH.sub("", module).removeprefix("module.")
 
 
-def core(module: str) -> str:
+def core(module: str, wrappers: Collection[str] = WRAPPERS) -> str:
     """A module's name without the wrappers before its first number: one module, one core."""
     parts = module.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 1)
-    return ".".join([p for p in parts[:first] if p not in WRAPPERS] + parts[first:])
+    return ".".join([p for p in parts[:first] if p not in wrappers] + parts[first:])
 
 
 def spellings(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, shown
-from tipmini.models.identity import plain_name
+from tipmini.models.identity import core, plain_name
 
 FLOAT32_MAX = 3.4028234663852886e38
 
@@ -215,17 +215,29 @@ def lora_config(
         plain = re.fullmatch(r"[\w.]+", name) and name not in ends
         return name if plain else f"^{re.escape(name)}"
 
+    def keys(of: Mapping[str, float], usual: float) -> dict[str, float]:
+        other = {module: value for module, value in of.items() if value != usual}
+        return {key(name): value for m, value in other.items() for name in _names(m)}
+
     return {
         "peft_type": "LORA",
         **kept,
         "inference_mode": True,
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {key(m): rank for m, rank in ranks.items() if rank != r},
-        "alpha_pattern": {key(m): other for m, other in alphas.items() if other != alpha},
-        "target_modules": list(ranks),
+        "rank_pattern": keys(ranks, r),
+        "alpha_pattern": keys(alphas, alpha),
+        "target_modules": [name for module in ranks for name in _names(module)],
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _names(module: str) -> list[str]:
+    """A module's name, and what ends it in later versions of transformers where they moved what
+    wraps it: vision models' language_model.model.layers.0 is now model.language_model.layers.0.
+    PEFT renames the tensors so, but not what the settings name."""
+    later = core(module, {"model"})
+    return [module] if f".{module}".endswith(f".{later}") else [module, later]
