@@ -12,7 +12,7 @@ from tiny import MODULES, llama, logits, peft_llama, random_adapter
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tipmini.errors import TipminiError
-from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter, natural_order
+from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
 from tipmini.models.peft_settings import Settings
 
 
@@ -29,13 +29,6 @@ def test_delta_of_16_bit_factors_is_computed_in_float32():
     delta, factors = adapter.delta(MODULES[0]), adapter.factors[MODULES[0]]
     assert delta.dtype == torch.float32
     torch.testing.assert_close(delta, 2.0 * (factors.b.float() @ factors.a.float()))
-
-
-def test_modules_come_in_the_order_of_the_layers():
-    names = [f"model.layers.{i}.{m}" for i in range(12) for m in ("q", "v")]
-    assert natural_order(reversed(names)) == names
-    assert natural_order(["a.b", "1.b", "a", "a.1"]) == ["1.b", "a", "a.1", "a.b"]
-    assert natural_order(["x1\u00b23", "x1"]) == ["x1", "x1\u00b23"]  # a raised digit is no number
 
 
 def test_an_unknown_module_is_refused():

@@ -5,7 +5,14 @@ import itertools
 import pytest
 
 from tipmini.errors import TipminiError
-from tipmini.models.identity import common_base, common_revision, core, plain_name, spellings
+from tipmini.models.identity import (
+    common_base,
+    common_revision,
+    core,
+    natural_order,
+    plain_name,
+    spellings,
+)
 
 HUB = "meta-llama/Llama-2-7b-hf"
 SAME = {
@@ -127,3 +134,10 @@ def test_two_names_and_no_base_are_refused(known):
 )
 def test_what_is_no_second_name_stays(modules):
     assert spellings(modules) == {a: {m: m for m in own} for a, own in modules.items()}
+
+
+def test_modules_come_in_the_order_of_the_layers():
+    names = [f"model.layers.{i}.{m}" for i in range(12) for m in ("q", "v")]
+    assert natural_order(reversed(names)) == names
+    assert natural_order(["a.b", "1.b", "a", "a.1"]) == ["1.b", "a", "a.1", "a.b"]
+    assert natural_order(["x1\u00b23", "x1"]) == ["x1", "x1\u00b23"]  # a raised digit is no number

@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,35 @@ def test_what_else_a_pickle_may_hold_is_refused(folder, make):
     with pytest.raises(TipminiError, match=r"adapter_model\.bin: ") as caught:
         load_adapter(folder, pickle=True)
     assert "\n" not in str(caught.value) and "weights_only=False" not in str(caught.value)
+
+
+HOSTILE = {
+    "nothing": b"",
+    "text": b"hello world, this is no pickle",  # a KeyError of PyTorch
+    "a stop and nothing before it": b"\x80\x02.",  # an IndexError
+    "text that is no UTF-8": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
+    "a number longer than the file": b"\x80\x02\x8a\xff.",
+    "an archive of nothing": b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_pickle_is_refused(folder, content):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(TipminiError, match="not a pickle of tensors alone"):
+        load_adapter(folder, pickle=True)
+
+
+def test_what_the_pickle_is_not_to_blame_for_is_told_as_it_is(folder, monkeypatch):
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+
+    def load(error, *_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", partial(load, MemoryError()))
+    with pytest.raises(MemoryError):
+        load_adapter(folder, pickle=True)
+    monkeypatch.setattr(torch, "load", partial(load, OSError(5, "Input/output error")))
+    with pytest.raises(TipminiError, match=r"cannot be read .*Input/output error"):
+        load_adapter(folder, pickle=True)

@@ -27,8 +27,14 @@ from tipmini.errors import (
 )
 from tipmini.masks import in_threads
 from tipmini.methods.table import METHODS, method_options, preset
-from tipmini.models.adapter import LoraAdapter, LoraFactors, natural_order
-from tipmini.models.identity import common_base, common_revision, modules_of_base, spellings
+from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.identity import (
+    common_base,
+    common_revision,
+    modules_of_base,
+    natural_order,
+    spellings,
+)
 from tipmini.models.lowrank import factorise, product_norm, relative_error, stack, truncate
 
 Adapters = Iterable[LoraAdapter] | Mapping[str, LoraAdapter]

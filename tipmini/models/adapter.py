@@ -5,9 +5,8 @@ alpha / sqrt(r) with rsLoRA; the adapter adds s B A to the (d, k) weight of its 
 """
 
 import math
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from tipmini.errors import TipminiError
 from tipmini.models.base_folder import BaseFolder
 from tipmini.models.files import largest, one_line
+from tipmini.models.identity import natural_order
 from tipmini.models.peft_folder import (
     PICKLE,
     PREFIX,
@@ -200,10 +200,17 @@ def load_adapter(
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """{name: tensor} of a pickle that holds nothing else, no more of it than the file has."""
-    if file.read_bytes()[:8] == b"version ":
-        raise TipminiError(f"{file}: a Git-LFS pointer in its place; fetch it with git lfs pull")
     try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if start == b"version ":
+            told = "a Git-LFS pointer in its place; fetch it with git lfs pull"
+            raise TipminiError(f"{file}: {told}")
         found = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TipminiError(f"{file}: cannot be read ({one_line(error)})") from None
+    except (MemoryError, TipminiError):
+        raise
     except Exception:  # of many kinds, by what stands in the file; PyTorch's advice is to run it
         raise TipminiError(
             f"{file}: not a pickle of tensors alone, so it is not read; save it as safetensors"
@@ -249,13 +256,3 @@ def _loaded(folder: Path, header: AdapterHeader, base: BaseFolder | None) -> Lor
 def at_least_float32(tensor: Tensor) -> Tensor:
     """16-bit tensors in float32, where sums and products keep their digits; others as they are."""
     return tensor.float() if tensor.element_size() < 4 else tensor
-
-
-def natural_order(names: Iterable[str]) -> list[str]:
-    """Sorted with numbers as numbers, so that layers.2 comes before layers.10."""
-
-    def key(name: str) -> list[tuple[int, int | str]]:
-        parts = re.split(r"(\d+)", name)
-        return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
-
-    return sorted(names, key=key)

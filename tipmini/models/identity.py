@@ -112,6 +112,16 @@ def core(module: str, wrappers: Collection[str] = WRAPPERS) -> str:
     return ".".join([p for p in parts[:first] if p not in wrappers] + parts[first:])
 
 
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted with numbers as numbers, so that layers.2 comes before layers.10."""
+
+    def key(name: str) -> list[tuple[int, int | str]]:
+        parts = re.split(r"(\d+)", name)
+        return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+
+    return sorted(names, key=key)
+
+
 def spellings(
     modules: Mapping[str, Iterable[str]], known: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:

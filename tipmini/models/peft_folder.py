@@ -29,7 +29,7 @@ from tipmini.models.files import (
     replacing,
     shown,
 )
-from tipmini.models.identity import plain_name
+from tipmini.models.identity import natural_order, plain_name
 from tipmini.models.peft_settings import FLOAT32_MAX, Settings, config_problems, unknown_settings
 
 if TYPE_CHECKING:
@@ -311,8 +311,8 @@ def read_settings(folder: Path) -> object:
 
 def _instead(folder: Path) -> str:
     """What there is in a folder without settings, and what to give."""
-    if inner := sorted(folder.glob(f"*/{CONFIG}")):
-        return f"{inner[-1].parent.name} in it is one; give that folder"
+    if inner := natural_order(file.parent.name for file in folder.glob(f"*/{CONFIG}")):
+        return f"{inner[-1]} in it is one; give that folder"
     if (folder / "config.json").is_file():
         return "it holds a whole model; give the folder of a PEFT adapter"
     return "give the folder of a PEFT adapter"
