@@ -45,6 +45,9 @@ def test_an_adapter_as_it_comes(case, tmp_path, monkeypatch):
         assert found == value
     for name, value in case.get("writes", {}).items():
         assert config[name] == value
+    if "notes" in case:
+        (note,) = facts["notes"]
+        assert all(word in note for word in case["notes"]) and note in result.stderr
     if "stored" in case:
         assert case["stored"].encode() in Path("merged", WEIGHTS).read_bytes()[:4000]
     if case["right"] == "sum":
@@ -70,6 +73,9 @@ def made(place: int, edits: dict, model) -> str:
     for name, shape in edits.get("add", {}).items():
         own = model.lm_head.weight.detach().numpy() if shape == "base" else None
         tensors[name] = np.full(shape, seed + 1, "float32") if own is None else own
+    for name in tensors:
+        if edits.get("zero", "-") in name:
+            tensors[name] *= 0
     save_file(tensors, folder / WEIGHTS)
     if "rename" in edits:  # as the training saw its modules
         edit_config(folder, target_modules=["q_proj", "v_proj"])

@@ -18,6 +18,7 @@ from merge_command import (
     run,
 )
 from safetensors.torch import load_file, save_file
+from tiny import true_sum
 from typer.testing import CliRunner
 
 import tipmini as tm
@@ -212,6 +213,8 @@ def test_a_dry_run_tells_and_writes_nothing(on_disk, given, into):
         ("svd", ["--rank", 2]),
         ("magnitude", ["--on", "delta", "--rank", 3]),
         ("ties", ["--on", "delta", "--rank", 20]),  # above the rank of their sum
+        ("cat", ["--dtype", "float32"]),
+        ("cat", ["--dtype", "bfloat16"]),
     ],
 )
 def test_a_dry_run_knows_the_size_of_the_result(method, given):
@@ -298,3 +301,20 @@ def test_a_method_is_a_function_and_a_row(on_disk, monkeypatch):
     assert "toy" in run("methods")
     plan, done = (merge("--method", "toy", *dry) for dry in (["--dry-run"], []))
     assert plan["method"] == done["method"] == "toy" and plan["estimate"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(("dtype", "places"), [("float16", 11), ("bfloat16", 8)])
+@pytest.mark.parametrize("kept", [[], ["--rank-pattern"]])
+def test_the_error_is_of_what_is_written(dtype, places, kept):
+    """The exact sum, rounded: what is told is how far the file is from it, not how far it was."""
+    facts = merge("--method", "cat", "--weights", "sum", "--dtype", dtype, *kept)
+    own, written = [tm.load_adapter(path) for path in ADAPTERS], tm.load_adapter("m")
+    apart, whole = 0.0, 0.0
+    for module, pair in written.factors.items():
+        exact = true_sum(dict(enumerate(own)), dict.fromkeys(range(len(own)), 1), module)
+        found = pair.scaling * pair.b.double() @ pair.a.double()
+        apart += (found - exact).square().sum().item()
+        whole += exact.square().sum().item()
+    error = facts["relative_error"]["whole"]
+    assert error == pytest.approx((apart / whole) ** 0.5, rel=1e-3)
+    assert 2.0**-places / 10 < error < 2.0**-places

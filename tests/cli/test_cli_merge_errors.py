@@ -62,6 +62,11 @@ BAD = [
         ["--method", "ties", "--on", "delta", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]],
         "take smaller weights",
     ),
+    (
+        ["--method", "dare", "--summation", "svd", "--weight", "1e300", *LINEAR[2:], ADAPTERS[0]],
+        "take smaller weights",
+    ),
+    ([*LINEAR, "--into", "base", "--dtype", "float16", *ADAPTERS], "the base keeps its own"),
     (["--config", "none.yaml"], "none.yaml: not a readable YAML file"),
     (["--config", "c.yaml", *LINEAR, *ADAPTERS], "c.yaml: merge has no argument 'adapter'; did"),
 ]  # fmt: skip

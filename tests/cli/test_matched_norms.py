@@ -1,6 +1,11 @@
 """Norms and Gram matrices say what they were measured of, and go with it whatever their order."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
 from adapters_on_disk import TASKS, random_grams
 from merge_command import ADAPTERS, assert_same, expected, merge
 from safetensors.torch import save_file
@@ -56,6 +61,22 @@ def test_those_of_another_adapter_are_refused(method, names, line):
         CliRunner().invoke(main.app, given, catch_exceptions=False)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_one_adapter_twice_has_two_files(method):
+    """As two tasks saw it: by two paths, or the same folder again."""
+    shutil.copytree("adapters/piqa", "adapters/copy")
+    piqa, what = tm.load_adapter("adapters/piqa"), METHODS[method]
+    facts, make = {"factors": adapter_digest(piqa)}, {"norms": random_norms, "grams": random_grams}
+    measured = [make[what](piqa, seed) for seed in (5, 6)]
+    for name, tensors in zip("xy", measured, strict=True):
+        save_file(tensors, f"{name}{'-grams' * (what == 'grams')}.safetensors", facts)
+    wanted = tm.merge([piqa, piqa], method, **{what: measured})
+    for out, second in (("m", "adapters/copy"), ("n", "adapters/piqa")):
+        merge("--method", method, *words(what, "xy"), out=out, adapters=["adapters/piqa", second])
+        for module in wanted.modules:
+            torch.testing.assert_close(tm.load_adapter(out).delta(module), wanted.delta(module))
+
+
 def test_what_says_nothing_of_itself_goes_by_place():
     """Norms of others, or of before: they can't be checked, and that is said."""
     for seed, task in enumerate(TASKS):
@@ -63,3 +84,17 @@ def test_what_says_nothing_of_itself_goes_by_place():
     facts = merge("--method", "wanda", *words("norms", TASKS))
     assert_same("m", expected("wanda"))
     assert any("by their place" in note for note in facts["notes"])
+
+
+def test_one_adapter_twice_has_the_weights_of_both():
+    """Learnt for two tasks of one adapter: each is used once, whichever comes first."""
+    shutil.copytree("adapters/piqa", "adapters/copy")
+    piqa = tm.load_adapter("adapters/piqa")
+    weights = {name: dict.fromkeys(piqa.modules, value) for name, value in {"x": 1, "y": 3}.items()}
+    made = {"identity": "", "adapters": dict.fromkeys("xy", adapter_digest(piqa))}
+    Path("twice.json").write_text(json.dumps({"weights": weights, "made": made}))
+    for out, second in (("m", "adapters/copy"), ("n", "adapters/piqa")):
+        merge("--weights", "twice.json", out=out, adapters=["adapters/piqa", second])
+        for module in piqa.modules:
+            found = tm.load_adapter(out).delta(module)
+            torch.testing.assert_close(found, 4 * piqa.delta(module))

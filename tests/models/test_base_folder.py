@@ -113,6 +113,28 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+@pytest.mark.parametrize("text", [None, {"tie_word_embeddings": True}, {"vocab_size": 64}])
+def test_a_head_is_tied_where_the_config_leaves_it_to_the_default(tmp_path, text):
+    """As GPT-2's and Gemma's do, or say it of their text model alone."""
+    tiny_base(tmp_path / "base", tied=True)
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text())
+    del config["tie_word_embeddings"]
+    file.write_text(json.dumps(config | ({"text_config": text} if text else {})))
+    with pytest.raises(tm.TipminiError, match="lm_head shares its weight with the embedding"):
+        open_base(tmp_path / "base").check({"lm_head": (64, 32)})
+
+
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": False}, {}])
+def test_a_head_that_is_stored_is_added_to(tmp_path, said):
+    tiny_base(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text())
+    del config["tie_word_embeddings"]
+    file.write_text(json.dumps(config | said))
+    open_base(tmp_path / "base").check({"lm_head": (64, 32)})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shards", [SINGLE, SHARDED])

@@ -248,6 +248,23 @@ def test_inspection_notes_what_is_worth_knowing(folder, changes, note):
     assert facts["problems"] == [] and len(facts["notes"]) == 1 and note in facts["notes"][0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("non_lora_trainables.bin", b"x", "holds non_lora_trainables.bin as well, LLaVA's proj"),
+        ("value_head.safetensors", b"x", "holds value_head.safetensors as well, a value head"),
+        (WEIGHTS, factors_file(b=torch.zeros(32, 4)), "lora_A or lora_B is 0 in 1 of 1 modules"),
+        (WEIGHTS, factors_file(a=torch.zeros(4, 32)), "lora_A or lora_B is 0 in 1 of 1 modules"),
+    ],
+)
+def test_inspection_notes_what_a_merge_would_lose_and_what_does_nothing(
+    folder, name, content, note
+):
+    (folder / name).write_bytes(content)
+    facts = inspect_folder(folder)
+    assert facts["problems"] == [] and len(facts["notes"]) == 1 and note in facts["notes"][0]
+
+
 PICKLES = {
     "code": lambda tensors: {"x": print},
     "a name that is none": lambda tensors: tensors | {1: torch.ones(1)},

@@ -161,10 +161,10 @@ def run(request: "Request", progress: Progress) -> dict[str, object]:
         step = partial(progress, desc="merging", unit="module")
         heads = request.heads or "refuse"
         merged = tm.merge(inputs.adapters, **given, heads=heads, progress=step)
-        fidelity = Fidelity(merged.factors, exact)
+        merged = merged if request.rank_pattern else merged.of_one_rank()
+        fidelity = Fidelity(merged.rounded(request.torch_dtype).factors, exact)
         for module in progress(merged.modules, desc="comparing", unit="module"):
             fidelity[module]  # reading measures
-        merged = merged if request.rank_pattern else merged.of_one_rank()
         card = _card(request, inputs, parts, fidelity)
         merged.save(request.out, request.torch_dtype, card, overwrite=request.overwrite)
         facts["max_lora_rank"] = max(merged.ranks.values())

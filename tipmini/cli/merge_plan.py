@@ -29,9 +29,6 @@ NORM = 2e-3  # seconds of an adapter's module whose norms are looked up in their
 LANCZOS = 150  # products of a matrix with a vector until the singular vectors are found
 PROCESS = 260e6  # bytes of Python with torch, before an adapter is read
 SCIPY = 60e6  # bytes more where a delta is cut
-WHOLE = ("ties", "dare_ties", "magnitude")  # no delta of theirs is changed row by row
-TIMES = ("cat", "svd")  # a weight multiplies their factors or deltas as it is
-SUMMED = {"cat": "cat", "svd": "svd", "regmean": "cat", "knots": "cat"}  # others: linear
 COPIES = 3  # of an adapter that is written: itself, contiguous, and its bytes
 
 
@@ -68,7 +65,8 @@ def reckon(request: Request) -> dict[str, object]:
     ranks = [module.rank for module in modules]
     if not request.rank_pattern:
         ranks = [max(ranks)] * len(ranks)
-    output = size or width * sum(r * sum(m.shape) for r, m in zip(ranks, modules, strict=True))
+    written = {None: width, "float32": 4}.get(request.dtype, 2)
+    output = size or written * sum(r * sum(m.shape) for r, m in zip(ranks, modules, strict=True))
     seconds = sum(m.seconds(whole=bool(inputs.base)) for m in modules)
     estimate = {
         "output_bytes": output,
@@ -85,9 +83,17 @@ def _refuse_weights(request: Request, inputs: Inputs, width: int) -> None:
         return  # a rule's are above 0, and no larger than 1e18
     if request.function == "regmean":
         refuse_negative(weights)
-    times = request.options.get("on") == "delta" or request.function in TIMES  # else its root
+    # A weight multiplies factors or deltas as it is; else its root does, or it is in an average.
+    how, row = _how(request.function, request.options), METHODS[request.function]
+    times = how != "linear" and row.needs != "grams"
     if times and any(abs(weight) > FLOAT32_MAX for weight in weights.values()) and width == 4:
         raise TipminiError("the sum overflows torch.float32; take smaller weights")
+
+
+def _how(method: str, options: Mapping[str, object]) -> str:
+    """ "delta", or how factors are put together."""
+    dense = options.get("on") == "delta"
+    return "delta" if dense else options.get("summation", METHODS[method].summed)
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,7 @@ class _Module:
 
     @property
     def how(self) -> str:
-        """ "delta", or how factors are put together."""
-        dense = self.options.get("on") == "delta"
-        summed = SUMMED.get(self.method, "linear")
-        return "delta" if dense else self.options.get("summation", summed)
+        return _how(self.method, self.options)
 
     @property
     def rank(self) -> int:
@@ -184,7 +187,7 @@ class _Module:
         found = 8 * 4 * (d + k) * (self.ranks + self.rank)
         if self.how == "delta":
             found += 8 * 4 * d * k
-            if self.method in WHOLE:  # all adapters' at once, each a single row to be parted
+            if METHODS[self.method].whole:  # all adapters' at once, each a single row to be parted
                 found += 4 * (len(self.pairs) + 6) * d * k
         return found + (8 * 5 * k * k if self.method == "regmean" else 0)
 

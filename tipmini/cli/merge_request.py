@@ -14,7 +14,7 @@ from tipmini.errors import RULES, TipminiError, check_options, is_rule
 from tipmini.methods.table import ALIASES, METHODS, PRESETS, method_options, preset
 from tipmini.models import base_folder, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
-from tipmini.models.files import TensorFile, one_line, shown
+from tipmini.models.files import TensorFile, largest, one_line, shown
 from tipmini.models.identity import (
     common_base,
     common_revision,
@@ -246,6 +246,8 @@ def _check(request: Request) -> None:
             "--into can't keep heads: a base has one of its own; merge into an adapter, or leave "
             "out modules_to_save"
         )
+    if request.into and request.dtype:
+        raise TipminiError("dtype is of a merged adapter; with --into the base keeps its own")
     if need and getattr(request, need) is None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
@@ -306,7 +308,7 @@ def named(paths: Sequence[Path]) -> dict[str, Path]:
 def open_inputs(
     request: Request,
     load: "Callable[..., Adapter]",
-    learnt: "Callable[[Path, Mapping[str, Adapter]], list]",
+    learnt: "Callable[[Path, Sequence[tuple[str, Adapter]]], list]",
     digest: "Callable[[Adapter], str] | None" = None,
 ) -> Inputs:
     """Open all inputs; raises TipminiError for one that can't be read or doesn't fit the base, and
@@ -318,14 +320,19 @@ def open_inputs(
     into = open_base(request.into) if request.into else None
     told = request.base_model
     at_hand = into or (open_base(told) if told and Path(told, "config.json").is_file() else None)
-    paths, notes = named(request.adapters), []
+    paths = named(request.adapters)
     adapters = {name: load(path, base=at_hand) for name, path in paths.items()}
+    notes = [
+        f"{path}: {note}"
+        for name, path in paths.items()
+        for note in peft_folder.notes_of(path, _smaller(adapters[name]) if digest else {})
+    ]
     bases = {name: adapter.base_model for name, adapter in adapters.items()}
     common_revision({name: adapter.revision for name, adapter in adapters.items()})
     order = [next(n for n, p in paths.items() if p is path) for path in request.adapters]
     weights, files = request.weights, {}
     if isinstance(weights, Path):
-        weights = learnt(weights, {str(paths[name]): adapters[name] for name in order})
+        weights = learnt(weights, [(str(paths[name]), adapters[name]) for name in order])
     if isinstance(weights, list):
         weights = dict(zip(order, weights, strict=bool(weights)))
     for what in ("norms", "grams"):
@@ -355,6 +362,12 @@ def open_inputs(
     return inputs
 
 
+def _smaller(adapter: "LoraAdapter") -> dict[str, float]:
+    """Of each module the largest magnitude in A or that in B, whichever is less."""
+    pairs = adapter.factors.items()
+    return {module: min(largest(pair.a), largest(pair.b)) for module, pair in pairs}
+
+
 def _matched(
     given: Sequence[Path],
     order: Sequence[str],
@@ -368,16 +381,20 @@ def _matched(
         notes.append(f"{unsaid}: not said of which adapter; taken by their place")
     if unsaid or digest is None:
         return dict(zip(order, files, strict=True))
-    known = {digest(adapter): name for name, adapter in adapters.items()}
+    known: dict[str, list[str]] = {}  # adapters of equal factors take theirs in turn
+    for name in order:
+        known.setdefault(digest(adapters[name]), []).append(name)
     found: dict[str, TensorFile] = {}
     for file in files:
-        name = known.get(file.told["factors"])
-        if name is None:
+        names = known.get(file.told["factors"])
+        if names is None:
             of = file.told.get("adapter") or file.told.get("task", "another adapter")
             raise TipminiError(f"{file.path}: measured of {of}, none of the adapters given")
-        if name in found:
-            raise TipminiError(f"{file.path}: adapter {name} has its file already, it came twice")
-        found[name] = file
+        free = [name for name in names if name not in found]
+        if not free:
+            told = f"adapter {names[-1]} has its file already, it came twice"
+            raise TipminiError(f"{file.path}: {told}")
+        found[free[0]] = file
     return found
 
 

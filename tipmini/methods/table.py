@@ -15,13 +15,17 @@ from tipmini.errors import TipminiError
 @dataclass(frozen=True)
 class Method:
     """place: "module:function". reference: of book/references.bib. needs: what must be told of
-    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams". cost: about how
-    many nanoseconds it takes for each number that it changes and adds up, for a dry run."""
+    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams". What a dry run
+    reckons with: cost, about how many nanoseconds it takes for each number that it changes and adds
+    up; summed, how it puts factors together where no option says; whole, whether it takes all
+    adapters' deltas of a module at once, not row by row."""
 
     place: str
     reference: str
     needs: str | None = None
     cost: float = 30
+    summed: str = "linear"  # or "cat", "svd"
+    whole: bool = False
 
     @cached_property
     def summary(self) -> str:
@@ -44,18 +48,28 @@ class Method:
 
 METHODS = {
     "linear": Method("tipmini.methods.merge:sum_linear", "mangrulkar2022peft", cost=2),
-    "cat": Method("tipmini.methods.merge:sum_cat", "mangrulkar2022peft", cost=1),
-    "svd": Method("tipmini.methods.merge:sum_svd", "mangrulkar2022peft", cost=1),
+    "cat": Method("tipmini.methods.merge:sum_cat", "mangrulkar2022peft", cost=1, summed="cat"),
+    "svd": Method("tipmini.methods.merge:sum_svd", "mangrulkar2022peft", cost=1, summed="svd"),
     "dare": Method("tipmini.methods.baselines:merge_dare", "yu2024dare", cost=10),
-    "ties": Method("tipmini.methods.baselines:merge_ties", "yadav2023ties", cost=35),
-    "dare_ties": Method("tipmini.methods.baselines:merge_dare_ties", "yu2024dare", cost=25),
-    "magnitude": Method("tipmini.methods.baselines:merge_magnitude", "mangrulkar2022peft", cost=20),
+    "ties": Method("tipmini.methods.baselines:merge_ties", "yadav2023ties", cost=35, whole=True),
+    "dare_ties": Method(
+        "tipmini.methods.baselines:merge_dare_ties", "yu2024dare", cost=25, whole=True
+    ),
+    "magnitude": Method(
+        "tipmini.methods.baselines:merge_magnitude", "mangrulkar2022peft", cost=20, whole=True
+    ),
     "wanda": Method("tipmini.methods.tip:merge_wanda", "sun2024wanda", needs="norms", cost=25),
     "tip": Method("tipmini.methods.tip:merge_tip", "yun2025tip", needs="norms", cost=30),
     "regmean": Method(
-        "tipmini.methods.baselines:merge_regmean", "jin2023regmean", needs="grams", cost=1
+        "tipmini.methods.baselines:merge_regmean",
+        "jin2023regmean",
+        needs="grams",
+        cost=1,
+        summed="cat",
     ),
-    "knots": Method("tipmini.methods.baselines:merge_knots", "stoica2025knots", cost=40),
+    "knots": Method(
+        "tipmini.methods.baselines:merge_knots", "stoica2025knots", cost=40, summed="cat"
+    ),
 }
 # Other tools' names of the same: PEFT's, mergekit's.
 ALIASES = {

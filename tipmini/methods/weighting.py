@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,25 +57,29 @@ def read(file: Path) -> LearntWeights:
     raise TipminiError(f"{file}: not a file of learnt weights: {what}")
 
 
-def weights_of(file: Path, adapters: "Mapping[str, LoraAdapter]") -> list[dict[str, float]]:
-    """The weights of each of the adapters (by path), found by their factors' values.
+def weights_of(file: Path, adapters: "Sequence[tuple[str, LoraAdapter]]") -> list[dict[str, float]]:
+    """The weights of each of the adapters, by path, found by their factors' values.
 
-    Raises TipminiError for an adapter that the weights were not learnt with.
+    Adapters of equal factors take theirs in turn. Raises TipminiError for an adapter that the
+    weights were not learnt with.
     """
-    found = read(file)
-    names = {digest: name for name, digest in found.made.adapters.items()}
-    chosen = {path: names.get(adapter_digest(adapter)) for path, adapter in adapters.items()}
-    for path, name in chosen.items():
-        if name not in found.weights:
+    found, weights = read(file), []
+    names: dict[str, list[str]] = {}
+    for name in sorted(found.weights.keys() & found.made.adapters.keys()):
+        names.setdefault(found.made.adapters[name], []).append(name)
+    for path, adapter in adapters:
+        own = names.get(adapter_digest(adapter))
+        if not own:
             raise _not_learnt(file, path)
-    return [found.weights[name] for name in chosen.values()]
+        weights.append(found.weights[own.pop(0) if len(own) > 1 else own[0]])
+    return weights
 
 
-def refuse_unlearnt(file: Path, adapters: "Mapping[str, AdapterHeader]") -> list:
+def refuse_unlearnt(file: Path, adapters: "Sequence[tuple[str, AdapterHeader]]") -> list:
     """Raise TipminiError for an adapter whose modules are none that weights were learnt for, which
     is what can be told before its numbers are read; so there are no weights to return."""
     known = [own.keys() for own in read(file).weights.values()]
-    for path, adapter in adapters.items():
+    for path, adapter in adapters:
         if adapter.factors.keys() not in known:
             raise _not_learnt(file, path)
     return []

@@ -132,6 +132,14 @@ class LoraAdapter:
 
         return self.map(fill)
 
+    def rounded(self, dtype: torch.dtype | None) -> "LoraAdapter":
+        """With the factors as they are stored in a dtype; None keeps theirs."""
+
+        def stored(_: str, pair: LoraFactors) -> LoraFactors:
+            return replace(pair, a=pair.a.to("cpu", dtype), b=pair.b.to("cpu", dtype))
+
+        return self.map(stored)
+
     def save(
         self,
         path: str | PathLike,
@@ -153,10 +161,9 @@ class LoraAdapter:
         if not self.factors:
             raise TipminiError(f"{path}: the adapter has no module, so there is nothing to save")
         tensors = {}
-        for module in self.modules:
-            pair = self.factors[module]
+        for module, pair in self.rounded(dtype).factors.items():
             for name, factor in zip(factor_names(module), (pair.a, pair.b), strict=True):
-                tensors[name] = factor.to("cpu", dtype)
+                tensors[name] = factor
         for name, tensor in self.heads.items():
             tensors[f"{PREFIX}{name}"] = tensor.to("cpu", dtype)
         kept = {"task_type": self.task_type, "base_model_name_or_path": self.base_model}

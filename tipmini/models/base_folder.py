@@ -72,9 +72,15 @@ class BaseFolder:
         names = [n for n in self.files if n.endswith(("embed_tokens.weight", "wte.weight"))]
         return names[0] if len(names) == 1 and self.is_tied else None
 
-    @property
+    @cached_property
     def is_tied(self) -> bool:
-        return bool(self.config.get("tie_word_embeddings"))
+        """Whether the head shares the embedding's weight, by the config or its text model's; older
+        ones leave out the default, that it does."""
+        for config in (self.config, self.config.get("text_config")):
+            if isinstance(config, dict) and "tie_word_embeddings" in config:
+                return bool(config["tie_word_embeddings"])
+        stored = {name.removesuffix(".weight").rpartition(".")[2] for name in self.files}
+        return stored.isdisjoint(HEADS)
 
     def is_transposed(self, module: str, told: bool) -> bool:
         """Whether a square weight is stored as (inputs, outputs), by the model or the part of one

@@ -64,6 +64,9 @@ FOREIGN = dict.fromkeys(
     ("transformer", "unet", "text_encoder", "text_encoder_2"),
     "a name of diffusers; load it there and save it with PEFT's save_pretrained",
 )
+# Trained weights that other tools keep in files of their own.
+BESIDE = dict.fromkeys(("non_lora_trainables.bin", "mm_projector.bin"), "LLaVA's projector")
+BESIDE |= dict.fromkeys(("value_head.bin", "value_head.safetensors"), "a value head")
 
 Header = Mapping[str, Entry]
 
@@ -131,7 +134,7 @@ def read_adapter_header(
 
     weights: the file of the factors, where it is another than the folder's own.
     """
-    *_, adapter, problems = _examine(folder, numbers=False, heads=heads, weights=weights)
+    *_, adapter, problems = _examine(folder, None, heads=heads, weights=weights)
     refuse(problems)
     return adapter
 
@@ -145,9 +148,12 @@ def refuse(problems: list[str]) -> None:
 
 
 def _examine(
-    folder: Path, numbers: bool, heads: bool = False, weights: Path | None = None
+    folder: Path, numbers: dict | None, heads: bool = False, weights: Path | None = None
 ) -> tuple[dict, Header, AdapterHeader | None, list[str]]:
-    """The settings, the tensors, the adapter where nothing is wrong, and else what is, by file."""
+    """The settings, the tensors, the adapter where nothing is wrong, and else what is, by file.
+
+    numbers: filled with the largest magnitude of each tensor; None leaves all numbers unread.
+    """
     config, header, adapter, problems = {}, {}, None, []
 
     @contextmanager
@@ -171,9 +177,9 @@ def _examine(
     if not problems:
         with collecting():
             adapter = _adapter(folder, weights, Settings.model_validate(config))
-            if numbers:
-                file = adapter.file
-                refuse_numbers(folder, adapter, {name: file.largest(name) for name in file})
+            if numbers is not None:
+                numbers |= {name: adapter.file.largest(name) for name in adapter.file}
+                refuse_numbers(folder, adapter, numbers)
     return config, header, None if problems else adapter, list(dict.fromkeys(problems))
 
 
@@ -354,9 +360,11 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
     why it can't be merged, one line each, [] when it can; notes: what is read as meant, but worth
     knowing. A refused folder has what could be read of it and no scaling.
     """
-    config, header, adapter, problems = _examine(Path(path), numbers=True)
+    folder, numbers = Path(path), {}
+    config, header, adapter, problems = _examine(folder, numbers)
     modules = factors_of(header)
     firsts = [header[a].shape for a, _ in modules.values() if a in header]
+    known = adapter.names if adapter else {}
     scalings = {pair.scaling for pair in adapter.factors.values()} if adapter else set()
     base, task = (config.get(name) for name in ("base_model_name_or_path", "task_type"))
     unknown = ", ".join(map(shown, unknown_settings(config)))
@@ -383,9 +391,26 @@ def inspect_folder(path: str | PathLike) -> dict[str, object]:
         "parameters": sum(math.prod(entry.shape) for entry in header.values()),
         "base": one_line(base) if isinstance(base, str) else None,
         "task": one_line(task) if isinstance(task, str) else None,
-        "notes": [note for note, holds in notes.items() if holds],
+        "notes": [note for note, holds in notes.items() if holds]
+        + notes_of(folder, {m: min(numbers[n] for n in names) for m, names in known.items()}),
         "problems": problems,
     }
+
+
+def notes_of(folder: Path, smaller: Mapping[str, float]) -> list[str]:
+    """What else of a folder is worth knowing, one line each.
+
+    smaller: of each module the largest magnitude in A or that in B, whichever is less.
+    """
+    notes = [
+        f"holds {name} as well, {what}, trained beside the adapter: no merge takes it along"
+        for name, what in BESIDE.items()
+        if (folder / name).is_file()
+    ]
+    if zero := sum(number == 0 for number in smaller.values()):
+        told = f"lora_A or lora_B is 0 in {zero} of {len(smaller)} modules"
+        notes.append(f"{told}: not trained, or a wrong file")
+    return notes
 
 
 # Written ------------------------------------------------------------------------------------------
