@@ -42,5 +42,6 @@ YAML = "smoke, mini, full, a40, or a YAML file"
 
 Base = option(str, "model folder, hub id, or `embedded`")
 Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
+Overwrite = option(bool, "replace a file of something else", "--overwrite")
 Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
 Tasks = option(list[str] | None, "again for several; all by default", "--task", known=task_names)
