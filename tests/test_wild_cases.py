@@ -73,9 +73,13 @@ def made(place: int, edits: dict, model) -> str:
     for name, shape in edits.get("add", {}).items():
         own = model.lm_head.weight.detach().numpy() if shape == "base" else None
         tensors[name] = np.full(shape, seed + 1, "float32") if own is None else own
+    for pattern, replacement in edits.get("twice", {}).items():
+        tensors |= {re.sub(pattern, replacement, name, count=1): t for name, t in tensors.items()}
     for name in tensors:
         if edits.get("zero", "-") in name:
             tensors[name] *= 0
+        if edits.get("empty", "-") in name:
+            tensors[name] = np.zeros(0, "float32")
     save_file(tensors, folder / WEIGHTS)
     if "rename" in edits:  # as the training saw its modules
         edit_config(folder, target_modules=["q_proj", "v_proj"])

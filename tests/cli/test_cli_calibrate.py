@@ -161,3 +161,20 @@ def test_an_adapter_of_another_base_is_refused(small):
     given = ["calibrate", "--task", "rte", "--adapter", "wide", "--out", "x"]
     refused = CliRunner().invoke(main.app, given).exception
     assert isinstance(refused, tm.TipminiError) and "give the base" in str(refused)
+
+
+@pytest.mark.parametrize("content", ["notes", "safetensors", ""])
+def test_a_file_of_something_else_is_replaced_on_demand_alone(small, content):
+    file = small / "rte.safetensors"
+    if content == "safetensors":
+        save_file({"model.embed_tokens.weight": torch.ones(2)}, file)
+    else:
+        file.write_text(content)
+    before = file.read_bytes()
+    given = ["calibrate", "--task", "rte", "--rows", "1", "--out", file]
+    refused = CliRunner().invoke(main.app, list(map(str, given))).exception
+    assert "is there, and is no such file; name another, or --overwrite" in str(refused)
+    assert file.read_bytes() == before
+    run(*given, "--overwrite")
+    run(*given)  # its own it replaces
+    assert load_file(file)

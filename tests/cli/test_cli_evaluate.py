@@ -54,3 +54,16 @@ def test_what_is_no_task_is_refused_before_the_model_is_loaded(given, line, monk
     refused = CliRunner().invoke(main.app, ["evaluate", *given]).exception
     assert isinstance(refused, tm.TipminiError) and str(refused).startswith(line)
     assert "\n" not in str(refused)
+
+
+@pytest.mark.parametrize("content", ["notes", '{"name": "mine"}', "[1]"])
+def test_a_file_of_something_else_is_replaced_on_demand_alone(small, content):
+    file = small / "results.json"
+    file.write_text(content)
+    given = ["evaluate", "--task", "rte", "--limit", "1", "--out", file]
+    refused = CliRunner().invoke(main.app, list(map(str, given))).exception
+    assert "is there, and is no such file; name another, or --overwrite" in str(refused)
+    assert file.read_text() == content
+    run(*given, "--overwrite")
+    run(*given)  # its own it replaces
+    assert json.loads(file.read_text())[0]["task"] == "rte"

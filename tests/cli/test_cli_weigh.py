@@ -148,6 +148,7 @@ def test_what_nothing_can_be_learnt_of_is_one_line(refused, small, given, line):
         (["--adapter", "none", "--adapter", "none"], "none: no such folder"),
         (["--rows", "0"], "Invalid value for '--rows'"),
         (["--out", "adapters/rte/adapter_config.json/w.json"], "cannot be written"),
+        (["--out", "adapters/rte/adapter_config.json"], "not a file of learnt weights"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_is_loaded(refused, monkeypatch, given, line):

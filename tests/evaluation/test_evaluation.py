@@ -13,8 +13,10 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks.coqa import utils as coqa
 
+from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import evaluator, tasks
 from tipmini_lab.evaluation.evaluator import PackedLM, Stop
+from tipmini_lab.evaluation.model import load_tokenizer
 
 LENGTH = 128
 WORDS = "The cat sat on a mat and looked at the moon, which was full and yellow that night."
@@ -208,3 +210,21 @@ def test_the_first_line_of_what_the_model_says(model, tokenizer, theirs):
     for short, long in zip(lm.generate_until(asked), theirs.generate_until(asked), strict=True):
         assert long.startswith(short)
         assert short.strip().split("\n")[0] == long.strip().split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer.json": "{"},
+        {"tokenizer.json": "{}"},
+        {"tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}'},  # without a vocabulary
+    ],
+)
+def test_a_base_without_its_tokenizer_is_one_line(tmp_path, files):
+    llama().save_pretrained(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(TipminiError, match=r"has no tokenizer that can be read; save") as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: ") and "\n" not in str(caught.value)

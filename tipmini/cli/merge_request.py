@@ -25,6 +25,7 @@ from tipmini.models.files import TensorFile, largest, one_line, shown
 from tipmini.models.identity import (
     common_base,
     common_revision,
+    core,
     modules_of_base,
     spellings,
 )
@@ -357,6 +358,11 @@ def open_inputs(
         notes=notes,
         **files,
     )
+    cores = {core(name) for name in known}
+    if cores and (unknown := [name for name in inputs.shapes if core(name) not in cores]):
+        told = f"{at_hand.folder if at_hand else base_model} has no module {unknown[0]}"
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        notes.append(f"{told}{more}, which PEFT then leaves out")
     if into:
         into.check(inputs.shapes)
         _compare(into, inputs.base_model, notes)

@@ -57,6 +57,8 @@ OTHERS = {
     ".bias": "a bias",
     "modules_to_save": "a whole trained module",
     "trainable_tokens": "trained token embeddings",
+    "lora_a": "it is MLX's, transposed under another name; convert it to PEFT's",
+    "lora_b": "it is MLX's, transposed under another name; convert it to PEFT's",
     "lora_down.": "it is of kohya's scripts; convert it to PEFT's names first (kohya has a script)",
     "lora_up.": "it is of kohya's scripts; convert it to PEFT's names first (kohya has a script)",
 }
@@ -245,6 +247,8 @@ def tensor_problems(header: Header, whole: object = None) -> list[str]:
     if len(named := sorted({found[2] or "" for found in map(_parsed, header) if found})) > 1:
         told = " and ".join(map(shown, named))
         problems.append(f"holds several adapters, {told}; save each in a folder of its own")
+    else:
+        problems += _twice(header)
     for module, names in factors_of(header).items():
         problems += _module_problems(header, module, names)
     heads = [name for name in header if is_head(name, whole)]
@@ -255,6 +259,15 @@ def tensor_problems(header: Header, whole: object = None) -> list[str]:
     ]
     if whole and not heads:
         problems.append(f"lacks {', '.join(map(str, whole))}, which its settings say it has whole")
+    return problems
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    """Which factors have two names, of which one would be lost."""
+    problems, known = [], {}
+    for name in names:
+        if (found := _parsed(name)) and (first := known.setdefault(found[:2], name)) != name:
+            problems.append(f"{first} and {name} are one factor; leave one of them out")
     return problems
 
 
@@ -273,10 +286,11 @@ def _module_problems(header: Header, module: str, names: tuple[str, str]) -> lis
     a, b = (header[name] for name in names)
     if ".base_layer." in f".{module}.":
         return [f"{module}: PEFT's adapter of an attention in one piece can't be merged"]
+    if 0 in a.shape or 0 in b.shape:
+        why = "no side may be 0, as a sharded training leaves it, and no rank is 0"
+        return [f"{module}: {why}, got {a.shape} and {b.shape}"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         return [f"{module}: lora_A must be (r, k) and lora_B (d, r), got {a.shape} and {b.shape}"]
-    if 0 in a.shape or 0 in b.shape:
-        return [f"{module}: no side may be 0 and no rank is 0, got {a.shape} and {b.shape}"]
     if not {a.dtype, b.dtype} <= FLOATING.keys():
         kinds = ", ".join(FLOATING)
         return [f"{module}: factors must be one of {kinds}, got {shown(a.dtype)}, {shown(b.dtype)}"]

@@ -43,6 +43,7 @@ YAML = "smoke, mini, full, a40, or a YAML file"
 
 Base = option(str, "model folder, hub id, or `embedded`")
 Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
+Overwrite = option(bool, "replace a file of something else", "--overwrite")
 Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
 OWN = "your own rows: a .txt (one a line) or .jsonl (text, or prompt and answer)"
 Texts = option(list[Path] | None, f"{OWN}; again for several", "--text")

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import tipmini as tm
 from tipmini import source
 from tipmini.cli.arguments import AsJson, nearest
 from tipmini.errors import TipminiError, require
+from tipmini.methods import weighting
 from tipmini.methods.weighting import adapter_digest
 from tipmini.models import hub
-from tipmini.models.files import naming, one_line
+from tipmini.models.files import TensorFile, naming, one_line
 from tipmini.models.peft_folder import (
     adapter_folder,
     factor_names,
@@ -29,6 +31,7 @@ from tipmini_lab.commands.arguments import (
     Base,
     Dtype,
     Include,
+    Overwrite,
     Tasks,
     Texts,
     option,
@@ -49,6 +52,7 @@ def calibrate(
     adapter: option(Path | None, "default `adapters/TASK`") = None,
     rows: option(int, "train rows", min=1) = 128,
     dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure what a merge needs to know of an adapter's inputs, on train rows or your own text.
 
@@ -66,6 +70,8 @@ def calibrate(
     read = tm.load_adapter(own)  # first: refused is what no merge would take
     factors = adapter_digest(read)
     _refuse_unwritable(out)
+    if not overwrite:
+        _refuse_anothers(out, lambda file: "statistic" in TensorFile(file).told)
     found = tasks.sources([task] if task else [], [text] if text else [], include_path)
     ((task, of),) = found.items()
     texts = None if isinstance(of, str) else tasks.texts(of, rows)
@@ -132,6 +138,8 @@ def weigh(
         raise TipminiError(f"--adapter must be one a task, {len(names)}, got {len(folders)}")
     own = [tm.load_adapter(folder) for folder in folders]
     _refuse_unwritable(out)
+    if out.exists():
+        weighting.read(out)  # refuses another's
     from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
@@ -156,6 +164,7 @@ def evaluate(
     include_path: Include = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model, with or without an adapter, on tasks: those packaged here, or lm-eval's.
@@ -171,6 +180,8 @@ def evaluate(
         weights_file(adapter)
     if out:
         _refuse_unwritable(out)
+        if not overwrite:
+            _refuse_anothers(out, _are_results)
     lab = _lab(base, evaluation_rows=limit, dtype=dtype)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
@@ -195,6 +206,12 @@ def evaluate(
         store.write(out, json.dumps(found) + "\n")
 
 
+def _are_results(file: Path) -> bool:
+    """Whether `evaluate` wrote it: a list of what was measured."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(found, list) and all(isinstance(x, dict) and "task" in x for x in found)
+
+
 def _lab(base: str, **settings: object):
     """A Lab of its own for one command, which stores nothing."""
     from tipmini_lab.experiments.experiment import Lab
@@ -214,6 +231,16 @@ def _refuse_unwritable(out: Path) -> None:
             pass
     except OSError as error:
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+
+
+def _refuse_anothers(out: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise TipminiError for a file that this command did not write."""
+    try:
+        ours = not out.exists() or is_ours(out)
+    except (TipminiError, ValueError):
+        ours = False
+    if not ours:
+        raise TipminiError(f"{out}: is there, and is no such file; name another, or --overwrite")
 
 
 def fetch() -> None:

@@ -95,9 +95,19 @@ def recompute(model: nn.Module) -> None:
 
 
 def load_tokenizer(path: Path | str):
-    """The model's tokenizer; raises as `load_base`."""
+    """The model's tokenizer; raises as `load_base`, and for a folder that has none."""
+    missing = f"{path}: has no tokenizer that can be read; save the model's there (tokenizer.json)"
     with _from_hub(path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except HFValidationError:
+            raise
+        except (ValueError, KeyError) as error:  # there is none, or one that is damaged
+            raise TipminiError(missing) from error
+    # Of its settings alone transformers makes one that knows no word.
+    files = [Path(path, name) for name in tokenizer.vocab_files_names.values()]
+    if Path(path).is_dir() and not any(file.is_file() for file in files):
+        raise TipminiError(missing)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # LLaMA-2's has none
     return tokenizer
 
