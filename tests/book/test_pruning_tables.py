@@ -209,7 +209,7 @@ def test_the_chapter_says_what_is_stored(chapter):
         "**Throughput**: +50.0% and +33.3% (printed: +64.6%)",
         "82.0% by chance",  # two masks of 10%: 1 - 2 * 0.1 * 0.9
         "batch 8, against unpruned: -50.0% [",
-        "| LoRAPrune | 11.60 | 17.39 |",
+        "| LoRAPrune | 11.60 (text) | 17.39 (note) | 54.81 (note) |",
         "| 20% | 20.0% | 16.0% | 0.0% | 20.0% |",
         "| random | 1 | 1 | 1 | 1 |",
         "| all of them | 4000.0 | 2000.0 | -50.0% |",
