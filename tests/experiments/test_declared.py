@@ -372,6 +372,7 @@ PROFILES = [
 PRUNINGS = [  # the path of a value in the shipped file, the value, and what is said
     ("sizes mini tuned share", 2, "sizes.mini.tuned: Value error, share is the plans'"),
     ("sizes mini tuned learning_rte", 1, "unexpected keyword argument 'learning_rte'"),
+    ("sizes mini tuned tasks", ["piqqa"], "sizes.mini.tuned: Value error, 'piqqa' is not one of"),
     ("sizes mini longer seed", 2, "sizes.mini.longer: Value error, seed is the plans'"),
     ("sizes mini windows", 0, "sizes.mini.windows: Input should be"),
     ("plans 0 methods", ["wandq"], "no method 'wandq'"),

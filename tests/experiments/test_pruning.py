@@ -382,7 +382,6 @@ def test_a_kill_between_files_leaves_nothing_and_can_be_made_good(
         ({"every": 0}, "every must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"length": 1}, "length must be at least 2"),
-        ({"tasks": ("piqqa",)}, "task must be one of"),
         ({"threshold": "model"}, "threshold must be one of layer, global"),
         ({"schedule": "square"}, "schedule must be one of cubic, linear, one-shot, at-end"),
         ({"method": "taylor", "int8": True}, "taylor needs gradients of the weights"),

@@ -31,10 +31,11 @@ class Size(Declared):
 
     @field_validator("tuned", "one_shot", "longer")
     @classmethod
-    def _leaves_the_plans_theirs(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _are_known_and_none_of_the_plans(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name in ("method", "share", "seed"):
             if name in options:
                 raise ValueError(f"{name} is the plans'; leave it out")
+        known_tasks(options.get("tasks", ()))
         return options
 
     def recipe(self, tuned: bool, longer: bool = False, **options: object) -> PruningRecipe:
