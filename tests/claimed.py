@@ -12,7 +12,8 @@ NOTES = {
 def found(
     evidence: Evidence, check: str, level: str = "here", printed: object = None, **asked
 ) -> Finding:
-    """What a check finds; `asked` is what else the YAML says of it, its arguments among it."""
+    """What a check finds as declared; `asked` is what else the YAML says, arguments among it."""
     own = {"check": check, "verdict": "holds"} | asked
     head = {"id": "a-claim", "section": "here", "title": "It", "quote": "It holds."}
-    return run(Claim(**head, printed=printed, **NOTES | {level: own}), level, evidence)
+    told = run(Claim(**head, printed=printed, **NOTES | {level: own}), level, evidence)
+    return told._replace(verdict=next(iter(told.readings.values()), told.verdict))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -16,8 +17,9 @@ from claimed import found
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import staging
-from tipmini_lab.book.claims import Claim, Verdict, checks, declared, page
-from tipmini_lab.book.claims.checks import CHECKS, Evidence, together
+from tipmini_lab.book.claims import Claim, Verdict, checks, choices, declared, page
+from tipmini_lab.book.claims.checks import CHECKS, Evidence, Finding
+from tipmini_lab.book.claims.choices import CHOICES, DECLARED
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.store import Cell
@@ -50,10 +52,10 @@ def test_every_check_is_of_use():
     checks.modules()
     here = [inspect.signature(check).parameters for check, _ in CHECKS["here"].values()]
     assert not any("printed" in parameters for parameters in here)
-    parts = [part for claim in CLAIMS for part in (claim.in_print, claim.here)]
-    for part in parts:
-        parts += [*part.all_of, *part.both_of]
-    assert {p.check for p in parts if p.check} == CHECKS["in_print"].keys() | CHECKS["here"].keys()
+    asked = {one.check for claim in CLAIMS for one in (claim.in_print, claim.here)} - {None}
+    assert asked == CHECKS["in_print"].keys() | CHECKS["here"].keys()
+    takes = [inspect.signature(c).parameters for own in CHECKS.values() for c, _ in own.values()]
+    assert CHOICES.keys() <= {name for parameters in takes for name in parameters}
 
 
 @each_claim
@@ -63,6 +65,14 @@ def test_form_of_a_claim(claim):
     assert claim.quote == " ".join(claim.quote.split()) or "  " in claim.quote
     digits = f"{claim.printed:g}" if isinstance(claim.printed, float) else claim.printed
     assert claim.printed is None or digits in claim.quote
+
+
+@each_claim
+def test_a_claim_is_one_claim(claim):
+    """Of a sentence on several things each has a claim; brackets hold what is another claim's."""
+    own = re.sub(r"\[.*?\]", "", (claim.english or claim.quote).replace("\n", " "))
+    one = "(memory|computation|storage|efficiency|accuracy|performance)"
+    assert not re.search(rf"\b{one} and {one}\b", " ".join(own.split()))
 
 
 @pytest.fixture
@@ -95,8 +105,8 @@ TEXTS = {"shown": "-", "words": "-"}
 WRONG = [
     (first(verdict="holds"), "claims.0.verdict: Extra inputs are not permitted"),
     (check(check="above", verdict="perhaps"), "claims.0.in_print.verdict: Input should"),
-    (check(check="above", all_of=[{"check": "above"}]), "give one of check, all_of and both_of"),
-    (check(), "give one of check, all_of and both_of"),
+    (check(check="above", between=["holds", "not run"]), "give two verdicts or more in between"),
+    (check(), "give a check"),
     (check(words="It does."), "or words alone for: another setting here; no"),
     (first(id="Not An Id"), "claims.0.id: String should match"),
     (first(id=SECOND), f"claim '{SECOND}' stands there twice"),
@@ -153,6 +163,16 @@ def test_a_new_paper_is_a_file(folder, evidence):
     assert values["claims_of_papers"].count("::::{admonition}") == len(CLAIMS) + 1
 
 
+THRESHOLDS = {"within": 10, "greatly": 0.5, "beyond": 0.5, "unlike": 0.1, "times": 1}
+
+
+@each_claim
+def test_thresholds_are_those_that_the_page_gives_in_words(claim):
+    """A tenth, half, halfway, a tenth, the weights' own bytes: book/claims.md."""
+    for name in THRESHOLDS.keys() & claim.here.arguments.keys():
+        assert claim.here.arguments[name] == THRESHOLDS[name]
+
+
 # A number is judged -------------------------------------------------------------------------------
 
 
@@ -182,36 +202,12 @@ def test_a_number_is_as_asked(monkeypatch, value, printed, asked, verdict):
     monkeypatch.setitem(CHECKS["in_print"], "made_up", (made_up, CHECKS["in_print"]["gain"][1]))
     texts = {"shown": "{value} is", "words": "{name}."}
     told = found(None, "made_up", "in_print", printed, **asked, **texts)
-    assert told == (verdict, f"{value} is", "it.")
+    assert told[:3] == (verdict, f"{value} is", "it.")
 
 
 def test_two_checks_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two checks are called paired"):
         checks.here(types.FunctionType(checks.title.__code__, {}, "paired"))
-
-
-NOT, CONTRARY = "not supported at this scale", "the contrary at this scale"
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "verdict", "none_failing"),
-    [
-        (["holds", "holds"], "holds", "holds"),
-        (["holds", "holds in part"], "holds in part", "holds in part"),
-        (["holds", NOT], "holds in part", NOT),
-        (["holds", CONTRARY], "holds in part", NOT),
-        (["holds in part", CONTRARY], "holds in part", NOT),
-        ([NOT, CONTRARY], NOT, NOT),
-        ([CONTRARY] * 2, CONTRARY, CONTRARY),
-        (["holds", "not run"], "not run", "not run"),
-        (["same setting here", "another setting here"], *["another setting here"] * 2),
-        (["holds", "same setting here"], "holds", "holds"),
-    ],
-)
-def test_a_sentence_of_several_parts(verdicts, verdict, none_failing):
-    given = [Verdict(one) for one in verdicts]
-    assert together(given) == verdict
-    assert together(given, none_failing=True) == none_failing
 
 
 # Cells of merges ----------------------------------------------------------------------------------
@@ -249,6 +245,156 @@ def test_cells_are_compared_row_by_row(wrong, options, verdict):
     assert told.verdict == verdict and (verdict != Verdict.NOT_RUN or "static" in told.words)
 
 
+def test_seeds_of_one_contender_are_one_comparison():
+    """The mean of their rows: here each seed has other rows wrong, and two of three have a row."""
+    known = cells(
+        tip=0, **{"x.random-s0": 10, "x.random-s1": 10, "x.random-s2": -10, "x.random": 0}
+    )
+    del known.cells["x.random", "rte"]
+    assert known.cell("x.random", "rte").values == [1 / 3] * 10 + [2 / 3] * 10
+    asked = {"higher": ["tip"], "lower": ["x.random"], "tasks": ["rte"]}
+    told = found(known, "paired", arguments=asked)
+    assert told.recomputed == "clear for it 1, clear against it 0, neither 0"
+    known.sizes.update({"tip": 2.0, "x.random-s0": 1.0, "x.random-s1": 0.5})
+    words = found(known, "paired", arguments=asked, words="{words} So.").words
+    assert "norm 2.00 and 0.75 times that of the exact sum" in words and words.endswith(". So.")
+
+
+# Other choices ------------------------------------------------------------------------------------
+
+NOT, HOLDS, IN_PART = Verdict.NOT_SUPPORTED, Verdict.HOLDS, Verdict.IN_PART
+
+
+def read(known: Evidence, forms: dict | None = None, **arguments) -> Finding:
+    """A claim on cells of RTE, read in every admissible way."""
+    own = {"check": "paired", "arguments": {"tasks": ["rte"]} | arguments, "verdict": "holds"}
+    noted = {"words": "no number", "verdict": "no printed number"}
+    head = {"id": "a-claim", "section": "here", "title": "It", "quote": "It holds."}
+    return checks.run(Claim(**head, in_print=noted, here=own), "here", known, forms or {})
+
+
+def test_a_verdict_that_another_choice_changes_depends_on_the_reading():
+    """Of two comparisons one has p = 0.03, which the correction takes away."""
+    told = read(cells(tip=0, linear=6, dare=0), higher=["tip"], lower=["linear", "dare"])
+    assert told.verdict is Verdict.DEPENDS and told.between == (NOT, IN_PART)
+    assert told.readings == {DECLARED: NOT, "p values not corrected": IN_PART}
+    line = "*not supported at this scale*: as declared. *holds in part*: p values not corrected."
+    assert page.sensitivity(told) == line
+    assert page.told(told) == f"depends on the reading: {NOT}, {IN_PART}"
+    sure = read(cells(tip=0, linear=20), higher=["tip"], lower=["linear"])
+    assert sure.verdict is HOLDS and sure.between == ()
+    assert page.sensitivity(sure) == "No other choice changes it: p values not corrected."
+
+
+def test_every_form_of_a_contender_is_a_reading_and_none_a_vote():
+    """A form that is not stored is no reading; a contender's control changes along with it."""
+    known = cells(tip=0, dare=20, cat=0, **{"cat.static": 20})
+    forms = {"exact": {"dare": "cat"}, "another": {"dare": "none"}, "of no use": {"linear": "cat"}}
+    told = read(known, forms, higher=["tip"], lower=["dare"])
+    assert told.readings == {DECLARED: HOLDS, "exact": NOT, "p values not corrected": HOLDS}
+    told = read(known, {"exact": {"tip": "cat"}}, higher=["cat.static"], lower=["tip"])
+    assert "exact" in told.readings and told.readings["exact"] is Verdict.CONTRARY
+    assert checks.run.__defaults__ == ({},)
+    changed = list(
+        choices.readings(checks.paired, {"lower": ["tip.x"]}, known, {"a": {"tip": "b"}})
+    )
+    assert changed[0] == ("a", {"lower": ["b.x"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "others"),
+    [
+        ("tasks", ["rte", "piqa"], []),  # of two none is left out
+        ("tasks", ["rte", "piqa", "boolq"], [["piqa", "boolq"], ["rte", "boolq"], ["rte", "piqa"]]),
+        ("greatly", 0.5, [0.25, 0.75]),
+        ("greatly", 0, []),
+        ("within", 10, [5, 15]),
+        ("mask", 8, [16, 1]),
+        ("kept", ["a", "b"], [["a"], ["b"]]),
+        ("tuned", [True], []),
+        ("tuned", [True, False], [[True], [False]]),
+        ("shares", [0.1, 0.2, 0.5], [[0.2, 0.5], [0.1, 0.5], [0.1, 0.2]]),
+        (
+            "against",
+            ["magnitude", "wanda", "taylor"],
+            [["wanda", "taylor"], ["magnitude", "taylor"], ["magnitude", "wanda"]],
+        ),
+        ("of", ["lora-guided", 0.5, True], []),  # a model, no list of criteria
+        ("untuned", None, []),
+        ("untuned", False, [True]),
+        ("longer", False, [True]),
+    ],
+)
+def test_what_else_an_argument_might_be(name, own, others):
+    checks.modules()
+    assert list(CHOICES[name](own, cells(tip=0)).values()) == others
+
+
+def test_two_choices_of_one_argument_are_refused():
+    with pytest.raises(ValueError, match="two choices of tasks"):
+        choices.choice("tasks")(lambda own, known: {})
+
+
+# No two claims say opposite things ----------------------------------------------------------------
+
+CONFIRMED = {Verdict.HOLDS, Verdict.AT_HAND, Verdict.IN_POINTS}
+REFUTED = {Verdict.DOES_NOT_HOLD, Verdict.CONTRARY}
+
+
+def opposed(one: Finding, two: Finding) -> bool:
+    """Whether findings on the same cells say opposite things, in any reading that both have.
+
+    On the same comparisons one may not be confirmed and the other refuted. Of comparisons turned
+    round, what refutes one supports the other, and what confirms one does not.
+    """
+    turned = {(low, high, where) for high, low, where in two.compared}
+    pairs = [(one.readings or {"": one.verdict}, two.readings or {"": two.verdict})]
+    pairs = [(a[name], b[name]) for a, b in pairs for name in a.keys() & b.keys()]
+    pairs += [(b, a) for a, b in pairs]
+    if one.compared and set(one.compared) == set(two.compared):
+        return any(a in CONFIRMED and b in REFUTED for a, b in pairs)
+    if one.compared and set(one.compared) == turned:
+        supported = CONFIRMED | {Verdict.IN_PART}
+        return any(
+            (a in REFUTED and b not in supported) or (a in CONFIRMED and b in supported)
+            for a, b in pairs
+        )
+    return False
+
+
+def test_no_two_claims_say_opposite_things_of_the_same_cells(audited):
+    for level in ("in_print", "here"):
+        found = {name: getattr(each, level) for name, each in audited.items()}
+        compared = {name: one for name, one in found.items() if one.compared}
+        pairs = itertools.combinations(compared.items(), 2)
+        assert [(a, b) for (a, one), (b, two) in pairs if opposed(one, two)] == []
+        assert len(compared) > 5
+
+
+PLACE, TURNED = ("tip", "single", "rte"), ("single", "tip", "rte")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "turned", "wrong"),
+    [
+        ("does not hold", "within the sampling error", True, True),
+        ("within the sampling error", "within the sampling error", True, False),
+        ("the contrary at this scale", "holds in part", True, False),
+        ("holds", "does not hold", True, False),
+        ("holds", "holds", True, True),
+        ("holds", "the contrary at this scale", False, True),
+        ("holds", "not supported at this scale", False, False),
+    ],
+)
+def test_opposite_verdicts_are_noticed(first, second, turned, wrong):
+    one = Finding(Verdict(first), "", "", (PLACE,))
+    two = Finding(Verdict(second), "", "", (TURNED if turned else PLACE,))
+    assert opposed(one, two) == opposed(two, one) == wrong
+    depends = Finding(Verdict.DEPENDS, "", "", (PLACE,), {DECLARED: Verdict(first), "other": NOT})
+    told = {DECLARED: Verdict(second), "more": Verdict.HOLDS}
+    assert opposed(depends, two._replace(verdict=Verdict.DEPENDS, readings=told)) == wrong
+
+
 @pytest.mark.parametrize(("rows", "verdict"), [(20, "same setting"), (19, "another setting")])
 def test_rows_are_official_where_none_is_missing(rows, verdict):
     made = cells(tip=0)
@@ -282,7 +428,7 @@ def test_a_cell_that_changes_a_verdict_fails_too(evidence):
     """A control whose cells are gone leaves its claim without its declared verdict."""
     fewer = {place: cell for place, cell in evidence.cells.items() if place[0] != "tip.static"}
     assert len(fewer) < len(evidence.cells)
-    with pytest.raises(TipminiError, match=r"tip-dynamic-above-static, .* computed 'not run'"):
+    with pytest.raises(TipminiError, match=r"tip-static-ignores, .* computed 'not run'"):
         page.page_values(evidence=dataclasses.replace(evidence, cells=fewer))
 
 
@@ -294,6 +440,13 @@ def test_every_claim_and_verdict_is_on_the_page(evidence, audited):
     values = page.page_values(evidence=evidence)
     assert set(values) == set(staging.VALUE.findall(shown))
     assert all(f"\n| *{verdict.value}* | " in shown for verdict in Verdict)
+    read = {
+        getattr(each.claim, level).check
+        for each in audited.values()
+        for level in page.LEVELS
+        if getattr(each, level).readings
+    }
+    assert {check for check in read if f"`{check}`" not in shown} == set()
     text = values["claims_of_papers"]
     parts = re.split(r"^\(claims-\w+\)=$", text, flags=re.M)[1:]
     for part, (name, paper) in zip(parts, PAPERS.items(), strict=True):
@@ -312,6 +465,7 @@ def test_every_claim_and_verdict_is_on_the_page(evidence, audited):
         assert block.count(f'<span lang="{"ko" if claim.english else "en"}">{quote}</span>') == 1
         assert ("\n*" in block) == (claim.english is not None)
         assert f"**{audited[claim.id].here.verdict.value}**" in block
+        assert ("\nHere, otherwise read\n: " in block) == bool(audited[claim.id].here.readings)
 
 
 @pytest.mark.parametrize(("text", "shown"), [("a_b [2] $x$", r"a\_b \[2\] \$x\$"), ("<", "&lt;")])
@@ -331,6 +485,7 @@ def test_the_command_lists_all(evidence, capsys, monkeypatch):
     facts, lines = json.loads(told[True]), told[False].splitlines()
     assert [each["id"] for each in facts] == [claim.id for claim in CLAIMS]
     assert set(facts[0]) == {*Claim.model_fields, "paper"}
+    assert set(facts[0]["here"]) >= {"verdict", "readings"} and "compared" not in facts[0]["here"]
     assert facts[0]["in_print"]["declared"] == facts[0]["in_print"]["verdict"]
     heads = [lines.index(f"{p.title}: {len(p.claims)} claims") for p in PAPERS.values()]
     starts = [next(i for i, t in enumerate(lines) if t.startswith(f"{c.id} ")) for c in CLAIMS]

@@ -96,9 +96,11 @@ def test_a_gain_is_relative_or_in_points(task, printed, verdict):
         (MADE_UP, "tip", "single", {}, Verdict.IN_PART),  # equal on piqa
         (MADE_UP, "tip", "single", {"or_equal": True}, Verdict.HOLDS),
         (MADE_UP, "tip", "single", {"some": True}, Verdict.HOLDS),
-        (MADE_UP, "tip", "single", {"tasks": ["piqa"]}, Verdict.DOES_NOT_HOLD),
+        (MADE_UP, "tip", "single", {"tasks": ["piqa"]}, Verdict.WITHIN_ERROR),  # equal
         (MADE_UP, "linear", "tip", {}, Verdict.DOES_NOT_HOLD),
         (CLOSE, "tip", "linear", {}, Verdict.WITHIN_ERROR),
+        (CLOSE, "linear", "tip", {}, Verdict.WITHIN_ERROR),  # refuting asks as confirming does
+        (MADE_UP, "single", "tip", {"tasks": ["rte"]}, Verdict.DOES_NOT_HOLD),
     ],
 )
 def test_printed_columns_one_above_the_other(evidence, higher, lower, options, verdict):
@@ -110,14 +112,15 @@ def test_printed_columns_one_above_the_other(evidence, higher, lower, options, v
     ("evidence", "check", "asked", "verdict"),
     [
         (CLOSE, "mean_above", {"higher": "tip", "lower": "dare"}, Verdict.WITHIN_ERROR),
-        (CLOSE, "mean_above", {"higher": "dare", "lower": "tip"}, Verdict.DOES_NOT_HOLD),
+        (CLOSE, "mean_above", {"higher": "dare", "lower": "tip"}, Verdict.WITHIN_ERROR),
+        (MADE_UP, "mean_above", {"higher": "single", "lower": "tip"}, Verdict.DOES_NOT_HOLD),
         (MADE_UP, "mean_above", {"higher": "tip", "lower": "single"}, Verdict.HOLDS),
         (MADE_UP, "largest_gains", {"tasks": ["rte"]}, Verdict.HOLDS),
         (MADE_UP, "largest_gains", {"tasks": ["piqa"]}, Verdict.DOES_NOT_HOLD),
     ],
 )
 def test_means_and_largest_gains(evidence, check, asked, verdict):
-    own = {"of": "tip", "against": "linear"} if check == "largest_gains" else {}
+    own = {"of": "tip", "baseline": "linear"} if check == "largest_gains" else {}
     assert found(evidence, check, "in_print", arguments=own | asked).verdict == verdict
 
 
@@ -144,10 +147,24 @@ def test_what_the_printed_cells_say(audited, claim, words):
 
 def test_a_record_that_differs_in_the_last_digit_is_not_identical(evidence):
     base = evidence.records["base_model"]
-    changed = base | {"rte": base["rte"] | {"value": 0.6283}}
+    source = next(name for name, row in base.items() if "rte" in row)
+    changed = base | {source: base[source] | {"rte": {"acc": 0.6283}}}
     other = replace(evidence, records=evidence.records | {"base_model": changed})
-    told = checks_tip.numbers_of_the_table(other)
+    told, before = (checks_tip.numbers_of_the_table(known) for known in (other, evidence))
     assert (told["same"], told["tasks"], told["identical"]) == (6, 7, False)
+    assert (before["same"], before["identical"], told["other"]) == (7, True, before["other"] + 1)
+
+
+def test_every_record_that_was_read_is_shown(evidence):
+    """Whole rows, those that differ too; what equals the printed number is bold."""
+    frame = checks_tip.records(evidence)
+    assert list(frame.index) == ["Single, printed", *evidence.records["base_model"]]
+    flat = frame.loc["FlatQuant (arXiv 2410.09426), Table 2"]
+    assert flat["ARC-Challenge"] == "0.4616 accuracy" and flat["HellaSwag"] == "0.7598 accuracy"
+    assert flat["PIQA"] == "**0.7905** accuracy" and flat["RTE"] == "-"
+    bold = sum(text.count("**") for text in frame.to_numpy().ravel()) // 2
+    told = checks_tip.numbers_of_the_table(evidence)
+    assert bold == told["public"] - told["other"] >= 7 and told["sources"] == len(frame) - 1
 
 
 def test_the_printed_table_of_means(evidence):
@@ -178,7 +195,7 @@ def lines(monkeypatch):
 )
 def test_layers_differ_where_their_orders_do(lines, given, verdict):
     lines(**given)
-    asked = {"arguments": {"of": ["rte", "piqa"], "alike": 0.9}, "below": 0.9}
+    asked = {"arguments": {"of": ["rte", "piqa"], "unlike": 0.1}}
     assert found(MADE_UP, "rank_correlation", **asked, **TEXTS).verdict == verdict
 
 
@@ -213,5 +230,5 @@ def test_serving_costs_where_every_round_is_slower(few, many, merged, slower, ch
     points = [p | {"seconds": [each.get(p["way"], many)] * 2} for p in stored.points]
     made = stored.model_copy(update={"points": points})
     monkeypatch.setattr(checks_tip.serving, "read", lambda: made)
-    told = checks_tip.serving_time(MADE_UP, step="token", batch=32)
+    told = checks_tip.serving_time(MADE_UP, step="token", rows=32)
     assert (told["slower"], told["cheaper"]) == (slower, cheaper)

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from tipmini_lab.evaluation.documents import KNOWN
 from tipmini_lab.evaluation.perplexity import CORPORA
-from tipmini_lab.experiments.declared import Grid, Planned, grid
+from tipmini_lab.experiments.declared import Grid, Planned, Size, grid
 from tipmini_lab.results import frame
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.statistics import COVERED, LEVEL, MISSING, holm_of
@@ -26,7 +28,7 @@ ACCURACY = "accuracy"  # a measure beside the corpora: all averaged tasks togeth
 FACTS = ["removed_share", "removed_of_model", "removed_heads", "removed_channels"]
 
 Outcomes = Mapping[str, Bundle]  # by name of the run
-Model = Sequence  # [method, share, tuned], as experiments/loraprune/pruning.yaml has them
+Model = Sequence  # [method, share, tuned, or also longer], as in experiments/loraprune/pruning.yaml
 ModelPair = tuple[tuple, tuple, str]  # two models and a measure
 Values = TypeVar("Values", pd.Series, pd.DataFrame)
 Form = Callable[[pd.Series], str]  # of the values of all seeds
@@ -186,7 +188,8 @@ def lines(rows: pd.DataFrame, wanted: Mapping[str, tuple[str, bool]], corpus: st
 # Two models on the same windows -------------------------------------------------------------------
 
 
-class Gap(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gap:
     """What one model has more than another."""
 
     values: np.ndarray  # (windows,) or (rows,), averaged over the seeds
@@ -197,7 +200,7 @@ class Gap(NamedTuple):
     def mean(self) -> float:
         return float(self.values.mean())
 
-    @property
+    @cached_property
     def p(self) -> float:
         """Of a t test over windows or rows; where all are the same, only 0 is no difference."""
         from scipy.stats import ttest_1samp
@@ -228,10 +231,12 @@ def gap_values(
 ) -> np.ndarray | None:
     """(seeds, windows or rows); None unless every declared seed is measured.
 
-    A part of the seeds may agree where all would not.
+    A part of the seeds may agree where all would not. Runs that are tuned for longer cost so much
+    that there it is those that are stored.
     """
     wanted = grid().averaged if measure == ACCURACY else (measure,)
     asked = [outcomes.get(run.name) for run in planned(runs, *model)]
+    asked = [bundle for bundle in asked if bundle] if model[3:] == (True,) else asked
     cells = [{c.task: c.values for c in bundle.cells} if bundle else {} for bundle in asked]
     if not cells or any(task not in own for own in cells for task in wanted):
         return None
@@ -246,10 +251,25 @@ def planned(
     return [r for r in runs.values() if (r.method, r.share, r.tuned, r.longer) == wanted]
 
 
-def clear(gaps: Mapping[ModelPair, Gap]) -> dict[ModelPair, Gap]:
-    """Those with p < 0.05 after Holm's correction whose seeds, every pair, agree on the sign."""
-    corrected = holm_of({place: found.p for place, found in gaps.items()})
-    return {place: g for place, g in gaps.items() if corrected[place] < LEVEL and g.alike}
+def clear(gaps: Mapping[ModelPair, Gap], corrected: bool = True) -> dict[ModelPair, Gap]:
+    """Those with p < 0.05, after Holm's correction, whose seeds, every pair, agree on the sign."""
+    ps = {place: found.p for place, found in gaps.items()}
+    ps = holm_of(ps) if corrected else ps
+    return {place: g for place, g in gaps.items() if ps[place] < LEVEL and g.alike}
+
+
+def tuned_long(outcomes: Outcomes, size: Size, runs: Mapping[str, Planned]) -> str:
+    """The unpruned model's perplexities untuned, after the steps of most runs, and of long ones."""
+    models = {"untuned": ("base", 0.0, False)}
+    for longer in (False, True):
+        recipe = size.recipe(tuned=True, longer=longer)
+        models[f"after {len(recipe.batches(recipe.rows))} steps"] = (*UNPRUNED, longer)
+    told = []
+    for corpus in CORPORA:
+        every = {words: gap_values(outcomes, runs, m, corpus) for words, m in models.items()}
+        known = [f"{math.exp(v.mean()):.1f} {w}" for w, v in every.items() if v is not None]
+        told.append(f"on {corpus} {', '.join(known) or MISSING}")
+    return "; ".join(told)
 
 
 def verdicts(found: Mapping[tuple, Sequence[Gap | None]]) -> dict[tuple, str]:

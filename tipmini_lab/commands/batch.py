@@ -141,7 +141,7 @@ def claims(as_json: AsJson = False) -> None:
         own = [each for each in audited if each.claim.paper == name]
         print(f"{paper.title}: {len(own)} claims\n\n{'claim':{wide}}  {'in print':46}  here")
         for each in own:
-            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {each.here.verdict}")
+            print(f"{each.claim.id:{wide}}  {each.in_print.verdict:46}  {page.told(each.here)}")
         print()
     if as_json:
         print(json.dumps([_facts(each) for each in audited], ensure_ascii=False))
@@ -152,6 +152,6 @@ def _facts(each) -> dict[str, object]:
     facts = each.claim.model_dump(mode="json")
     for level in ("in_print", "here"):
         asked = getattr(each.claim, level).model_dump(mode="json", exclude_defaults=True)
-        told = {"declared": asked.pop("verdict")}
-        facts[level] = asked | told | getattr(each, level)._asdict()
+        told, found = {"declared": asked.pop("verdict")}, getattr(each, level)._asdict()
+        facts[level] = asked | told | {k: v for k, v in found.items() if k != "compared"}
     return facts

@@ -29,6 +29,7 @@ class Verdict(StrEnum):
     SAME_SETTING = "same setting here"
     OTHER_SETTING = "another setting here"
     NOT_RUN = "not run"
+    DEPENDS = "depends on the reading"
 
 
 # No check computes these: words tell why.
@@ -36,13 +37,11 @@ NOTED = {Verdict.SETTING, Verdict.NO_NUMBER, Verdict.NOT_AT_HAND}
 NOTED |= {Verdict.OTHER_SETTING, Verdict.NOT_RUN}
 
 
-class Part(declared_files.Declared):
-    """What is asked of the numbers: a check by its name, several parts, or words alone."""
+class Check(declared_files.Declared):
+    """What is asked of the numbers, and the verdict that it must come to; or words alone."""
 
     check: str | None = Field(None, description="a function of checks.py or of checks_*.py")
     arguments: dict = Field({})
-    all_of: tuple["Part", ...] = Field((), description="some may fail: then it holds in part")
-    both_of: tuple["Part", ...] = Field((), description="none may fail")
     number: str = Field("value", description="which of the check's numbers is judged")
     equals: float | str | tuple[str, ...] | None = Field(
         None, description="None: the printed number, in print"
@@ -54,21 +53,17 @@ class Part(declared_files.Declared):
     otherwise: Verdict | None = None
     shown: str = Field("{shown}", description="the value; {name} is one of the check's numbers")
     words: str = Field("{words}", description="the sentence on it, likewise")
+    verdict: Verdict = Field(description="declared; the build fails where another is computed")
+    between: tuple[Verdict, ...] = Field((), description="if it depends: ours, then the others")
 
     @model_validator(mode="after")
-    def _of_one_kind(self) -> "Part":
-        asked = sum(map(bool, (self.check, self.all_of, self.both_of)))
-        noted = "words" in self.model_fields_set and getattr(self, "verdict", None) in NOTED
-        if asked > 1 or not (asked or noted):
-            known = "; ".join(sorted(NOTED))
-            raise ValueError(f"give one of check, all_of and both_of; or words alone for: {known}")
+    def _of_one_kind(self) -> "Check":
+        noted = "words" in self.model_fields_set and self.verdict in NOTED
+        if not (self.check or noted):
+            raise ValueError(f"give a check; or words alone for: {'; '.join(sorted(NOTED))}")
+        if (len(self.between) > 1) != (self.verdict is Verdict.DEPENDS):
+            raise ValueError(f"give two verdicts or more in between, for {Verdict.DEPENDS} alone")
         return self
-
-
-class Check(Part):
-    """What is asked, and the verdict that it must come to."""
-
-    verdict: Verdict = Field(description="declared; the build fails where another is computed")
 
 
 class Claim(declared_files.Declared):
@@ -98,6 +93,9 @@ class Paper(declared_files.Declared):
     cite: str = Field(description="its key in book/references.bib")
     place: int = Field(description="on the page, among the papers")
     language: str = Field(description="of the quotes that are put into English, as HTML names it")
+    forms: dict[str, dict[str, str]] = Field(
+        {}, description="reading -> contender by name: the name it has there, in what is measured"
+    )
     sections: dict[str, str] = Field(description="short name -> as headings have it")
     about: str = Field(description="Markdown; {{ name }} is one of its tables")
     recomputed: str = Field("", description="likewise, above the claims")

@@ -1,8 +1,10 @@
 """What checks of claims look at, how a number is judged, and the checks of every paper."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -16,11 +18,13 @@ from tipmini.errors import TipminiError
 from tipmini.models.files import one_line
 from tipmini_lab import paths
 from tipmini_lab.book import pruning_costs, pruning_tables, tables
-from tipmini_lab.book.claims import Claim, Part, Verdict
+from tipmini_lab.book.claims import Check, Claim, Verdict
+from tipmini_lab.book.claims.choices import DECLARED, choice, left_out, readings
 from tipmini_lab.book.pruning_costs import Found
 from tipmini_lab.book.pruning_tables import Outcomes
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.results import store
 from tipmini_lab.results.statistics import LEVEL, holm_of
 from tipmini_lab.results.store import Cell, paired_p
 
@@ -38,6 +42,28 @@ class Evidence:
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
     prunings: Outcomes = field(default_factory=dict)  # this book's pruned models
     benched: Found = field(default_factory=dict)  # what the bench measured of pruning
+    sizes: dict[str, float] = field(default_factory=dict)  # norm of a merge over the exact sum's
+
+    def cell(self, name: str, task: str) -> Cell | None:
+        """The stored cell; of a name that stands for several seeds the mean of theirs, row by row.
+
+        Seeds of one contender are no comparisons of their own.
+        """
+        if (name, task) in self.cells:
+            return self.cells[name, task]
+        seeds = [self.cells[n, t] for n, t in self.cells if t == task and _seed_of(name, n)]
+        rows = zip(*(cell.values for cell in seeds), strict=True)
+        mean = [sum(row) / len(seeds) for row in rows]
+        return seeds[0].model_copy(update={"method": name, "values": mean}) if seeds else None
+
+    def size(self, name: str) -> float | None:
+        """The norm of a merge over the exact sum's; of several seeds the mean."""
+        own = [size for n, size in self.sizes.items() if n == name or _seed_of(name, n)]
+        return float(np.mean(own)) if own else None
+
+
+def _seed_of(name: str, other: str) -> bool:
+    return re.fullmatch(rf"{re.escape(name)}-s\d+", other) is not None
 
 
 def gathered() -> Evidence:
@@ -45,15 +71,32 @@ def gathered() -> Evidence:
     printed, records = (yaml.safe_load(f.read_text()) for f in (paths.PRINTED, paths.RECORDS))
     prunings = pruning_tables.read(load_profile("mini").pruning_store)
     full, benched = load_profile("full"), pruning_costs.read()
-    return Evidence(printed, records, full, tables.variant_cells(full), prunings, benched)
+    merges = load_profile("mini").variant_store
+    facts = {
+        name: bundle.facts for name in store.names(merges) if (bundle := store.read(merges, name))
+    }
+    sizes = {name: own["norm"] / own["sum"] for name, own in facts.items() if own}
+    return Evidence(printed, records, full, tables.variant_cells(full), prunings, benched, sizes)
 
 
 class Finding(NamedTuple):
-    """What a check came to: the recomputed value and the words of the page."""
+    """What a check came to: the recomputed value and the words of the page.
+
+    compared: (higher, lower, where), all that the sentence sets above another. readings: the
+    verdict of every admissible choice by its words, `DECLARED` first; empty where there is none.
+    """
 
     verdict: Verdict
     recomputed: str
     words: str
+    compared: tuple[tuple, ...] = ()
+    readings: Mapping[str, Verdict] = {}
+
+    @property
+    def between(self) -> tuple[Verdict, ...]:
+        """The verdicts that it depends between, that of the declared choice first."""
+        every = tuple(dict.fromkeys(self.readings.values()))
+        return every if self.verdict is Verdict.DEPENDS else ()
 
 
 class NotMeasured(Exception):
@@ -87,34 +130,61 @@ def modules() -> dict[str, ModuleType]:
     return {f.stem.partition("_")[2]: import_module(f"{__package__}.{f.stem}") for f in files}
 
 
-# A check is called --------------------------------------------------------------------------------
-def run(claim: Claim, level: str, evidence: Evidence) -> Finding:
-    """What a claim's check of a level finds.
+# Choices of every paper ---------------------------------------------------------------------------
+choice("tasks")(lambda own, known: left_out(own or [*known.records["splits"]], WORDS.get))
+choice("corrected")(lambda own, known: {"p values not corrected": False})
 
+
+@choice("within", "greatly", "beyond", "unlike", "times")
+def _thresholds(own: float, evidence: Evidence) -> dict:
+    if not own:
+        return {}
+    return {"half the threshold": own / 2, "one and a half times the threshold": 1.5 * own}
+
+
+# A check is called --------------------------------------------------------------------------------
+def run(
+    claim: Claim,
+    level: str,
+    evidence: Evidence,
+    forms: Mapping[str, Mapping[str, str]] = {},
+) -> Finding:
+    """What a claim's check of a level finds, by the declared choices and by all others.
+
+    It depends on the reading where another one, if it is measured, comes to another verdict.
     Raises TipminiError, one line, for a check, an argument or a number that there is not.
     """
     modules()
+    asked = getattr(claim, level)
     printed = claim.printed if level == "in_print" else None  # here it may be of another kind
-    try:
-        return _found(getattr(claim, level), level, evidence, printed)
-    except TipminiError as error:
-        raise TipminiError(f"claim {claim.id}, {level}: {error}") from None
-
-
-def _found(asked: Part, level: str, evidence: Evidence, printed: object) -> Finding:
-    if parts := asked.all_of or asked.both_of:
-        found = [_found(part, level, evidence, printed) for part in parts]
-        verdict = together([one.verdict for one in found], none_failing=not asked.all_of)
-        told = "; ".join(one.recomputed for one in found)
-        return Finding(verdict, told, " ".join(dict.fromkeys(one.words for one in found)))
     if asked.check is None:
         return Finding(asked.verdict, "-", asked.words)
+    try:
+        found = _found(asked, asked.arguments, level, evidence, printed)
+        check, renamed = CHECKS[level][asked.check][0], forms if level == "here" else {}
+        others = {
+            words: _found(asked, arguments, level, evidence, printed).verdict
+            for words, arguments in readings(check, asked.arguments, evidence, renamed)
+        }
+    except TipminiError as error:
+        raise TipminiError(f"claim {claim.id}, {level}: {error}") from None
+    others = {words: verdict for words, verdict in others.items() if verdict != Verdict.NOT_RUN}
+    if found.verdict is Verdict.NOT_RUN or not others:
+        return found
+    alike = set(others.values()) == {found.verdict}
+    own = found.verdict if alike else Verdict.DEPENDS
+    return found._replace(verdict=own, readings={DECLARED: found.verdict} | others)
+
+
+def _found(
+    asked: Check, arguments: dict, level: str, evidence: Evidence, printed: object
+) -> Finding:
     if asked.check not in CHECKS[level]:
         raise TipminiError(f"check {asked.check!r} is not one of {', '.join(CHECKS[level])}")
     check, verdicts = CHECKS[level][asked.check]
     takes = inspect.signature(check)
     given = {"printed": printed} if "printed" in takes.parameters else {}
-    given |= asked.arguments
+    given |= arguments
     try:
         takes.bind(evidence, **given)
     except TypeError as error:
@@ -125,12 +195,12 @@ def _found(asked: Part, level: str, evidence: Evidence, printed: object) -> Find
         return Finding(Verdict.NOT_RUN, "-", str(note))
     if not isinstance(found, Finding):
         return _judged(asked, found, printed, verdicts)
-    if unused := asked.model_fields_set - {"check", "arguments", "verdict"}:
+    if unused := asked.model_fields_set - {"check", "arguments", "words", "verdict", "between"}:
         raise TipminiError(f"{asked.check} judges by itself, and takes no {min(unused)!r}")
-    return found
+    return found._replace(words=asked.words.replace("{words}", found.words))
 
 
-def _judged(asked: Part, found: dict, printed: object, verdicts: Sequence[Verdict]) -> Finding:
+def _judged(asked: Check, found: dict, printed: object, verdicts: Sequence[Verdict]) -> Finding:
     try:
         own, told = found[asked.number], [t.format_map(found) for t in (asked.shown, asked.words)]
     except KeyError as error:
@@ -168,29 +238,7 @@ def verdict_of(better: int, worse: int, asked: int, some: bool = False) -> Verdi
     return Verdict.IN_PART if better > worse else Verdict.NOT_SUPPORTED
 
 
-GOOD = {Verdict.HOLDS, Verdict.IN_PART, Verdict.SAME_SETTING}
-
-
-def together(verdicts: Sequence[Verdict], none_failing: bool = False) -> Verdict:
-    """All hold; some do, wholly or in part; the contrary of all; or none is supported.
-
-    A setting that is another one decides: what it is of was not measured as the sentence says.
-    none_failing: a sentence says nothing where one of its parts fails wholly.
-    """
-    given = set(verdicts)
-    for one in (Verdict.NOT_RUN, Verdict.OTHER_SETTING):
-        if one in given:
-            return one
-    if len(given) == 1:
-        return verdicts[0]
-    if given == {Verdict.HOLDS, Verdict.SAME_SETTING}:
-        return Verdict.HOLDS
-    in_part = given <= GOOD if none_failing else given & GOOD
-    return Verdict.IN_PART if in_part else Verdict.NOT_SUPPORTED
-
-
 # Cells of merges ----------------------------------------------------------------------------------
-Compared = tuple[str, str, str]  # (higher, lower, task)
 
 
 def names(keys: Iterable[str]) -> str:
@@ -201,44 +249,62 @@ def names(keys: Iterable[str]) -> str:
 
 @here
 def paired(
-    evidence: Evidence, *, higher: Names, lower: Names, tasks: Names = (), some: bool = False
+    evidence: Evidence,
+    *,
+    higher: Names,
+    lower: Names,
+    tasks: Names = (),
+    some: bool = False,
+    corrected: bool = True,
 ) -> Finding:
     """Whether cells of `higher` lie above those of `lower` by the sign test on the same rows.
 
     The p values are corrected (Holm) for the number of comparisons of this claim. It holds where
     all are clear, or with `some` one at least; see `verdict_of`. A missing cell makes it not run.
     """
-    places = list(product(higher, lower, tasks or evidence.profile.tasks))
-    missing = {m for h, low, t in places for m in (h, low) if (m, t) not in evidence.cells}
-    if missing:
+    places = tuple(product(higher, lower, tasks or evidence.profile.tasks))
+    if missing := {m for *pair, t in places for m in pair if not evidence.cell(m, t)}:
         told = ", ".join(map(title, sorted(missing)))
         raise NotMeasured(f"No cells, or not of every task, are stored for: {told}.")
-    cells = {(h, low, t): (evidence.cells[h, t], evidence.cells[low, t]) for h, low, t in places}
-    corrected = holm_of({place: paired_p(*pair) for place, pair in cells.items()})
-    gaps = {place: 100 * (one.mean - two.mean) for place, (one, two) in cells.items()}  # points
-    clear = {place: gap for place, gap in gaps.items() if corrected[place] < LEVEL}
+    tests = {place: _test(evidence, *place) for place in places}
+    gaps, ps = ({place: test[i] for place, test in tests.items()} for i in (0, 1))
+    ps = holm_of(ps) if corrected else ps
+    clear = {place: gap for place, gap in gaps.items() if ps[place] < LEVEL}
     better = sum(gap > 0 for gap in clear.values())
     worse = len(clear) - better
     counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
-    told = "; ".join(_told(*pair, gaps, clear) for pair in product(higher, lower))
-    return Finding(verdict_of(better, worse, len(places), some), counted, f"{told}.")
+    told = "; ".join(_told(evidence, *pair, gaps, clear) for pair in product(higher, lower))
+    verdict = verdict_of(better, worse, len(places), some)
+    return Finding(verdict, counted, f"{told}.", () if some else places)
 
 
-def _told(h: str, low: str, gaps: Mapping[Compared, float], clear: Mapping) -> str:
-    """A part of a sentence: the mean difference of two methods, and where it is clear."""
+@cache
+def _test(evidence: Evidence, higher: str, lower: str, task: str) -> tuple[float, float]:
+    """Points by which a cell lies above another, and p."""
+    one, two = (evidence.cell(name, task) for name in (higher, lower))
+    return 100 * (one.mean - two.mean), paired_p(one, two)
+
+
+def _told(evidence: Evidence, h: str, low: str, gaps: Mapping, clear: Mapping) -> str:
+    """A part of a sentence: the mean difference of two methods, where it is clear, their norms."""
     own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
     mean = f"{sum(own) / len(own):+.1f} points{' on average' if own[1:] else ''}"
     told = [f"{title(h)} − {title(low)} is {mean}"]
     for word, sign in (("for", 1), ("against", -1)):
         tasks = [t for (*pair, t), gap in clear.items() if pair == [h, low] and sign * gap > 0]
         told += [f"clear {word} the sentence on {names(tasks)}"] if tasks else []
+    sizes = [evidence.size(name) for name in (h, low)]
+    if all(sizes):
+        told.append("norm {:.2f} and {:.2f} times that of the exact sum".format(*sizes))
     return ", ".join(told)
 
 
 def title(name: str) -> str:
     """As tables call a method or a declared variant."""
-    variant = catalogue().variants.get(name)
-    return variant.title if variant else tables.TITLES.get(name, name)
+    variants = catalogue().variants
+    if name not in variants and f"{name}-s0" in variants:
+        return variants[f"{name}-s0"].title.removesuffix(", seed 0")
+    return variants[name].title if name in variants else tables.TITLES.get(name, name)
 
 
 # Settings and what is cited -----------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """LoRAPrune's claims: checks of its printed cells, of shapes, of pruned models and of the bench."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from itertools import product
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,11 +19,10 @@ from tipmini_lab.book.claims.checks import (
     in_print,
     setting,
 )
+from tipmini_lab.book.claims.checks_pruned import PROFILE, runs
+from tipmini_lab.book.claims.choices import choice
 from tipmini_lab.book.pruning_costs import CRITERIA, INFERENCE, RECOMPUTED, all_bytes, part
-from tipmini_lab.book.pruning_tables import ACCURACY, UNPRUNED, Gap, Model, ModelPair, clear
-from tipmini_lab.evaluation.perplexity import CORPORA
-from tipmini_lab.experiments.declared import Planned, grid
-from tipmini_lab.results.statistics import COVERED
+from tipmini_lab.experiments.declared import grid
 
 NAMES = {
     **{"wikitext2": "WikiText2", "ptb": "PTB", "gigabytes": "GPU memory, GB"},
@@ -33,7 +30,6 @@ NAMES = {
     "mean": "mean accuracy, %",
 }
 DECIMALS = {"perplexity": 2, "memory": 1, "accuracy": 2}  # as they were read
-PROFILE = "mini"
 
 
 # What is printed, or told by the note -------------------------------------------------------------
@@ -98,18 +94,40 @@ def per_cent(evidence: Evidence, *, printed: float, saved: float = 0, added: flo
 
 
 @in_print
-def weights(evidence: Evidence, *, model: str, gpu: float = 80) -> dict:
+def weights(evidence: Evidence, *, model: str) -> dict:
     """Billions of a LLaMA's weights, counted from its shapes; norms are left out.
 
-    sixteen: their GB in 16 bits; in 8 they are the billions. beside: GB of BA in 16 bits and a mask
-    in 8, as booleans have, for every linear weight (q, k, v, o; gate, up, down). gpus: of so many
-    GB, which those fill.
+    sixteen: their GB in 16 bits; in 8 they are the billions. linear: billions of those of every
+    linear layer (q, k, v, o; gate, up, down).
     """
     shape = evidence.records["shapes"][model]
     linear = shape["layers"] * (4 * shape["width"] ** 2 + 3 * shape["width"] * shape["inner"])
     billions = (linear + 2 * shape["vocabulary"] * shape["width"]) / 1e9  # embedding and output
-    found = {"value": billions, "sixteen": 2 * billions, "beside": 3 * linear / 1e9}
-    return found | {"gpus": -(-found["beside"] // gpu), "source": shape["source"]}
+    found = {"value": billions, "sixteen": 2 * billions, "linear": linear / 1e9}
+    return found | {"source": shape["source"]}
+
+
+MASKS = (16, 8, 1)  # bits that an entry of a mask may have: as the weights, a boolean, packed
+
+
+@in_print
+def intermediates(evidence: Evidence, *, model: str, mask: int, gpu: float = 80) -> dict:
+    """GPUs of so many GB that BA in 16 bits and a mask of every linear weight fill.
+
+    mask: bits of one of its entries. each: the GPUs by every width that it may have.
+    """
+    own = weights(evidence, model=model)
+    gigabytes = {bits: (2 + bits / 8) * own["linear"] for bits in MASKS}
+    gpus = {bits: math.ceil(size / gpu) for bits, size in gigabytes.items()}
+    each = ", ".join(
+        f"{bits}-bit: {gpus[bits]} ({size:.0f} GB)" for bits, size in gigabytes.items()
+    )
+    return {"value": gpus[mask], "each": each, "gpu": gpu, "source": own["source"]}
+
+
+@choice("mask")
+def _masks_wide(own: int, evidence: Evidence) -> dict:
+    return {f"a mask of {bits} bit{'s' * (bits > 1)}": bits for bits in MASKS if bits != own}
 
 
 # Settings, and what follows from shapes -----------------------------------------------------------
@@ -128,13 +146,13 @@ def pruning_has(evidence: Evidence, *, setting: str, part: str = "") -> dict:
 
 
 @setting
-def prunings(evidence: Evidence, *, method: str = "", tasks: Names = ()) -> dict:
+def prunings(evidence: Evidence, *, method: str = "", score: Names = ()) -> dict:
     """Whether pruned models, or those of a method, are stored, and scored on these tasks."""
     models = [m for m in evidence.prunings if not method or m.startswith(f"{method}-")]
     if not models:
         raise NotMeasured("No pruned model is stored yet.")
-    scored, title = len(set(tasks) & set(grid().tasks)), grid().titles().get(method)
-    found = {"value": scored == len(tasks), "scored": scored, "tasks": len(tasks)}
+    scored, title = len(set(score) & set(grid().tasks)), grid().titles().get(method)
+    found = {"value": scored == len(score), "scored": scored, "tasks": len(score)}
     return found | {"models": len(models), "title": title}
 
 
@@ -163,107 +181,155 @@ def equations(evidence: Evidence, *, rank: int = 8) -> dict:
 
 
 @here
-def bytes_beside(evidence: Evidence, *, method: str, rank: int = 8) -> dict:
-    """How many times the weights' bytes a method keeps at least, in order to prune."""
+def bytes_beside(evidence: Evidence, *, method: str, times: float, rank: int = 8) -> dict:
+    """Whether a method keeps more than so many times the weights' bytes, in order to prune."""
     needs = {need.title: need.count for need in pruning_costs.NEEDS}
     shapes, told = (pruning_costs.LLAMA_7B, pruning_costs.LLAMA_65B), []
     for shape in shapes:
         own, ours = (pruning_costs.size(needs[m](shape, rank)) for m in (method, "LoRAPrune"))
         told.append(f"{shape.name}: {method} {own}, LoRAPrune {ours}")
-    times = [needs[method](s, rank) / s.weights / pruning_costs.WIDTH for s in shapes]
-    return {"value": min(times), "shown": "; ".join(told)}
+    least = min(needs[method](s, rank) / s.weights / pruning_costs.WIDTH for s in shapes)
+    return {"value": least > times, "shown": "; ".join(told), "least": least, "times": times}
 
 
 # The bench ----------------------------------------------------------------------------------------
 KEPT = {"activations kept": "", "made again": RECOMPUTED}  # ends of the sides' names
+KINDS = ("heads", "channels")
+choice("kept", "kinds")(lambda own, known: {f"{name} alone": [name] for name in own})
+choice("medians")(lambda own, known: {"by medians alone": True})
+
+
+@choice("batch")
+def _batches(own: int, evidence: Evidence) -> dict:
+    """Of whatever is timed here: a batch of 0 is every one, a batch of another size is not."""
+    entries = part(evidence.benched, INFERENCE, "inference", [])
+    stored = {e["batch"] for e in entries} if own == 0 else set()
+    return {f"batch {size} alone": size for size in sorted(stored)}
 
 
 def _asked(
-    words: str, gains: Iterable, told: Iterable[str], least: float = 0, turn: str = ""
+    words: str,
+    gains: Iterable,
+    told: Iterable[str],
+    least: float = 0,
+    turn: str = "",
+    medians: bool = False,
 ) -> Finding:
     """Whether medians of gains are as many per cent as asked; of 0, whether all are above 0.
 
-    turn: what lies above 0, where that is said.
+    turn: what lies above 0, where that is said. medians: of 0, whether the medians are above it.
     """
-    reached = [bool(np.median(own) >= least if least else np.all(own > 0)) for own in gains]
+    gains = [np.atleast_1d(own) for own in gains]
+    gains = [np.median(own, keepdims=True) for own in gains] if least or medians else gains
+    reached = [bool((own >= least).all() if least else (own > 0).all()) for own in gains]
     some = Verdict.IN_PART if any(reached) else Verdict.NOT_SUPPORTED
-    turn = f"at least {least:g}%" if least else turn
+    turn = f"at least {least:.3g}%" if least else turn
     words += f" Asked for: {turn}." if turn else ""
     return Finding(Verdict.HOLDS if all(reached) else some, "; ".join(told), words)
 
 
 @here
 def pass_time(
-    evidence: Evidence, *, of: list, against: list, words: str, least: float = 0, more: bool = False
+    evidence: Evidence,
+    *,
+    of: list,
+    against: list,
+    words: str,
+    least: float = 0,
+    more: bool = False,
+    batch: int = 0,
+    medians: bool = False,
 ) -> Finding:
     """Whether passes of pruned models take so many per cent less time than others, or `more`.
 
     of, against: [pruning ratio, whether the adapter is merged], by pairs, in the same rounds.
+    batch: 0, every one that is timed.
     """
     entries = part(evidence.benched, INFERENCE, "inference", [])
     timed = {(e["share"], e["merged"], e["batch"]): np.array(e["seconds"]) for e in entries}
     changes = {
-        f"{f'{one[0]:.0%}, ' if of[1:] else ''}batch {batch}": timed[place] / timed[*two, batch] - 1
+        f"{f'{one[0]:.0%}, ' if of[1:] else ''}batch {size}": timed[place] / timed[*two, size] - 1
         for one, two in zip(of, against, strict=True)
         for place in timed
-        if place[:2] == tuple(one) and (batch := place[2])
+        if place[:2] == tuple(one) and (size := place[2]) and batch in (0, size)
     }
     if not changes:
         raise NotMeasured("No inference time of a pruned model is stored yet.")
     told = ", ".join(f"{name}: {np.median(own):+.1%} of time" for name, own in changes.items())
     gains = [100 * own if more else -100 * own for own in changes.values()]
-    return _asked(words, gains, [told], least, f"each of {len(gains[0])} rounds")
+    return _asked(words, gains, [told], least, f"each of {len(gains[0])} rounds", medians)
 
 
 @here
-def memory_saved(evidence: Evidence, *, side: str, least: float, against: str = "vanilla"):
+def memory_saved(
+    evidence: Evidence,
+    *,
+    side: str,
+    least: float,
+    against: str = "vanilla",
+    greatly: float = 0,
+    kept: Names = tuple(KEPT),
+) -> Finding:
     """Whether a step of a criterion takes so many per cent less memory than another's.
 
-    Both where activations are kept and where they are made again in the backward pass.
+    Both where activations are kept and where they are made again in the backward pass. greatly:
+    the part of `least`, which is printed, that a word without a number asks for.
     """
     cost, saved, told = part(evidence.benched, CRITERIA, "cost", {}), [], []
-    if not cost or not cost["vanilla"]["step_bytes"]:
+    if not {side, against} <= cost.keys() or not cost["vanilla"]["step_bytes"]:
         raise NotMeasured("No memory of pruning is stored yet.")
-    for kept, end in KEPT.items():
-        own, other = (all_bytes(cost[f"{name}{end}"]) for name in (side, against))
+    for name in kept:
+        own, other = (all_bytes(cost[f"{one}{KEPT[name]}"]) for one in (side, against))
         saved.append(100 * (1 - own / other))
-        told.append(f"{kept}: {own / 1e6:.0f} of {other / 1e6:.0f} MB, {saved[-1]:.1f}% less")
+        told.append(f"{name}: {own / 1e6:.0f} of {other / 1e6:.0f} MB, {saved[-1]:.1f}% less")
     words = "Memory: model and the peak of a step; in a small model activations are much of it."
-    return _asked(words, saved, told, least)
+    return _asked(words, saved, told, least * (greatly or 1))
 
 
 @here
-def throughput_gained(evidence: Evidence, *, least: float) -> Finding:
+def throughput_gained(
+    evidence: Evidence,
+    *,
+    least: float,
+    greatly: float = 0,
+    kept: Names = tuple(KEPT),
+    medians: bool = False,
+) -> Finding:
     """Whether steps of the LoRA-guided criterion are so much faster than the vanilla one's."""
     cost, gains, told = part(evidence.benched, CRITERIA, "cost", {}), [], []
     if not cost or not all("seconds" in own for own in cost.values()):
         raise NotMeasured("No times of steps are stored yet.")
-    for kept, end in KEPT.items():
-        old, new = (np.array(cost[f"{n}{end}"]["seconds"]) for n in ("vanilla", "lora-guided"))
+    for name in kept:
+        old, new = (
+            np.array(cost[f"{one}{KEPT[name]}"]["seconds"]) for one in ("vanilla", "lora-guided")
+        )
         gain = 100 * (np.median(old) / np.median(new) - 1)
         gains.append(gain if least else old - new)
-        told.append(f"{kept}: {gain:+.1f}% rows a second")
-    turn = f"each of {len(old)} steps"
-    return _asked("Throughput: rows a second on a CPU.", gains, told, least, turn)
+        told.append(f"{name}: {gain:+.1f}% rows a second")
+    words, turn = "Throughput: rows a second on a CPU.", f"each of {len(old)} steps"
+    return _asked(words, gains, told, least * (greatly or 1), turn, medians)
 
 
-def _masks(evidence: Evidence, share: float, kinds: Names = ("heads", "channels")) -> pd.DataFrame:
-    """Comparisons of masks at a share; beyond: the part of the way from chance to all."""
+def _masks(evidence: Evidence, share: float, kinds: Names) -> pd.DataFrame:
+    """Comparisons of masks at a share; further: the part of the way from chance to all."""
     found = pruning_costs.agreement(evidence.benched).query("reduction == 'paper'")
     found = found[(found.share == share) & found.kind.isin(kinds)]
     if found.empty:
         raise NotMeasured("No similarity of masks is stored yet.")
-    return found.assign(beyond=(found.same - found.chance_same) / (1 - found.chance_same))
+    return found.assign(further=(found.same - found.chance_same) / (1 - found.chance_same))
 
 
 @here
-def masks_alike(evidence: Evidence, *, share: float) -> Finding:
-    """Whether both criteria agree on more groups than halfway from chance to all."""
-    own = _masks(evidence, share)
+def masks_alike(
+    evidence: Evidence, *, share: float, beyond: float, kinds: Names = KINDS
+) -> Finding:
+    """Whether both criteria agree on more groups than such a part of the way from chance to all."""
+    own = _masks(evidence, share, kinds)
     told = f"{own.same.mean():.1%} of the groups alike, {own.chance_same.mean():.1%} by chance"
     kinds = " and ".join(own.kind.unique())
     words = f"At {share:.0%}; {len(own)} comparisons, of {kinds} and several adapters."
-    return _asked(words, own.beyond - 0.5, [told], turn="more than halfway from chance to all")
+    turn = f"more than {beyond:.0%} of the way from chance to all"
+    return _asked(words, own.further - beyond, [told], turn=turn)
 
 
 @here
@@ -274,163 +340,12 @@ def masks_part(evidence: Evidence, *, shares: Sequence[float]) -> Finding:
     """
     low, high = both = [_masks(evidence, share, ["channels"]) for share in shares]
     told = [
-        f"{own.same.mean():.1%} at {share:.0%}, {own.beyond.mean():.0%} of the way from chance to "
+        f"{own.same.mean():.1%} at {share:.0%}, {own.further.mean():.0%} of the way from chance to "
         "all"
         for own, share in zip(both, shares, strict=True)
     ]
     words = "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
-    return _asked(words, [low[how].min() - high[how].max() for how in ("same", "beyond")], told)
-
-
-# Pruned models ------------------------------------------------------------------------------------
-Gaps = Mapping[ModelPair, Gap]
-
-
-@cache
-def runs() -> Mapping[str, Planned]:
-    return grid().runs(PROFILE)
-
-
-def gaps(evidence: Evidence, pairs: Iterable[tuple[Model, Model]], measures: Names) -> Gaps:
-    """{(one, two, measure): gap}; raises NotMeasured where one is not measured."""
-    places = [(tuple(one), tuple(two), m) for (one, two), m in product(pairs, measures)]
-    found = {place: pruning_tables.gap(evidence.prunings, runs(), *place) for place in places}
-    if None in found.values():
-        raise NotMeasured("Not all of the models that it takes are measured.")
-    return found
-
-
-@here
-def better(
-    evidence: Evidence,
-    *,
-    of: Names,
-    against: Names,
-    shares: Sequence[float],
-    tuned: Sequence[bool],
-    measures: Names = CORPORA,
-    least: float = 0,
-) -> Finding:
-    """Whether models of some criteria have lower perplexities (or higher accuracies) than others.
-
-    tuned: whether models with, without, or of both kinds of fine-tuning, as the sentence speaks of.
-    measures: corpora, or "accuracy" alone, over the rows of all averaged tasks.
-    least: the per cent by which a perplexity is to be lower. Both read the same windows (rows): t
-    tests of the windows' losses, averaged over the seeds, corrected (Holm) for the number of
-    comparisons; with several seeds every pair of them has to agree too.
-    """
-    pairs = [((o, s, t), (a, s, t)) for t, s, o, a in product(tuned, shares, of, against)]
-    return _compared(gaps(evidence, pairs, measures), least)
-
-
-@here
-def tuning_recovers(evidence: Evidence, *, of: Names, shares: Sequence[float]) -> Finding:
-    """Whether fine-tuning while pruning lowers what pruning costs.
-
-    That is how far the perplexity lies above the unpruned model's, either of them tuned the same
-    way: tuning lowers the unpruned model's perplexity too, which is no recovery.
-    """
-    found = gaps(evidence, [((o, s, True), (o, s, False)) for s, o in product(shares, of)], CORPORA)
-    for place, one in found.items():
-        (other,) = gaps(evidence, [(UNPRUNED, ("base", 0.0, False))], [place[2]]).values()
-        seeds = np.subtract.outer(one.seeds, other.seeds).ravel()
-        found[place] = Gap(one.values - other.values, seeds, one.counts)
-    return _compared(found, words=", above the unpruned model's, tuned alike")
-
-
-def _compared(found: Gaps, least: float = 0, words: str = "") -> Finding:
-    measures = [*dict.fromkeys(measure for *_, measure in found)]
-    what = f"Perplexity on {' and '.join(measures)}{words}"
-    sign, for_it, against = -1, "lower", "higher"
-    if measures == [ACCURACY]:
-        sign, for_it, against, what = 1, "higher", "lower", "Accuracy over all rows of tasks"
-    sure = [sign * gap.mean for gap in clear(found).values()]
-    good = [gain for gain in sure if gain > 0]
-    enough, bad = sum(gain >= -math.log1p(-least / 100) for gain in good), len(sure) - len(good)
-    much = f", {enough} by as much as asked" if least else ""
-    counted = f"clearly {for_it} {len(good)}{much}, clearly {against} {bad}, "
-    counted += f"neither {len(found) - len(sure)}"
-    asked = f" Asked for: at least {least:g}% lower." if least else ""
-    told = f"{what}. {_settings(found)}.{asked} Of a small model, as all that is measured here."
-    return Finding(checks.verdict_of(enough, bad, len(found)), counted, told)
-
-
-def _settings(found: Gaps) -> str:
-    """For every share and way of tuning, and every model: how far it lies from whom."""
-    rows = [
-        (
-            told_setting([one, two]),
-            told_model(one),
-            "the same not tuned" if one[:2] == two[:2] else told_model(two),
-            _size(gap.mean, measure),
-            gap,
-        )
-        for (one, two, measure), gap in found.items()
-    ]
-    frame, told = pd.DataFrame(rows, columns=["where", "one", "other", "size", "gap"]), []
-    for where, own in frame.groupby("where", sort=False):
-        sizes = own.groupby(["one", "other"], sort=False)["size"].agg(" and ".join)
-        against = sizes + " against " + sizes.index.get_level_values("other")
-        models = against.groupby("one", sort=False).agg(", ".join)
-        named = ", ".join(f"{one} {words}" for one, words in models.items())
-        told.append(f"{where} ({told_seeds(own.gap)}): {named}")
-    return "; ".join(told)
-
-
-def told_model(model: Model) -> str:
-    """A model as a sentence calls it: "LoRAPrune, base in 8 bits", "the unpruned model"."""
-    method, share, tuned = model
-    whole = "the unpruned model, fine-tuned" if tuned else "the unpruned model"
-    return grid().titles()[method] if share else whole
-
-
-def told_setting(models: Sequence[Model]) -> str:
-    """The share, and whether it is tuned, of models that a sentence sets against each other."""
-    told = [f"{share:.0%}" for share in sorted({model[1] for model in models} - {0.0})]
-    if len({model[2] for model in models}) == 1:
-        told += ["with fine-tuning" if models[0][2] else "without fine-tuning"]
-    return ", ".join(told)
-
-
-def told_seeds(found: Iterable[Gap]) -> str:
-    """Of either side of every gap."""
-    sides = []
-    for counts in zip(*(gap.counts for gap in found), strict=True):
-        low, high = min(counts), max(counts)
-        several = f"{high} seeds" if low == high else f"{low} to {high} seeds"
-        sides.append("one seed" if high == 1 else several)
-    return " against ".join(dict.fromkeys(sides))
-
-
-def _size(mean: float, measure: str) -> str:
-    """Points of an accuracy; percent of a perplexity, or above a factor of ten how many times."""
-    if measure == ACCURACY:
-        return f"{100 * mean:+.1f} points"
-    if abs(mean) < math.log(10):
-        return f"{100 * math.expm1(mean):+.1f}%"
-    return f"{'÷' if mean < 0 else '×'}{pruning_tables.three_digits(math.exp(abs(mean)))}"
-
-
-@here
-def no_worse(evidence: Evidence, *, of: Model, against: Sequence[Model], within: float) -> Finding:
-    """Whether a model's perplexity is at most `within` per cent above others', surely; or below.
-
-    That is, with the whole 95% interval over the windows, and every pair of seeds; both corpora.
-    """
-    found, told, inside = gaps(evidence, [(of, other) for other in against], CORPORA), [], 0
-    for (_, other, corpus), gap in found.items():
-        reach = COVERED * gap.values.std(ddof=1) / math.sqrt(len(gap.values))
-        ends = min(gap.mean - reach, gap.seeds.min()), max(gap.mean + reach, gap.seeds.max())
-        low, high = 100 * np.expm1(ends)
-        inside += high <= within
-        told.append(f"{told_model(other)}, {corpus}: [{low:+,.1f}, {high:+,.1f}]%")
-    some = Verdict.IN_PART if inside else Verdict.NOT_SUPPORTED
-    return Finding(
-        Verdict.HOLDS if inside == len(found) else some,
-        f"at most {within:g}% above: {inside} of {len(found)}",
-        f"How far the perplexity of {told_model(of)} ({told_setting([of])}; "
-        f"{told_seeds(found.values())}) lies from that of {'; '.join(told)}. Below is as good.",
-    )
+    return _asked(words, [low[how].min() - high[how].max() for how in ("same", "further")], told)
 
 
 # Tables above the claims --------------------------------------------------------------------------
@@ -444,17 +359,5 @@ def page_tables(evidence: Evidence) -> dict[str, pd.DataFrame | str]:
         "at_hand": shown.rename(index=NAMES, columns=NAMES).rename_axis("LLaMA-7B, 50%"),
         "sources": "; ".join(f"*{key}*: {told}" for key, told in read.items()) + ".",
         "address": known["address"],
-        "margins": ", ".join(f"{least:g}% {what}" for what, least in margins(evidence).items()),
+        "tuned_long": pruning_tables.tuned_long(evidence.prunings, grid().size(PROFILE), runs()),
     }
-
-
-def margins(evidence: Evidence) -> dict[str, float]:
-    """Half of what is told of LoRAPrune, per cent: what "greatly" is taken to ask for at least."""
-    memory = cells(evidence, "memory").value.droplevel("column")
-    faster = cells(evidence, "throughput").value["lora_guided", "gain"]
-    found = {
-        "less memory": 100 - 100 * memory.loraprune / memory.llm_pruner,
-        "less in 8 bits against 16": 100 - 100 * memory.loraprune_8bit / memory.loraprune,
-        "more throughput": faster,
-    }
-    return {what: round(share / 2, 1) for what, share in found.items()}

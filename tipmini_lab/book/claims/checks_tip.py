@@ -16,7 +16,16 @@ import tipmini as tm
 from tipmini_lab import paths
 from tipmini_lab.book import serving
 from tipmini_lab.book.claims import Verdict, checks
-from tipmini_lab.book.claims.checks import WORDS, Evidence, Finding, Names, here, in_print, setting
+from tipmini_lab.book.claims.checks import (
+    WORDS,
+    Evidence,
+    Finding,
+    Names,
+    here,
+    in_print,
+    setting,
+)
+from tipmini_lab.book.claims.choices import choice
 from tipmini_lab.book.tables import TITLES, p_text
 from tipmini_lab.results.statistics import LEVEL, holm
 
@@ -122,6 +131,7 @@ def above(
     tasks: Names = (),
     or_equal: bool = False,
     some: bool = False,
+    corrected: bool = True,
 ) -> Finding:
     """Whether printed accuracies of `higher` lie above those of `lower`, and how clearly.
 
@@ -129,77 +139,111 @@ def above(
     its unpaired test is, corrected for all the differences that the text speaks of. It holds in
     part where some are clear only.
     """
-    places = product(higher, lower, tasks or table1(evidence).index)
+    places = tuple(product(higher, lower, tasks or table1(evidence).index))
     asked = tests(evidence).loc[list(places)]
-    shown = asked[(asked.difference > 0) | (or_equal & (asked.difference == 0))]
-    clear = shown[shown.clear]
-    every = len(shown if or_equal else clear) == len(asked)  # what is kept need not be clear
-    verdict = _direction(len(shown), len(clear), every or some)
+    clear = asked.clear if corrected else asked.p < LEVEL
+    shown = (asked.difference > 0) | (or_equal & (asked.difference == 0))
+    good, bad = (shown & clear).sum(), (~shown & clear).sum()
+    every = shown.all() if or_equal else good == len(asked)  # what is kept need not be clear
     few = asked if len(asked) <= 3 else asked[asked.difference <= 0]  # those against the sentence
     told = [
         f"{WORDS[task]}: {WORDS[h]} − {WORDS[low]} {100 * t.difference:+.2f} points "
         f"(z {t.z:.2f}, p {p_text(t.p)}, corrected {p_text(t.corrected)})"
         for (h, low, task), t in few.iterrows()
     ]
-    unclear = (~asked.clear & (asked.difference > 0)).sum()
+    unclear = (~clear & (asked.difference > 0)).sum()
     if few is not asked and unclear:
         told.append(f"{unclear} with the claimed sign are within the sampling error")
-    counted = f"{len(shown)} of {len(asked)} printed differences; clear: {len(clear)}"
-    return Finding(verdict, counted, "; ".join(told or ["all are clear"]) + ".")
+    counted = f"{shown.sum()} of {len(asked)} printed differences; clear: {good}"
+    verdict = _direction(good, bad, every or some)
+    return Finding(
+        verdict, counted, "; ".join(told or ["all are clear"]) + ".", () if some else places
+    )
 
 
-def _direction(shown: int, clear: int, enough: bool) -> Verdict:
-    if not shown:
-        return Verdict.DOES_NOT_HOLD
-    if not clear:
-        return Verdict.WITHIN_ERROR
-    return Verdict.HOLDS if enough else Verdict.IN_PART
+def _direction(good: int, bad: int, enough: bool = True) -> Verdict:
+    """Of so many differences that are clear for a sentence, and against it.
+
+    Neither confirmed nor refuted is what no clear difference stands for.
+    """
+    if good or bad:
+        some = Verdict.HOLDS if enough else Verdict.IN_PART
+        return some if good else Verdict.DOES_NOT_HOLD
+    return Verdict.WITHIN_ERROR
 
 
 @in_print
-def mean_above(evidence: Evidence, *, higher: str, lower: str) -> Finding:
+def mean_above(evidence: Evidence, *, higher: str, lower: str, tasks: Names = ()) -> Finding:
     """Whether a printed column's mean lies above another's by more than its sampling error.
 
     Tasks are independent.
     """
     table = table1(evidence)
+    table = table.loc[list(tasks)] if tasks else table
     variances = [standard_error(table[m], table["rows"]) ** 2 for m in (higher, lower)]
     error = sum(variances).sum() ** 0.5 / len(table)
     gap = table[higher].mean() - table[lower].mean()
-    z, p = gap / error, 2 * norm.sf(abs(gap / error))
+    p = 2 * norm.sf(abs(gap / error))
     shown = f"{WORDS[higher]} − {WORDS[lower]}: {100 * gap:+.2f} ± {100 * error:.2f} points"
-    words = f"The difference of the means has z {z:.2f}, p {p_text(p)}."
-    return Finding(_direction(gap > 0, p < LEVEL, True), shown, words)
+    words = f"The difference of the means has z {gap / error:.2f}, p {p_text(p)}."
+    clear = p < LEVEL
+    verdict = _direction(clear and gap > 0, clear and gap < 0)
+    return Finding(verdict, shown, words, ((higher, lower, "mean"),))
+
+
+choice("baseline")(lambda own, known: {f"against {WORDS[m]}": m for m in COLUMNS[:3] if m != own})
 
 
 @in_print
-def largest_gains(evidence: Evidence, *, of: str, against: str, tasks: Names) -> dict:
-    """Whether the gains on these tasks are larger than on any other."""
-    gains = 100 * tests(evidence).difference.loc[of, against]
+def largest_gains(evidence: Evidence, *, of: str, baseline: str, tasks: Names) -> Finding:
+    """Whether the least gain on these tasks is larger than the largest on any other, and clearly.
+
+    A gain is of two columns, so that the error of the difference of two gains is one of four cells.
+    """
+    table = table1(evidence)
+    gains = table[of] - table[baseline]
     order = gains.sort_values(ascending=False, kind="stable")
-    told = ", ".join(f"{WORDS[task]} {points:+.2f}" for task, points in order.items())
-    shown = f"{WORDS[of]} − {WORDS[against]} in points"
-    largest = set(order.index[: len(tasks)]) == set(tasks)
-    return {"value": largest, "shown": shown, "words": f"In order: {told}."}
+    ends = [gains[tasks].idxmin(), gains.drop(tasks).idxmax()]
+    errors = [standard_error(table[m], table["rows"])[ends] for m in (of, baseline)]
+    z = np.subtract(*gains[ends]) / (sum(error**2 for error in errors).sum() ** 0.5)
+    p = 2 * norm.sf(abs(z))
+    told = ", ".join(f"{WORDS[task]} {100 * gain:+.2f}" for task, gain in order.items())
+    words = f"In order: {told}. {WORDS[ends[0]]} beside {WORDS[ends[1]]}: z {z:.2f}, p {p_text(p)}."
+    verdict = _direction(p < LEVEL and z > 0, p < LEVEL and z < 0)
+    return Finding(verdict, f"{WORDS[of]} − {WORDS[baseline]} in points", words)
 
 
 @in_print
 def numbers_of_the_table(evidence: Evidence, *, digits: int = 4) -> dict:
     """Table 1 against what is known of the data and of the base model, of so many `tasks`.
 
-    identical: whether all of Single, else how many (same), are the base model's public accuracies
-    to the printed digit. every: whether all cells are whole numbers of right rows, else how many.
+    identical: whether all of Single, else how many (same), are a public accuracy of the base model
+    to the printed digit; other: how many of the public ones are another number. every: whether all
+    cells are whole numbers of right rows, else how many.
     """
-    table, (low, high) = table1(evidence), evidence.records["usual_spread"]
-    public = {task: record["value"] for task, record in evidence.records["base_model"].items()}
-    same = sum(round(public[task], digits) == value for task, value in table["single"].items())
+    table = table1(evidence)
+    public = public_records(evidence)
+    equal = public.value.round(digits) == table["single"].loc[public.task].array
+    same = public.task[equal].nunique()
     own = table[table.whole]
     cells = [(row[method], row.rows) for _, row in own.iterrows() for method in COLUMNS]
     whole = sum(whole_count(*cell, digits) is not None for cell in cells)
     chances = [f"{WORDS[t]} {100 * by_accident(rows):.0f}%" for t, rows in own["rows"].items()]
     found = {"tasks": len(table), "same": same, "identical": same == len(table)}
+    found |= {"sources": public.source.nunique(), "public": len(public), "other": sum(~equal)}
     found |= {"whole": whole, "cells": len(cells), "every": whole == len(cells)}
-    return found | {"low": low, "high": high, "chances": ", ".join(chances)}
+    return found | {"chances": ", ".join(chances)}
+
+
+def public_records(evidence: Evidence) -> pd.DataFrame:
+    """A line a public accuracy of the base model: source, task, metric, value."""
+    lines = [
+        (source, task, metric, value)
+        for source, row in evidence.records["base_model"].items()
+        for task, own in row.items()
+        for metric, value in own.items()
+    ]
+    return pd.DataFrame(lines, columns=["source", "task", "metric", "value"])
 
 
 # Layers -------------------------------------------------------------------------------------------
@@ -224,9 +268,9 @@ def _importances(evidence: Evidence, tasks: Names = ()) -> dict[str, Tensor]:
 
 
 @setting
-def adapters(evidence: Evidence, *, tasks: Names = ()) -> dict:
+def adapters(evidence: Evidence, *, of: Names = ()) -> dict:
     """Whether Eqs. 1 and 2 come to one number for every layer of every adapter, of these too."""
-    lines = _importances(evidence, tasks).values()
+    lines = _importances(evidence, of).values()
     layers = len(next(iter(lines)))
     ranks = sorted(set.union(*(ranks for _, ranks in stored_adapters(evidence).values())))
     alike = all(line.shape == (layers,) for line in lines)
@@ -235,14 +279,16 @@ def adapters(evidence: Evidence, *, tasks: Names = ()) -> dict:
 
 
 @here
-def rank_correlation(evidence: Evidence, *, of: Names, alike: float) -> dict:
-    """Spearman's rho of two adapters' importances, and in how many pairs it is below `alike`."""
+def rank_correlation(evidence: Evidence, *, of: Names, unlike: float) -> dict:
+    """Whether Spearman's rho of two adapters' importances is below 1 - `unlike`; of how many."""
     found = _importances(evidence, of)
     pairs = [*combinations(found, 2), of]
     *every, rho = (float(spearmanr(*(found[t] for t in pair)).statistic) for pair in pairs)
     first, second = (_shift(found[task]) for task in of)
+    alike = 1 - unlike
     return {
-        **{"value": rho, "below": sum(other < alike for other in every), "pairs": len(every)},
+        **{"value": rho < alike, "rho": rho, "alike": alike},
+        **{"below": sum(other < alike for other in every), "pairs": len(every)},
         **{"layers": len(first), "tops": [int(found[task].argmax()) for task in of]},
         "apart": (first - second).abs().max().item(),
     }
@@ -272,15 +318,28 @@ def shifts(evidence: Evidence, *, base: float, of: Sequence = ()) -> dict:
 
 
 # Serving ------------------------------------------------------------------------------------------
+@choice("rows")
+def _batches(own: int, evidence: Evidence) -> dict:
+    """As many rows as there are adapters at least, or all are not in a batch."""
+    found = serving.read()
+    most = found.frame["adapters"].max()
+    return {f"a batch of {n}": n for n in serving.batches(found) if n != own and n >= most}
+
+
+@choice("step")
+def _steps(own: str, evidence: Evidence) -> dict:
+    return {f"time of the {words}": n for n, words in serving.STEPS.items() if n != own}
+
+
 @here
-def serving_time(evidence: Evidence, *, step: str, batch: int) -> dict:
+def serving_time(evidence: Evidence, *, step: str, rows: int) -> dict:
     """A batch's times over those of the base model in the same rounds, by way of serving.
 
     slower: whether in every round it takes longer with unmerged adapters, and longer with more.
     cheaper: whether it takes less with one merged adapter than with the most unmerged ones.
     """
     found = serving.read()
-    ratios = serving.relative(found, step, batch)
+    ratios = serving.relative(found, step, rows)
     mixed = [ratio for way, ratio in ratios.items() if way.startswith("mixed")]
     most, merged = ratios[serving.most(found)], ratios["one adapter"]
     listed = (serving.most(found), "one adapter", "weights")
@@ -303,6 +362,7 @@ def page_tables(evidence: Evidence) -> dict[str, pd.DataFrame | str]:
         "tip_differences": differences(evidence, COMPARED[:3]),
         "merge_differences": differences(evidence, COMPARED[3:]),
         "compared": str(len(tests(evidence)) // 2),
+        "searched": str(len(evidence.records["base_model"])),
     }
 
 
@@ -321,16 +381,20 @@ def means(evidence: Evidence) -> pd.DataFrame:
 
 
 def records(evidence: Evidence) -> pd.DataFrame:
-    """The column Single, and below it the public record of the base model."""
-    rows = {
-        f"{TITLES[task]}<br>{record['metric']}": {
-            "Single, then record": f"{single:.4f}<br>{record['value']:.4f}",
-            "recorded in": record["source"],
-        }
-        for task, single in table1(evidence)["single"].items()
-        if (record := evidence.records["base_model"][task])
-    }
-    return pd.DataFrame(rows).T.rename_axis("task")
+    """The column Single, and below it every public accuracy of the base model that was read.
+
+    Bold: it is the printed number.
+    """
+    table = table1(evidence)
+    found = public_records(evidence)
+    same = found.value.round(4) == table["single"].loc[found.task].array
+    value = found.value.map("{:.4f}".format)
+    found["shown"] = value.where(~same, "**" + value + "**") + " " + found.metric
+    wide = found.groupby(["source", "task"], sort=False)["shown"].agg("<br>".join).unstack("task")
+    wide = wide.reindex(index=found.source.unique(), columns=table.index)
+    own = table["single"].map("{:.4f}".format).rename("Single, printed")
+    frame = pd.concat([own.to_frame().T, wide]).fillna("-")
+    return frame.rename(columns=TITLES).rename_axis("")
 
 
 def counts(evidence: Evidence) -> pd.DataFrame:

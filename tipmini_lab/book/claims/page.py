@@ -10,10 +10,11 @@ import pandas as pd
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book.claims import Claim, Paper, Verdict, declared
+from tipmini_lab.book.claims import Check, Claim, Paper, Verdict, declared
 from tipmini_lab.book.claims.checks import Evidence, Finding, gathered, modules, run
 from tipmini_lab.book.staging import VALUE
 from tipmini_lab.book.tables import markdown_table
+from tipmini_lab.results.statistics import LEVEL
 
 LEVELS = {"in_print": "in print", "here": "at this book's scale"}
 HEADS = {"in_print": "in print", "here": "here"}  # of the tables
@@ -35,23 +36,39 @@ def audit(folder: Path = paths.CLAIMS, evidence: Evidence | None = None) -> list
     TipminiError
         A file is not valid, or names a check or an argument that there is not.
     """
-    evidence = evidence or gathered()
-    claims = [claim for paper in declared(folder).values() for claim in paper.claims]
-    return [Audited(c, *(run(c, level, evidence) for level in LEVELS)) for c in claims]
+    evidence, known = evidence or gathered(), {}
+
+    def found(paper: Paper, claim: Claim, level: str) -> Finding:
+        asked = paper.name, claim.printed, level, getattr(claim, level).model_dump_json()
+        if asked not in known:  # claims share checks
+            known[asked] = run(claim, level, evidence, paper.forms)
+        return known[asked]
+
+    return [
+        Audited(claim, *(found(paper, claim, level) for level in LEVELS))
+        for paper in declared(folder).values()
+        for claim in paper.claims
+    ]
 
 
 def refuse_changed(audited: Sequence[Audited]) -> None:
     """Raise TipminiError, one line, where a verdict is not the declared one."""
     lines = [
-        f"{claim.id}, {words}: declared {declared.value!r}, computed {found.value!r}"
+        f"{claim.id}, {words}: declared {told(asked)!r}, computed {told(found)!r}"
         for claim, *findings in audited
-        for (level, words), (found, *_) in zip(LEVELS.items(), findings, strict=True)
-        if (declared := getattr(claim, level).verdict) != found
+        for (level, words), found in zip(LEVELS.items(), findings, strict=True)
+        if told(asked := getattr(claim, level)) != told(found)
     ]
     if lines:
         more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
         file = f"{paths.CLAIMS.name}/{lines[0].partition('-')[0]}.yaml"
         raise TipminiError(f"claim {lines[0]}{more}; where that is right, declare it in {file}")
+
+
+def told(found: Finding | Check) -> str:
+    """A verdict, and where it depends between which."""
+    between = f": {', '.join(found.between)}" if found.between else ""
+    return f"{found.verdict.value}{between}"
 
 
 # Markdown for every {{ claims_... }} of book/claims.md --------------------------------------------
@@ -68,7 +85,8 @@ def page_values(folder: Path = paths.CLAIMS, evidence: Evidence | None = None) -
     tables = {n: m.page_tables(evidence) for n, m in modules().items() if hasattr(m, "page_tables")}
     shown = [_paper(name, papers[name], own[name], tables.get(name, {})) for name in papers]
     listed = f"{', '.join(others)}, and {last}" if others else last
-    return {"claims_listed": listed, "claims_of_papers": "\n\n".join(shown)}
+    values = {"claims_listed": listed, "claims_level": f"{LEVEL:.0%}"}
+    return values | {"claims_of_papers": "\n\n".join(shown)}
 
 
 def _paper(name: str, paper: Paper, audited: list[Audited], tables: Mapping) -> str:
@@ -81,12 +99,11 @@ def _paper(name: str, paper: Paper, audited: list[Audited], tables: Mapping) -> 
             raise TipminiError(f"claims/{name}.yaml: no value is given for {sorted(unknown)[0]!r}")
         return VALUE.sub(lambda found: values[found[1]], text)
 
-    found = {
-        words: [getattr(a, key).verdict.value for a in audited] for key, words in HEADS.items()
-    }
+    found = {words: [getattr(each, key) for each in audited] for key, words in HEADS.items()}
     links = [f"[{each.claim.title}](claim-{each.claim.id})" for each in audited]
-    verdicts = pd.DataFrame(found, index=pd.Index(links, name="claim"))
-    counts = verdicts.apply(pd.Series.value_counts).reindex([*Verdict]).dropna(how="all")
+    found = pd.DataFrame(found, index=pd.Index(links, name="claim"))
+    verdicts, counts = found.map(told), found.map(lambda one: one.verdict.value)
+    counts = counts.apply(pd.Series.value_counts).reindex([*Verdict]).dropna(how="all")
     counts = counts.map(lambda count: "-" if pd.isna(count) else int(count))
     counts.index = [f"*{verdict}*" for verdict in counts.index]
     parts = [
@@ -109,7 +126,9 @@ def _claim(each: Audited, language: str) -> str:
     terms = {
         **{"Printed": f"{printed}{claim.unit}" if printed else "-"},
         **{"Recomputed": each.in_print.recomputed, "In print": in_print},
+        **{"In print, otherwise read": sensitivity(each.in_print)},
         **{"Measured here": each.here.recomputed, "Here": here},
+        **{"Here, otherwise read": sensitivity(each.here)},
     }
     return "\n".join(
         [
@@ -120,6 +139,18 @@ def _claim(each: Audited, language: str) -> str:
             "::::",
         ]
     )
+
+
+def sensitivity(found: Finding) -> str:
+    """Whether another admissible choice changes a verdict, and every choice by what it comes to."""
+    if not found.readings:
+        return "-"
+    if not found.between:
+        return f"No other choice changes it: {'; '.join([*found.readings][1:])}."
+    groups = {verdict: [] for verdict in found.between}
+    for words, verdict in found.readings.items():
+        groups[verdict].append(words)
+    return ". ".join(f"*{v.value}*: {'; '.join(words)}" for v, words in groups.items()) + "."
 
 
 def plain(text: str) -> str:
