@@ -224,6 +224,7 @@ def test_the_whole_grid_is_there():
     expected |= {name(m, 0.5, True, 0, longer=True) for m in longer}
     apart = {name(m.name, s, True, d) for m in GRID.variants for s in (0.2, 0.5) for d in range(3)}
     expected |= apart | {"base", "base-int8", "magnitude-2to4", "wanda-2to4"}
+    expected |= {"magnitude-rows", "wanda-rows", "small-weights", "large-weights"}
     assert expected <= set(runs) and not any(runs[each].zero_shot for each in apart)
     swept = {r.share for r in runs.values() if (r.method, r.tuned) == ("lora-guided", True)}
     assert swept == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}  # at 0 the control that is tuned alone

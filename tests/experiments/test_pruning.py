@@ -23,11 +23,12 @@ from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.pruning import (
+    PATTERNS,
     PruningRecipe,
     Run,
     cosine_rate,
     fraction,
-    prune_semi_structured,
+    prune_elements,
     removes,
 )
 
@@ -230,10 +231,16 @@ def test_released_takes_gradients_after_clipping(base, tmp_path):
     assert not torch.equal(found["released", 1e-3], found["released", 1e9])
 
 
+def test_the_optimizer_is_the_papers(base, tmp_path):
+    one = started(base, tmp_path)
+    assert type(one.optimizer) is torch.optim.AdamW
+    assert one.optimizer.defaults["weight_decay"] == 0
+
+
 def test_2_4_leaves_two_of_every_four(base, tmp_path):
     recipe = PruningRecipe(**SMALL)
     for score in ("magnitude", "wanda"):
-        out = prune_semi_structured(base, recipe, tmp_path / score, score, "float32")
+        out = prune_elements(base, recipe, tmp_path / score, score, "float32")
         loaded = load(out)
         for family in find_families(loaded):
             for member in family.members:
@@ -244,6 +251,17 @@ def test_2_4_leaves_two_of_every_four(base, tmp_path):
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "magnitude").get_parameter(up)
     blocks, found = whole.get_parameter(up).abs().view(-1, 4), kept.view(-1, 4)
     assert torch.equal(blocks.topk(2).values.sum(1), found.abs().sort().values[:, 2:].sum(1))
+
+
+def test_a_pattern_takes_its_share_of_every_row():
+    """By hand: of ten weights the smaller five stand at even places."""
+    weight = torch.tensor([[1.0, 60, 2, 70, 3, 80, 4, 90, 5, 100]]) * torch.tensor([[1.0], [-1]])
+    scores = torch.tensor([[5.0, 50, 7, 9, 6, 40, 8, 30, 4, 20], [1.0, 9, 3, 8, 2, 7, 4, 5, 6, 10]])
+    kept = {name: keep(weight, scores, 0.2) for name, keep in PATTERNS.items() if name != "2:4"}
+    gone = {name: [(~row).nonzero()[:, 0].tolist() for row in mask] for name, mask in kept.items()}
+    assert gone["rows"] == [[0, 8], [0, 4]]
+    assert gone["small"] == [[2, 6], [6, 8]]
+    assert gone["large"] == [[3, 9], [5, 7]]
 
 
 # A step of several passes ------------------------------------------------------------------------

@@ -50,10 +50,13 @@ class Whole(Named):
     int8: bool = False
 
 
-class SemiStructured(Named):
-    """Two of every four weights set to zero."""
+class Zeroed(Named):
+    """Elements of every matrix set to zero, which leaves its shape."""
 
     score: str
+    pattern: str = "2:4"  # of `pruning.PATTERNS`
+    share: float = 0.5
+    zero_shot: bool = True
 
 
 class Method(Named):
@@ -76,7 +79,10 @@ class Plan(Declared):
 
 @dataclass(frozen=True)
 class Planned:
-    """One model to be made and scored. Without a recipe it is not pruned; score: 2:4 by it."""
+    """One model to be made and scored.
+
+    Without a recipe it is not pruned; with a score, elements are zero in a pattern.
+    """
 
     name: str
     title: str
@@ -86,6 +92,7 @@ class Planned:
     longer: bool = False
     recipe: PruningRecipe | None = None
     score: str | None = None
+    pattern: str = "2:4"
     int8: bool = False
     zero_shot: bool = True
 
@@ -99,7 +106,8 @@ class Grid(Declared):
     tasks: tuple[str, ...]
     apart: tuple[str, ...] = ()  # tasks that means over tasks leave out
     whole: tuple[Whole, ...]
-    semi_structured: tuple[SemiStructured, ...]
+    semi_structured: tuple[Zeroed, ...]
+    unstructured: tuple[Zeroed, ...] = ()
     methods: tuple[Method, ...]
     ablations: tuple[Method, ...] = ()  # methods that no table but theirs shows
     variants: tuple[Method, ...] = ()  # a table of their own, too
@@ -116,6 +124,10 @@ class Grid(Declared):
         return tuple(task for task in self.tasks if task not in self.apart)
 
     @property
+    def zeroed(self) -> tuple[Zeroed, ...]:
+        return (*self.semi_structured, *self.unstructured)
+
+    @property
     def every_method(self) -> tuple[Method, ...]:
         return (*self.methods, *self.ablations, *self.variants)
 
@@ -127,7 +139,7 @@ class Grid(Declared):
 
     def titles(self) -> dict[str, str]:
         """Of methods and of what is not pruned by group, by name."""
-        every = (*self.whole, *self.semi_structured, *self.every_method)
+        every = (*self.whole, *self.zeroed, *self.every_method)
         return {m.name: m.title for m in every}
 
     def runs(self, profile: str) -> dict[str, Planned]:
@@ -141,9 +153,10 @@ class Grid(Declared):
     def _every(self, size: Size) -> Iterator[Planned]:
         for whole in self.whole:
             yield Planned(whole.name, whole.title, whole.name, int8=whole.int8)
-        for semi in self.semi_structured:
-            recipe = size.recipe(tuned=False, method=semi.score, share=0.5)
-            yield Planned(semi.name, semi.title, semi.name, 0.5, recipe=recipe, score=semi.score)
+        for one in self.zeroed:
+            recipe = size.recipe(tuned=False, method=one.score, share=one.share)
+            how = {"score": one.score, "pattern": one.pattern, "zero_shot": one.zero_shot}
+            yield Planned(one.name, one.title, one.name, one.share, recipe=recipe, **how)
         for plan in self.plans:
             for name, share, seed in product(plan.methods, plan.shares, plan.seeds):
                 yield self._run(size, plan, name, share, seed)

@@ -31,7 +31,7 @@ from tipmini_lab.results import digests, store
 PLACES = (("base", "piqa"), ("base", "coqa"), ("tip", "rte"))
 NORMS = ("boolq", "coqa")
 CORPUS = "books"
-RUNS = ("base", "wanda-2to4", "taylor-50-once-s0", "lora-guided-20-tuned-s0")
+RUNS = ("base", "wanda-2to4", "wanda-rows", "taylor-50-once-s0", "lora-guided-20-tuned-s0")
 ROUNDING = 1e-3  # of a norm, relative
 STEP = 2**-8  # of bfloat16, relative: pruned models are stored in it
 FOLDER = paths.BUILD / "proof"

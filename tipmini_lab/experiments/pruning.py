@@ -1,4 +1,4 @@
-"""Pruning a model: LoRAPrune's Algorithm 1, its results in files, 2:4 sparsity, `tipmini prune`."""
+"""Pruning a model: LoRAPrune's Algorithm 1, its results in files, zeros, `tipmini prune`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tipmini as tm
 from tipmini.errors import TipminiError, require, require_share
-from tipmini.masks import semi_structured_mask
+from tipmini.masks import row_mask, semi_structured_mask
 from tipmini.methods import pruner
 from tipmini.methods.criteria import (
     CHOICES,
@@ -397,19 +397,42 @@ def _all_weights(base: BaseFolder) -> int:
     return sum(math.prod(base.entry(name).shape) for name in base.files)
 
 
-# 2:4 sparsity -------------------------------------------------------------------------------------
-def prune_semi_structured(
+# Zeros that leave all shapes ----------------------------------------------------------------------
+def _small_first(weight: Tensor, scores: Tensor, share: float) -> Tensor:
+    """False at the highest scores of each row's smaller half by size; a share up to one half."""
+    smaller = ~row_mask(weight.abs(), 0.5)
+    return row_mask(torch.where(smaller, -scores, math.inf), share)
+
+
+def _large_first(weight: Tensor, scores: Tensor, share: float) -> Tensor:
+    """False at the lowest scores of each row's larger half by size; a share up to one half."""
+    larger = row_mask(weight.abs(), 0.5)
+    return row_mask(torch.where(larger, scores, math.inf), share)
+
+
+# Of a (d, k) weight, its scores and a share of each row: which elements stay, (d, k).
+PATTERNS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "2:4": lambda weight, scores, share: semi_structured_mask(scores),
+    "rows": lambda weight, scores, share: row_mask(scores, share),
+    "small": _small_first,
+    "large": _large_first,
+}
+
+
+def prune_elements(
     base: Path,
     recipe: PruningRecipe,
     out: Path,
     score: str,
     dtype: str = "auto",
     sources: Mapping[str, Source] = {},
+    pattern: str = "2:4",
 ) -> Path:
-    """Write the base with 2:4 zeros in all attention and MLP matrices; nothing is trained.
+    """Write the base with zeros in all attention and MLP matrices; nothing is trained.
 
-    score: "magnitude", or "wanda" with the norms of the recipe's rows. Raises TipminiError for
-    rows of a length that 4 doesn't divide, and as `save_merged` does.
+    score: "magnitude", or "wanda" with the norms of the recipe's rows. pattern: one of `PATTERNS`,
+    for the recipe's share of each row. Raises TipminiError for rows of a length that 4 doesn't
+    divide where they are 2:4, and as `save_merged` does.
     """
     keep_memory()
     folder = open_base(base)
@@ -420,20 +443,20 @@ def prune_semi_structured(
     if score == "wanda":
         rows = objective.padded(rows_of(recipe, load_tokenizer(base), sources), recipe.tokens)
         norms = tm.calibrate(model, rows, modules)
-    changes = {}
+    keep, changes = PATTERNS[pattern], {}
     for module in modules:
-        cut = partial(_pruned, norm=norms.get(module))
+        cut = partial(_pruned, norm=norms.get(module), keep=keep, share=recipe.share)
         changes[f"{module}.weight"] = TensorEdit(cut, folder.locate(module).shape)
-    story = {"method": f"{score}-2:4", "base": str(base), "date": store.today()}
+    story = {"method": f"{score}-{pattern}", "base": str(base), "date": store.today()}
     story |= {"machine": store.machine(), "versions": store.versions()}
     beside = {STORY: (json.dumps(story) + "\n").encode()}
     save_merged(changed(folder, changes), {}, out, beside=beside)
     return out
 
 
-def _pruned(weight: Tensor, norm: Tensor | None) -> Tensor:
+def _pruned(weight: Tensor, norm: Tensor | None, keep: Callable, share: float) -> Tensor:
     scores = weight.abs() if norm is None else wanda_score(weight.float(), norm)
-    return torch.where(semi_structured_mask(scores), weight, 0)
+    return torch.where(keep(weight, scores, share), weight, 0)
 
 
 # What `tipmini prune` does ------------------------------------------------------------------------
@@ -473,7 +496,7 @@ def prune(
 ) -> dict:
     """Prune into `out`; what there is to tell of it."""
     if semi_structured:
-        prune_semi_structured(base, recipe, out, recipe.method, dtype, sources)
+        prune_elements(base, recipe, out, recipe.method, dtype, sources)
         return _semi(open_base(base), families_of(open_base(base)))
     Run(base, recipe, out, dtype, sources).run()
     story = json.loads((out / STORY).read_text())

@@ -46,6 +46,7 @@ class Pruned(Experiment):
             "int8": self.planned.int8,
             "rows": told and _rows_digest(*told, self.lab.tokenizer),
         }
+        found |= {"pattern": self.planned.pattern} if self.planned.pattern != "2:4" else {}
         return json.loads(json.dumps(found))
 
     def measures(self) -> Sequence[str]:
@@ -127,7 +128,7 @@ class Pruned(Experiment):
 
 def pruning_code() -> str:
     """What any pruned model is made by."""
-    return digests.code_digest(pruning.Run, pruning.prune_semi_structured, pruning.load)
+    return digests.code_digest(pruning.Run, pruning.prune_elements, pruning.load)
 
 
 def code(measure: str) -> dict[str, str]:
@@ -152,7 +153,8 @@ def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:
         whole, read = pruning.whole(families), pruning.as_trained(dtype)
         removal.save_pruned(opened, families, whole, out, read=read)
     elif planned.score:
-        pruning.prune_semi_structured(base, planned.recipe, out, planned.score, dtype)
+        told = (planned.recipe, out, planned.score, dtype)
+        pruning.prune_elements(base, *told, pattern=planned.pattern)
     else:
         pruning.Run(base, planned.recipe, out, dtype).run()
 
