@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from bench import pruning_cost, timing
+from bench import pruning_cost, pruning_zeros, timing
 from bench.pruning_cost import Checkpoints, Setting, one_pass, side
 from bench.serving import prompts
 from tipmini.errors import TipminiError
@@ -64,6 +64,19 @@ def profile(lab: Lab, **size: object) -> dict:
     return told | {"rows": setting.profiled} | found
 
 
+def zeros(lab: Lab, **size: object) -> dict:
+    """What zeros that leave all shapes do: to time, to bytes, and once an adapter is merged."""
+    keep_memory()
+    setting = Setting(Path(lab.model_path), lab.dtype, **size)
+    adapters = {task: lab.adapter_path(task) for task in lab.profile.tasks}
+    return {
+        "dtype": "float32",
+        "passes": pruning_zeros.passes(setting),
+        "refused": pruning_zeros.refused(setting),
+        "merged": pruning_zeros.merged(setting.base, adapters),
+    }
+
+
 def _read(lab: Lab, size: dict) -> tuple[Setting, list[Example], dict[str, object]]:
     """What is measured, the rows that the criteria read, and what is stored of both."""
     keep_memory()
@@ -75,7 +88,7 @@ def _read(lab: Lab, size: dict) -> tuple[Setting, list[Example], dict[str, objec
 
 PARTS = {
     f"{costs.PREFIX}{name}": part
-    for name, part in zip(costs.PARTS, (criteria, masks, inference, profile), strict=True)
+    for name, part in zip(costs.PARTS, (criteria, masks, inference, profile, zeros), strict=True)
 }
 
 
@@ -86,6 +99,7 @@ def report(found: costs.Found) -> str:
         costs.MASKS: [costs.overlap_table],
         costs.INFERENCE: [costs.inference_table],
         costs.PROFILE: [costs.step_times, costs.pass_times],
+        costs.ZEROS: [costs.zeros_table],
     }
     return "\n\n".join(table(found).to_string() for name in found for table in shown[name])
 

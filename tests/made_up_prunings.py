@@ -106,10 +106,30 @@ def bench() -> dict:
         "masks": {"agreement": agreement, "loudest": loudest},
         "inference": {"inference": inference},
         "profile": profile(),
+        "zeros": zeros(),
     }
     machine = {"processor": "a CPU", "cores": 2, "system": "Linux"}
     made = {"date": "2026-01-01", "machine": machine, "threads": 2, "versions": {"torch": "2"}}
     return {part: sizes | {"made": made} | own for part, own in found.items()}
+
+
+def zeros() -> dict:
+    """As `bench.pruning.zeros` gives it: no zeros in 2 s, sparse rows slower than that."""
+    ways = {pruning_costs.DENSE: (0.0, 8, 2.0), pruning_costs.ROWS: (0.5, 8, 2.0)}
+    ways |= {pruning_costs.TWO_OF_FOUR: (0.5, 8, 2.0), pruning_costs.CSR: (0.5, 12, 6.0)}
+    ways |= {pruning_costs.SPARSER: (0.9, 3, 2.2), pruning_costs.GROUPS: (0.0, 4, 1.2)}
+    passes = [
+        {"way": way, "tokens": tokens, "zeros": share, "bytes": size}
+        | {"seconds": [tokens * second, tokens * second * 1.1]}
+        for way, (share, size, second) in ways.items()
+        for tokens in (8, 1)
+    ]
+    merged = [
+        {"adapter": task, "way": way, "before": 0.5, "after": after, "of_delta": 2 * after}
+        for task, after in (("rte", 0.0), ("piqa", 0.001))
+        for way in (pruning_costs.ROWS, pruning_costs.TWO_OF_FOUR)
+    ]
+    return {"passes": passes, "merged": merged, "refused": "Only CUDA."}
 
 
 def profile() -> dict:

@@ -17,7 +17,9 @@ from tipmini_lab.book.pruning_tables import formatted
 from tipmini_lab.results.statistics import MISSING
 
 PREFIX = "pruning-"
-CRITERIA, MASKS, INFERENCE, PROFILE = PARTS = ("criteria", "masks", "inference", "profile")
+CRITERIA, MASKS, INFERENCE, PROFILE, ZEROS = PARTS = (
+    *("criteria", "masks", "inference", "profile", "zeros"),
+)
 
 Found = Mapping[str, Mapping]
 
@@ -43,6 +45,11 @@ def made_with(found: Found, name: str) -> str:
     if name not in found:
         return f"This part is {MISSING}: `python -m bench {PREFIX}{name}`."
     own, made = found[name], found[name]["made"]
+    measured = f"Measured on {made['date']}, {made['machine']['processor']}, "
+    measured += f"{made['threads']} threads."
+    if name == ZEROS:
+        rounds = len(own["passes"][0]["seconds"])
+        return f"One row; each model {rounds} times in turn; {own['dtype']}. {measured}"
     if name == INFERENCE:
         prompt, rounds = own["inference"][0]["prompt"], len(own["inference"][0]["seconds"])
         read = f"Prompts of {prompt} tokens, each model {rounds} times in turn"
@@ -51,7 +58,7 @@ def made_with(found: Found, name: str) -> str:
         read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
     return (
         f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
-        f"Measured on {made['date']}, {made['machine']['processor']}, {made['threads']} threads."
+        f"{measured}"
     )
 
 
@@ -227,6 +234,31 @@ def cost_table(found: Found) -> pd.DataFrame:
 def all_bytes(cost: Mapping) -> float:
     """Of the model, and of a step's peak above it where that is known."""
     return cost["model_bytes"] + (cost["step_bytes"] or 0)
+
+
+# Zeros that leave all shapes ----------------------------------------------------------------------
+DENSE, GROUPS = "no zeros", "half removed by groups"
+ROWS, TWO_OF_FOUR = "half zeros, unstructured", "half zeros, 2:4"
+CSR, SPARSER = f"{ROWS}, stored as CSR", "nine of ten zeros, unstructured, stored as CSR"
+
+
+def zeros_table(found: Found) -> pd.DataFrame:
+    """A pass's time and the matrices' bytes over those of no zeros, by what the weights are.
+
+    Of a time the median of the rounds' ratios, and its ends.
+    """
+    entries = part(found, ZEROS, "passes", [])
+    whole = {e["tokens"]: e for e in entries if e["way"] == DENSE}
+    rows: dict[str, dict[str, str]] = {}
+    for e in entries:
+        ratios = np.divide(e["seconds"], whole[e["tokens"]]["seconds"])
+        row = rows.setdefault(e["way"], {"zeros": f"{e['zeros']:.0%}"})
+        row["bytes"] = f"{e['bytes'] / whole[e['tokens']]['bytes']:.2f}"
+        ends = f"[{ratios.min():.2f}, {ratios.max():.2f}]"
+        read = "one token" if e["tokens"] == 1 else f"{e['tokens']} tokens"
+        row[f"time, {read}"] = f"{np.median(ratios):.2f} {ends}"
+    table = pd.DataFrame(rows or {MISSING: {"zeros": "-", "bytes": "-"}}).T
+    return table.rename_axis("weights")
 
 
 # How far two criteria mark the same groups at one moment (LoRAPrune's Figure 4) -------------------

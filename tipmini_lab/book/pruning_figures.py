@@ -143,7 +143,7 @@ def perplexities(
     """
     figure, panels = _panels(corpora, 5.6, "perplexity", "share of weights removed")
     for corpus, axes in panels.items():
-        for (name, y), sign in zip(marks.get(corpus, {}).items(), "*X", strict=False):
+        for (name, y), sign in zip(marks.get(corpus, {}).items(), "*XPd", strict=False):
             axes.plot(0.5, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
         if len(corpora[corpus]):
             axes.set_yscale("log")
