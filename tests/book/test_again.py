@@ -68,7 +68,7 @@ def test_another_answer_is_named(stored, monkeypatch):
         recomputing.run(stored, minutes=10)
     told = again.read("tiny")  # what came out is told
     assert told.same["rte"] == ALL["rte"] - 1
-    assert "39 of 40 answers the same, 1 otherwise (" in again.line(told)
+    assert "39 of 40 answers the same, 1 different (" in again.line(told)
     monkeypatch.setattr(again, "read", lambda *_, **__: told)
     with pytest.raises(TipminiError, match="answers count otherwise"):
         again.page_values()  # and no book is made of it

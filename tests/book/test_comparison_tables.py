@@ -38,11 +38,11 @@ def test_each_difference_is_a_line():
 
 def test_better_is_what_beats_all():
     frame = comparisons.verdicts(ROWS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
-    assert list(frame.columns) == ["minus TIP", "minus Good", "it is"]
+    assert list(frame.columns) == ["minus TIP", "minus Good", "verdict"]
     assert frame.loc["Good", "minus TIP"].startswith("+25.0<br>[+")
-    assert list(frame["it is"]) == ["not significant", "worse"]
+    assert list(frame["verdict"]) == ["not significant", "worse"]
     frame = comparisons.verdicts(ROWS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
-    assert list(frame["it is"]) == ["better", MISSING]
+    assert list(frame["verdict"]) == ["better", MISSING]
     assert frame.loc["TIES", "minus TIP"] == EMPTY
 
 
@@ -193,7 +193,7 @@ def test_readings_follow_the_points_and_keep_to_common_tasks():
 def test_the_ledger_has_a_line_a_reading():
     frame = method_tables.ledger_table(ledger(), {"good": {"norm": 3.0, "sum": 2.0}})
     assert list(frame.index) == [1, 8, 8] and frame.index.name == "#"
-    assert list(frame["it is"]) == ["not<br>significant", "better", "not<br>measured<br>yet"]
+    assert list(frame["verdict"]) == ["not<br>significant", "better", "not<br>measured<br>yet"]
     assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", EMPTY]
     assert list(frame["size"]) == [EMPTY, "1.50", EMPTY]
 

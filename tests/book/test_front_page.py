@@ -86,7 +86,7 @@ def test_training_shows_the_checkpoint_that_was_kept_and_who_learnt_nothing(tmp_
     assert front_page.unlearnt() == "RTE"
     frame = front_page.training()
     told = ["1,200 × 2", "0.0005", "10", "40", "1.500 → 1.250", "0.500 → 0.500"]
-    assert list(frame.loc["RTE"]) == told and frame.loc["CoQA", "their accuracy"] == "-"
+    assert list(frame.loc["RTE"]) == told and frame.loc["CoQA", "validation accuracy"] == "-"
 
 
 def test_rows_of_mini_that_came_out_otherwise_at_full_are_counted(monkeypatch):

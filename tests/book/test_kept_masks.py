@@ -61,7 +61,7 @@ def test_runs_are_paired_by_seed_where_they_can_be(vanilla, other, tuned, told):
     table = pruning_masks.beside_vanilla(found, GRID)
     column = f"channels, 50%{', tuned' if tuned else ''}"
     assert table.loc["Wanda", column] == told and table.loc["LoRAPrune", column] == MISSING
-    assert table.loc["by chance", column] == ("40.0%" if vanilla else MISSING)
+    assert table.loc["expected at random", column] == ("40.0%" if vanilla else MISSING)
     assert (table.drop(columns=column) == MISSING).all(axis=None)
     assert "vanilla, Eq. 3" not in table.index
 

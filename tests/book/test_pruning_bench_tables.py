@@ -66,7 +66,9 @@ def test_costs_are_set_against_the_vanilla_criterion():
     told = table.loc["LoRA-guided"].tolist()
     assert told[:4] == ["270", "300", f"{1 - 300 / 520:.1%}", f"{1 - 570 / 790:.1%}"]
     assert told[4:] == ["3.00", "+50.0%", "18.3", "52.6%", "+64.6%"]
-    assert table.loc["LoRA-guided, recomputed", "of a step saved"] == f"{1 - 60 / 270:.1%}"
+    assert (
+        table.loc["LoRA-guided, gradient checkpointing", "of a step saved"] == f"{1 - 60 / 270:.1%}"
+    )
     assert table.loc["in 8 bits"].tolist()[-2:] == ["64.2%", "-"]
     cost = {name: own | {"step_bytes": None} for name, own in BENCH["criteria"]["cost"].items()}
     table = pruning_costs.cost_table({"criteria": {"cost": cost}})
@@ -92,9 +94,21 @@ def test_times_are_set_against_the_unpruned_merged_model():
     ("part", "changed", "told"),
     [
         ("inference", {}, "Prompts of 8 tokens, each model 3 times in turn; an adap"),
-        ("criteria", {}, "96 rows of boolq cut to 256 tokens, one a pass; 2 steps of each; an"),
-        ("criteria", {"repeats": 5}, "96 rows of boolq cut to 256 tokens, one a pass; 5 steps of"),
-        ("masks", {}, "96 rows of boolq cut to 256 tokens, one a pass; an adapter of rank 8 on"),
+        (
+            "criteria",
+            {},
+            "96 examples of boolq, truncated to 256 tokens, one per pass; 2 steps of each; an",
+        ),
+        (
+            "criteria",
+            {"repeats": 5},
+            "96 examples of boolq, truncated to 256 tokens, one per pass; 5 steps of",
+        ),
+        (
+            "masks",
+            {},
+            "96 examples of boolq, truncated to 256 tokens, one per pass; an adapter of rank 8 on",
+        ),
     ],
 )
 def test_a_part_says_what_it_read_and_how_often(part, changed, told):

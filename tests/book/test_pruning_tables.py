@@ -200,19 +200,19 @@ def test_the_chapter_says_what_is_stored(chapter):
     for sentence in (
         f"{len(RUNS)} of {len(RUNS)} declared runs are stored, ",
         f"on a CPU, torch 2: {len(RUNS)} minutes of pruning and",
-        "in 5 of 30 layers (1, 2, 3, 4, 5); 6 would be, had",
+        "in 5 of 30 layers (1, 2, 3, 4, 5); were the two independent, 6 would",
         "layer 1: its norm is 100 times the median channel's, and 5% of",
         "is 60.0% of the two products that stay, but only 20% of a whole",  # 1.2 of 2.0, of 6.0
         "the products are 40% of a LoRA-guided one",
         "they are 25% of the unpruned model's pass",
-        f"vanilla: {1 - 300 / 520:.1%} saved, {1 - 60 / 270:.1%} where",
+        f"vanilla: {1 - 300 / 520:.1%} saved, {1 - 60 / 270:.1%} with",
         "**Throughput**: +50.0% and +33.3% (printed: +64.6%)",
-        "82.0% by chance",  # two masks of 10%: 1 - 2 * 0.1 * 0.9
+        "82.0% expected at random",  # two masks of 10%: 1 - 2 * 0.1 * 0.9
         "batch 8, against unpruned: -50.0% [",
         "| LoRAPrune | 11.60 (text) | 17.39 (note) | 54.81 (note) |",
         "| 20% | 20.0% | 16.0% | 0.0% | 20.0% |",
         "| random | 1 | 1 | 1 | 1 |",
-        "| all of them | 4000.0 | 2000.0 | -50.0% |",
+        "| sum | 4000.0 | 2000.0 | -50.0% |",
     ):
         assert sentence in told
     assert told.count(MISSING) == 6 * 2 * len(NAMES)  # no masks are stored

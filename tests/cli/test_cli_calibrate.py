@@ -40,7 +40,7 @@ def test_every_example_runs(example):
 @pytest.mark.parametrize(("statistic", "what"), [("rms", "input norms"), ("gram", "Gram matrices")])
 def test_the_statistic_asked_for_is_written(small, statistic, what):
     told = calibrate("rte", statistic, "new/rte.safetensors")
-    assert told == f"new/rte.safetensors: {what} of {small}/adapters/rte on 3 rows of rte\n"
+    assert told == f"new/rte.safetensors: {what} of {small}/adapters/rte on 3 examples of rte\n"
     written, measured = load_file("new/rte.safetensors"), expected(small, "rte", statistic)
     assert written.keys() == measured.keys()
     assert all(torch.equal(written[name], measured[name]) for name in measured)

@@ -26,7 +26,7 @@ def merge(*given):
 @pytest.mark.parametrize("adapters", [ADAPTERS, ADAPTERS[::-1]])
 def test_a_merge_finds_each_adapters_weights_whatever_their_order(small, adapters):
     told = run("weigh", *LEARN)
-    assert told == "w.json: weights of piqa, rte, learnt on 4 rows a task\n"
+    assert told == "w.json: weights of piqa, rte, learned on 4 examples per task\n"
     weights = json.loads((small / "w.json").read_text())["weights"]
     merge(*adapters)
     own = {task: tm.load_adapter(path) for task, path in zip(TASKS, ADAPTERS, strict=True)}

@@ -42,7 +42,7 @@ def tipmini(
 
 @app.command(epilog=examples("tipmini methods", "tipmini methods --json"))
 def methods(as_json: AsJson = False) -> None:
-    """List what can be merged how, one line each: the methods, then their presets."""
+    """List the merge methods, then their presets, one line each."""
     found: dict[str, dict] = {}
     for name in (*tm.METHODS, *tm.PRESETS):
         found[name] = {"what": first_line(name), "options": tm.method_options(name)}

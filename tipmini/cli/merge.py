@@ -77,7 +77,7 @@ def merge(
     sparsity: str = typer.Option(None, help="of tip (S_org), wanda, magnitude"),
     sign: str = typer.Option(None, help="of tip: 1 as in Eq. 5, -1 inverted"),
     drop_rate: str = typer.Option(None, help="p of dare and dare_ties"),
-    density: str = typer.Option(None, help="share that stays, of ties, knots"),
+    density: str = typer.Option(None, help="fraction kept, of ties, knots"),
     on: str = typer.Option(None, help="factors or delta; A too for tip"),
     summation: str = typer.Option(None, help="linear, cat or svd"),
     rank: str = typer.Option(None, help="of an adapter cut by SVD"),
@@ -102,15 +102,14 @@ def merge(
     overwrite: bool = typer.Option(False, "--overwrite", help="replace what the folder holds"),
     config: Path = typer.Option(None, help="YAML file of these arguments"),
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="check, tell what it would cost, write nothing"
+        False, "--dry-run", help="check and estimate the cost, write nothing"
     ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="no progress"),
     as_json: AsJson = False,
 ) -> None:
     """Merge adapters of one base model into one; the base model is not needed.
 
-    The result is told with its relative error, how far it is from the exact sum of the adapters,
-    each times its weight.
+    Its relative error is its distance from the exact sum of the adapters, each times its weight.
     """
     # Nothing else is local yet: the flags.
     given = {n: v for n, v in locals().items() if n not in HOW and v not in (None, [], False)}

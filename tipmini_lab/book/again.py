@@ -65,7 +65,7 @@ def line(report: Report | None) -> str:
     if report is None:
         return "Nothing of it was computed again on this machine; `tipmini again` does."
     same, ties, others = sum(report.same.values()), sum(report.ties.values()), len(report.others)
-    tied = (f", {ties} ties" if ties else "") + (f", {others} otherwise" if others else "")
+    tied = (f", {ties} ties" if ties else "") + (f", {others} different" if others else "")
     machine, after = report.machine, " after a stop" if report.resumed else ""
     return (
         f"Computed again on this machine: {same:,} of {report.answers:,} answers the same{tied} "

@@ -154,7 +154,7 @@ def shown(found: pd.DataFrame) -> pd.DataFrame:
             "points<br>[95%]": points(one),
             "p, cor-<br>rected": p_text(one.corrected),
             "tasks<br>better /<br>worse": EMPTY if np.isnan(one.p) else counts.format(one),
-            "it is": narrow(one.verdict, 8),
+            "verdict": narrow(one.verdict, 8),
         }
         for one in found.itertuples()
     ]
@@ -177,7 +177,7 @@ def verdicts(
         found = compare(rows, [Pair(name, other, profile.tasks) for other in references])
         line = dict(zip(heads, map(points, found.itertuples()), strict=True))
         lines[narrow(titles.get(name, name), WIDE)] = line | {
-            "it is": str(statistics.verdict(found))
+            "verdict": str(statistics.verdict(found))
         }
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 

@@ -29,7 +29,7 @@ SIZES = LinearSegmentedColormap.from_list("sizes", [f"{BLUE}14", BLUE])
 SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, f"{GREY}10", BLUE])
 KEPT = ListedColormap([f"{GREY}28", BLUE])
 DASHED = (0, (5, 4))
-LAYER, SHARE = "layer (transformer block)", "sparsity (share pruned)"
+LAYER, SHARE = "layer (transformer block)", "sparsity"
 WIDTH = 4.6  # inches; drawn for the width of a telephone, where 10 pt stay legible
 
 STYLE = {
@@ -184,7 +184,7 @@ def accuracy_panels(
 
     Bars are 95% intervals, mean +- 1.96 standard errors; the line is the method `reference`.
     """
-    figure, panels = _panels(accuracies, "accuracy (share of rows, 95% interval)")
+    figure, panels = _panels(accuracies, "accuracy (95% interval)")
     figure.set_figheight(figure.get_figheight() * 1.2)
     for axes, methods in zip(panels, accuracies.values(), strict=True):
         for place, (mean, error) in enumerate(methods.values()):

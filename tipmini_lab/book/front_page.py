@@ -115,12 +115,14 @@ def training() -> pd.DataFrame:
         recipe, (first, kept) = story["recipe"], _ends(story)
         accuracies = (first["accuracy"], kept["accuracy"])  # CoQA has none
         lines[TITLES[task]] = {
-            "rows × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
+            "examples × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
             "learning rate": f"{recipe['learning_rate']:g}",
             "minutes": f"{story['seconds'] / 60:.0f}",
-            "held-out rows": str(story["held_out_rows"]),
-            "their loss": "{:.3f} → {:.3f}".format(first["loss"], kept["loss"]),
-            "their accuracy": "-" if None in accuracies else "{:.3f} → {:.3f}".format(*accuracies),
+            "validation examples": str(story["held_out_rows"]),
+            "validation loss": "{:.3f} → {:.3f}".format(first["loss"], kept["loss"]),
+            "validation accuracy": "-"
+            if None in accuracies
+            else "{:.3f} → {:.3f}".format(*accuracies),
         }
     return pd.DataFrame(lines).T.rename_axis("adapter")
 

@@ -39,9 +39,9 @@ def _choosing(definition: ConfigurableTask) -> list[dict]:
 def guessing_table(definitions: Iterable[ConfigurableTask]) -> pd.DataFrame:
     """A row a task: an answer at random, and always the same one."""
     lines = {TITLES[d.config.task]: (by_chance(d), same_answer(d)) for d in definitions}
-    heads = ["by chance", "always the same answer"]
+    heads = ["random answer", "majority class"]
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=heads, dtype=float)
-    return frame.map("{:.3f}".format).replace("nan", EMPTY).rename_axis("knowing nothing")
+    return frame.map("{:.3f}".format).replace("nan", EMPTY).rename_axis("baseline")
 
 
 # What the method does to layers and elements ------------------------------------------------------
@@ -124,9 +124,9 @@ def pruned_shares(
     for task, adapter in pruned.items():
         factors = list(adapter.factors.values())
         lines[TITLES[task]] = {
-            "share asked for, mean of layers": asked[task].mean().item(),
-            "share pruned of A": _zeros([pair.a for pair in factors]),
-            "share pruned of B": _zeros([pair.b for pair in factors]),
+            "requested sparsity, mean of layers": asked[task].mean().item(),
+            "sparsity of A": _zeros([pair.a for pair in factors]),
+            "sparsity of B": _zeros([pair.b for pair in factors]),
         }
     return pd.DataFrame(lines).T.map("{:.3f}".format).rename_axis("task")
 

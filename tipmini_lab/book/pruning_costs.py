@@ -41,7 +41,7 @@ def part(found: Found, name: str, what: str, default: object) -> object:
 
 
 def made_with(found: Found, name: str) -> str:
-    """A table's note: the rows that a part read, and when it was measured on what."""
+    """A table's note: the examples that a part read, and when it was measured on what."""
     if name not in found:
         return f"This part is {MISSING}: `python -m bench {PREFIX}{name}`."
     own, made = found[name], found[name]["made"]
@@ -54,7 +54,8 @@ def made_with(found: Found, name: str) -> str:
         prompt, rounds = own["inference"][0]["prompt"], len(own["inference"][0]["seconds"])
         read = f"Prompts of {prompt} tokens, each model {rounds} times in turn"
     else:
-        read = f"{own['rows']} rows of {own['task']} cut to {own['length']} tokens, one a pass"
+        read = f"{own['rows']} examples of {own['task']}, "
+        read += f"truncated to {own['length']} tokens, one per pass"
         read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
     return (
         f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
@@ -164,7 +165,9 @@ SIDES = {
     "lora-guided": "LoRA-guided",
     "lora-guided int8": "in 8 bits",
 }
-SIDES |= {f"{name}{RECOMPUTED}": f"{title}, recomputed" for name, title in SIDES.items()}
+SIDES |= {
+    f"{name}{RECOMPUTED}": f"{title}, gradient checkpointing" for name, title in SIDES.items()
+}
 TOLD = {"lora_guided": "lora-guided", "lora_guided_8bit": "lora-guided int8"}
 TOLD |= {"llm_pruner": "vanilla", "loraprune": "lora-guided", "loraprune_8bit": "lora-guided int8"}
 SHARES = (0.0, 0.2, 0.5)
@@ -191,17 +194,17 @@ def inference_table(found: Found) -> pd.DataFrame:
         for share, merged in product(shares, (True, False))
     }
     heads = [f"batch {batch}, {what}" for batch in batches for what in ("s", "against unpruned")]
-    table = pd.DataFrame(MISSING, index=[*rows.values()], columns=["really removed", *heads])
+    table = pd.DataFrame(MISSING, index=[*rows.values()], columns=["actually removed", *heads])
     whole = {e["batch"]: e["seconds"] for e in entries if e["merged"] and not e["share"]}
     for e in entries:
         change = 100 * (np.divide(e["seconds"], whole[e["batch"]]) - 1)
         row, batch = rows[e["share"], e["merged"]], f"batch {e['batch']}"
         ends = f"[{change.min():+.1f}, {change.max():+.1f}]"
-        table.loc[row, "really removed"] = f"{e['removed']:.1%}"
+        table.loc[row, "actually removed"] = f"{e['removed']:.1%}"
         table.loc[row, f"{batch}, s"] = f"{np.median(e['seconds']):.3f}"
         table.loc[row, f"{batch}, against unpruned"] = f"{np.median(change):+.1f}% {ends}"
     table[PRINTED_TIME] = formatted(_told("time", "change", table.index), "{:+.1f}%", "-")
-    return table.rename_axis("share, adapter")
+    return table.rename_axis("pruning ratio, adapter")
 
 
 def cost_table(found: Found) -> pd.DataFrame:
@@ -221,7 +224,7 @@ def cost_table(found: Found) -> pd.DataFrame:
         "a step above it, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
         "of a step saved": (1 - cost.step_bytes / first.step_bytes, "{:.1%}", not_known),
         "of all saved": (1 - total / most, "{:.1%}"),
-        "rows a second": (cost.rows_a_second, "{:.2f}"),
+        "examples per second": (cost.rows_a_second, "{:.2f}"),
         "faster by": (cost.rows_a_second / first.rows_a_second - 1, "{:+.1%}"),
         "LLaMA-7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
         "printed, saved": (_told("saved", "memory", SIDES), "{:.1f}%", "-"),
@@ -291,9 +294,9 @@ def overlap_table(found: Found) -> pd.DataFrame:
     for (kind, removed), own in agreement(found).groupby(["kind", "removed"]):
         shares = " and ".join(f"{share:.0%}" for share in sorted({*own.share}))
         both = own.groupby("reduction")["both"].mean().map("{:.1%}".format)
-        row = {"gone": f"{removed:,} of {own.groups.iloc[0]:,}", **both}
-        rows[f"{kind}, {shares}"] = row | {"by chance": f"{own.chance_both.iloc[0]:.1%}"}
-    heads = ["gone", *REDUCTIONS, "by chance"]
+        row = {"removed": f"{removed:,} of {own.groups.iloc[0]:,}", **both}
+        rows[f"{kind}, {shares}"] = row | {"expected at random": f"{own.chance_both.iloc[0]:.1%}"}
+    heads = ["removed", *REDUCTIONS, "expected at random"]
     table = pd.DataFrame(rows or {MISSING: {}}, index=heads, dtype=object).T
     return table.fillna("-").rename_axis("removed by both")
 
@@ -301,7 +304,7 @@ def overlap_table(found: Found) -> pd.DataFrame:
 # Where a criterion's step and a pruned model's pass spend their time ------------------------------
 PRODUCTS = "products with the base's weights"
 WEIGHTS = "gradients of these weights"
-ADDING = "adding these up over the rows"
+ADDING = "summing these over the examples"
 FACTORS = "the adapter's factors"
 HEAD = "the vocabulary: embedding, logits, loss"
 ATTENTION = "attention between queries and values"
@@ -309,7 +312,7 @@ REST = "all else: norms, activations, copies"
 IMPORTANCES = "importances of all groups"  # read off once a step, so a row has its part of them
 STEP_PARTS = (PRODUCTS, WEIGHTS, ADDING, FACTORS, HEAD, ATTENTION, REST)  # of a row's two passes
 OF_A_PASS = (PRODUCTS, ATTENTION, HEAD, REST)
-SUM, WALL = "all of them", "without the profiler"
+SUM, WALL = "sum", "without the profiler"
 TIMED = {"vanilla": "vanilla, ms", "lora-guided": "LoRA-guided, ms"}
 
 

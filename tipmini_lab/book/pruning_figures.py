@@ -124,7 +124,7 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
     axes = figure.subplots()
     for (name, shares), (colour, line, _) in zip(lines.items(), SERIES, strict=False):
         axes.step(range(1, len(shares) + 1), shares, line, color=colour, where="post", label=name)
-    axes.set(xlabel="step", ylabel="share removed", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="fraction removed", ylim=(0, None))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     _percent(axes.yaxis)
     return _with_legend(figure)  # beside the lines: one rises where every corner is taken
@@ -141,7 +141,7 @@ def perplexities(
 
     marks: {corpus: {name: y}}, at one half. Perplexity grows fast: the scale is logarithmic.
     """
-    figure, panels = _panels(corpora, 5.6, "perplexity", "share of weights removed")
+    figure, panels = _panels(corpora, 5.6, "perplexity", "pruning ratio")
     for corpus, axes in panels.items():
         for (name, y), sign in zip(marks.get(corpus, {}).items(), "*XPd", strict=False):
             axes.plot(0.5, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
@@ -159,12 +159,12 @@ def perplexities(
 def agreements(lines: pd.DataFrame) -> Figure:
     """LoRAPrune's Figure 4: a panel a kind of group; see `pruning_costs.alike`."""
     kinds = dict([*lines.groupby("kind")]) or {"": lines}
-    figure, panels = _panels(kinds, 5.0, "groups judged alike", "share of groups removed")
+    figure, panels = _panels(kinds, 5.0, "agreement on groups", "fraction of groups removed")
     for kind, axes in panels.items():
         chance = kinds[kind].groupby("x")["chance"].first()
         dash = "_" if len(chance) == 1 else ""  # one point of a line would not be seen
         if len(chance):
-            axes.plot(chance, marker=dash, markersize=14, label="by chance", **DASHED)
+            axes.plot(chance, marker=dash, markersize=14, label="expected at random", **DASHED)
         _percent(axes.yaxis)
     return _with_legend(figure)
 

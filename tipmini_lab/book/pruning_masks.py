@@ -110,10 +110,10 @@ def beside_vanilla(kept: pd.DataFrame, declared: Grid) -> pd.DataFrame:
     several = (by[["seed", "seed_first"]].transform("nunique") > 1).all(axis="columns")
     pairs["same"] = (pairs.seed == pairs.seed_first) & (several | pairs.tuned.astype(bool))
     chosen = pairs[pairs.same | ~by["same"].transform("any")]
-    chance = first.assign(both=first.gone.map(by_chance), method="by chance")
+    chance = first.assign(both=first.gone.map(by_chance), method="expected at random")
     rows = {m.name: m.title for m in declared.methods if m.name != VANILLA}
     both = pd.concat([_with_both(chosen), chance])
-    return formatted(_wide(both, rows | {"by chance": "by chance"}), "{:.1%}")
+    return formatted(_wide(both, rows | {"expected at random": "expected at random"}), "{:.1%}")
 
 
 def between_seeds(kept: pd.DataFrame, declared: Grid) -> pd.DataFrame:

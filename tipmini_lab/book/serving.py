@@ -241,7 +241,7 @@ def table(found: Stored, shown: Sequence[int]) -> pd.DataFrame:
         pd.DataFrame(columns, index=found.seconds.columns)
         .fillna("-")
         .rename(title)
-        .rename_axis("served")
+        .rename_axis("configuration")
     )
 
 
@@ -250,7 +250,7 @@ def memory_table(found: Stored) -> pd.DataFrame:
     frame = rises(found).map("{:.0f}".format, na_action="ignore").rename(columns="batch {}".format)
     kept = found.frame.loc["token", batches(found)[-1]]["kept"]
     frame.insert(0, "adapter weights, MB", kept.map("{:.2f}".format))
-    return frame.fillna("-").rename(title).rename_axis(index="served", columns=None)
+    return frame.fillna("-").rename(title).rename_axis(index="configuration", columns=None)
 
 
 def report(found: Stored) -> str:

@@ -160,8 +160,8 @@ def split_note(profile: Profile) -> str:
     if profile.data != "embedded":
         return ""
     return (
-        "† RTE and CoQA: the embedded evaluation rows were split once, by a hash of the id, into a "
-        "training and an evaluation part; these numbers are of the evaluation part."
+        "† RTE and CoQA: the evaluation part of their examples, split once by a hash of the id "
+        "into training and evaluation."
     )
 
 
@@ -246,7 +246,14 @@ def _right(values: Sequence[float]) -> str:
 def comparison(rows: pd.DataFrame, profile: Profile, first: str, second: str) -> pd.DataFrame:
     """Two methods on the same rows: counts, difference second - first and the sign test's p."""
     lines = {}
-    heads = ("rows", TITLES[first], TITLES[second], "difference", "rows better / worse", "paired p")
+    heads = (
+        "rows",
+        TITLES[first],
+        TITLES[second],
+        "difference",
+        "examples better / worse",
+        "paired p",
+    )
     for task in statistics.tasks_of(rows):
         shown = [MISSING] * len(heads)
         if measured(rows, (first, second), [task]):

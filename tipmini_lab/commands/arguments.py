@@ -45,7 +45,7 @@ Base = option(str, "model folder, hub id, or `embedded`")
 Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
 Overwrite = option(bool, "replace a file of something else", "--overwrite")
 Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
-OWN = "your own rows: a .txt (one a line) or .jsonl (text, or prompt and answer)"
+OWN = "your own examples: a .txt (one per line) or .jsonl (text, or prompt and answer)"
 Texts = option(list[Path] | None, f"{OWN}; again for several", "--text")
 Include = option(Path | None, "folder of lm-eval's task YAMLs of your own")
 Tasks = option(list[str] | None, "again for several; all by default", "--task", known=task_names)

@@ -49,7 +49,7 @@ def measure(
 def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") -> None:
     """Measure the input norms of a profile's adapters and store them; what is stored is kept.
 
-    Those of the first rows alone are stored beside them, for `again` to compare with.
+    Those of the first examples alone are stored too, for `again` to compare with.
     """
     from tipmini_lab.experiments.experiment import Lab
 
@@ -86,10 +86,9 @@ def again(
 
 @in_checkout
 def reproduce(profile: Profile = "mini") -> None:
-    """Compute every norm and every cell of the paper's methods from nothing, and compare.
+    """Compute every norm and every cell of TIP's Table 1 from scratch, and compare.
 
-    The estimate is told before; a killed run goes on where it stopped. Answers that differ as in
-    `again`.
+    An estimate of the time comes first; a killed run resumes. Answers that differ as in `again`.
     """
     from tipmini_lab.book.again import line
     from tipmini_lab.book.recomputing import run
@@ -124,7 +123,7 @@ def show_cell(cell, as_json: bool) -> None:
     facts = cell.model_dump(include={"method", "task", "metric"})
     facts |= {"mean": cell.mean, "stderr": cell.stderr, "count": cell.count}
     line = f"{cell.method:7} {cell.task:14} {cell.metric:8} {cell.mean:.4f} +- {cell.stderr:.4f}"
-    print(json.dumps(facts) if as_json else f"{line} ({cell.count} rows)", flush=True)
+    print(json.dumps(facts) if as_json else f"{line} ({cell.count} examples)", flush=True)
 
 
 @in_checkout

@@ -44,17 +44,17 @@ STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
 
 def calibrate(
     out: option(Path, "safetensors file to write"),
-    task: option(str | None, "its train rows are read", known=task_names) = None,
+    task: option(str | None, "its training examples are read", known=task_names) = None,
     text: option(Path | None, f"or {OWN}") = None,
     include_path: Include = None,
     statistic: option(str, STATISTICS) = "wanda",
     base: Base = "embedded",
     adapter: option(Path | None, "default `adapters/TASK`") = None,
-    rows: option(int, "train rows", min=1) = 128,
+    rows: option(int, "training examples", min=1) = 128,
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what a merge needs to know of an adapter's inputs, on train rows or your own text.
+    """Measure what a merge needs of an adapter's inputs, on training examples or your own text.
 
     tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
     """
@@ -85,7 +85,7 @@ def calibrate(
     facts["factors"] = factors  # by which a merge finds the adapter
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic == "gram" else "input norms"
-    print(f"{out}: {what} of {own} on {len(texts) if texts else rows} rows of {task}")
+    print(f"{out}: {what} of {own} on {len(texts) if texts else rows} examples of {task}")
 
 
 def _as_peft_reads_it(own: str, adapter: "tm.LoraAdapter", base: Path | str, work: str) -> str:
@@ -114,14 +114,14 @@ def weigh(
     include_path: Include = None,
     base: Base = "embedded",
     adapter: option(
-        list[Path] | None, "one a task and text, in this order; default `adapters/TASK`"
+        list[Path] | None, "one per task and text, in this order; default `adapters/TASK`"
     ) = None,
-    rows: option(int, "train rows a task", min=1) = 64,
-    epochs: option(int, "how often each row is read", min=1) = 4,
-    seed: option(int, "of the rows' order", min=0) = 0,
+    rows: option(int, "training examples per task", min=1) = 64,
+    epochs: option(int, "over these examples", min=1) = 4,
+    seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
 ) -> None:
-    """Learn the weights of a merge on tasks' train rows or your own: one an adapter and module.
+    """Learn the merging coefficients, one per adapter and module, on training examples.
 
     For `tipmini merge --weights FILE`. Some minutes for seven adapters of the embedded
     model; a killed run goes on where it stopped.
@@ -152,15 +152,15 @@ def weigh(
     weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources)
     weighing.weights()
     counts = {name: len(read) for name, read in weighing.rows.items()}
-    told = f"{rows} rows a task" if {*counts.values()} == {rows} else f"their rows: {counts}"
-    print(f"{out}: weights of {', '.join(names)}, learnt on {told}")
+    told = f"{rows} examples per task" if {*counts.values()} == {rows} else f"examples: {counts}"
+    print(f"{out}: weights of {', '.join(names)}, learned on {told}")
 
 
 def evaluate(
     task: option(list[str], "again for several", "--task", "--tasks", known=task_names),
     base: Base = "embedded",
     adapter: option(Path | None, "PEFT folder; none: the base alone") = None,
-    limit: option(int | None, "rows a task; all by default", min=1) = None,
+    limit: option(int | None, "examples per task; all by default", min=1) = None,
     include_path: Include = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
@@ -293,34 +293,32 @@ def prune(
     out: option(Path, "folder of the pruned model"),
     base: Base = "embedded",
     method: option(str, ", ".join(ALL), known=lambda: ALL) = "lora-guided",
-    share: option(float, "of the attention and MLP weights that goes, 0 to 1") = 0.5,
+    share: option(float, "pruning ratio: of the attention and MLP weights, 0 to 1") = 0.5,
     reduction: option(str, f"{', '.join(REDUCTIONS)}: squares, or as the authors' code") = "paper",
     schedule: option(str, ", ".join(SCHEDULES)) = "cubic",
     tune: option(bool, "fine-tune while pruning; else remove all at once") = True,
     task: Tasks = None,
     text: Texts = None,
     include_path: Include = None,
-    rows: option(int | None, "train rows in all; 1024, or all there are of your own") = None,
+    rows: option(int | None, "training examples in all; 1024, or all of your own") = None,
     steps: option(int | None, "in place of epochs") = None,
-    epochs: option(int | None, "over the rows; 2") = None,
-    batch: option(int | None, "rows a step, accumulated; 32") = None,
-    length: option(int | None, "tokens of a row at most; 256") = None,
+    epochs: option(int | None, "over the examples; 2") = None,
+    batch: option(int | None, "examples per step, accumulated; 32") = None,
+    length: option(int | None, "tokens of an example at most; 256") = None,
     learning_rate: option(float | None, "1e-4, then a cosine") = None,
     rank: option(int | None, "of the adapter; 8") = None,
     every: option(int | None, "steps between removals; 10") = None,
     decay: option(float | None, "lambda of Eq. 11; 0.9") = None,
     head_share: option(float | None, "of the heads; else --share") = None,
-    channel_share: option(float | None, "of the channels; else what fills the share up") = None,
+    channel_share: option(float | None, "of the channels; else what --share leaves") = None,
     threshold: option(str | None, "layer, or global: one for all layers, then masks only") = None,
-    exempt_first: option(float | None, "share of layers kept whole") = None,
-    exempt_last: option(int | None, "number of layers kept whole") = None,
+    exempt_first: option(float | None, "fraction of layers, left unpruned") = None,
+    exempt_last: option(int | None, "number of layers, left unpruned") = None,
     int8: option(bool, "base weights in 8 bits (simulated arithmetic)", "--int8") = False,
-    recompute: option(
-        bool, "activations twice: a fraction of the memory, slower", "--recompute"
-    ) = False,
+    recompute: option(bool, "gradient checkpointing: less memory, slower", "--recompute") = False,
     dtype: Dtype = "auto",
-    seed: option(int, "of the adapter, the rows' order, random") = 0,
-    dry_run: option(bool, "tell what would go, write nothing", "--dry-run") = False,
+    seed: option(int, "of the adapter, the examples' order, random") = 0,
+    dry_run: option(bool, "show what would be removed, write nothing", "--dry-run") = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove heads and MLP channels of a LLaMA; a killed run goes on where it stopped.
@@ -359,4 +357,4 @@ def prune(
         print(f"  {kind:9} {gone:.1%}")
     print(f"  written   {facts['form']}")
     if dry_run:
-        print(f"  steps     {facts['steps']} over {facts['rows']} rows; nothing is written")
+        print(f"  steps     {facts['steps']} over {facts['rows']} examples; nothing is written")
