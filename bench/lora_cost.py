@@ -55,12 +55,12 @@ def latencies(
     base: nn.Module, points: Sequence[tuple[int, int]] = POINTS, rounds: int = ROUNDS
 ) -> list[dict]:
     """Seconds of every round, of every way at every batch and length."""
-    found = []
+    found, models = [], served(base)
     for batch, length in points:
         tokens = prompts(base, batch, length)
         works = {
             way: partial(timing.seconds, partial(one_pass, of, tokens))
-            for way, of in served(base).items()
+            for way, of in models.items()
         }
         for way, taken in timing.in_turn(works, rounds).items():
             found.append({"way": way, "batch": batch, "length": length, "seconds": taken})
