@@ -17,8 +17,8 @@ from tipmini.methods.pruner import Pruner
 from tipmini.models import calibration
 from tipmini_lab import paths
 from tipmini_lab.book import staging
+from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.tunings import Amplified, Compared
 from tipmini_lab.results import digests
 
 
@@ -170,5 +170,8 @@ def test_every_equation_has_one_label_and_one_function_which_results_are_measure
                 label = f"{match[1].lower()}-eq-{match[2]}"
                 found.setdefault(label, []).append((module, node.name))
     assert {label: len(places) for label, places in found.items() if label in EVERY} == EVERY
-    reached = digests.reached(merge.merge, Run, Pruner, calibration.calibrate, Compared, Amplified)
+    reached = digests.reached(
+        *(merge.merge, Run, Pruner, calibration.calibrate),
+        *(tunings.shared_directions, tunings.amplified_norms),
+    )
     assert {label for label in EVERY if found[label][0] not in reached} == set(DERIVATIONS)

@@ -7,7 +7,7 @@ one task, and the one of the lowest loss on held-out rows is taken.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -263,8 +263,8 @@ class Compared(Experiment):
         return {"tuned": digests.digest(self.settings()), "projection": measure}
 
     def code(self, measure: str) -> dict[str, str]:
-        of = lora.directions, lora.subspace_similarity, lora.projected_norm, lora.amplification
-        return {"tuning": digests.code_digest(*of, Tuning, tunable)}
+        own = shared_directions, amplified_norms
+        return {"tuning": digests.code_digest(*own, Tuning, tunable)}
 
     def facts(self) -> dict[str, float | list[float]]:
         """The ranks of the two."""
@@ -283,15 +283,9 @@ class Compared(Experiment):
         told = {"dtype": self.lab.dtype, "values": values, "metric": type(self).__name__.lower()}
         return store.measured(start, self.inputs(measure), self.code(measure), **told, **place)
 
-    @torch.no_grad()
     def values(self, projection: str) -> list[float]:
         """The (r1, r2) similarities, row by row."""
-        first, second = (
-            {name: lora.directions(pair.a) for name, pair in self.pairs(run, projection).items()}
-            for run in self.runs
-        )
-        every = [lora.subspace_similarity(first[name], second[name]) for name in first]
-        return torch.stack(every).mean(0).flatten().tolist()
+        return shared_directions(*(self.pairs(run, projection) for run in self.runs))
 
 
 class Amplified(Compared):
@@ -303,17 +297,35 @@ class Amplified(Compared):
         super().__init__(many, Pair(**told, ways=(name, name), seeds=(0, 0)))
         self.runs = self.runs[:1]
 
-    @torch.no_grad()
     def values(self, projection: str) -> list[float]:
-        found, draw = [], torch.Generator().manual_seed(0)
-        (run,) = self.runs
-        for name, pair in self.pairs(run, projection).items():
-            weight, delta = self.lab.base.get_submodule(name).weight.float(), pair.delta()
-            rank, random = len(pair.a), torch.randn(weight.shape, generator=draw)
-            found += [weight.norm().item(), delta.norm().item()]
-            found += [lora.projected_norm(weight, other, rank) for other in (weight, random)]
-            found.append(lora.amplification(weight, delta, rank))
-        return found
+        pairs = self.pairs(self.runs[0], projection)
+        weights = {name: self.lab.base.get_submodule(name).weight.float() for name in pairs}
+        return amplified_norms(weights, pairs)
+
+
+@torch.no_grad()
+def shared_directions(
+    first: Mapping[str, LoraFactors], second: Mapping[str, LoraFactors]
+) -> list[float]:
+    """phi of two adapters' A, (r1, r2) row by row, the mean over their modules."""
+    every = [
+        lora.subspace_similarity(*(lora.directions(of[name].a) for of in (first, second)))
+        for name in first
+    ]
+    return torch.stack(every).mean(0).flatten().tolist()
+
+
+@torch.no_grad()
+def amplified_norms(weights: Mapping[str, Tensor], pairs: Mapping[str, LoraFactors]) -> list[float]:
+    """`NORMS` of every module, one module after the other."""
+    found, draw = [], torch.Generator().manual_seed(0)
+    for name, pair in pairs.items():
+        weight, delta, rank = weights[name], pair.delta(), len(pair.a)
+        random = torch.randn(weight.shape, generator=draw)
+        found += [weight.norm().item(), delta.norm().item()]
+        found += [lora.projected_norm(weight, other, rank) for other in (weight, random)]
+        found.append(lora.amplification(weight, delta, rank))
+    return found
 
 
 # All of a group -----------------------------------------------------------------------------------
