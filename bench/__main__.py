@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from bench import evaluation, merging, pruning, serving, timing
+from bench import evaluation, lora_cost, merging, pruning, serving, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, pruning_costs
 from tipmini_lab.experiments.experiment import Lab
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def main() -> None:
-    names = [*PARTS, "serving"]
+    names = [*PARTS, "serving", "lora"]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"these alone: {', '.join(names)}")
     parts = parser.parse_args().parts or names
@@ -36,6 +36,8 @@ def main() -> None:
     print(pruning.report(pruning_costs.of(found)), end="\n\n")
     if "serving" in parts:
         print(serving.store(lab))
+    if "lora" in parts:
+        print(lora_cost.store(lab))
 
 
 def measured(lab: Lab, parts: list[str]) -> dict:

@@ -17,6 +17,7 @@ from tipmini.methods.pruner import Pruner
 from tipmini.models import calibration
 from tipmini_lab import paths
 from tipmini_lab.book import staging
+from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
 from tipmini_lab.results import digests
 
@@ -136,6 +137,7 @@ EQUATION = re.compile(r"(\w+) Eq\. (\d+)[^:\n]*: \$")
 EQUATIONS = {  # how many each paper has
     "tip": 5,
     "loraprune": 13,
+    "lora": 6,
 }
 EVERY = Counter(f"{paper}-eq-{n + 1}" for paper, m in EQUATIONS.items() for n in range(m))
 # What a chapter derives, but nothing measured computes: another equation stands for it there.
@@ -146,6 +148,10 @@ DERIVATIONS = {
     "loraprune-eq-6": "Eq. 10 with the gradient of BA itself, which needs dL/dW",
     "loraprune-eq-7": "Eq. 9 is what follows",
     "loraprune-eq-8": "Eq. 9 is what follows",
+    "lora-eq-1": "tasks are trained on their choices, as they are scored: see `objective`",
+    "lora-eq-2": "likewise",
+    "lora-eq-3": "PEFT's layer computes it",
+    "lora-eq-4": "PEFT's parameters are counted",
 }
 
 
@@ -164,5 +170,8 @@ def test_every_equation_has_one_label_and_one_function_which_results_are_measure
                 label = f"{match[1].lower()}-eq-{match[2]}"
                 found.setdefault(label, []).append((module, node.name))
     assert {label: len(places) for label, places in found.items() if label in EVERY} == EVERY
-    reached = digests.reached(merge.merge, Run, Pruner, calibration.calibrate)
+    reached = digests.reached(
+        *(merge.merge, Run, Pruner, calibration.calibrate),
+        *(tunings.shared_directions, tunings.amplified_norms),
+    )
     assert {label for label in EVERY if found[label][0] not in reached} == set(DERIVATIONS)

@@ -1,0 +1,110 @@
+"""LoRA's claims: what is asked of a made-up bench and of made-up runs, and what is printed."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from tipmini_lab import paths
+from tipmini_lab.book import lora_tables
+from tipmini_lab.book.claims import Verdict, checks_lora
+from tipmini_lab.book.claims.checks import Evidence, NotMeasured
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.statistics import Verdict as Compared
+
+PRINTED = yaml.safe_load(paths.PRINTED.read_text())
+EVIDENCE = Evidence(PRINTED, {}, load_profile("mini"))
+BENCH = {
+    "points": [
+        {"way": way, "batch": 1, "length": 128, "seconds": [seconds]}
+        for way, seconds in {
+            "base": 1.0,
+            "merged": 1.01,
+            "adapter-h": 1.3,
+            "adapter-l": 1.2,
+        }.items()
+    ],
+    "switching": {"seconds": {"a": [0.002], "b": [0.001], "c": [0.5]}},
+    "training": {
+        "ways": {"full": {"risen": 9, "seconds": [2.0]}, "lora": {"risen": 3, "seconds": [1.6]}}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "cells", "verdict"),
+    [
+        ("glue", {"a": {"full": 1, "lora": 1}, "b": {"full": 1, "lora": 2}}, Verdict.HOLDS),
+        ("glue", {"a": {"full": 1, "lora": 0}, "b": {"full": 1, "lora": 2}}, Verdict.IN_PART),
+        ("e2e", {"a": {"full": 1, "lora": 0}}, Verdict.DOES_NOT_HOLD),
+        (
+            "gpt3",
+            {"full": {"wikisql": 2, "mnli": 2}, "x": {"wikisql": 1, "mnli": 3}},
+            Verdict.IN_PART,
+        ),
+    ],
+)
+def test_lora_beside_full_tuning_in_print(table, cells, verdict):
+    made = Evidence({"lora": {table: cells}}, {}, load_profile("mini"))
+    assert checks_lora.lora_at_least_full(made, table=table).verdict == verdict
+
+
+def test_the_arithmetic_of_printed_numbers():
+    assert checks_lora.lora_fewer(EVIDENCE, of="checkpoint")["times"] == 10_000
+    made = checks_lora.lora_throughput(EVIDENCE)
+    assert round(made["gained"], 1) == 32.6 and round(made["saved"], 1) == 24.6
+
+
+def test_what_the_bench_measured(monkeypatch):
+    monkeypatch.setattr(lora_tables, "bench", lambda: BENCH)
+    asked = {"batch": 1, "length": 128}
+    added = checks_lora.lora_pass_added(EVIDENCE, ways=["adapter-h", "adapter-l"], **asked)
+    assert added == pytest.approx({"least": 20, "most": 30})
+    assert checks_lora.lora_step(EVIDENCE) == {"memory": 3, "seconds": 1.25}
+    switched = checks_lora.lora_switched(EVIDENCE)
+    assert switched == pytest.approx({"merged": 2, "beside": 1, "whole": 500, "times": 250})
+    monkeypatch.setattr(lora_tables, "bench", dict)
+    with pytest.raises(NotMeasured, match="python -m bench lora"):
+        checks_lora.lora_step(EVIDENCE)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ([Compared.OPEN, Compared.BETTER], Verdict.HOLDS),
+        ([Compared.OPEN, Compared.WORSE], Verdict.IN_PART),
+        ([Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
+        ([Compared.MISSING, Compared.BETTER], None),
+    ],
+)
+def test_lora_beside_other_ways(monkeypatch, verdicts, expected):
+    lines = {"against": ["a", "b"], "title": ["A", "B"], "value": [0.1, -0.1], "verdict": verdicts}
+    monkeypatch.setattr(lora_tables, "against", lambda *_: pd.DataFrame(lines))
+    if expected is None:
+        with pytest.raises(NotMeasured):
+            checks_lora.lora_not_below(EVIDENCE, ways=["a", "b"])
+        return
+    found = checks_lora.lora_not_below(EVIDENCE, ways=["a", "b"])
+    assert found.verdict == expected and found.recomputed == "A +10.0; B -10.0"
+
+
+@pytest.mark.parametrize(("best", "falls"), [(4, True), (64, False)])
+def test_the_best_length_of_a_prefix(monkeypatch, best, falls):
+    lengths = (1, 4, 64)
+    made = pd.DataFrame(
+        {"way": [f"prefix-{n}" for n in lengths], "value": [float(n == best) for n in lengths]}
+    )
+    monkeypatch.setattr(lora_tables, "runs", lambda *_: made)
+    assert checks_lora.lora_prefix_best(EVIDENCE, kind="prefix") == {"value": falls, "best": best}
+
+
+@pytest.mark.parametrize(("other", "one"), [(0.001, True), (0.003, False)])
+def test_one_learning_rate_for_all_ranks(monkeypatch, other, one):
+    rates = {"r8-both": 0.001, "r2-divided": 0.001, "r64-divided": other}
+    monkeypatch.setattr(lora_tables, "best_rates", lambda _: rates)
+    assert checks_lora.lora_one_rate(EVIDENCE)["value"] == one
+
+
+def test_what_is_not_stored_is_not_measured(monkeypatch):
+    monkeypatch.setattr(lora_tables, "spectra", lambda _: pd.DataFrame())
+    with pytest.raises(NotMeasured):
+        checks_lora.lora_update_rank(EVIDENCE)

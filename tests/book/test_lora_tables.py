@@ -1,0 +1,193 @@
+"""The chapters on LoRA: frames and tables of made-up runs and a made-up bench, and empty ones."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from made_up import cell
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tipmini.papers import lora
+from tipmini_lab.book import lora_figures, lora_tables, tables
+from tipmini_lab.evaluation import assets
+from tipmini_lab.experiments import tunings
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results import store
+from tipmini_lab.results.statistics import MISSING
+
+MINI = load_profile("mini")
+GROUP = "lora-methods"
+TASKS = ("openbookqa", "arc_challenge")
+RIGHT = {"base": [0, 0, 0, 1], "full": [1, 1, 0, 1], "lora": [1, 1, 1, 1]}
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Three ways with two seeds, LoRA's second one row worse; two rates of LoRA."""
+    found = MINI.model_copy(update={"results": str(tmp_path / "results" / "mini")})
+    at = tunings.folder(found, GROUP)
+
+    def keep(name: str, task: str, values: list, **facts: float) -> None:
+        made = cell(name, TASKS[0], values).model_copy(update={"task": task})
+        bundle = {"name": name, "title": name, "settings": {}, "facts": facts, "cells": [made]}
+        store.keep(at, store.Bundle(**bundle))
+
+    spectrum = {f"update_{p}": [0.5] * len(tunings.RANKS) for p in tunings.PROJECTIONS}
+    spectrum |= {f"weight_{p}": [0.25] * len(tunings.RANKS) for p in tunings.PROJECTIONS}
+    for way, right in RIGHT.items():
+        for task in TASKS:
+            for seed in range(1 if way == "base" else 2):
+                facts = {} if way == "base" else {"trained": 1000.0, "rate": 0.001}
+                facts |= spectrum if way == "full" else {}
+                own = [*right[:3], int(not (way == "lora" and seed))]
+                keep(f"{way}-{task}-s{seed}", task, right if way != "lora" else own, **facts)
+    for rate, loss in ((0.0003, 1.5), (0.001, 1.25)):
+        keep(f"lora-rate-{rate:g}", "held-out", [loss], held_out=loss, rate=rate)
+    return found
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return MINI.model_copy(update={"results": str(tmp_path / "none" / "mini")})
+
+
+def test_runs_are_the_declared_ones_and_what_is_stored_of_them(profile):
+    found = lora_tables.runs(profile, GROUP)
+    many = tunings.Tunings(profile, GROUP)
+    assert list(found.index) == [r.name for r in [*many.sweeps(), *many.runs()]]
+    assert found.stored.sum() == 2 * (1 + 2 + 2) + 2
+    assert found.value["lora-openbookqa-s1"] == 0.75
+    table = lora_tables.way_table(found, whole=100_000)
+    assert table.loc["LoRA"].to_list() == [
+        *("1,000", "1.000%", "0.001"),
+        *["0.875 ± 0.177"] * 3,
+    ]
+    assert table.loc["not tuned", "mean"] == "0.250"
+    assert table.loc["BitFit"].to_list() == ["-", "-", "-", *[MISSING] * 3]
+
+
+def test_rows_are_means_over_the_seeds_and_compared_row_by_row(profile):
+    side = lora_tables.rows(profile, GROUP)
+    assert side.loc["openbookqa", "lora"].tolist() == [1, 1, 1, 0.5]
+    compared = lora_tables.against(lora_tables.runs(profile, GROUP), side).set_index("against")
+    assert compared.value["full"] == pytest.approx((1 - 0.5) / 4)
+    assert compared.value["base"] == pytest.approx((3 - 0.5) / 4)
+    shown = lora_tables.against_table(compared.reset_index())
+    assert shown.loc["BitFit", "LoRA is"] == MISSING
+    assert shown.loc["not tuned", "difference, points"].startswith("+62.5<br>[")
+
+
+def test_the_lowest_held_out_loss_is_bold(profile):
+    found = lora_tables.runs(profile, GROUP)
+    shown = lora_tables.rate_table(found)
+    assert shown.loc["LoRA", ["0.0003", "0.001", "0.003"]].to_list() == [
+        *("1.500", "**1.250**", MISSING)
+    ]
+    assert lora_tables.best_rates(found) == {}  # the third is missing
+    known = found.assign(held_out=found.held_out.fillna(9.0))
+    assert lora_tables.best_rates(known)["lora"] == 0.001
+
+
+def test_spectra_are_read_of_full_tuning(profile):
+    found = lora_tables.spectra(profile)
+    assert (found.loc["update"] == 0.5).to_numpy().all()
+    assert (found.loc["weight"] == 0.25).to_numpy().all()
+
+
+def test_nothing_stored_says_so_and_breaks_nothing(empty, monkeypatch, tmp_path):
+    monkeypatch.setattr(lora_tables, "STORED", tmp_path / "none.json")
+    found = lora_tables.runs(empty, GROUP)
+    assert not found.stored.any() and lora_tables.rows(empty, GROUP).empty
+    compared = lora_tables.against(found, lora_tables.rows(empty, GROUP))
+    ranks = lora_tables.rank_table(lora_tables.runs(empty, "lora-ranks"))
+    shown = [lora_tables.way_table(found, 1), lora_tables.against_table(compared), ranks]
+    shown += [lora_tables.rate_table(found), lora_tables.latency_table(lora_tables.ratios({}))]
+    shown += [lora_tables.amplification_table(lora_tables.amplifications(empty))]
+    shown += [lora_tables.switching_table({}), lora_tables.training_table({})]
+    assert all(MISSING in tables.markdown_table(one) for one in shown)
+    assert lora_tables.spectra(empty).empty and lora_tables.similarities(empty, "ranks") == {}
+    assert lora_tables.step_gain({}) is None and lora_tables.bench() == {}
+    for figure in (
+        lora_figures.by_size(lora_tables.trained_means(found), None),
+        lora_figures.subspaces({"a": {}}),
+        lora_figures.lines({}, "x", "y"),
+        lora_figures.latencies(lora_tables.ratios({}), lora_tables.WAYS),
+    ):
+        assert MISSING in [text.get_text() for text in figure.texts]
+
+
+def test_ranks_are_a_pivot_of_the_names():
+    lines = [(f"r{r}-{m}", 0, r / 100) for m in ("q", "q-k-v-o") for r in (2, 64)]
+    found = pd.DataFrame(lines, columns=["way", "seed", "value"]).assign(swept=False)
+    shown = lora_tables.rank_table(found)
+    assert shown.loc["q, k, v, o"].to_dict() == {"r = 2": "0.020", "r = 64": "0.640"}
+
+
+def test_amplification_is_the_median_over_the_layers(monkeypatch):
+    norms = pd.DataFrame([[60, 6, 20, 0.02, 12], [62, 8, 22, 0.04, 4]], columns=tunings.NORMS)
+    every = pd.concat({("r4-q-v", "q_proj"): norms}, names=["way", "projection", "layer"])
+    (line,) = lora_tables.amplification_table(every).to_dict("index").values()
+    assert line["‖ΔW‖"] == "7" and line["factor"] == "8" and line["of W along ΔW"] == "1.25"
+
+
+# Counts -------------------------------------------------------------------------------------------
+
+
+def test_counts_are_eq_4_where_matrices_are_square():
+    found = lora_tables.counts()
+    for shape in lora_tables.printed()["models"].values():
+        if set(shape["outputs"]) == {shape["width"]}:
+            matrices = shape["layers"] * len(shape["outputs"])
+            expected = lora.lora_parameters(matrices, shape["width"], shape["rank"])
+            assert found.trained[shape["title"]] == expected
+    assert found.trained["GPT-3 175B"] == 18_874_368
+    assert round(found.times["GPT-3 175B"]) == 9272
+    assert lora_tables.counts_table().loc["GPT-3 175B", "of LoRA"] == "37.7 MB"
+
+
+def test_the_packaged_models_shape_is_its_own(embedded):
+    config = AutoConfig.from_pretrained(assets.embedded() / "model")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = lora_tables.printed()["models"]["smollm2"]
+    attention = model.model.layers[0].self_attn
+    assert shape["parameters"] == model.num_parameters()
+    assert shape["outputs"] == [p.out_features for p in (attention.q_proj, attention.v_proj)]
+
+
+def test_printed_latencies_are_the_percentages_of_the_paper():
+    adds = [
+        [100 * (row[of] / row["lora"] - 1) for of in ("adapter_l", "adapter_h")]
+        for row in lora_tables.printed()["latency"]
+    ]
+    assert np.round(adds, 1).tolist() == [[2.2, 3.0], [5.0, 8.4], [20.7, 30.3]]
+
+
+# The bench ----------------------------------------------------------------------------------------
+BENCH = {
+    "points": [
+        {"way": "base", "batch": 1, "length": 128, "seconds": [1.0, 2.0]},
+        {"way": "adapter-h", "batch": 1, "length": 128, "seconds": [1.5, 2.2]},
+    ],
+    "switching": {"seconds": {"BA swapped": [0.001, 0.003]}, "moved": 0.5},
+    "training": {
+        "ways": {
+            "full": {"seconds": [3.0, 4.0], "trained": 9, "gradients": 36e6, "moments": 72e6}
+            | {"weights": 36e6, "risen": 1e6},
+            "lora": {"seconds": [2.0, 2.0], "trained": 1, "gradients": 4, "moments": 8}
+            | {"weights": 36e6, "risen": None},
+        }
+    },
+}
+
+
+def test_ratios_are_of_the_same_round():
+    """1.5 and 1.1 of the base's."""
+    found = lora_tables.ratios(BENCH)
+    assert found.loc[1, 128, "adapter-h"].to_list() == pytest.approx([1.3, 1.1, 1.5, 1.85])
+    shown = lora_tables.latency_table(found)
+    assert shown.loc["AdapterH", "1 × 128"] == "+30.0%<br>(+10% to +50%)"
+    assert shown.loc["base model", "1 × 128"] == "1,500.0 ms"
+    assert lora_tables.step_gain(BENCH) == (1.75, 1.5, 2)
+    assert lora_tables.switching_table(BENCH).loc["BA swapped", "milliseconds"] == "2.0"
+    assert lora_tables.training_table(BENCH).loc["LoRA", "rise in a step, MB"] == "-"

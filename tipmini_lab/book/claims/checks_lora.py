@@ -1,0 +1,178 @@
+"""LoRA's claims: checks of its printed cells, of counts, of the equations, of tunings and bench."""
+
+import numpy as np
+import torch
+
+from tipmini.papers import lora
+from tipmini_lab.book import lora_tables
+from tipmini_lab.book.claims import Verdict
+from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured, here, in_print
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.statistics import Verdict as Compared
+
+PROFILE = "mini"
+PUBLIC = "Read in public copies of the paper."
+
+
+def _plain(numbers: dict) -> dict:
+    """Python's own, of which comparisons are Python's own too."""
+    return {name: float(value) for name, value in numbers.items()}
+
+
+# What is printed ----------------------------------------------------------------------------------
+@in_print
+def lora_counts(evidence: Evidence, *, models: Names) -> dict:
+    """Of LoRA on q and v: per cent of the model, millions, times fewer; least and most."""
+    found = lora_tables.counts().loc[list(models)]
+    percent, millions = 100 * found.share, found.trained / 1e6
+    ends = {"least": percent.min(), "most": percent.max(), "times": found.times.min()}
+    return _plain(ends | {"fewest": millions.min(), "largest": millions.max()})
+
+
+@in_print
+def lora_fewer(evidence: Evidence, *, of: str) -> dict:
+    """How many times less LoRA takes of a printed quantity than full tuning."""
+    full, ours = (evidence.printed["lora"][of][name] for name in ("full", "lora"))
+    return {"times": full / ours}
+
+
+@in_print
+def lora_throughput(evidence: Evidence) -> dict:
+    """What the printed tokens a second make, in per cent: gained speed, and saved time."""
+    rates = evidence.printed["lora"]["throughput"]
+    gained, saved = rates["lora"] / rates["full"] - 1, 1 - rates["full"] / rates["lora"]
+    return {"gained": 100 * gained, "saved": 100 * saved}
+
+
+@in_print
+def lora_adapters_added(evidence: Evidence) -> dict:
+    """Per cent that bottleneck adapters add to a pass at batch 1, Table 1; least and most."""
+    row = evidence.printed["lora"]["latency"][-1]
+    added = [100 * (row[name] / row["lora"] - 1) for name in ("adapter_l", "adapter_h")]
+    return {"least": min(added), "most": max(added)}
+
+
+@in_print
+def lora_at_least_full(evidence: Evidence, *, table: str) -> Finding:
+    """Whether LoRA's printed cells are not below full tuning's."""
+    cells = evidence.printed["lora"][table]
+    if table == "gpt3":
+        full, *ours = cells.values()
+        pairs = [(full[m], one[m]) for one in ours for m in ("wikisql", "mnli")]
+    else:
+        pairs = [(row["full"], row["lora"]) for row in cells.values()]
+    good = sum(ours >= full for full, ours in pairs)
+    some = Verdict.IN_PART if good else Verdict.DOES_NOT_HOLD
+    told = "; ".join(f"{full} full, {ours} LoRA" for full, ours in pairs)
+    return Finding(Verdict.HOLDS if good == len(pairs) else some, told, PUBLIC)
+
+
+# The equations ------------------------------------------------------------------------------------
+def _factors() -> tuple[torch.Tensor, ...]:
+    draw = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(shape, generator=draw) for shape in ((24, 16), (8, 16)))
+    return weight, x, *lora.initial_factors(24, 16, 4, draw)
+
+
+@here
+def lora_starts_unchanged(evidence: Evidence) -> dict:
+    """Whether Eq. 3 with B = 0 gives W x to the last bit."""
+    weight, x, a, b = _factors()
+    return {"value": torch.equal(lora.forward(x, weight, a, b, alpha=8), x @ weight.T)}
+
+
+@here
+def lora_reaches_any_update(evidence: Evidence) -> dict:
+    """Whether BA of full rank is any matrix, by its singular value decomposition."""
+    update, *_ = _factors()
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    gap = (lora.merged(torch.zeros_like(update), vh, u * s) - update).abs().max().item()
+    return {"value": gap < 1e-4, "gap": gap}
+
+
+@here
+def lora_adapter_share(evidence: Evidence, *, rank: int) -> dict:
+    """Per cent of SmolLM2-135M that AdapterH of this rank trains, by its count."""
+    shape = evidence.printed["lora"]["models"]["smollm2"]
+    count = lora.adapter_parameters(2 * shape["layers"], shape["width"], rank)
+    return {"value": 100 * count / shape["parameters"], "count": count}
+
+
+# What was measured --------------------------------------------------------------------------------
+@here
+def lora_not_below(evidence: Evidence, *, ways: Names) -> Finding:
+    """Whether LoRA is significantly below none of these ways to tune, at one budget."""
+    profile, group = load_profile(PROFILE), "lora-methods"
+    compared = lora_tables.against(
+        lora_tables.runs(profile, group), lora_tables.rows(profile, group)
+    ).set_index("against")
+    own = compared.loc[list(ways)]
+    if (own.verdict == Compared.MISSING).any():
+        raise NotMeasured("Not measured yet: `tipmini measure --group lora-methods`.")
+    worse = int((own.verdict == Compared.WORSE).sum())
+    told = "; ".join(f"{one.title} {100 * one.value:+.1f}" for one in own.itertuples())
+    found = Verdict.CONTRARY if 2 * worse > len(own) else Verdict.IN_PART
+    words = f"Points by which LoRA is above; it is significantly below {worse} of {len(own)}."
+    return Finding(found if worse else Verdict.HOLDS, told, words)
+
+
+def _bench() -> dict:
+    if not (found := lora_tables.bench()):
+        raise NotMeasured("Not measured yet: `python -m bench lora`.")
+    return found
+
+
+@here
+def lora_pass_added(evidence: Evidence, *, ways: Names, batch: int, length: int) -> dict:
+    """Per cent that ways add to the base model's pass; least and most of their medians."""
+    own = lora_tables.ratios(_bench()).loc[batch, length].loc[list(ways)]
+    added = 100 * (own["median"] - 1)
+    return _plain({"least": added.min(), "most": added.max()})
+
+
+@here
+def lora_step(evidence: Evidence) -> dict:
+    """A step of full tuning over one of LoRA: `memory` above the weights, and `seconds`."""
+    ways, gain = _bench()["training"]["ways"], lora_tables.step_gain(_bench())
+    return {"memory": ways["full"]["risen"] / ways["lora"]["risen"], "seconds": gain.value}
+
+
+@here
+def lora_switched(evidence: Evidence) -> dict:
+    """Milliseconds to another task's BA in the weights, beside them, and to another whole model."""
+    taken = _bench()["switching"]["seconds"]
+    merged, beside, whole = (1e3 * float(np.median(own)) for own in taken.values())
+    return {"merged": merged, "beside": beside, "whole": whole, "times": whole / merged}
+
+
+@here
+def lora_update_rank(evidence: Evidence) -> dict:
+    """Per cent of the square of full tuning's update in its first 8 directions, least projection;
+    and of the weights' own."""
+    found = lora_tables.spectra(load_profile(PROFILE))
+    if found.empty:
+        raise NotMeasured("Not measured yet: `tipmini measure --group lora-methods`.")
+    update, weight = (100 * found.loc[of][8] for of in ("update", "weight"))
+    return _plain({"update": update.min(), "weight": weight.max()})
+
+
+@here
+def lora_prefix_best(evidence: Evidence, *, kind: str) -> dict:
+    """The number of virtual tokens of the highest accuracy, and the most that was tried."""
+    found = lora_tables.runs(load_profile(PROFILE), "lora-prefixes")
+    own = found[found.way.str.startswith(f"{kind}-")]
+    if own.value.isna().any():
+        raise NotMeasured("Not measured yet: `tipmini measure --group lora-prefixes`.")
+    means = own.groupby(own.way.str.partition("-")[2].astype(int)).value.mean()
+    return {"value": bool(means.idxmax() < means.index.max()), "best": means.idxmax()}
+
+
+@here
+def lora_one_rate(evidence: Evidence, *, ranks: tuple[int, ...] = (2, 64)) -> dict:
+    """Whether with alpha fixed the best learning rate is that of rank 8 at other ranks."""
+    best = lora_tables.best_rates(lora_tables.runs(load_profile(PROFILE), "lora-scalings"))
+    wanted = ["r8-both", *(f"r{rank}-divided" for rank in ranks)]
+    if not set(wanted) <= best.keys():
+        raise NotMeasured("Not measured yet: `tipmini measure --group lora-scalings`.")
+    rates = [best[name] for name in wanted]
+    return {"value": len(set(rates)) == 1, "rates": ", ".join(f"{rate:g}" for rate in rates)}
