@@ -5,6 +5,7 @@ installed with the package, so what reads it runs in a checkout alone.
 """
 
 import os
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -38,15 +39,29 @@ def declared(folder: str) -> list[str]:
 def experiment_files(prunings: bool, folder: Path = EXPERIMENTS) -> dict[str, Path]:
     """The declared experiments, a folder a paper, by the file's name: of prunings or of merges.
 
-    A file that has `plans` declares prunings. Raises TipminiError where two have one name.
+    A file that has `plans` declares prunings; those of `own_groups` are neither. Raises
+    TipminiError where two have one name.
     """
+    every, own = _experiment_files(folder), own_groups(folder=folder)
+    plans = {n: "\nplans:" in f"\n{file.read_text()}" for n, file in every.items() if n not in own}
+    return {name: every[name] for name, those in plans.items() if those == prunings}
+
+
+def own_groups(module: str = r"\w+", folder: Path = EXPERIMENTS) -> dict[str, Path]:
+    """The files that name the module of tipmini_lab.experiments by which they are measured."""
+    named = re.compile(rf"(?m)^module: {module}$")
+    return {
+        n: file for n, file in _experiment_files(folder).items() if named.search(file.read_text())
+    }
+
+
+def _experiment_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*/*.yaml")):
         if file.stem in found:
             raise TipminiError(f"{file}: {found[file.stem]} has its name; give it another")
         found[file.stem] = file
-    plans = {name: "\nplans:" in f"\n{file.read_text()}" for name, file in found.items()}
-    return {name: file for name, file in found.items() if plans[name] == prunings}
+    return found
 
 
 def in_checkout(command: Callable) -> Callable:

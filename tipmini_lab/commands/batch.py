@@ -2,15 +2,17 @@
 
 import json
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from tipmini.cli.arguments import AsJson
 from tipmini.errors import TipminiError
 from tipmini_lab.commands.arguments import Dtype, Profile, Tasks, group_names, option
-from tipmini_lab.paths import experiment_files, in_checkout
+from tipmini_lab.paths import experiment_files, in_checkout, own_groups
 
 
 @in_checkout
@@ -27,14 +29,20 @@ def measure(
     """Measure cells of a profile and store them; what is stored is read, in whatever format.
 
     With a group, its variants: several such commands share the work, and a killed one goes on.
-    The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml.
+    The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml; a file that
+    names a `module` is measured by that one of tipmini_lab/experiments.
     """
     from tipmini_lab.experiments import experiment, prunings
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
-    if group in experiment_files(prunings=True):
-        if task:
-            raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
+    own = own_groups()
+    if task and (group in own or group in experiment_files(prunings=True)):
+        raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
+    if group in own:
+        module = yaml.safe_load(own[group].read_text())["module"]
+        measured_by = import_module(f"tipmini_lab.experiments.{module}")
+        measured_by.measure(chosen, group, method or (), show)
+    elif group in experiment_files(prunings=True):
         prunings.measure(chosen, group, method or (), show)
     elif group:
         experiment.measure(chosen, group, method or (), task or (), show)
