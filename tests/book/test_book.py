@@ -18,6 +18,7 @@ from tipmini.models import calibration
 from tipmini_lab import paths
 from tipmini_lab.book import staging
 from tipmini_lab.experiments.pruning import Run
+from tipmini_lab.experiments.supernet import SuperNet, search
 from tipmini_lab.results import digests
 
 
@@ -136,6 +137,7 @@ EQUATION = re.compile(r"(\w+) Eq\. (\d+)[^:\n]*: \$")
 EQUATIONS = {  # how many each paper has
     "tip": 5,
     "loraprune": 13,
+    "elastic": 8,
 }
 EVERY = Counter(f"{paper}-eq-{n + 1}" for paper, m in EQUATIONS.items() for n in range(m))
 # What a chapter derives, but nothing measured computes: another equation stands for it there.
@@ -146,6 +148,7 @@ DERIVATIONS = {
     "loraprune-eq-6": "Eq. 10 with the gradient of BA itself, which needs dL/dW",
     "loraprune-eq-7": "Eq. 9 is what follows",
     "loraprune-eq-8": "Eq. 9 is what follows",
+    "elastic-eq-2": "training's own sum computes it in place",
 }
 
 
@@ -164,5 +167,6 @@ def test_every_equation_has_one_label_and_one_function_which_results_are_measure
                 label = f"{match[1].lower()}-eq-{match[2]}"
                 found.setdefault(label, []).append((module, node.name))
     assert {label: len(places) for label, places in found.items() if label in EVERY} == EVERY
-    reached = digests.reached(merge.merge, Run, Pruner, calibration.calibrate)
+    measured = (merge.merge, Run, Pruner, calibration.calibrate, SuperNet, search)
+    reached = digests.reached(*measured)
     assert {label for label in EVERY if found[label][0] not in reached} == set(DERIVATIONS)

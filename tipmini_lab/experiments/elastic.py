@@ -290,6 +290,10 @@ def store_of(size: Size) -> Path:
     return paths.REPOSITORY / size.results
 
 
+def merged_store(size: Size) -> Path:
+    return store_of(size) / "merged"
+
+
 # The papers meet: merges of what was searched, one adapter a task ---------------------------------
 def searched_lab(profile: Profile, declared: Grid, made: Mapping[str, Elastic]) -> Bundled:
     """A lab whose adapters are the searched sub-adapters, in PEFT folders.
@@ -308,8 +312,8 @@ def searched_lab(profile: Profile, declared: Grid, made: Mapping[str, Elastic]) 
     changes = {
         "name": f"{profile.name}-elastic",
         "adapters": f"{folder}/{{task}}",
-        "variants": f"{size.results}/merged",
-        "results": f"{size.results}/merged",
+        "variants": str(merged_store(size)),
+        "results": str(profile.scratch / "elastic" / "merged"),
         "tasks": tuple(made),
         "calibration_rows": size.calibration,
     }
