@@ -39,7 +39,11 @@ networks:
     timed: [midpoint]
     cost: true
     seeds: [0]
-  - {name: plain, title: Shears, options: {sparsity: 0.5}, models: [midpoint, midpoint+dense], seeds: [0]}
+  - name: plain
+    title: Shears
+    options: {sparsity: 0.5}
+    models: [midpoint, midpoint+dense]
+    seeds: [0]
 own: {name: own, title: elastic, options: {}, models: [search], seeds: [0]}
 merges: [base, single, cat, tip]
 """
