@@ -12,7 +12,7 @@ from tipmini.errors import TipminiError
 from tipmini.models import int4
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, model
-from tipmini_lab.experiments import elastic, supernet
+from tipmini_lab.experiments import catalogue, elastic, supernet
 from tipmini_lab.experiments.elastic import Grid, Network
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import store as storage
@@ -45,7 +45,7 @@ networks:
     models: [midpoint, midpoint+dense]
     seeds: [0]
 own: {name: own, title: elastic, options: {}, models: [search], seeds: [0]}
-merges: [base, single, cat, tip]
+merges: [base, single, cat, tip-cat]
 """
 
 
@@ -135,3 +135,4 @@ def test_the_committed_file_declares_what_the_chapter_shows():
     assert len(every) == 3 * len(declared.networks) + len(declared.size("mini").own_rows)
     for each in every.values():
         assert each.measures() and each.recipe.rows
+    assert set(declared.merges) <= catalogue.catalogue().variants.keys()

@@ -44,13 +44,17 @@ def models(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
             line |= dict(zip(each.recipe.rows, scores, strict=True))
             facts = bundle.facts if bundle else {}
             line |= {size: facts.get(f"{model}.{size}", np.nan) for size in SIZES}
-            speeds = (
-                [c.values for c in bundle.cells if c.task == f"{model}.{SPEED}"] if means else []
-            )
+            cells = bundle.cells if bundle else ()
+            speeds = [c.values for c in cells if c.task == f"{model}.{SPEED}"]
             line["speed"] = float(np.median(speeds)) if speeds else np.nan
-            line |= {"bits": 4 if each.recipe.int4 else 32, "form": each.recipe.form}
-            lines.append(line)
+            lines.append(line | {"precision": _precision(each, model)})
     return pd.DataFrame(lines)
+
+
+def _precision(network: Elastic, model: str) -> str:
+    """Bits of the weights, and of an adapter beside them."""
+    beside = network.recipe.form == "beside" and "+" not in model and model != "untuned"
+    return f"{4 if network.recipe.int4 else 32}{' + 32' if beside else ''}"
 
 
 def rows(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
@@ -158,7 +162,7 @@ def compared(found: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> pd.Da
         if np.isnan(one.value):
             told.append({"difference, points": MISSING, "p, corrected": EMPTY})
             continue
-        value, low, high = (f"{100 * n:+.1f}" for n in (one.value, one.low, one.high))
+        value, low, high = (f"{100 * n:+z.1f}" for n in (one.value, one.low, one.high))
         told.append(
             {
                 "difference, points": f"{value} [{low}, {high}]",
@@ -177,7 +181,7 @@ def square(frame: pd.DataFrame) -> pd.DataFrame:
     cells = {title: [told.get(model, MISSING) for model in own] for title, own in SQUARE.items()}
     dense, sparse = ([means.get(model, np.nan) for model in own] for own in SQUARE.values())
     apart = [sparse[n] - dense[n] - sparse[0] + dense[0] for n in (1, 2)]
-    more = [EMPTY if np.isnan(value) else f"{100 * value:+.1f}" for value in apart]
+    more = [EMPTY if np.isnan(value) else f"{100 * value:+z.1f}" for value in apart]
     table = pd.DataFrame(cells | {"together less apart, points": [EMPTY, *more]}, index=heads)
     return table.T.rename_axis("sparsity")
 
