@@ -129,6 +129,8 @@ def test_models_that_there_are_not_are_refused(models, timed, told):
 
 def test_the_committed_file_declares_what_the_chapter_shows():
     declared = elastic.grid()
+    assert paths.own_groups("elastic") == {"elastic": elastic.FILE}
+    assert not {"elastic"} & {*paths.experiment_files(True), *paths.experiment_files(False)}
     assert {"mini", "smoke"} <= declared.sizes.keys()
     profile = Profile(name="mini", description="mini", results="nowhere")
     every = elastic.experiments(profile, declared)

@@ -182,7 +182,8 @@ class SuperNet(Resumable):
         model = load_base(base, dtype, attention="eager")
         self.families = [f for f in find_families(model) if f.kind == CHANNELS]
         self.modules = [m.module for f in find_families(model) for m in f.members]
-        self.norms = self._norms(model) if recipe.sparsity or len(recipe.widths) > 1 else {}
+        narrow = min(recipe.widths) < 1
+        self.norms = self._norms(model) if recipe.sparsity or narrow else {}
         self.grids: dict[str, Grid] = {}
         for module in self.modules:
             self._prepare(module, model.get_submodule(module))
@@ -196,7 +197,7 @@ class SuperNet(Resumable):
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
         self.log: dict = {"loss": [], "seconds": 0.0, "temperature": {}}
         self.orders: dict[str, Tensor] = {}
-        if min(recipe.widths) < 1:
+        if narrow:
             self._order_channels()
 
     def _read_rows(self) -> None:
