@@ -18,7 +18,8 @@ from tipmini.models import calibration
 from tipmini_lab import paths
 from tipmini_lab.book import staging
 from tipmini_lab.experiments.pruning import Run
-from tipmini_lab.experiments.supernet import SuperNet, search
+from tipmini_lab.experiments.searching import search
+from tipmini_lab.experiments.supernet import SuperNet
 from tipmini_lab.results import digests
 
 

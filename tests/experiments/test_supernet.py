@@ -19,7 +19,8 @@ from tipmini.models import int4
 from tipmini.models.base_folder import open_base
 from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import supernet
-from tipmini_lab.experiments.supernet import Found, NetworkRecipe, SearchRecipe, Space, SuperNet
+from tipmini_lab.experiments.searching import Found, SearchRecipe, search
+from tipmini_lab.experiments.supernet import NetworkRecipe, Space, SuperNet
 
 RECIPE = NetworkRecipe(
     ranks=(4, 2, 1),
@@ -256,7 +257,7 @@ class Toy:
 
 def test_the_search_finds_what_is_better_than_the_midpoint(tmp_path):
     toy = Toy(tmp_path)
-    found = supernet.search(toy, SearchRecipe(population=12, generations=12))
+    found = search(toy, SearchRecipe(population=12, generations=12))
     ends = toy.space.ends()
     assert found.configurations[:3] == [ends["midpoint"], ends["whole"], ends["smallest"]]
     middle = found.macs[0], found.scores[0]
@@ -264,7 +265,7 @@ def test_the_search_finds_what_is_better_than_the_midpoint(tmp_path):
     assert found.scores[best] > max(found.scores[:3]) and found.scores[smallest] >= middle[1]
     assert toy.looked == len(set(found.configurations)) <= 12 * 12
     again = Toy(tmp_path)  # what was looked at is read
-    assert supernet.search(again, SearchRecipe(12, 12)) == found and again.looked == 0
+    assert search(again, SearchRecipe(12, 12)) == found and again.looked == 0
 
 
 def test_what_is_chosen_of_a_search():

@@ -24,14 +24,8 @@ from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Named
 from tipmini_lab.experiments.experiment import Bundled, Experiment, Lab, Show, evaluation_code
 from tipmini_lab.experiments.profiles import Profile, known_tasks
-from tipmini_lab.experiments.supernet import (
-    Configuration,
-    Found,
-    NetworkRecipe,
-    SearchRecipe,
-    SuperNet,
-    search,
-)
+from tipmini_lab.experiments.searching import Found, SearchRecipe, search
+from tipmini_lab.experiments.supernet import Configuration, NetworkRecipe, SuperNet
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Cell
 
