@@ -19,6 +19,8 @@ from tipmini_lab import paths
 from tipmini_lab.book import staging
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
+from tipmini_lab.experiments.searching import search
+from tipmini_lab.experiments.supernet import SuperNet
 from tipmini_lab.results import digests
 
 
@@ -138,6 +140,7 @@ EQUATIONS = {  # how many each paper has
     "tip": 5,
     "loraprune": 13,
     "lora": 6,
+    "elastic": 8,
 }
 EVERY = Counter(f"{paper}-eq-{n + 1}" for paper, m in EQUATIONS.items() for n in range(m))
 # What a chapter derives, but nothing measured computes: another equation stands for it there.
@@ -152,6 +155,7 @@ DERIVATIONS = {
     "lora-eq-2": "likewise",
     "lora-eq-3": "PEFT's layer computes it",
     "lora-eq-4": "PEFT's parameters are counted",
+    "elastic-eq-2": "training's own sum computes it in place",
 }
 
 
@@ -170,8 +174,7 @@ def test_every_equation_has_one_label_and_one_function_which_results_are_measure
                 label = f"{match[1].lower()}-eq-{match[2]}"
                 found.setdefault(label, []).append((module, node.name))
     assert {label: len(places) for label, places in found.items() if label in EVERY} == EVERY
-    reached = digests.reached(
-        *(merge.merge, Run, Pruner, calibration.calibrate),
-        *(tunings.shared_directions, tunings.amplified_norms),
-    )
+    measured = [merge.merge, Run, Pruner, calibration.calibrate, SuperNet, search]
+    measured += [tunings.shared_directions, tunings.amplified_norms]
+    reached = digests.reached(*measured)
     assert {label for label in EVERY if found[label][0] not in reached} == set(DERIVATIONS)

@@ -1,0 +1,173 @@
+"""The elastic chapters' frames, tables and figures: of made-up networks, and of nothing."""
+
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from tipmini_lab import paths
+from tipmini_lab.book import elastic_tables, tables
+from tipmini_lab.book.elastic_tables import QUESTIONS, SQUARE
+from tipmini_lab.experiments import elastic
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.statistics import MISSING
+from tipmini_lab.results.store import Bundle, Cell
+
+DECLARED = elastic.experiments(load_profile("mini"))
+ROWS = 40
+
+
+def cell(name: str, measure: str, values: list[float], metric: str = "acc") -> Cell:
+    told = {"key": "k", "inputs": {}, "code": {}, "profile": "mini", "dtype": "float32"}
+    told |= {"seconds": 1.0, "date": "2026-01-31", "machine": {}, "versions": {}}
+    return Cell(method=name, task=measure, metric=metric, values=values, **told)
+
+
+def right(count: int) -> list[float]:
+    """So many rows right of ROWS, the first ones."""
+    return [float(row < count) for row in range(ROWS)]
+
+
+def outcomes(**counts: int) -> dict[str, Bundle]:
+    """Every network; `counts` right rows of a task for NETWORK__MODEL, 20 of the others."""
+    found = {}
+    for name, each in DECLARED.items():
+        cells, facts = [], {"seconds": 60.0, "loss": [1.0], "steps": 48, "trained": 1000}
+        for place, model in enumerate(each.network.models):
+            count = counts.get(f"{each.network.name}__{model}".replace("-", "_"), 20)
+            cells += [cell(name, f"{model}.{t}", right(count)) for t in each.recipe.rows]
+            size = 1e8 - 1e7 * place
+            facts |= {f"{model}.parameters": size, f"{model}.nonzero": size / 2}
+            facts |= {f"{model}.macs": size, f"{model}.sparsity": 0.5}
+        for model in each.network.timed:
+            cells.append(cell(name, f"{model}.speed", [1.0, 1.25, 1.5], elastic.RATIO))
+        if each.network.cost:
+            cells.append(cell(name, "whole.cost", [2.0, 2.5, 3.0], elastic.RATIO))
+        if "search" in each.network.models:
+            facts |= {"search.seconds": 30.0, "search.scores": [0.5, 0.7], "search.macs": [9, 8]}
+        made = {"name": name, "title": name, "settings": {}}
+        found[name] = Bundle(**made, facts=facts, cells=cells)
+    return found
+
+
+FOUND = outcomes(lonas__search=30, lonas__midpoint=22, lora__whole=25)
+MODELS = elastic_tables.models(FOUND, DECLARED)
+SIDE = elastic_tables.rows(FOUND, DECLARED)
+NONE = elastic_tables.models({}, DECLARED)
+
+
+def test_a_line_a_model_with_its_score_and_sizes():
+    own = MODELS[(MODELS.model == "lonas.search") & (MODELS.seed == 1)].iloc[0]
+    assert own.score == own.openbookqa == 30 / ROWS
+    assert (own.parameters, own.nonzero, own.sparsity) == (7e7, 3.5e7, 0.5)
+    assert own.speed == 1.25 and np.isnan(MODELS[MODELS.model == "lonas.whole"].speed).all()
+    bits = MODELS.drop_duplicates("model").set_index("model").precision
+    for model, told in {
+        "lora.untuned": "32",
+        "shears-50.midpoint": "32 + 32",
+        "shears-50.midpoint+dense": "32",
+        "sparsepeft-50.midpoint": "32",
+        "sqft-50.midpoint": "4 + 32",
+        "sqft-50.midpoint+grid": "4",
+        "qa-50.midpoint": "4",
+    }.items():
+        assert bits[model] == told
+
+
+def test_a_table_is_told_of_all_seeds_and_against_one_model():
+    lines = {"LoRA": "lora.whole", "searched": "lonas.search"}
+    table = elastic_tables.shown(MODELS, lines, ["parameters", "speed-up"], "lora.whole")
+    assert table.loc["searched"].tolist() == ["75.0 ± 0.0", "120.0%", "70.0 M", "1.25 ×"]
+    assert table.loc["LoRA", "relative"] == "100.0%"
+    empty = elastic_tables.shown(NONE, lines, ["parameters"], "lora.whole")
+    assert empty.loc["LoRA"].tolist() == [MISSING, tables.EMPTY, tables.EMPTY]
+
+
+def test_questions_are_of_declared_models_and_answered_by_one_test_each():
+    known = set(NONE.model)
+    assert {model for pair in QUESTIONS.values() for model in pair} <= known
+    assert {model for own in SQUARE.values() for model in own} <= known
+    found = elastic_tables.compared(SIDE, QUESTIONS)
+    line = found.loc[elastic_tables.SEARCH]
+    assert line["difference, points"].startswith("+20.0 [") and line[""] == "better"
+    assert found.loc["QA-SparsePEFT, SQFT"].tolist() == [
+        "+0.0 [+0.0, +0.0]",
+        "1.000",
+        "not significant",
+    ]
+    missing = elastic_tables.compared(elastic_tables.rows({}, DECLARED), QUESTIONS)
+    assert set(missing.iloc[:, 0]) == {MISSING}
+
+
+def test_a_model_that_lacks_a_seed_is_not_compared():
+    fewer = {name: bundle for name, bundle in FOUND.items() if name != "lonas-s2"}
+    side = elastic_tables.rows(fewer, DECLARED)
+    assert "lonas.search" not in side and "lora.whole" in side
+    found = elastic_tables.compared(side, QUESTIONS)
+    assert found.loc[elastic_tables.SEARCH, "difference, points"] == MISSING
+
+
+def test_both_together_against_each_apart():
+    counts = {"elastic__midpoint": 32, "elastic_int4__midpoint": 28, "shears_50__midpoint": 24}
+    found = elastic_tables.models(outcomes(**counts, sqft_50__midpoint=16), DECLARED)
+    table = elastic_tables.square(found)
+    # 80% dense, 70% in 4 bits, 60% sparse: apart they would leave 50%, and are 40%
+    assert table.loc["together less apart, points"].tolist()[:2] == [tables.EMPTY, "-10.0"]
+    assert table.loc["50%", "32 bits"] == "60.0 ± 0.0"
+    assert MISSING in elastic_tables.square(NONE).to_numpy()
+
+
+def test_findings_are_three_lines_whatever_is_stored():
+    told = elastic_tables.findings(MODELS, elastic_tables.compared(SIDE, QUESTIONS))
+    assert told.count("\n") == 2 and "75.0%" in told and "better than the midpoint" in told
+    side = elastic_tables.rows({}, DECLARED)
+    told = elastic_tables.findings(NONE, elastic_tables.compared(side, QUESTIONS))
+    assert told.count("\n") == 2 and MISSING in told and "nan" not in told
+
+
+def test_the_speed_up_is_held_against_the_sizes():
+    assert elastic_tables.ratio_note(NONE, "lonas.search-small") == ""
+    note = elastic_tables.ratio_note(MODELS, "lonas.search-small")
+    assert "1.25 times as fast and has 1.50 times fewer" in note and "is not above" in note
+
+
+def test_what_it_cost():
+    costs = elastic_tables.costs(FOUND, DECLARED)
+    assert costs.loc["lonas"].tolist() == ["60", "30", "2"]
+    assert costs.loc["lora"].tolist() == ["60", tables.EMPTY, tables.EMPTY]
+    assert elastic_tables.full_tuning(FOUND) == 2.5 and elastic_tables.full_tuning({}) is None
+
+
+@pytest.mark.parametrize(
+    ("macs", "scores", "places"),
+    [([3, 2, 1], [0.9, 0.5, 0.7], [2, 0]), ([1, 1], [0.2, 0.3], [1]), ([5], [0.1], [0])],
+)
+def test_the_front_is_what_none_of_fewer_operations_reaches(macs, scores, places):
+    assert elastic_tables.front(np.array(macs), np.array(scores)) == places
+
+
+def test_figures_are_drawn_of_anything():
+    searches = {"LoNAS": FOUND["lonas-s0"].facts}
+    points = {"LoRA": ("lora.whole", "LoRA")}
+    for figure in (
+        elastic_tables.progress(searches),
+        elastic_tables.progress({}),
+        elastic_tables.trade(MODELS, points),
+        elastic_tables.trade(NONE, points),
+        elastic_tables.pictures({"a": np.eye(3), "zero": np.zeros((2, 2))}),
+    ):
+        assert tables.svg(figure).startswith("<?xml")
+
+
+def test_the_chapter_names_declared_models_and_printed_rows_agree():
+    source = (paths.NOTEBOOKS / "14_elastic_measured.ipynb").read_text()
+    named = set(re.findall(r"\\\"([a-z0-9-]+\.[a-z+-]+)\\\"", source))
+    assert len(named) > 20 and named - {"search.macs", "search.seconds"} <= set(NONE.model)
+    printed = yaml.safe_load(paths.PRINTED.read_text())["elastic"]
+    for table in ("table1", "table2", "table3"):
+        rows = printed[table]["rows"]
+        base = rows["LoRA"]["score"]
+        for row in rows.values():
+            if "relative" in row:
+                assert row["relative"] == pytest.approx(100 * row["score"] / base, abs=0.05)

@@ -1,0 +1,92 @@
+"""The claims on LoNAS, Shears and SQFT: cells of the printed tables, and the stored networks."""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from tipmini_lab.book import elastic_tables
+from tipmini_lab.book.claims.checks import Evidence, NotMeasured, here, in_print
+from tipmini_lab.experiments import elastic
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results import statistics
+from tipmini_lab.results.statistics import Pair, Verdict
+
+PROFILE = "mini"
+MEASURE = f"Not measured: `tipmini measure --group {elastic.FILE.stem}`."
+
+
+@in_print
+def relative(evidence: Evidence, *, table: str, of: str, against: str = "LoRA") -> dict:
+    """A printed score over another, in per cent."""
+    rows = evidence.printed["elastic"][table]["rows"]
+    new, old = rows[of]["score"], rows[against]["score"]
+    value = 100 * new / old
+    words = "Recomputed from the table's own scores."
+    return {"value": value, "shown": f"{new} / {old} = {value:.1f}%", "words": words}
+
+
+@in_print
+def ratio_of_operations(evidence: Evidence, *, of: str, against: str = "LoRA") -> dict:
+    """Printed operations over printed operations, beside the printed speed-up."""
+    rows = evidence.printed["elastic"]["table1"]["rows"]
+    new, old = rows[of], rows[against]
+    value = old["tflops"] / new["tflops"]
+    most = (old["tflops"] + 0.05) / (new["tflops"] - 0.05)
+    shown = f"{old['tflops']} / {new['tflops']} = {value:.2f}, by rounding at most {most:.2f}"
+    words = f"The printed speed-up is {new['speedup']:.2f} ×; operations alone do not give it."
+    return {"value": new["speedup"] <= most, "shown": shown, "words": words}
+
+
+@cache
+def _stored() -> tuple[pd.DataFrame, pd.DataFrame, float | None]:
+    declared = elastic.experiments(load_profile(PROFILE))
+    found = elastic_tables.read(declared)
+    models = elastic_tables.models(found, declared)
+    return elastic_tables.rows(found, declared), models, elastic_tables.full_tuning(found)
+
+
+@here
+def scores(evidence: Evidence, *, of: str, against: str) -> dict:
+    """A model's score beside another's on the same rows: `better`, and `no_worse` significantly."""
+    rows = _stored()[0]
+    if not {of, against} <= {*rows.columns}:
+        raise NotMeasured(MEASURE)
+    (line,) = statistics.compare(
+        rows, [Pair(of, against, tuple(statistics.tasks_of(rows)))]
+    ).itertuples()
+    points = f"{100 * line.value:+.1f} points [{100 * line.low:+.1f}, {100 * line.high:+.1f}]"
+    return {
+        "better": line.verdict == Verdict.BETTER,
+        "no_worse": line.verdict != Verdict.WORSE,
+        "shown": f"{points}, p = {line.p:.3f}",
+        "words": f"{of} against {against}, mean of the tasks, averaged over the seeds.",
+    }
+
+
+@here
+def sizes(evidence: Evidence, *, of: str, against: str) -> dict:
+    """Whether a model is `smaller` than another, `faster`, both, or keeps as many zeros."""
+    means = _stored()[1].groupby("model")[["parameters", "speed", "sparsity"]].mean()
+    if not {of, against} <= {*means.dropna(subset="parameters").index}:
+        raise NotMeasured(MEASURE)
+    one, two = means.loc[of], means.loc[against]
+    told = [f"{m.parameters / 1e6:.1f} M, {m.sparsity:.1%} zeros" for m in (one, two)]
+    speed = "" if np.isnan(one.speed) else f"; {one.speed:.2f} times as fast as the base"
+    return {
+        "both": bool(one.parameters < two.parameters and one.speed > 1),
+        "zeros": bool(one.sparsity >= two.sparsity),
+        "filled": bool(one.sparsity < 0.01 < two.sparsity),
+        "shown": f"{told[0]} against {told[1]}{speed}",
+        "words": f"{of} against {against}, counted and timed.",
+    }
+
+
+@here
+def cheaper(evidence: Evidence) -> dict:
+    """How many times as fast a step is that trains the adapters alone."""
+    ratio = _stored()[2]
+    if ratio is None:
+        raise NotMeasured(MEASURE)
+    words = "Forward and backward of one batch, against the gradients of all weights as well."
+    return {"value": ratio, "shown": f"{ratio:.2f} times as fast", "words": words}

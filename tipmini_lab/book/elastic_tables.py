@@ -1,0 +1,327 @@
+"""The stored super-networks as frames, and the chapter's tables and figures of them.
+
+A model is named "NETWORK.MODEL", as experiments/elastic/*.yaml name both: "lonas.midpoint".
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tipmini_lab.book.figures import BLUE, GREEN, GREY, ORANGE, PINK, SIGNED, WIDTH, styled
+from tipmini_lab.book.pruning_tables import formatted
+from tipmini_lab.book.tables import EMPTY, p_text
+from tipmini_lab.experiments.elastic import COST, SPEED, Elastic
+from tipmini_lab.results import statistics
+from tipmini_lab.results import store as storage
+from tipmini_lab.results.statistics import MISSING, Pair
+from tipmini_lab.results.store import Bundle
+
+Outcomes = Mapping[str, Bundle]  # by name of the network and its seed
+SIZES = ("parameters", "nonzero", "macs", "sparsity")
+COLOURS = {"LoRA": GREY, "LoNAS": BLUE, "Shears": ORANGE, "SQFT": GREEN, "LoRAPrune": PINK}
+
+
+def read(declared: Mapping[str, Elastic]) -> dict[str, Bundle]:
+    """What is stored of the declared networks, in one number format; nothing is measured."""
+    found = {n: b for n, e in declared.items() if (b := storage.read(e.store, n))}
+    storage.in_one_format({(n, c.task): c for n, b in found.items() for c in b.cells})
+    return found
+
+
+def models(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
+    """A line a declared model of a network with a seed, named NETWORK.MODEL: its score, which is
+    the mean over its tasks, `SIZES`, times as fast as the base; NaN where it isn't stored."""
+    lines = []
+    for name, each in declared.items():
+        bundle = outcomes.get(name)
+        means = {cell.task: cell.mean for cell in bundle.cells} if bundle else {}
+        for model in each.network.models:
+            scores = [means.get(f"{model}.{task}", np.nan) for task in each.recipe.rows]
+            line = {"model": f"{each.network.name}.{model}", "seed": each.recipe.seed}
+            line |= {"task": each.task, "score": float(np.mean(scores))}
+            line |= dict(zip(each.recipe.rows, scores, strict=True))
+            facts = bundle.facts if bundle else {}
+            line |= {size: facts.get(f"{model}.{size}", np.nan) for size in SIZES}
+            cells = bundle.cells if bundle else ()
+            speeds = [c.values for c in cells if c.task == f"{model}.{SPEED}"]
+            line["speed"] = float(np.median(speeds)) if speeds else np.nan
+            lines.append(line | {"precision": _precision(each, model)})
+    return pd.DataFrame(lines)
+
+
+def _precision(network: Elastic, model: str) -> str:
+    """Bits of the weights, and of an adapter beside them."""
+    beside = network.recipe.form == "beside" and "+" not in model and model != "untuned"
+    return f"{4 if network.recipe.int4 else 32}{' + 32' if beside else ''}"
+
+
+def rows(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
+    """(task, row) by NETWORK.MODEL: values averaged over the seeds, where all are stored."""
+    values: dict[str, list[pd.Series]] = {}
+    wanted: dict[str, int] = {}
+    for name, each in declared.items():
+        if each.task:
+            continue
+        cells = {c.task: c.values for c in outcomes[name].cells} if name in outcomes else {}
+        for model in each.network.models:
+            title = f"{each.network.name}.{model}"
+            wanted[title] = wanted.get(title, 0) + 1
+            own = {t: pd.Series(v) for t in each.recipe.rows if (v := cells.get(f"{model}.{t}"))}
+            if len(own) == len(each.recipe.rows):
+                values.setdefault(title, []).append(pd.concat(own, names=["task", "row"]))
+    full = {t: sum(v) / len(v) for t, v in values.items() if len(v) == wanted[t]}
+    empty = pd.MultiIndex.from_arrays([[], []], names=["task", "row"])
+    return pd.DataFrame(full) if full else pd.DataFrame(index=empty)
+
+
+# Tables -------------------------------------------------------------------------------------------
+def million(values: pd.Series) -> str:
+    return f"{values.mean() / 1e6:.1f} M"
+
+
+def percent(values: pd.Series) -> str:
+    return f"{values.mean():.1%}"
+
+
+def spread(values: pd.Series) -> str:
+    """In per cent; of several seeds with their standard deviation."""
+    return f"{100 * values.mean():.1f}" + (
+        f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
+    )
+
+
+def times(values: pd.Series) -> str:
+    return f"{values.mean():.2f} ×"
+
+
+COLUMNS = {
+    "parameters": ("parameters", million),
+    "not zero": ("nonzero", million),
+    "MACs a token": ("macs", million),
+    "sparsity": ("sparsity", percent),
+    "speed-up": ("speed", times),
+    "precision": ("precision", lambda values: values.iloc[0]),
+}
+SEARCH, SMALL = "LoNAS: search, midpoint", "LoNAS: small search, midpoint"
+QUESTIONS = {  # the first model's score minus the second's
+    SEARCH: ("lonas.search", "lonas.midpoint"),
+    SMALL: ("lonas.search-small", "lonas.midpoint"),
+    "Shears, 50%: search, midpoint": ("shears-50.search", "shears-50.midpoint"),
+    "LoNAS midpoint, trained alone": ("lonas.midpoint", "narrow.whole"),
+    "Shears midpoint, fixed rank 12": ("shears-50.midpoint", "fixed-12.whole"),
+    "Shears smallest, fixed rank 8": ("shears-50.smallest", "fixed-8.whole"),
+    "Shears whole, fixed rank 16": ("shears-50.whole", "lora-50.whole"),
+    "LoNAS midpoint, LoRA": ("lonas.midpoint", "lora.whole"),
+    "LoNAS search, LoRA": ("lonas.search", "lora.whole"),
+    "Shears 50%, LoRA on the dense base": ("shears-50.midpoint", "lora.whole"),
+    "Shears, merged under the mask, beside": ("shears-50.midpoint+sparse", "shears-50.midpoint"),
+    "SparsePEFT, Shears": ("sparsepeft-50.midpoint", "shears-50.midpoint"),
+    "SQFT, merged on the grid, beside": ("sqft-50.midpoint+grid", "sqft-50.midpoint"),
+    "QA-SparsePEFT, SQFT": ("qa-50.midpoint", "sqft-50.midpoint"),
+    "LoRAPrune's channels, Wanda's": ("narrow-loraprune.whole", "narrow.whole"),
+}
+SQUARE = {  # sparsity by precision
+    "dense": ("elastic.midpoint", "elastic-int4.midpoint", "qa.midpoint"),
+    "50%": ("shears-50.midpoint", "sqft-50.midpoint", "qa-50.midpoint"),
+}
+
+
+def shown(
+    frame: pd.DataFrame, lines: Mapping[str, str], columns: Sequence[str], against: str = ""
+) -> pd.DataFrame:
+    """Cells over all seeds: {title: NETWORK.MODEL} down; score, score relative to that of
+    `against` (a model), and of `COLUMNS` those named across. EMPTY: not measured of this one."""
+    groups = frame[frame.task == ""].groupby("model")
+    means = groups["score"].mean()
+    found = {}
+    for title, model in lines.items():
+        own = groups.get_group(model) if model in groups.groups else frame[:0]
+        score = own["score"].dropna()
+        line = {"score, %": spread(score) if len(score) else MISSING}
+        if against:
+            ratio = means.get(model, np.nan) / means.get(against, np.nan)
+            line["relative"] = EMPTY if np.isnan(ratio) else f"{ratio:.1%}"
+        for head in columns:
+            name, form = COLUMNS[head]
+            there = own[name].dropna()
+            line[head] = form(there) if len(there) else EMPTY
+        found[title] = line
+    return pd.DataFrame(found).T.rename_axis("measured, SmolLM2-135M")
+
+
+def compared(found: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Differences of scores in points, by row, with one test a line, corrected together."""
+    if found.empty:
+        return pd.DataFrame({"difference": dict.fromkeys(pairs, MISSING)}).rename_axis("model")
+    tasks = tuple(statistics.tasks_of(found))
+    lines = statistics.compare(found, [Pair(*pair, tasks) for pair in pairs.values()])
+    told = []
+    for one in lines.itertuples():
+        if np.isnan(one.value):
+            told.append({"difference, points": MISSING, "p, corrected": EMPTY})
+            continue
+        value, low, high = (f"{100 * n:+z.1f}" for n in (one.value, one.low, one.high))
+        told.append(
+            {
+                "difference, points": f"{value} [{low}, {high}]",
+                "p, corrected": p_text(one.corrected),
+                "": str(one.verdict),
+            }
+        )
+    return pd.DataFrame(told, index=pd.Index([*pairs], name="difference")).fillna("")
+
+
+def square(frame: pd.DataFrame) -> pd.DataFrame:
+    """Scores of sparsity by precision, and how much more or less both cost together than apart."""
+    groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")["score"]
+    means, told = groups.mean(), groups.apply(spread)
+    heads = ["32 bits", "4 bits, adapter beside", "4 bits, merged"]
+    cells = {title: [told.get(model, MISSING) for model in own] for title, own in SQUARE.items()}
+    dense, sparse = ([means.get(model, np.nan) for model in own] for own in SQUARE.values())
+    apart = [sparse[n] - dense[n] - sparse[0] + dense[0] for n in (1, 2)]
+    more = [EMPTY if np.isnan(value) else f"{100 * value:+z.1f}" for value in apart]
+    table = pd.DataFrame(cells | {"together less apart, points": [EMPTY, *more]}, index=heads)
+    return table.T.rename_axis("sparsity")
+
+
+def ratio_note(frame: pd.DataFrame, model: str, base: str = "lora.whole") -> str:
+    """A model's speed-up beside the ratio of operations, both with the adapter merged."""
+    means = frame[frame.task == ""].groupby("model")[["parameters", "speed"]].mean()
+    if model not in means.index or means.loc[model].isna().any():
+        return ""
+    ratio = means.loc[base, "parameters"] / means.loc[model, "parameters"]
+    speed = means.loc[model, "speed"]
+    told = "above" if speed > ratio else "not above"
+    return (
+        f"The small search is {speed:.2f} times as fast and has {ratio:.2f} times fewer "
+        f"parameters: here the speed-up is {told} that ratio."
+    )
+
+
+def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> str:
+    """What was found in three lines; what is not measured is said to be so."""
+    own = frame[frame.task == ""].groupby("model")
+    means = own[["score", "parameters", "sparsity"]].mean()
+
+    def of(model: str, what: str) -> float:
+        return float(means[what].get(model, np.nan))
+
+    def verdict(question: str) -> str:
+        return str(answers[""].get(question) or MISSING) if "" in answers else MISSING
+
+    small, lora = "lonas.search", "lora.whole"
+    less = 1 - of(small, "parameters") / of(lora, "parameters")
+    lines = [
+        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
+        f"LoRA on the whole model {of(lora, 'score'):.1%}: {verdict('LoNAS search, LoRA')}.",
+        f"**Searched.** On rows that the search did not see, it is {verdict(SEARCH)} than "
+        f"the midpoint, which costs no search, for LoNAS, and "
+        f"{verdict('Shears, 50%: search, midpoint')} for Shears.",
+        f"**Sparse.** A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "
+        f"zeros of {of('shears-50.midpoint', 'sparsity'):.1%}; SparsePEFT keeps "
+        f"{of('sparsepeft-50.midpoint', 'sparsity'):.1%}, its score against Shears': "
+        f"{verdict('SparsePEFT, Shears')}.",
+    ]
+    return "\n".join(f"- {line.replace('nan%', MISSING)}" for line in lines)
+
+
+def costs(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
+    """What training and searching took, by network: seconds, steps, configurations."""
+    lines: dict[str, dict[str, list[float]]] = {}
+    for name, each in declared.items():
+        if name not in outcomes or each.task:
+            continue
+        facts = outcomes[name].facts
+        line = lines.setdefault(each.network.name, {"train": [], "search": [], "looked at": []})
+        line["train"].append(facts["seconds"])
+        if "search.seconds" in facts:
+            line["search"].append(facts["search.seconds"])
+            line["looked at"].append(len(facts["search.scores"]))
+    means = {
+        n: {k: np.mean(v) if v else np.nan for k, v in own.items()} for n, own in lines.items()
+    }
+    frame = pd.DataFrame(means, index=["train", "search", "looked at"]).T
+    frame.columns = ["training, s", "search, s", "configurations"]
+    return formatted(frame.rename_axis("network, mean of the seeds"), "{:.0f}", EMPTY)
+
+
+def full_tuning(outcomes: Outcomes) -> float | None:
+    """How many times as fast a step of the adapters is as one with all weights' gradients."""
+    found = [c.values for b in outcomes.values() for c in b.cells if c.task == f"whole.{COST}"]
+    return float(np.median(np.concatenate(found))) if found else None
+
+
+# Figures ------------------------------------------------------------------------------------------
+@styled
+def progress(searches: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Figure 4: {title: facts of a search}, a panel each. The grey of a point is its place in the
+    search, the line joins those that no other is better than in both; dashed: the midpoint."""
+    figure = Figure((WIDTH, 0.4 + 2.3 * max(1, len(searches))), layout="constrained")
+    panels = figure.subplots(max(1, len(searches)), 1, squeeze=False)[:, 0]
+    if not searches:
+        panels[0].text(0.5, 0.5, MISSING, ha="center")
+    for axes, (title, facts) in zip(panels, searches.items(), strict=False):
+        macs, scores = np.array(facts["search.macs"]) / 1e6, np.array(facts["search.scores"])
+        place = np.linspace(0.25, 1, len(macs))
+        axes.scatter(macs, scores, s=14, color=[(*_rgb(BLUE), alpha) for alpha in place])
+        best = front(macs, scores)
+        axes.plot(macs[best], scores[best], "-", color=ORANGE, label="front")
+        axes.axhline(scores[0], color=GREY, linestyle=(0, (5, 4)), label="midpoint")
+        axes.plot(macs[0], scores[0], "D", color=GREY)
+        axes.set(title=title, ylabel="score, held-out rows")
+    panels[-1].set_xlabel("MACs a token, millions")
+    if searches:
+        panels[0].legend()
+    return figure
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def front(macs: np.ndarray, scores: np.ndarray) -> list[int]:
+    """The places of those that nothing of fewer operations reaches the score of, in their order."""
+    found: list[int] = []
+    for place in np.lexsort((-scores, macs)):
+        if not found or scores[place] > scores[found[-1]]:
+            found.append(int(place))
+    return found
+
+
+@styled
+def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
+    """Score beside parameters that are not 0: {title: (NETWORK.MODEL, method)}, a point each with
+    the seeds' range."""
+    figure = Figure((WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")
+    for title, (model, method) in lines.items():
+        if model not in groups.groups:
+            continue
+        own = groups.get_group(model)
+        x, y = own["nonzero"].mean() / 1e6, 100 * own["score"]
+        reach = [[y.mean() - y.min()], [y.max() - y.mean()]]
+        axes.errorbar(x, y.mean(), reach, fmt="o", color=COLOURS[method], capsize=2)
+        axes.annotate(title, (x, y.mean()), (5, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="parameters that are not 0, millions", ylabel="mean score, %")
+    axes.margins(x=0.2, y=0.15)
+    return figure
+
+
+@styled
+def pictures(panels: Mapping[str, np.ndarray], columns: int = 3) -> Figure:
+    """Matrices side by side, each on a scale of its own around 0; what is 0 is see-through."""
+    lines = -(-len(panels) // columns)
+    figure = Figure((WIDTH, 0.3 + 1.7 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes, (title, values) in zip(grid, panels.items(), strict=False):
+        values = np.asarray(values)
+        reach = np.quantile(np.abs(values), 0.99) or 1.0
+        axes.imshow(values, aspect="auto", cmap=SIGNED, vmin=-reach, vmax=reach)
+        axes.set_title(title, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+    return figure
