@@ -1,5 +1,5 @@
 """What the book says of papers: *printed* of their numbers alone, and nothing is said to be missing
-of a paper of which the text alone is at hand."""
+of a paper of which the text alone is at hand. And the words it says all in: the field's."""
 
 import ast
 import json
@@ -86,6 +86,27 @@ def other_than_numbers(text: str) -> Iterable[re.Match]:
 
 def uncaveated(text: str) -> Iterable[re.Match]:
     return [] if CAVEAT.search(text) else EQUALITY.finditer(text)
+
+
+# The field's word, and what stood for it. A row is one of a table or a matrix, `share` a flag's name.
+WORDS = {
+    "examples": r"\b(?:train|training|evaluation|calibration|embedded|same|more|few|right|own) rows\b"
+    r"|\brows (?:a|per) (?:task|second|step)\b|\bover (?:the )?rows\b|\d\}? rows\b",
+    "validation set": r"\bheld-out\b",
+    "sparsity, pruning ratio, fraction": r"\b(?:overall|mean|higher|larger|smaller|same) shares?\b"
+    r"|\bshares? (?:asked|removed|pruned|kept|that|of (?:zeros|weights|rows|groups|layers))\b",
+    "significantly different": r"\b(?:told|tell) apart\b|\bsignificantly apart\b|\bsurely\b",
+    "selection bias": r"\bflatter",
+    "reported": r"\b(?:is|are|was) told (?:of|on|where|once|below|above)\b",
+    "uses, active adapter": r"\b(?:wears?|wearing|worn)\b",
+    "serving configuration": r"\bways? (?:to serve|of serving)\b",
+    "gradient checkpointing": r"(?:, |\*)recomputed\b|\bmade again\b",
+    "dequantised": r"\bde-quanti[sz]|\bturned back into\b",
+    "outlier channel": r"\bloud(?:er|est)?\b",
+    "majority-class baseline, expected at random": r"\bknow(?:s|ing)? nothing\b",
+    "learned": r"(?<![-\w])learnt\b",
+}
+FIELD = re.compile("|".join(WORDS.values()), re.IGNORECASE)
 
 
 RULES = {
