@@ -496,7 +496,7 @@ def test_masks_that_know_nothing_do_not_part():
         entry["same"] = entry["chance_same"]
     told = of(evidence(benched=known), "masks_part", shares=[0.1, 0.5])
     assert told.verdict == Verdict.IN_PART
-    assert "0% of the way from chance to all" in told.recomputed
+    assert "0% of the way from random to full agreement" in told.recomputed
 
 
 def test_a_side_is_one_where_every_round_and_every_step_lies_there():
