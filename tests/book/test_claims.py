@@ -254,7 +254,7 @@ def test_seeds_of_one_contender_are_one_comparison():
     assert known.cell("x.random", "rte").values == [1 / 3] * 10 + [2 / 3] * 10
     asked = {"higher": ["tip"], "lower": ["x.random"], "tasks": ["rte"]}
     told = found(known, "paired", arguments=asked)
-    assert told.recomputed == "clear for it 1, clear against it 0, neither 0"
+    assert told.recomputed == "significantly for it 1, against it 0, neither 0"
     known.sizes.update({"tip": 2.0, "x.random-s0": 1.0, "x.random-s1": 0.5})
     words = found(known, "paired", arguments=asked, words="{words} So.").words
     assert "norm 2.00 and 0.75 times that of the exact sum" in words and words.endswith(". So.")

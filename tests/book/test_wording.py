@@ -1,5 +1,5 @@
 """What the book says of papers: *printed* of their numbers alone, and nothing is said to be missing
-of a paper of which the text alone is at hand."""
+of a paper of which the text alone is at hand. And the words it says all in: the field's."""
 
 import ast
 import json
@@ -53,6 +53,12 @@ def of_python(source: str) -> Iterator[str]:
             yield node.value
 
 
+def docstrings(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield " ".join((ast.get_docstring(node, clean=False) or "").split())
+
+
 def of_file(file: Path) -> Iterator[str]:
     text = file.read_text()
     if file.suffix == ".ipynb":
@@ -68,6 +74,7 @@ def of_file(file: Path) -> Iterator[str]:
 
 READ = ["notebooks/*.ipynb", "book/*.md", "README.md", "book/*.yaml", "book/claims/*.yaml"]
 READ += ["experiments/*/*.yaml", "profiles/*.yaml", "tipmini/**/*.py", "tipmini_lab/book/**/*.py"]
+READ += ["tipmini_lab/commands/*.py"]
 TEXTS = [
     (str(file.relative_to(ROOT)), " ".join(text.split()))
     for pattern in READ
@@ -86,6 +93,36 @@ def other_than_numbers(text: str) -> Iterable[re.Match]:
 
 def uncaveated(text: str) -> Iterable[re.Match]:
     return [] if CAVEAT.search(text) else EQUALITY.finditer(text)
+
+
+# The field's word, and what must not stand for it in what a reader sees. A row is one of a table or
+# of a matrix, and `--share` and `--recompute` are flags.
+WORDS = {
+    "examples": r"\b(?:train|training|evaluation|calibration|embedded|right|your own) rows\b"
+    r"|\brows (?:a|per) (?:task|second|step)\b|\b(?:over|on) (?:the |all |fewer |same )*rows\b",
+    "validation set": r"\bheld-out\b",
+    "sparsity, pruning ratio, fraction": r"\b(?:overall|higher|larger|mean) shares?\b"
+    r"|\bshares? (?:asked|removed|pruned|kept|that|of (?:zeros|weights|rows|groups|layers))\b",
+    "significantly": r"\b(?:told|tell) apart\b|\bsignificantly apart\b|\bsurely\b"
+    r"|\bclearly (?:lower|higher|worse)\b",
+    "selection bias": r"\bflatter",
+    "reported": r"\b(?:is|are|was) told (?:of|on|where|once|below|above)\b",
+    "uses, active adapter": r"\b(?:wears?|wearing|worn)\b",
+    "serving configuration": r"\bways? (?:to serve|of serving)\b",
+    "gradient checkpointing": r"(?:, |\*)recomputed\b|\bmade again\b",
+    "dequantised": r"\bde-quanti[sz]|\bturned back into\b",
+    "outlier channel": r"\bloud(?:er|est)?\b",
+    "majority class, expected at random": r"\bknow(?:s|ing)? nothing\b",
+    "magnitude alone": r"\bsize alone\b",
+    "learned": r"(?<![-\w])learnt\b(?!:|$)",
+}
+HELP = ("tipmini/cli/", "tipmini_lab/commands/")  # where docstrings are help
+UNSEEN = {
+    text
+    for file in ROOT.glob("tipmini*/**/*.py")
+    if not str(file.relative_to(ROOT)).startswith(HELP)
+    for text in docstrings(file.read_text())
+}
 
 
 RULES = {
@@ -134,3 +171,42 @@ def test_the_book_keeps_to_what_it_knows_of_papers(rule):
 def test_the_rules_tell_these_apart(rule, bad, good):
     (own,) = (look for name, look in RULES.items() if name.startswith(rule))
     assert [*own(bad)] and not [*own(good)]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_readers_get_the_fields_words(word):
+    broken = [
+        f"{where}: {text[max(0, match.start() - 60) : match.end() + 60]}"
+        for where, text in TEXTS
+        if text not in UNSEEN
+        for match in re.finditer(WORDS[word], text, re.IGNORECASE)
+    ]
+    assert not broken, f"{word}:\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("word", "bad", "good"),
+    [
+        ("examples", "held-out evaluation rows", "every row of scores"),
+        ("examples", "a bootstrap over rows", "the rows of A and the columns of B"),
+        ("examples", "milliseconds and rows a second", "rows and columns are removed"),
+        ("validation", "held-out training examples", "the validation set"),
+        ("sparsity", "the share of zeros", "prune --share 0.5"),
+        ("sparsity", "added to the overall share", "a basis that the adapters share"),
+        ("significantly", "not significantly apart", "significantly different"),
+        ("significantly", "clearly lower", "a clear reason"),
+        ("selection", "the highest value is flattered", "selection bias"),
+        ("reported", "Retention is told on six tasks", "Retention is reported for six tasks"),
+        ("uses", "each row wears its adapter", "each sequence uses its adapter"),
+        ("serving", "four ways to serve", "four serving configurations"),
+        ("gradient", "LoRA-guided, recomputed", "verdicts are recomputed"),
+        ("dequantised", "de-quantised once", "dequantised once"),
+        ("outlier", "a weight on a loud channel", "a weight on an outlier channel"),
+        ("majority", "two masks that know nothing", "two random masks"),
+        ("magnitude", "pruned by size alone", "pruned by magnitude alone"),
+        ("learned", "exact sum, learnt weights", "the variant cat-learnt"),
+    ],
+)
+def test_the_words_tell_these_apart(word, bad, good):
+    (own,) = (found for name, found in WORDS.items() if name.startswith(word))
+    assert re.search(own, bad, re.IGNORECASE) and not re.search(own, good, re.IGNORECASE)

@@ -99,7 +99,7 @@ def test_a_folders_braces_are_no_placeholder(small):
 def test_own_text_is_measured_on(small, name):
     """However it is told: the same texts have the same norms, and a merge finds the adapter."""
     given = ["--text", name, "--adapter", "adapters/rte", "--out", "own.safetensors"]
-    assert f"on 2 rows of {name}" in run("calibrate", *given)
+    assert f"on 2 examples of {name}" in run("calibrate", *given)
     texts = ["The sky is blue.", "Water is wet."]
     made = {"name": "n", "description": "d", "results": f"{small}/results"}
     lab = experiment.Lab(Profile(**made, adapters=f"{small}/adapters/{{task}}"))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("small")
 
 @pytest.mark.parametrize("example", main.COMMANDS[one.evaluate])
 def test_every_example_runs(example):
-    assert "rows" in run(*example.split()[1:])
+    assert "examples" in run(*example.split()[1:])
 
 
 def test_a_task_of_ones_own(small):

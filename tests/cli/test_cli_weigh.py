@@ -148,7 +148,7 @@ def test_what_nothing_can_be_learnt_of_is_one_line(refused, small, given, line):
         (["--adapter", "none", "--adapter", "none"], "none: no such folder"),
         (["--rows", "0"], "Invalid value for '--rows'"),
         (["--out", "adapters/rte/adapter_config.json/w.json"], "cannot be written"),
-        (["--out", "adapters/rte/adapter_config.json"], "not a file of learnt weights"),
+        (["--out", "adapters/rte/adapter_config.json"], "not a file of learned weights"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_is_loaded(refused, monkeypatch, given, line):
@@ -160,12 +160,12 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(refused, monkeypatch, 
     ("content", "line"),
     [
         (None, "w.json: cannot be read"),
-        ("{", "w.json: not a file of learnt weights"),
-        ('{"weights": {}}', "w.json: not a file of learnt weights: made: Field required"),
-        ('{"weights": {"a": {"b": NaN}}}', "w.json: not a file of learnt weights: NaN is no JSON"),
+        ("{", "w.json: not a file of learned weights"),
+        ('{"weights": {}}', "w.json: not a file of learned weights: made: Field required"),
+        ('{"weights": {"a": {"b": NaN}}}', "w.json: not a file of learned weights: NaN is no JSON"),
         (
             '{"weights": {}, "made": {"identity": "", "adapters": {}}}',
-            "w.json: not learnt with adapters/piqa; run `tipmini weigh` with it",
+            "w.json: not learned with adapters/piqa; run `tipmini weigh` with it",
         ),
     ],
 )

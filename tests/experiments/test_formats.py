@@ -88,7 +88,7 @@ def stored(monkeypatch):
 def test_the_table_counts_rows_and_points(stored):
     found = formats.table(TITLES)
     rows = 4 * len(TABLE_1) * len(TASKS)
-    counts = dict(found["rows<br>otherwise"])
+    counts = dict(found["examples<br>that differ"])
     assert counts["float32, AVX2"] == f"0 of {rows}"
     assert counts["bfloat16, emulated by AVX2"] == f"1 of {rows}"
     assert (

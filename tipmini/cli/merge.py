@@ -1,4 +1,4 @@
-"""`tipmini merge`: its flags and its help, the merge itself, and what is told of it."""
+"""`tipmini merge`: its flags and its help, the merge itself, and its report."""
 
 import hashlib
 import json

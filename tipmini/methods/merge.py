@@ -317,12 +317,12 @@ def sum_linear(parts: Parts, combine: Combine = weighted_sum) -> Update:
 
 
 def sum_cat(parts: Parts) -> Update:
-    """Factors stacked along the rank (PEFT's cat): exactly the sum of the deltas."""
+    """Factors stacked along the rank (PEFT's cat): the exact sum of the deltas, task arithmetic."""
     return lazy(parts, stack_factors)
 
 
 def sum_svd(parts: Parts, *, rank: int | None = None) -> Update:
-    """The exact sum cut back to a rank by SVD, by default the largest of the adapters' (svd)."""
+    """The exact sum truncated to a rank by SVD, by default the adapters' largest (PEFT's svd)."""
     return lazy(
         parts, lambda module, own: truncate(stack_factors(module, own), rank or top(module, own))
     )

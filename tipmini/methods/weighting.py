@@ -54,7 +54,7 @@ def read(file: Path) -> LearntWeights:
         what = f"{'.'.join(map(str, first['loc']))}: {one_line(first['msg'])}"
     except ValueError as error:
         what = one_line(error)
-    raise TipminiError(f"{file}: not a file of learnt weights: {what}")
+    raise TipminiError(f"{file}: not a file of learned weights: {what}")
 
 
 def weights_of(file: Path, adapters: "Sequence[tuple[str, LoraAdapter]]") -> list[dict[str, float]]:
@@ -86,7 +86,7 @@ def refuse_unlearnt(file: Path, adapters: "Sequence[tuple[str, AdapterHeader]]")
 
 
 def _not_learnt(file: Path, path: str) -> TipminiError:
-    return TipminiError(f"{file}: not learnt with {path}; run `tipmini weigh` with it")
+    return TipminiError(f"{file}: not learned with {path}; run `tipmini weigh` with it")
 
 
 def told(weights: Iterable[float]) -> str:

@@ -131,7 +131,7 @@ def open_base(path: str | PathLike) -> BaseFolder:
         raise TipminiError(f"{folder}: no such folder; give a local model with safetensors")
     config = _read_json(folder / "config.json")
     if config.get("quantization_config"):
-        raise TipminiError(f"{folder}: quantised weights cannot be added to; de-quantise the base")
+        raise TipminiError(f"{folder}: quantised weights cannot be added to; dequantise the base")
     return BaseFolder(folder, config, _files(folder))
 
 

@@ -207,10 +207,10 @@ GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) more evenly than an
 def cubic_share(
     step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
 ) -> float:
-    r"""The share removed after `step` of `steps`: $S (1 - (1 - \tau)^3)$, fast first.
+    r"""The fraction removed after `step` of `steps`: $S (1 - (1 - \tau)^3)$, fast first.
 
-    $\tau$ runs from 0 to 1 between warm-up and cool-down, shares of the steps before and after
-    it. From the authors' code; no schedule is in the text at hand.
+    $\tau$ runs from 0 to 1 between warm-up and cool-down, fractions of the steps.
+    From the authors' code; no schedule is in the text at hand.
     """
     return share * (1 - (1 - _progress(step, steps, warmup, cooldown)) ** 3)
 
@@ -218,7 +218,7 @@ def cubic_share(
 def linear_share(
     step: int, steps: int, share: float, warmup: float = 0.1, cooldown: float = 0.1
 ) -> float:
-    r"""The share removed after `step` of `steps`: $S \tau$, with the times of `cubic_share`."""
+    r"""The fraction removed after `step` of `steps`: $S \tau$, with the times of `cubic_share`."""
     return share * _progress(step, steps, warmup, cooldown)
 
 

@@ -87,8 +87,8 @@ def whole_pieces(score_width: int, rows: int) -> int:
 def normalize_importance(importance: Tensor) -> Tensor:
     r"""TIP Eq. 3: $\tilde I_l = (I_l - \min I) / (\max I - \min I)$.
 
-    (L,) to (L,) in [0, 1]. Where all layers are equally important there is nothing to tell them
-    apart: zeros. Raises TipminiError unless the importances are one finite vector.
+    (L,) to (L,) in [0, 1]; zeros where all layers are equally important. Raises TipminiError
+    unless the importances are one finite vector.
     """
     if importance.ndim != 1 or not len(importance) or not importance.isfinite().all():
         raise TipminiError(

@@ -145,8 +145,8 @@ def shown(
 def table(scores: pd.DataFrame, declared: Grid, share: float, tuned: bool) -> pd.DataFrame:
     """Table 2. Every method at a share: perplexities, accuracies; the unpruned model above."""
     rows = {whole.title: (whole.name, 0.0, False) for whole in declared.whole}
-    zeroed = [one for one in declared.zeroed if one.share == share and not tuned]
-    rows |= {one.title: (one.name, share, False) for one in zeroed}
+    scored = [one for one in declared.zeroed if one.zero_shot and one.share == share]
+    rows |= {one.title: (one.name, share, False) for one in scored if not tuned}
     rows |= {"unpruned, fine-tuned": UNPRUNED} if tuned else {}
     rows |= {m.title: (m.name, share, tuned) for m in declared.methods}
     titles = {task: KNOWN[task].short or KNOWN[task].title for task in declared.tasks}

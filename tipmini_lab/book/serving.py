@@ -61,9 +61,10 @@ def sizes(model: nn.Module, adapter: tm.LoraAdapter) -> Sizes:
 
 
 def operations(s: Sizes, rows: int, tokens: int, past: int, adapted: bool) -> int:
-    """Of a pass over `tokens` new tokens a row that follow `past` ones; logits of the last only.
+    """Of a pass over `tokens` new tokens per sequence after `past` ones; logits of the last only.
 
-    adapted: whether every row has an adapter. How many different ones a batch mixes is no matter.
+    adapted: whether every sequence has an adapter. How many different ones a batch mixes is no
+    matter.
     """
     pairs = tokens * past + tokens * (tokens + 1) // 2  # (query, key), causal
     weights = s.linear + s.adapter * adapted
@@ -86,7 +87,7 @@ def floor_seconds(operations: float, moved: float, product: float, bandwidth: fl
 
 
 def mixed(peft: nn.Module, names: Sequence[str]) -> Forward:
-    """A pass in which the rows of a batch have the named adapters in turn, unmerged."""
+    """A pass in which the sequences of a batch use the named adapters in turn, unmerged."""
 
     def forward(tokens: Tensor, **options: object):
         rows = [names[i % len(names)] for i in range(len(tokens))]

@@ -201,7 +201,7 @@ def evaluate(
         found += told
         for each in told:
             line = f"{way:7} {each['task']:14} {each['metric']:8} {each['mean']:.4f}"
-            print(json.dumps(each) if as_json else f"{line} ({each['count']} rows)", flush=True)
+            print(json.dumps(each) if as_json else f"{line} ({each['count']} examples)", flush=True)
     if out:
         store.write(out, json.dumps(found) + "\n")
 

@@ -109,7 +109,7 @@ def table(titles: dict[str, str]) -> pd.DataFrame:
 
 def _told(found: Cells, fixed: Cells, titles: dict[str, str]) -> dict[str, str]:
     rows = _gains(found, fixed)
-    row = {"rows<br>otherwise": f"{sum(map(bool, rows)):,} of {len(rows):,}"}
+    row = {"examples<br>that differ": f"{sum(map(bool, rows)):,} of {len(rows):,}"}
     shifts = _shifts(found, fixed) if _whole(found, fixed) else {}  # few rows move a mean far
     told = {m: f"{shifts[m]:+z.2f}" if m in shifts else "–" for m in TABLE_1}
     return row | {f"{titles[m]}, points": told[m] for m in TABLE_1}

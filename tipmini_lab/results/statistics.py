@@ -175,7 +175,7 @@ def flip_p(
 
 
 def sign_p(gains: Iterable[float]) -> float:
-    """Two-sided exact sign test on the rows that differ (McNemar's, where rows are 0 or 1)."""
+    """Two-sided exact sign test on the examples that differ (McNemar's, for scores of 0 and 1)."""
     from scipy.stats import binomtest
 
     gains = np.asarray(gains)

@@ -272,7 +272,7 @@ def paired(
     clear = {place: gap for place, gap in gaps.items() if ps[place] < LEVEL}
     better = sum(gap > 0 for gap in clear.values())
     worse = len(clear) - better
-    counted = f"clear for it {better}, clear against it {worse}, neither {len(gaps) - len(clear)}"
+    counted = f"significantly for it {better}, against it {worse}, neither {len(gaps) - len(clear)}"
     told = "; ".join(_told(evidence, *pair, gaps, clear) for pair in product(higher, lower))
     verdict = verdict_of(better, worse, len(places), some)
     return Finding(verdict, counted, f"{told}.", () if some else places)
@@ -292,7 +292,7 @@ def _told(evidence: Evidence, h: str, low: str, gaps: Mapping, clear: Mapping) -
     told = [f"{title(h)} − {title(low)} is {mean}"]
     for word, sign in (("for", 1), ("against", -1)):
         tasks = [t for (*pair, t), gap in clear.items() if pair == [h, low] and sign * gap > 0]
-        told += [f"clear {word} the sentence on {names(tasks)}"] if tasks else []
+        told += [f"significantly {word} the sentence on {names(tasks)}"] if tasks else []
     sizes = [evidence.size(name) for name in (h, low)]
     if all(sizes):
         told.append("norm {:.2f} and {:.2f} times that of the exact sum".format(*sizes))
@@ -312,7 +312,7 @@ def setting_of(name: str, own: object, read_in: str) -> dict:
     """A setting in words, and where it was read."""
     plain = ", ".join(own) if isinstance(own, tuple) else own
     plain = f"{plain:g}" if isinstance(plain, float) else plain
-    shown = f"{name.replace('_', ' ')}: {plain}"
+    shown = f"{name.replace('_', ' ').replace('rows', 'examples')}: {plain}"
     return {"value": own, "shown": shown, "words": f"Read from {read_in}."}
 
 
@@ -330,8 +330,8 @@ def rows_are_official(evidence: Evidence) -> dict:
     counts = {task: cell.count for (_, task), cell in evidence.cells.items()}
     fewer = [task for task, count in counts.items() if count != official[task]]
     told = ", ".join(f"{WORDS[t]} {counts[t]:,} of {official[t]:,}" for t in fewer)
-    words = "The other tasks have all rows." if fewer else "All tasks have all rows."
-    return {"value": not fewer, "shown": f"rows: {told or 'all'}", "words": words}
+    words = f"{'The other' if fewer else 'All'} tasks have all examples."
+    return {"value": not fewer, "shown": f"examples: {told or 'all'}", "words": words}
 
 
 @in_print

@@ -193,7 +193,7 @@ def bytes_beside(evidence: Evidence, *, method: str, times: float, rank: int = 8
 
 
 # The bench ----------------------------------------------------------------------------------------
-KEPT = {"activations kept": "", "made again": RECOMPUTED}  # ends of the sides' names
+KEPT = {"activations kept": "", "gradient checkpointing": RECOMPUTED}  # ends of the sides' names
 KINDS = ("heads", "channels")
 choice("kept", "kinds")(lambda own, known: {f"{name} alone": [name] for name in own})
 choice("medians")(lambda own, known: {"by medians alone": True})
@@ -305,8 +305,8 @@ def throughput_gained(
         )
         gain = 100 * (np.median(old) / np.median(new) - 1)
         gains.append(gain if least else old - new)
-        told.append(f"{name}: {gain:+.1f}% rows a second")
-    words, turn = "Throughput: rows a second on a CPU.", f"each of {len(old)} steps"
+        told.append(f"{name}: {gain:+.1f}% examples per second")
+    words, turn = "Throughput: examples per second on a CPU.", f"each of {len(old)} steps"
     return _asked(words, gains, told, least * (greatly or 1), turn, medians)
 
 
@@ -325,10 +325,10 @@ def masks_alike(
 ) -> Finding:
     """Whether both criteria agree on more groups than such a part of the way from chance to all."""
     own = _masks(evidence, share, kinds)
-    told = f"{own.same.mean():.1%} of the groups alike, {own.chance_same.mean():.1%} by chance"
+    told = f"agreement {own.same.mean():.1%}, {own.chance_same.mean():.1%} expected at random"
     kinds = " and ".join(own.kind.unique())
     words = f"At {share:.0%}; {len(own)} comparisons, of {kinds} and several adapters."
-    turn = f"more than {beyond:.0%} of the way from chance to all"
+    turn = f"more than {beyond:.0%} of the way from random to full agreement"
     return _asked(words, own.further - beyond, [told], turn=turn)
 
 
@@ -340,11 +340,11 @@ def masks_part(evidence: Evidence, *, shares: Sequence[float]) -> Finding:
     """
     low, high = both = [_masks(evidence, share, ["channels"]) for share in shares]
     told = [
-        f"{own.same.mean():.1%} at {share:.0%}, {own.further.mean():.0%} of the way from chance to "
-        "all"
+        f"{own.same.mean():.1%} at {share:.0%}, {own.further.mean():.0%} of the way from random to "
+        "full agreement"
         for own, share in zip(both, shares, strict=True)
     ]
-    words = "Channels of the MLPs. Of random masks, too, fewer are alike at a higher share."
+    words = "Channels of the MLPs. Random masks, too, agree on fewer at a higher pruning ratio."
     return _asked(words, [low[how].min() - high[how].max() for how in ("same", "further")], told)
 
 

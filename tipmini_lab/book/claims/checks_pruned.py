@@ -116,12 +116,12 @@ def _compared(found: Gaps, corrected: bool, least: float = 0, words: str = "") -
     what = f"Perplexity on {' and '.join(measures)}{words}"
     sign, for_it, against = -1, "lower", "higher"
     if measures == [ACCURACY]:
-        sign, for_it, against, what = 1, "higher", "lower", "Accuracy over all rows of tasks"
+        sign, for_it, against, what = 1, "higher", "lower", "Accuracy over all examples of tasks"
     sure = [sign * gap.mean for gap in clear(found, corrected).values()]
     good = [gain for gain in sure if gain > 0]
     enough, bad = sum(gain >= -math.log1p(-least / 100) for gain in good), len(sure) - len(good)
     much = f", {enough} by as much as asked" if least else ""
-    counted = f"clearly {for_it} {len(good)}{much}, clearly {against} {bad}, "
+    counted = f"significantly {for_it} {len(good)}{much}, {against} {bad}, "
     counted += f"neither {len(found) - len(sure)}"
     asked = f" Asked for: at least {least:g}% lower." if least else ""
     told = f"{what}. {_settings(found)}.{asked} Of a small model, as all that is measured here."

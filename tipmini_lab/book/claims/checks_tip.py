@@ -154,10 +154,10 @@ def above(
     unclear = (~clear & (asked.difference > 0)).sum()
     if few is not asked and unclear:
         told.append(f"{unclear} with the claimed sign are within the sampling error")
-    counted = f"{shown.sum()} of {len(asked)} printed differences; clear: {good}"
+    counted = f"{shown.sum()} of {len(asked)} printed differences; significant: {good}"
     verdict = _direction(good, bad, every or some)
     return Finding(
-        verdict, counted, "; ".join(told or ["all are clear"]) + ".", () if some else places
+        verdict, counted, "; ".join(told or ["all are significant"]) + ".", () if some else places
     )
 
 
@@ -406,7 +406,7 @@ def counts(evidence: Evidence) -> pd.DataFrame:
         return f"{shown}<br>±\N{NO-BREAK SPACE}{100 * standard_error(share, rows):.2f}"
 
     rows = {
-        f"{TITLES[task]}<br>{row.rows:,} rows": {
+        f"{TITLES[task]}<br>{row.rows:,} examples": {
             TITLES[m]: told(row[m], row.rows, row.whole) for m in COLUMNS
         }
         for task, row in table1(evidence).iterrows()
