@@ -87,6 +87,15 @@ def save_model(folder: Path, tokenizer, **other) -> Path:
     return folder
 
 
+def embed(patch: pytest.MonkeyPatch, place: Path, data: Path, tokenizer) -> Path:
+    """A folder in `place` with such a model, and the data of folder `data`, is the embedded one."""
+    folder = place / "embedded"
+    save_model(folder / "model", tokenizer)
+    (folder / "data").symlink_to(data / "data")
+    patch.setattr(assets, "embedded", lambda: folder)
+    return folder
+
+
 # Small runs ---------------------------------------------------------------------------------------
 
 SMALL = {"tasks": ("rte", "openbookqa"), "rows": 12, "length": 24, "batch": 3, "epochs": 2}

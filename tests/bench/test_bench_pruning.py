@@ -15,7 +15,6 @@ from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families
 from tipmini_lab import paths
 from tipmini_lab.book import performance
 from tipmini_lab.book import pruning_costs as costs
-from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.profiles import Profile
 
@@ -76,11 +75,7 @@ def test_the_loudest_channel_is_found_and_ranked():
 
 @pytest.fixture
 def lab(tiny, tokenizer, tmp_path, monkeypatch):
-    folder = tmp_path / "embedded"
-    folder.mkdir()
-    prunable.save_model(folder / "model", tokenizer)
-    (folder / "data").symlink_to(tiny / "data")
-    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    folder = prunable.embed(monkeypatch, tmp_path, tiny, tokenizer)
     monkeypatch.setattr(pruning, "keep_memory", lambda: None)
     monkeypatch.setattr(timing, "in_new_process", lambda work, *given: work(*given))
     monkeypatch.setattr(experiment.Lab, "tokenizer", tokenizer)

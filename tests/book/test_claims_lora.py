@@ -8,6 +8,7 @@ from tipmini_lab import paths
 from tipmini_lab.book import lora_tables
 from tipmini_lab.book.claims import Verdict, checks_lora
 from tipmini_lab.book.claims.checks import Evidence, NotMeasured
+from tipmini_lab.book.claims.choices import CHOICES
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict as Compared
 
@@ -85,6 +86,12 @@ def test_lora_beside_other_ways(monkeypatch, verdicts, expected):
         return
     found = checks_lora.lora_not_below(EVIDENCE, ways=["a", "b"])
     assert found.verdict == expected and found.recomputed == "A +10.0; B -10.0"
+
+
+def test_each_of_three_ways_is_left_out_in_turn():
+    others = CHOICES["ways"](["a", "b", "c"], EVIDENCE)
+    assert others["without b"] == ["a", "c"] and len(others) == 3
+    assert CHOICES["ways"](["a", "b"], EVIDENCE) == {}
 
 
 @pytest.mark.parametrize(("best", "falls"), [(4, True), (64, False)])

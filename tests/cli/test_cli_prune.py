@@ -10,7 +10,7 @@ from merge_command import run
 from transformers import AutoModelForCausalLM
 
 from tipmini_lab.commands import main, one
-from tipmini_lab.evaluation import assets, documents, objective
+from tipmini_lab.evaluation import documents, objective
 from tipmini_lab.experiments import pruning
 
 EXAMPLES = main.COMMANDS[one.prune]
@@ -19,11 +19,7 @@ EXAMPLES = main.COMMANDS[one.prune]
 @pytest.fixture(autouse=True)
 def place(tiny, tokenizer, tmp_path, monkeypatch):
     """A working directory; a tiny model stands for the embedded one."""
-    folder = tmp_path / "embedded"
-    folder.mkdir()
-    prunable.save_model(folder / "model", tokenizer)
-    (folder / "data").symlink_to(tiny / "data")
-    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    prunable.embed(monkeypatch, tmp_path, tiny, tokenizer)
     monkeypatch.setattr(pruning, "keep_memory", lambda: None)
     monkeypatch.setattr(pruning, "load_tokenizer", lambda _: tokenizer)
     monkeypatch.chdir(tmp_path)

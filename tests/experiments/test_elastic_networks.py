@@ -11,7 +11,7 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.models import int4
 from tipmini_lab import paths
-from tipmini_lab.evaluation import assets, model
+from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import catalogue, elastic, supernet
 from tipmini_lab.experiments.elastic import Grid, Network
 from tipmini_lab.experiments.profiles import Profile
@@ -57,11 +57,7 @@ def grid(tmp_path) -> Grid:
 
 @pytest.fixture
 def profile(tmp_path, embedded, tokenizer, monkeypatch) -> Profile:
-    folder = tmp_path / "embedded"
-    folder.mkdir()
-    prunable.save_model(folder / "model", tokenizer)
-    (folder / "data").symlink_to(embedded / "data")
-    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    prunable.embed(monkeypatch, tmp_path, embedded, tokenizer)
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     monkeypatch.setattr(int4, "grid", partial(int4.grid, group=8))
     for module in (model, supernet):

@@ -15,7 +15,7 @@ from tipmini.errors import TipminiError
 from tipmini.methods.pruner import load_masks, masked
 from tipmini_lab import paths
 from tipmini_lab.commands import main
-from tipmini_lab.evaluation import assets, documents, model, perplexity, tasks
+from tipmini_lab.evaluation import documents, model, perplexity, tasks
 from tipmini_lab.experiments import declared, profiles, pruning, prunings
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.prunings import Pruned, experiments
@@ -53,11 +53,7 @@ ONCE, TUNED, LORA = "magnitude-50-once-s0", "magnitude-50-tuned-s0", "lora-50-tu
 
 @pytest.fixture
 def profile(tmp_path, embedded, tokenizer, monkeypatch) -> Profile:
-    folder = tmp_path / "embedded"
-    folder.mkdir()
-    prunable.save_model(folder / "model", tokenizer)
-    (folder / "data").symlink_to(embedded / "data")
-    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    prunable.embed(monkeypatch, tmp_path, embedded, tokenizer)
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     for module in (model, pruning):
         monkeypatch.setattr(module, "keep_memory", lambda: None)

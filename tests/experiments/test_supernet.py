@@ -17,7 +17,6 @@ from tipmini.methods.groups import find_families
 from tipmini.methods.subadapter import ordered, save_narrow
 from tipmini.models import int4
 from tipmini.models.base_folder import open_base
-from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import supernet
 from tipmini_lab.experiments.searching import Found, SearchRecipe, search
 from tipmini_lab.experiments.supernet import NetworkRecipe, Space, SuperNet
@@ -35,11 +34,7 @@ WIDE = {"widths": (1.0, 0.75, 0.5)}
 
 @pytest.fixture
 def base(tmp_path, embedded, tokenizer, monkeypatch) -> Path:
-    folder = tmp_path / "embedded"
-    folder.mkdir()
-    prunable.save_model(folder / "model", tokenizer)
-    (folder / "data").symlink_to(embedded / "data")
-    monkeypatch.setattr(assets, "embedded", lambda: folder)
+    folder = prunable.embed(monkeypatch, tmp_path, embedded, tokenizer)
     monkeypatch.setattr(supernet, "keep_memory", lambda: None)
     monkeypatch.setattr(supernet, "load_tokenizer", lambda _: tokenizer)
     monkeypatch.setattr(int4, "grid", partial(int4.grid, group=8))

@@ -216,7 +216,7 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> str:
     lines = [
         f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
         f"LoRA on the whole model {of(lora, 'score'):.1%}: {verdict('LoNAS search, LoRA')}.",
-        f"**Searched.** On rows that the search did not see, it is {verdict(SEARCH)} than "
+        f"**Searched.** On examples that the search did not see, it is {verdict(SEARCH)} than "
         f"the midpoint, which costs no search, for LoNAS, and "
         f"{verdict('Shears, 50%: search, midpoint')} for Shears.",
         f"**Sparse.** A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "
@@ -270,7 +270,7 @@ def progress(searches: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.plot(macs[best], scores[best], "-", color=ORANGE, label="front")
         axes.axhline(scores[0], color=GREY, linestyle=(0, (5, 4)), label="midpoint")
         axes.plot(macs[0], scores[0], "D", color=GREY)
-        axes.set(title=title, ylabel="score, held-out rows")
+        axes.set(title=title, ylabel="score, validation set")
     panels[-1].set_xlabel("MACs a token, millions")
     if searches:
         panels[0].legend()

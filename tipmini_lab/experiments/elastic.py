@@ -23,7 +23,7 @@ from tipmini_lab.evaluation import evaluator, tasks
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Named
 from tipmini_lab.experiments.experiment import Bundled, Experiment, Lab, Show, evaluation_code
-from tipmini_lab.experiments.profiles import Profile, known_tasks
+from tipmini_lab.experiments.profiles import Profile, Rows
 from tipmini_lab.experiments.searching import Found, SearchRecipe, search
 from tipmini_lab.experiments.supernet import Configuration, NetworkRecipe, SuperNet
 from tipmini_lab.results import digests, store
@@ -43,17 +43,12 @@ class Size(Declared):
     """How much of it a profile measures."""
 
     results: str  # folder of the cells, below the repository
-    rows: dict[str, int]  # train rows of each task, of which networks for all are trained
+    rows: Rows  # train rows of each task, of which networks for all are trained
     recipe: dict[str, Any] = Field({})  # of every `NetworkRecipe`
     search: dict[str, int] = Field({})  # of a `SearchRecipe`
     own_search: dict[str, int] = Field({})  # of the networks that are trained for one task
-    own_rows: dict[str, int] = Field({})  # their train rows, by task
+    own_rows: Rows = Field({})  # their train rows, by task
     calibration: int = Field(32, ge=1)  # train rows a task for merges that need norms
-
-    @field_validator("rows", "own_rows")
-    @classmethod
-    def _known(cls, rows: dict[str, int]) -> dict[str, int]:
-        return known_tasks(rows)
 
 
 class Network(Named):

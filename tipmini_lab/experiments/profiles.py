@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
@@ -21,6 +21,9 @@ def known_tasks(given: Tasks, known: Collection[str] = documents.TASKS) -> Tasks
         if name not in known:
             raise ValueError(f"{name!r} is not one of {', '.join(known)}")
     return given
+
+
+Rows = Annotated[dict[str, int], AfterValidator(known_tasks)]  # so many of each task
 
 
 class Profile(Declared):

@@ -35,7 +35,6 @@ from tipmini.papers.elastic import (
 from tipmini.papers.tip import wanda_score
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import keep_memory, load_base, load_tokenizer
-from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.pruning import TARGETS
 from tipmini_lab.experiments.training import (
     LoraLinear,
@@ -46,6 +45,7 @@ from tipmini_lab.experiments.training import (
     named_factors,
     schedule,
 )
+from tipmini_lab.experiments.tuning import temperature
 from tipmini_lab.results import digests, store
 
 FORMS = {"beside": None, "sparse": "sparse", "grid": "grid"}  # how an adapter is trained
@@ -310,11 +310,7 @@ class SuperNet(Resumable):
         """So that the base's confidence fits its accuracy: see `objective`."""
         self.apply(self.space.ends()["whole"])
         for task, rows in self.held_out.items():
-            self.log["temperature"][task] = 1.0
-            if METRIC[task] == "acc_norm":
-                scores = objective.all_scores(self.model, rows, self.tokens)
-                fitted = objective.fit_temperature(scores, objective.gold(rows))
-                self.log["temperature"][task] = fitted
+            self.log["temperature"][task] = temperature(self.model, task, rows, self.tokens)
 
     def run(self) -> "SuperNet":
         """Train it to the end, or read the trained factors where they are there."""

@@ -26,7 +26,7 @@ from tipmini_lab.evaluation import evaluator, model, objective, tasks
 from tipmini_lab.experiments import tuning
 from tipmini_lab.experiments.catalogue import Named
 from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run
-from tipmini_lab.experiments.profiles import Profile, known_tasks
+from tipmini_lab.experiments.profiles import Profile, Rows, known_tasks
 from tipmini_lab.experiments.training import by_module
 from tipmini_lab.experiments.tuning import Tuning, TuningRecipe, tunable
 from tipmini_lab.paths import own_groups
@@ -45,16 +45,11 @@ NORMS = ("weight", "delta", "own", "random", "factor")
 class Size(Declared):
     """How much of it a profile measures."""
 
-    rows: dict[str, int]  # trained on, by task
+    rows: Rows  # trained on, by task
     held_out: int = Field(ge=1)  # the train rows after those
     scored: int = Field(ge=1)  # evaluation rows a task
     batch: int = Field(16, ge=1)
     epochs: int = Field(1, ge=1)
-
-    @field_validator("rows")
-    @classmethod
-    def _known(cls, rows: dict[str, int]) -> dict[str, int]:
-        return known_tasks(rows)
 
 
 class Way(Named):

@@ -18,7 +18,7 @@ MEASURE = f"Not measured: `tipmini measure --group {elastic.FILE.stem}`."
 
 @in_print
 def relative(evidence: Evidence, *, table: str, of: str, against: str = "LoRA") -> dict:
-    """A printed score over another, in per cent."""
+    """A score over another, both printed numbers, in per cent."""
     rows = evidence.printed["elastic"][table]["rows"]
     new, old = rows[of]["score"], rows[against]["score"]
     value = 100 * new / old
@@ -28,13 +28,13 @@ def relative(evidence: Evidence, *, table: str, of: str, against: str = "LoRA") 
 
 @in_print
 def ratio_of_operations(evidence: Evidence, *, of: str, against: str = "LoRA") -> dict:
-    """Printed operations over printed operations, beside the printed speed-up."""
+    """A ratio of operations, all printed numbers, beside the speed-up."""
     rows = evidence.printed["elastic"]["table1"]["rows"]
     new, old = rows[of], rows[against]
     value = old["tflops"] / new["tflops"]
     most = (old["tflops"] + 0.05) / (new["tflops"] - 0.05)
     shown = f"{old['tflops']} / {new['tflops']} = {value:.2f}, by rounding at most {most:.2f}"
-    words = f"The printed speed-up is {new['speedup']:.2f} ×; operations alone do not give it."
+    words = f"The printed number is {new['speedup']:.2f} ×; operations alone do not give it."
     return {"value": new["speedup"] <= most, "shown": shown, "words": words}
 
 

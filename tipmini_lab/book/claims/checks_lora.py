@@ -7,11 +7,14 @@ from tipmini.papers import lora
 from tipmini_lab.book import lora_tables
 from tipmini_lab.book.claims import Verdict
 from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured, here, in_print
+from tipmini_lab.book.claims.choices import choice, left_out
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict as Compared
 
 PROFILE = "mini"
 PUBLIC = "Read in public copies of the paper."
+
+choice("ways")(lambda own, known: left_out(own, lambda way: way))
 
 
 def _plain(numbers: dict) -> dict:
@@ -31,14 +34,14 @@ def lora_counts(evidence: Evidence, *, models: Names) -> dict:
 
 @in_print
 def lora_fewer(evidence: Evidence, *, of: str) -> dict:
-    """How many times less LoRA takes of a printed quantity than full tuning."""
+    """How many times less LoRA takes of a quantity than full tuning, by printed numbers."""
     full, ours = (evidence.printed["lora"][of][name] for name in ("full", "lora"))
     return {"times": full / ours}
 
 
 @in_print
 def lora_throughput(evidence: Evidence) -> dict:
-    """What the printed tokens a second make, in per cent: gained speed, and saved time."""
+    """What printed numbers of tokens a second make, in per cent: gained speed, and saved time."""
     rates = evidence.printed["lora"]["throughput"]
     gained, saved = rates["lora"] / rates["full"] - 1, 1 - rates["full"] / rates["lora"]
     return {"gained": 100 * gained, "saved": 100 * saved}
