@@ -6,9 +6,9 @@ import yaml
 
 from tipmini_lab import paths
 from tipmini_lab.book import lora_tables
-from tipmini_lab.book.claims import Verdict, checks_lora
+from tipmini_lab.book.claims import Verdict, checks, checks_lora
 from tipmini_lab.book.claims.checks import Evidence, NotMeasured
-from tipmini_lab.book.claims.choices import CHOICES
+from tipmini_lab.book.claims.choices import readings
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict as Compared
 
@@ -82,16 +82,18 @@ def test_lora_beside_other_ways(monkeypatch, verdicts, expected):
     monkeypatch.setattr(lora_tables, "against", lambda *_: pd.DataFrame(lines))
     if expected is None:
         with pytest.raises(NotMeasured):
-            checks_lora.lora_not_below(EVIDENCE, ways=["a", "b"])
+            checks_lora.lora_not_below(EVIDENCE, against=["a", "b"])
         return
-    found = checks_lora.lora_not_below(EVIDENCE, ways=["a", "b"])
+    found = checks_lora.lora_not_below(EVIDENCE, against=["a", "b"])
     assert found.verdict == expected and found.recomputed == "A +10.0; B -10.0"
 
 
 def test_each_of_three_ways_is_left_out_in_turn():
-    others = CHOICES["ways"](["a", "b", "c"], EVIDENCE)
-    assert others["without b"] == ["a", "c"] and len(others) == 3
-    assert CHOICES["ways"](["a", "b"], EVIDENCE) == {}
+    checks.modules()
+    check = checks_lora.lora_not_below
+    found = dict(readings(check, {"against": ["a", "b", "c"]}, EVIDENCE, {}))
+    assert found["without b"] == {"against": ["a", "c"]} and len(found) == 3
+    assert not [*readings(check, {"against": ["a", "b"]}, EVIDENCE, {})]
 
 
 @pytest.mark.parametrize(("best", "falls"), [(4, True), (64, False)])

@@ -7,14 +7,11 @@ from tipmini.papers import lora
 from tipmini_lab.book import lora_tables
 from tipmini_lab.book.claims import Verdict
 from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured, here, in_print
-from tipmini_lab.book.claims.choices import choice, left_out
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict as Compared
 
 PROFILE = "mini"
 PUBLIC = "Read in public copies of the paper."
-
-choice("ways")(lambda own, known: left_out(own, lambda way: way))
 
 
 def _plain(numbers: dict) -> dict:
@@ -103,13 +100,13 @@ def lora_adapter_share(evidence: Evidence, *, rank: int) -> dict:
 
 # What was measured --------------------------------------------------------------------------------
 @here
-def lora_not_below(evidence: Evidence, *, ways: Names) -> Finding:
-    """Whether LoRA is significantly below none of these ways to tune, at one budget."""
+def lora_not_below(evidence: Evidence, *, against: Names) -> Finding:
+    """Whether LoRA is significantly below none of the ways `against`, at one budget."""
     profile, group = load_profile(PROFILE), "lora-methods"
     compared = lora_tables.against(
         lora_tables.runs(profile, group), lora_tables.rows(profile, group)
     ).set_index("against")
-    own = compared.loc[list(ways)]
+    own = compared.loc[list(against)]
     if (own.verdict == Compared.MISSING).any():
         raise NotMeasured("Not measured yet: `tipmini measure --group lora-methods`.")
     worse = int((own.verdict == Compared.WORSE).sum())
