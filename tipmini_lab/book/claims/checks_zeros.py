@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from tipmini_lab.book.claims.checks import Evidence, Names, NotMeasured, here, setting
-from tipmini_lab.book.claims.choices import choice
+from tipmini_lab.book.claims.choices import choice, left_out
 from tipmini_lab.book.pruning_costs import DENSE, ZEROS, part
 from tipmini_lab.book.pruning_tables import OURS
 from tipmini_lab.experiments.declared import grid
 from tipmini_lab.experiments.pruning import cosine_rate
 
 NAMED = {True: "prompt", False: "token"}
+choice("ways")(lambda own, known: left_out(own, str))
 choice("lengths")(lambda own, known: {f"{name} alone": [name] for name in own} if own[1:] else {})
 
 
