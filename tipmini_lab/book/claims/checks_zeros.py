@@ -29,7 +29,8 @@ def zeros_pass(evidence: Evidence, *, ways: Names, lengths: Names = ("prompt", "
     own = [e for e in entries if e["way"] in ways and NAMED[e["tokens"] > 1] in lengths]
     if {e["way"] for e in own} != {*ways}:
         raise NotMeasured("No pass with zeros is timed yet.")
-    times = [np.median(np.divide(e["seconds"], whole[e["tokens"]]["seconds"])) for e in own]
+    ratios = [np.divide(e["seconds"], whole[e["tokens"]]["seconds"]) for e in own]
+    times = [float(np.median(ratio)) for ratio in ratios]
     sizes = [e["bytes"] / whole[e["tokens"]]["bytes"] for e in own]
     told = "; ".join(
         f"{e['way']}, {e['tokens']} token{'s' * (e['tokens'] > 1)}: {time:.2f} of the time"
