@@ -67,7 +67,7 @@ def profile(lab: Lab, **size: object) -> dict:
 def zeros(lab: Lab, **size: object) -> dict:
     """What zeros that leave all shapes do: to time, to bytes, and once an adapter is merged."""
     keep_memory()
-    setting = Setting(Path(lab.model_path), lab.dtype, **size)
+    setting = Setting(Path(lab.model_path), lab.dtype, **{"prompt": 128, "rounds": 5} | size)
     adapters = {task: lab.adapter_path(task) for task in lab.profile.tasks}
     return {
         "dtype": "float32",

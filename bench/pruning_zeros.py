@@ -3,7 +3,9 @@
 In float32: torch's products with sparse rows (CSR) know no bfloat16 on a CPU.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,9 +70,10 @@ def loaded(base: Path, keep: Keep | None = None, sparse: bool = False) -> tuple[
 
 
 def passes(setting: Setting) -> list[dict]:
-    """Seconds of a pass over one row of many tokens, and of one token, by what the weights are.
+    """Seconds of one processor, by what the weights are, of a pass over many tokens and over one.
 
-    Which elements are zero does not matter to time.
+    Which elements are zero does not matter to time. What else the machine does matters less to a
+    thread's own seconds than to those of the clock.
     """
     ways: dict[str, tuple] = {costs.DENSE: (setting.base,)}
     ways |= {way: (setting.base, keep) for way, keep in KEEPS.items()}
@@ -80,18 +83,34 @@ def passes(setting: Setting) -> list[dict]:
         ((folder, _),) = checkpoints.values()
         models = {way: loaded(*how) for way, how in (ways | {costs.GROUPS: (folder,)}).items()}
         works = {
-            (way, tokens): partial(
-                timing.seconds, partial(one_pass, model, prompts(model, 1, tokens))
-            )
+            (way, tokens): partial(own_seconds, partial(one_pass, model, prompts(model, 1, tokens)))
             for tokens in (setting.prompt, 1)
             for way, (model, _) in models.items()
         }
-        taken = timing.in_turn(works, setting.rounds)
+        with one_thread():
+            taken = timing.in_turn(works, setting.rounds)
     return [
         {"way": way, "tokens": tokens, **models[way][1]}
         | {"seconds": [round(s, 6) for s in seconds]}
         for (way, tokens), seconds in taken.items()
     ]
+
+
+def own_seconds(work: Callable[[], object]) -> float:
+    """Processor time of this process in one call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread, for the while: a second one waits for the first by spinning."""
+    own = torch.get_num_threads()
+    try:
+        yield torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(own)
 
 
 def refused(setting: Setting) -> str:

@@ -95,6 +95,7 @@ def test_inspect_tells_rank_scaling_and_targets():
     ("given", "line"),
     [
         (["inspect", "nowhere"], "nowhere: no such folder"),
+        (["inspect", "no\nwhere"], "no where: no such folder"),
         (["inspect"], "tipmini inspect: Missing argument 'adapters'; see `tipmini inspect --help`"),
         (["inspecct", "x"], "No such command 'inspecct'"),
         (["merge", "--sparcity", "1", "x"], "No such option: --sparcity"),

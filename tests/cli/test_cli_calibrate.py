@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini_lab.commands import main, one
+from tipmini_lab.evaluation.documents import own_rows
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.profiles import Profile
 
@@ -118,7 +119,12 @@ def test_own_text_is_measured_on(small, name):
         ("", [], "x.jsonl: holds no text"),
         ("[1]", [], "x.jsonl, line 1: needs text, or prompt and one of answer"),
         ('{"text": "a"}\n{"prompt": 3}', [], "x.jsonl, line 2: needs text"),
-        ("{", [], "x.jsonl, line 1: not JSON"),
+        ('\n{"text": "a"}\n\n{', [], "x.jsonl, line 4: not JSON"),
+        ('{"text": ' + "[" * 100_000, [], "x.jsonl, line 1: not JSON (nested too deeply)"),
+        ('{"text": "\\ud800"}', [], "x.jsonl, line 1: not JSON"),
+        ('{"text": " "}', [], "needs text, or prompt and one of answer"),
+        ('{"prompt": "a", "anwser": "b"}', [], "needs text, or prompt and one of answer"),
+        ('{"prompt": "a", "answer": ""}', [], "and none empty"),
         ('{"text": "a"}', ["--task", "rte"], "give --task or --text"),
     ],
 )
@@ -128,6 +134,20 @@ def test_text_that_is_none_is_one_line(small, text, given, line):
     refused = CliRunner().invoke(main.app, words).exception
     assert isinstance(refused, tm.TipminiError) and line in str(refused)
     assert "\n" not in str(refused) and not (small / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["own.json", "own.JSONL", "own"])
+def test_own_text_of_another_kind_is_one_line(refused, small, name):
+    (small / name).write_text('{"text": "The sky is blue."}')
+    words = ["--text", name, "--adapter", "adapters/rte", "--out", "x"]
+    assert f"{name}: name it .txt (one example a line) or .jsonl" in refused("calibrate", *words)
+
+
+@pytest.mark.parametrize(("start", "break_"), [("\ufeff", ""), ("", "\u2028"), ("", "\x85")])
+def test_own_rows_are_what_json_says(small, start, break_):
+    """Whatever Windows puts before a file, and whatever else than a line's end parts lines."""
+    (small / "x.jsonl").write_text(f'{start}{{"text": "a{break_}b"}}\n', encoding="utf-8")
+    assert own_rows(small / "x.jsonl") == [{"prompt": "", "answer": f"a{break_}b"}]
 
 
 NAMES = {

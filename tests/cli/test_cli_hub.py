@@ -41,6 +41,8 @@ def test_a_merge_tells_id_and_commit(hub, more):
 
 def test_a_merge_whose_result_is_named_as_an_id_stays_out_of_the_cache(hub, refused):
     assert "lies in the input owner/piqa" in refused("merge", "--out", "owner/piqa", *hub)
+    cached = next(Path("cache").rglob("adapter_config.json")).parent
+    assert "lies in the input" in refused("merge", "--out", str(cached / "m"), *hub)
 
 
 def test_an_inspection_tells_id_and_commit(hub):

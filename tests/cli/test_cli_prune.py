@@ -115,12 +115,14 @@ def test_a_folder_can_be_the_base(short, place):
         ("--base adapter --out x", "adapter/config.json: missing"),
         ("--out embedded --dry-run", "embedded: is there already"),
         ("--out embedded --no-tune --method magnitude", "embedded: is there already"),
+        ("--text one.txt --out x", "one.txt: 1 of 2 examples have one token"),
         ("--rows 0 --out x", "rows must be at least 1, got 0"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(place, monkeypatch, refused, given, line):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (place / "adapter").mkdir()
+    (place / "one.txt").write_text("a\nThe sky is blue.\n")
     assert line in refused("prune", *given.split(), beside=True)
 
 

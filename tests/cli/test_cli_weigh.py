@@ -121,6 +121,26 @@ def test_an_adapter_of_another_base_is_one_line(refused, small):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [("training_split: train", "training_split: other"), ("{{thing}}", "{{thing")],
+)
+def test_a_yaml_that_fails_is_one_line(refused, small, old, new):
+    file = small / "tasks/colours.yaml"
+    file.write_text(file.read_text().replace(old, new))
+    given = ["--task", "colours", "--include-path", "tasks", "--adapter", ADAPTERS[0]]
+    told = refused("weigh", *given, "--out", "w.json", beside=True)
+    assert "task colours: lm-eval can't use its YAML: " in told
+
+
+def test_a_row_of_one_token_is_one_line(refused, small):
+    """Nothing of it is predicted: its loss would be 0 / 0, and so the weights."""
+    (small / "x.txt").write_text("a\nThe sky is blue.\n")
+    given = ["--text", "x.txt", "--adapter", ADAPTERS[0], "--out", "w.json"]
+    told = refused("weigh", *given, beside=True)
+    assert "x.txt: 1 of 2 examples have one token" in told and not (small / "w.json").exists()
+
+
+@pytest.mark.parametrize(
     ("given", "line"),
     [
         ([], "give --task or --text"),

@@ -46,15 +46,19 @@ def test_without_a_gpu_it_is_refused_in_one_line(tmp_path, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(("slow", "chosen"), [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_the_fastest_is_measured(monkeypatch, slow, chosen):
-    """By a clock that stands still but while a product of the slow format is made."""
-    now = [0.0]
-    still = functools.partial(model.timeit.repeat, timer=lambda: now[0])
-    monkeypatch.setattr(model.timeit, "repeat", still)
+@pytest.mark.parametrize("busy", [range(0), range(3), range(6, 9)])
+def test_the_fastest_is_measured(monkeypatch, slow, chosen, busy):
+    """By a clock that stands still but while a product of the slow format is made, or while the
+    machine is busy."""
+    now, made = [0.0], [0]
+    still = functools.partial(model.timeit.timeit, timer=lambda: now[0])
+    monkeypatch.setattr(model.timeit, "timeit", still)
     product = torch.Tensor.__matmul__
 
     def timed(one, other):
         now[0] += 10.0 if one.dtype == getattr(torch, slow) else 1.0
+        now[0] += 100.0 * (made[0] in busy)
+        made[0] += 1
         return product(one, other)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", timed)

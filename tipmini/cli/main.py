@@ -88,7 +88,7 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="tipmini", standalone_mode=False) or 0)
     except TipminiError as error:
-        line = f"tipmini: {error}"
+        line = f"tipmini: {' '.join(str(error).splitlines())}"  # a path can hold a line's end
     except ModuleNotFoundError as error:
         package = (error.name or "tipmini").partition(".")[0]
         if package == "tipmini" or find_spec(package):  # it is there: a bug

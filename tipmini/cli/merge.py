@@ -234,8 +234,8 @@ def _bar(silent: bool) -> Progress:
 def _tell(facts: dict) -> None:
     whole = facts["relative_error"]["whole"]
     print(f"{_what(facts)} merged by {_how(facts)} in {facts['seconds']:.1f} s")
-    figure = "the exact sum is 0" if whole is None else f"{whole:.4g}"
-    print(f"relative error: ||merged - exact sum|| / ||exact sum|| = {figure}")
+    figure = ": the exact sum is 0" if whole is None else f" = {whole:.4g}"
+    print(f"relative error: ||merged - exact sum|| / ||exact sum||{figure}")
     if rank := facts.get("max_lora_rank"):
         print(f"rank {rank}: what serves it must allow as much (vLLM: --max-lora-rank)")
 
@@ -266,4 +266,5 @@ def _weights(facts: dict) -> str:
 def _what(facts: dict) -> str:
     target = f" into {facts['into']}" if facts["into"] else ""
     count = len(facts["adapters"])
-    return f"{facts['out']}: {facts['modules']} modules of {count} adapters{target}"
+    several = "s" if count > 1 else ""
+    return f"{facts['out']}: {facts['modules']} modules of {count} adapter{several}{target}"

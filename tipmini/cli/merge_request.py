@@ -1,7 +1,7 @@
 """What one `tipmini merge` is asked to do: flags and a YAML file, checked, typed and opened."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -259,22 +259,29 @@ def _check(request: Request) -> None:
         raise TipminiError(f"method {request.method} needs --{need}, one file an adapter")
     if request.into and request.options.get("on") == "delta" and request.options["rank"]:
         raise TipminiError("rank cuts a merged adapter; with --into a delta is added whole")
-    # realpath: unlike resolve, which raises for a loop of links
-    out = Path(os.path.realpath(request.out))
-    sources = [*request.adapters, *(request.norms or ()), *(request.grams or ())]
-    sources += [request.into] if request.into else []
-    for source in sources:
-        if out.is_relative_to(os.path.realpath(source)):
-            raise TipminiError(f"--out {request.out} lies in the input {source}; choose another")
-    sources += [x for x in (request.weights, request.base_model) if isinstance(x, str | Path)]
-    for source in [*sources, "."]:  # what is written takes the place of the whole folder
-        if Path(os.path.realpath(source)).is_relative_to(out):
-            raise TipminiError(f"--out {request.out} holds {source}; choose another")
-    results = [out / name for name in (peft_folder.CONFIG, "config.json")]
-    taken = request.overwrite and out.is_dir() and any(out.iterdir())
-    if taken and ((out / ".git").exists() or not any(file.is_file() for file in results)):
+    sources = [*request.adapters, *(request.norms or ()), *(request.grams or ()), request.into]
+    read = [x for x in (request.weights, request.base_model) if isinstance(x, str | Path)]
+    _refuse_meeting(request.out, [x for x in sources if x], [*read, "."])
+    results = [request.out / name for name in (peft_folder.CONFIG, "config.json")]
+    taken = request.overwrite and request.out.is_dir() and any(request.out.iterdir())
+    if taken and ((request.out / ".git").exists() or not any(file.is_file() for file in results)):
         told = "holds no adapter and no model that --overwrite could replace"
         raise TipminiError(f"--out {request.out} {told}; choose another")
+
+
+def _refuse_meeting(
+    given: Path, sources: Iterable[Path], others: Iterable[str | Path] = ()
+) -> None:
+    """Raise TipminiError where the result would stand in a source, or take the place of a folder
+    that holds one or another."""
+    # realpath: unlike resolve, which raises for a loop of links
+    out = Path(os.path.realpath(given))
+    for source in sources:
+        if out.is_relative_to(os.path.realpath(source)):
+            raise TipminiError(f"--out {given} lies in the input {source}; choose another")
+    for source in (*sources, *others):
+        if Path(os.path.realpath(source)).is_relative_to(out):
+            raise TipminiError(f"--out {given} holds {source}; choose another")
 
 
 # Opened -------------------------------------------------------------------------------------------
@@ -329,6 +336,7 @@ def open_inputs(
     at_hand = into or (open_base(told) if told and Path(told, "config.json").is_file() else None)
     paths = named(request.adapters)
     folders = {n: peft_folder.adapter_folder(p, pickle=request.pickle) for n, p in paths.items()}
+    _refuse_meeting(request.out, folders.values())  # also those of the hub's cache
     adapters = {name: load(folder, base=at_hand) for name, folder in folders.items()}
     notes = [
         f"{paths[name]}: {note}"

@@ -134,10 +134,17 @@ class LoraAdapter:
         return self.map(fill)
 
     def rounded(self, dtype: torch.dtype | None) -> "LoraAdapter":
-        """With the factors as they are stored in a dtype; None keeps theirs."""
+        """With the factors as they are stored in a dtype; None keeps theirs.
 
-        def stored(_: str, pair: LoraFactors) -> LoraFactors:
-            return replace(pair, a=pair.a.to("cpu", dtype), b=pair.b.to("cpu", dtype))
+        Raises TipminiError for a number that is too large for the dtype.
+        """
+
+        def stored(module: str, pair: LoraFactors) -> LoraFactors:
+            found = replace(pair, a=pair.a.to("cpu", dtype), b=pair.b.to("cpu", dtype))
+            for before, after in ((pair.a, found.a), (pair.b, found.b)):
+                if largest(after) == math.inf > largest(before):
+                    raise TipminiError(f"{module} overflows in {dtype}; take bfloat16 or float32")
+            return found
 
         return self.map(stored)
 

@@ -359,7 +359,8 @@ def weights_file(folder: Path) -> Path:
     """The file of the factors; raises TipminiError for a pickle or shards in its place."""
     found = ""
     if (folder / PICKLE).exists():
-        found = f"{PICKLE} is a pickle, which could run code: --pickle reads numbers alone of it; "
+        safe = "`tipmini merge --pickle` reads numbers alone"
+        found = f"{PICKLE} is a pickle, which could run code; {safe}; "
     elif (folder / INDEX).exists():
         found = f"{INDEX} names other files, and an adapter is one; "
     return _own_file(folder, WEIGHTS, f"{found}save the adapter as safetensors")

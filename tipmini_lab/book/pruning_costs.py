@@ -45,11 +45,11 @@ def made_with(found: Found, name: str) -> str:
     if name not in found:
         return f"This part is {MISSING}: `python -m bench {PREFIX}{name}`."
     own, made = found[name], found[name]["made"]
-    measured = f"Measured on {made['date']}, {made['machine']['processor']}, "
-    measured += f"{made['threads']} threads."
+    measured = f"Measured on {made['date']}, {made['machine']['processor']}"
     if name == ZEROS:
         rounds = len(own["passes"][0]["seconds"])
-        return f"One row; each model {rounds} times in turn; {own['dtype']}. {measured}"
+        told = f"One row; each model {rounds} times in turn; seconds of one thread's processor"
+        return f"{told}; {own['dtype']}. {measured}."
     if name == INFERENCE:
         prompt, rounds = own["inference"][0]["prompt"], len(own["inference"][0]["seconds"])
         read = f"Prompts of {prompt} tokens, each model {rounds} times in turn"
@@ -59,7 +59,7 @@ def made_with(found: Found, name: str) -> str:
         read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
     return (
         f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
-        f"{measured}"
+        f"{measured}, {made['threads']} threads."
     )
 
 

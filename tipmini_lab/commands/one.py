@@ -141,6 +141,7 @@ def weigh(
     if out.exists():
         weighting.read(out)  # refuses another's
     from tipmini_lab.evaluation import tasks
+    from tipmini_lab.evaluation.objective import refuse_unpredicted
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
     lab = _lab(base, dtype=dtype)
@@ -150,6 +151,8 @@ def weigh(
     sources = tasks.sources(task or (), text or (), include_path)
     own = dict(zip(sources, own, strict=True))
     weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources)
+    for name, read in weighing.rows.items():
+        refuse_unpredicted(name, read)
     weighing.weights()
     counts = {name: len(read) for name, read in weighing.rows.items()}
     told = f"{rows} examples per task" if {*counts.values()} == {rows} else f"examples: {counts}"

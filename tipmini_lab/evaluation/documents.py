@@ -11,7 +11,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from tipmini.errors import TipminiError
-from tipmini.models.files import one_line
+from tipmini.models.files import one_line, parse_json
 from tipmini_lab.evaluation import assets
 
 Rows = Callable[[], list[dict]]
@@ -27,31 +27,37 @@ def own_rows(file: Path) -> list[dict[str, str]]:
     there is white space already. A row is {"prompt", "answer"}, of a text the answer alone. Raises
     TipminiError, one line, for anything else.
     """
+    if file.suffix not in (".txt", ".jsonl"):  # of a .json or .csv each line would be a text
+        raise TipminiError(f"{file}: name it .txt (one example a line) or .jsonl")
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        whole = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise TipminiError(f"{file}: not a readable text file ({one_line(error)})") from None
+    # split: unlike splitlines, which parts at characters that JSON has within its strings.
+    lines = {n: line for n, line in enumerate(whole.split("\n"), 1) if line.strip()}
     if not lines:
         raise TipminiError(f"{file}: holds no text; give one example a line")
-    if file.suffix != ".jsonl":
-        return [{"prompt": "", "answer": line} for line in lines]
-    return [_own_row(file, number, line) for number, line in enumerate(lines, 1)]
+    if file.suffix == ".txt":
+        return [{"prompt": "", "answer": line} for line in lines.values()]
+    return [_own_row(file, number, line) for number, line in lines.items()]
 
 
 def _own_row(file: Path, number: int, line: str) -> dict[str, str]:
     try:
-        row = json.loads(line)
+        row = parse_json(line.encode())
+        found = row if isinstance(row, dict) else {}
+        answer = next((found[n] for n in ANSWERS if n in found), None)
+        parts = [found["text"]] if "text" in found else [found.get("prompt"), answer]
+        known = all(isinstance(part, str) and part.strip() for part in parts)
+        "".join(parts if known else ()).encode()  # JSON can name half a character
     except ValueError as error:
         raise TipminiError(f"{file}, line {number}: not JSON ({one_line(error)})") from None
-    found = row if isinstance(row, dict) else {}
-    parts = [found.get("prompt"), next((found[n] for n in ANSWERS if n in found), "")]
-    parts = ["", found["text"]] if "text" in found else parts
-    if not all(isinstance(part, str) for part in parts) or not (parts[0] or "text" in found):
-        answers = ", ".join(ANSWERS)
-        raise TipminiError(f"{file}, line {number}: needs text, or prompt and one of {answers}")
-    prompt, answer = parts
-    close = not (prompt and answer) or prompt[-1].isspace() or answer[0].isspace()
-    return {"prompt": prompt, "answer": answer if close else f" {answer}"}
+    if not known:
+        told = f"text, or prompt and one of {', '.join(ANSWERS)}"
+        raise TipminiError(f"{file}, line {number}: needs {told}, and none empty")
+    *prompt, answer = parts
+    close = not prompt or prompt[0][-1].isspace() or answer[0].isspace()
+    return {"prompt": "".join(prompt), "answer": answer if close else f" {answer}"}
 
 
 @cache

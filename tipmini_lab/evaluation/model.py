@@ -60,14 +60,16 @@ def fastest_dtype(device: str = "cpu", size: int = 768, rows: int = 128) -> str:
     """bfloat16 where a matrix product in it is measured to be clearly faster than in float32.
 
     A small one: CPUs without instructions for bfloat16 take 75 times as long as in float32.
-    Clearly: a stopwatch must not choose anew in every process.
+    Clearly, and in turn: a stopwatch must not choose anew in every process, nor on a busy machine.
     """
-    taken = []
-    for dtype in (torch.float32, torch.bfloat16):
-        few, matrix = (torch.ones(n, size, dtype=dtype, device=device) for n in (rows, size))
-        product = lambda a=few, b=matrix: (a @ b)[0, 0].item()  # noqa: E731  waits for a GPU
-        taken.append(min(timeit.repeat(product, number=1, repeat=4)[1:]))  # the first warms up
-    return "bfloat16" if CLEARLY * taken[1] < taken[0] else "float32"
+    taken: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(6):
+        for dtype, own in taken.items():
+            few, matrix = (torch.ones(n, size, dtype=dtype, device=device) for n in (rows, size))
+            product = lambda a=few, b=matrix: (a @ b)[0, 0].item()  # noqa: E731  waits for a GPU
+            own.append(timeit.timeit(product, number=1))
+    single, half = (min(own[1:]) for own in taken.values())  # the first warms up
+    return "bfloat16" if CLEARLY * half < single else "float32"
 
 
 def load_base(

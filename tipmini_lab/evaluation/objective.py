@@ -171,6 +171,13 @@ def plain(tokens: Sequence[int]) -> Example:
     return Example(row, content=row.tokens)
 
 
+def refuse_unpredicted(name: str, every: Sequence[Example]) -> None:
+    """Raise TipminiError for a row of which nothing is predicted, as of a single token."""
+    if few := sum(not example.row.targets for example in every):
+        told = f"{few} of {len(every)} examples have one token, of which nothing is predicted"
+        raise TipminiError(f"{name}: {told}; leave them out, or make them longer")
+
+
 def padded(every: Sequence[Example], tokens: int) -> list[dict[str, Tensor]]:
     """The same rows as `tm.calibrate` takes them."""
     rows = [torch.tensor(example.row.tokens) for example in every]

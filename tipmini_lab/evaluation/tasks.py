@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
 from tipmini_lab.evaluation.documents import KNOWN, Task, own_rows
 
 METRIC = {name: task.metric for name, task in KNOWN.items()}
@@ -191,8 +192,14 @@ def _declared(name: str, manager: TaskManager) -> ConfigurableTask:
     """A task that lm-eval's index has, with its train rows."""
     if name not in manager.all_subtasks:
         raise TipminiError(f"task {name}: a group of lm-eval's; name one task of it")
-    with _data(name):
-        (found,) = manager.load([name])["tasks"].values()
+    try:
+        with _data(name):
+            (found,) = manager.load([name])["tasks"].values()
+    except TipminiError:
+        raise
+    except Exception as error:  # of any kind, by what stands in the YAML
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise TipminiError(f"task {name}: lm-eval can't use its YAML: {told}") from error
     if not found.has_training_docs():
         own = "give others, or rows of your own (--text)"
         raise TipminiError(f"task {name}: its YAML names no training_split; {own}")

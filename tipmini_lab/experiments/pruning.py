@@ -498,7 +498,9 @@ def prune(
     if semi_structured:
         prune_elements(base, recipe, out, recipe.method, dtype, sources)
         return _semi(open_base(base), families_of(open_base(base)))
-    Run(base, recipe, out, dtype, sources).run()
+    run = Run(base, recipe, out, dtype, sources)
+    objective.refuse_unpredicted(", ".join(recipe.tasks), run.rows)
+    run.run()
     story = json.loads((out / STORY).read_text())
     names = ("removed_share", "removed_of_model", "removed_of", "seconds", "loss")
     form = _form(recipe, (out / "config.json").exists())

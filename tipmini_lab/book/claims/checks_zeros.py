@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from tipmini_lab.book.claims.checks import Evidence, Names, NotMeasured, here, setting
-from tipmini_lab.book.claims.choices import choice
+from tipmini_lab.book.claims.choices import choice, left_out
 from tipmini_lab.book.pruning_costs import DENSE, ZEROS, part
 from tipmini_lab.book.pruning_tables import OURS
 from tipmini_lab.experiments.declared import grid
 from tipmini_lab.experiments.pruning import cosine_rate
 
 NAMED = {True: "prompt", False: "token"}
+choice("ways")(lambda own, known: left_out(own, str))
 choice("lengths")(lambda own, known: {f"{name} alone": [name] for name in own} if own[1:] else {})
 
 
@@ -28,7 +29,8 @@ def zeros_pass(evidence: Evidence, *, ways: Names, lengths: Names = ("prompt", "
     own = [e for e in entries if e["way"] in ways and NAMED[e["tokens"] > 1] in lengths]
     if {e["way"] for e in own} != {*ways}:
         raise NotMeasured("No pass with zeros is timed yet.")
-    times = [np.median(np.divide(e["seconds"], whole[e["tokens"]]["seconds"])) for e in own]
+    ratios = [np.divide(e["seconds"], whole[e["tokens"]]["seconds"]) for e in own]
+    times = [float(np.median(ratio)) for ratio in ratios]
     sizes = [e["bytes"] / whole[e["tokens"]]["bytes"] for e in own]
     told = "; ".join(
         f"{e['way']}, {e['tokens']} token{'s' * (e['tokens'] > 1)}: {time:.2f} of the time"
