@@ -257,7 +257,36 @@ def test_seeds_of_one_contender_are_one_comparison():
     assert told.recomputed == "significantly for it 1, against it 0, neither 0"
     known.sizes.update({"tip": 2.0, "x.random-s0": 1.0, "x.random-s1": 0.5})
     words = found(known, "paired", arguments=asked, words="{words} So.").words
-    assert "norm 2.00 and 0.75 times that of the exact sum" in words and words.endswith(". So.")
+    assert "norm 2.00 and 0.75 (mean of seeds) times that of the exact sum" in words
+    assert words.endswith(". So.")
+
+
+def test_a_size_is_that_of_the_cell():
+    """A name that is stored itself stands for one seed, in its cells and in its norm."""
+    known = cells(tip=0)
+    known.sizes.update({"dare": 7.5, "dare-s1": 7.0, "x-s0": 1.0, "x-s1": 0.5})
+    assert (known.size("dare"), known.size("x"), known.size("none")) == (7.5, 0.75, None)
+
+
+def test_a_mean_can_be_clear_where_no_task_is():
+    """On each task 4 of 20 rows more are right, p = .125; over both tasks 8 of 8, p = .008."""
+    made = cells(tip=0)
+    own = made.cells["tip", "rte"]
+    higher = [1.0] * 4 + [0.5] * 16
+    for task in ("rte", "piqa"):
+        told = {"tip": higher, "linear": [0.5] * 20}
+        made.cells |= {
+            (name, task): own.model_copy(update={"method": name, "task": task, "values": values})
+            for name, values in told.items()
+        }
+    asked = {"tasks": ["rte", "piqa"], "higher": ["tip"], "lower": ["linear"]}
+    assert read(made, **asked).readings == {DECLARED: NOT, "p values not corrected": NOT}
+    told = read(made, **asked, mean=True)
+    assert told.readings == {DECLARED: HOLDS, "task by task": NOT, "p values not corrected": HOLDS}
+    assert told.compared == (("tip", "linear", "mean"),)
+    assert told.words.startswith("TIP − Linear is +10.0 points, significantly for the sentence")
+    asked |= {"higher": ["linear"], "lower": ["tip"]}
+    assert read(made, **asked, mean=True).readings[DECLARED] is Verdict.CONTRARY
 
 
 # Other choices ------------------------------------------------------------------------------------

@@ -123,6 +123,16 @@ def test_rounds_are_ordered_by_the_first_and_tell_the_second(profile):
     assert len(comparisons.rounds("best", KNOWN, profile, count=2)) == 2
 
 
+def test_finalists_lie_apart_in_errors_of_their_difference(profile):
+    """1/4 and 3/4 of four rows of two tasks: the error of either mean is 1/4 / sqrt(2)."""
+    assert comparisons.finalists_apart(["best"], KNOWN, profile) == []
+    keep_scored(profile, scored(linear=([1, 1], [1, 1]), cat=([1, 1], [1, 1]), svd=([0], [0])))
+    assert comparisons.finalists_apart(["best"], KNOWN, profile) == []
+    few, most = [1, 0, 0, 0], [1, 1, 1, 0]
+    keep_scored(profile, scored(linear=(few, few), cat=(most, most)), final=True)
+    assert comparisons.finalists_apart(["best"], KNOWN, profile) == pytest.approx([2.0])
+
+
 def test_weights_stand_in_lines_and_the_chosen_one_is_bold(profile):
     weights = {"linear-w-mean": "mean", "linear-w-0.1": 0.1, "cat-w-0.1": 0.1}
     known = catalogue(weights, linear=("linear-w-*",), cat=("cat-w-*",))

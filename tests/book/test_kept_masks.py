@@ -59,7 +59,7 @@ def test_groups_that_both_runs_removed():
 def test_runs_are_paired_by_seed_where_they_can_be(vanilla, other, tuned, told):
     found = kept(("vanilla", tuned, vanilla), ("wanda", tuned, other))
     table = pruning_masks.beside_vanilla(found, GRID)
-    column = f"channels, 50%{', tuned' if tuned else ''}"
+    column = f"channels, 50%{', fine-tuned' if tuned else ''}"
     assert table.loc["Wanda", column] == told and table.loc["LoRAPrune", column] == MISSING
     assert table.loc["expected at random", column] == ("40.0%" if vanilla else MISSING)
     assert (table.drop(columns=column) == MISSING).all(axis=None)

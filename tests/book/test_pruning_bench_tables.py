@@ -150,3 +150,11 @@ def test_the_stored_profile_is_of_what_the_stored_costs_are_of():
     assert vanilla / ours == pytest.approx(gain, rel=0.1)
     first, second = times.loc[pruning_costs.HEAD]
     assert first == pytest.approx(second, rel=0.2)
+
+
+def test_every_stored_part_of_a_step_has_its_row():
+    """A part under another name would be missing from its table and from the sum."""
+    stored = pruning_costs.read()[pruning_costs.PROFILE]
+    for step in stored["steps"].values():
+        assert {*step["parts"]} == {*pruning_costs.STEP_PARTS, pruning_costs.IMPORTANCES}
+    assert all({*one["parts"]} <= {*pruning_costs.STEP_PARTS} for one in stored["passes"])

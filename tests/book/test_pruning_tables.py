@@ -159,12 +159,12 @@ def test_takeaways_follow_from_the_outcomes():
     table = pruning_tables.takeaways(FOUND, RUNS, GRID)
     changed = [m.title for m in (*GRID.ablations, *GRID.variants)]
     assert list(table.index) == NAMES + changed
-    beside, place = table["LoRAPrune's, 50%, tuned"], NAMES.index("LoRAPrune")
+    beside, place = table["LoRAPrune's, 50%, fine-tuned"], NAMES.index("LoRAPrune")
     told = ["lower, 3:3"] * place + ["-", "neither, 3:3", "higher, 3:3"]
     assert beside.tolist() == told + ["higher, 3:3"] * len(changed)
     assert table.loc[["random", "Wanda"], "untuned, 50%"].tolist() == ["lower, 3:3", "lower, 3:1"]
     turned = pruning_tables.takeaways(FOUND | of_levels("wanda", [6.0] * 3), RUNS, GRID)
-    both = ["untuned, 50%", "LoRAPrune's, 50%, tuned"]
+    both = ["untuned, 50%", "LoRAPrune's, 50%, fine-tuned"]
     assert turned.loc["Wanda", both].tolist() == ["higher, 3:1", "higher, 3:3"]
     few = {run: b for run, b in FOUND.items() if not run.startswith("wanda-50-tuned")}
     few |= of_levels("wanda", [3.0])  # one seed of three is not all

@@ -103,7 +103,7 @@ def _peft() -> Iterable[Comparison]:
         side = partial(theirs.peft_function, name=name, **options)
         return Comparison("peft", f"merge_utils.{name}{_listed(options)}", side, mine, *given)
 
-    by_sum = "tipmini elects by the sum alone, as the paper does, never by counting signs"
+    by_sum = "tipmini elects by the sum, as the paper does, and not by counting the adapters' signs"
     yield row("task_arithmetic", merge("cat"), RANDOM, LITTLE)
     yield row("ties", on_delta("ties"), RANDOM + OPPOSED)
     yield row("ties", on_delta("ties"), TIED, TIES_AT_THE_CUT)

@@ -109,6 +109,7 @@ def test_the_tables_of_the_page_are_whole():
         assert {line.count(" | ") for line in lines} == {lines[0].count(" | ")}
         rows += len(lines) - 2
     assert rows == len(shown)
-    total = sum(len(row["cases"]) for row in shown)
+    compared = [case for row in shown for case in row["cases"] if case["difference"] is not None]
+    total = len(compared)  # what is told in words has no relation
     kinds = [int(values[f"parity_cases_{kind}"]) for kind in ("bits", "rounding", "differs")]
     assert int(values["parity_cases"]) == sum(kinds) == total and min(kinds) > 0

@@ -1,5 +1,6 @@
 """Variants beside one another: choices, seeds, differences in points, what each task adds."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -61,6 +62,22 @@ def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.Data
     """
     columns = {known.choices[n].title: _by_weight(known.choices[n], known, profile) for n in names}
     return pd.DataFrame(columns).fillna(EMPTY).rename_axis("weight")
+
+
+def finalists_apart(names: Sequence[str], known: Catalogue, profile: Profile) -> list[float]:
+    """How far the two finalists of each choice lie apart, in standard errors of an unpaired
+    difference; of choices that are measured."""
+    found = []
+    for choice in (known.choices[name] for name in names):
+        with suppress(TipminiError):
+            finalists = catalogue.finalists(choice, known, profile)
+            tasks = catalogue.scored_on(choice, known, profile)
+            cells = wide(store.cells(profile.finals_store, finalists))
+            ends = [mean_of(cells, name, tasks) for name in finalists]
+            if None not in ends:
+                (one, error), (two, other) = ends
+                found.append(abs(one - two) / math.hypot(error, other))
+    return found
 
 
 def _by_weight(choice: Choice, known: Catalogue, profile: Profile) -> dict[str, str]:

@@ -33,7 +33,8 @@ def page_values() -> dict[str, str]:
     rows = pd.DataFrame(stored["comparisons"])
     first = pd.json_normalize(rows["cases"].str[0])
     in_words = first["difference"].isna()  # both sides told what happened
-    bits, rounding, differs = counts(stored["comparisons"]).values()
+    compared = [row for row in stored["comparisons"] if row["cases"][0]["difference"] is not None]
+    bits, rounding, differs = counts(compared).values()
     values = {
         "parity_cases": str(bits + rounding + differs),
         "parity_cases_bits": str(bits),

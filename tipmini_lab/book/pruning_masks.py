@@ -133,5 +133,7 @@ def _wide(values: pd.DataFrame, rows: Mapping[str, str], aggregate: str = "mean"
     """Their column `both` by method and setting; rows: {method: title}."""
     found = values.groupby(SETTING)["both"].agg(aggregate).unstack(SETTING[1:])
     found = found.reindex(index=[*rows], columns=pd.MultiIndex.from_tuples(SHOWN))
-    heads = [f"{kind}, {share:.0%}{', tuned' if tuned else ''}" for kind, share, tuned in SHOWN]
+    heads = [
+        f"{kind}, {share:.0%}{', fine-tuned' if tuned else ''}" for kind, share, tuned in SHOWN
+    ]
     return found.set_axis(heads, axis="columns").rename(rows).rename_axis("criterion")

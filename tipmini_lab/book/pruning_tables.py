@@ -22,7 +22,7 @@ from tipmini_lab.results.store import Bundle, Cell, Place, in_one_format
 OURS, RELEASED = "lora-guided", "lora-guided-released"
 UNPRUNED = "lora-guided", 0.0, True  # tuned with nothing removed
 SETTINGS = {"20%": (0.2, False), "50%": (0.5, False)}  # (share, tuned) by the words for it
-SETTINGS |= {"20%, tuned": (0.2, True), "50%, tuned": (0.5, True)}
+SETTINGS |= {"20%, fine-tuned": (0.2, True), "50%, fine-tuned": (0.5, True)}
 MODEL = ["method", "share", "tuned", "longer"]  # what the seeds of one model have in common
 ACCURACY = "accuracy"  # a measure beside the corpora: all averaged tasks together
 FACTS = ["removed_share", "removed_of_model", "removed_heads", "removed_channels"]
@@ -259,7 +259,10 @@ def clear(gaps: Mapping[ModelPair, Gap], corrected: bool = True) -> dict[ModelPa
 
 
 def tuned_long(outcomes: Outcomes, size: Size, runs: Mapping[str, Planned]) -> str:
-    """The unpruned model's perplexities untuned, after the steps of most runs, and of long ones."""
+    """The unpruned model's perplexities untuned, after the steps of most runs, and of long ones.
+
+    All of the first seed, which long runs have as well.
+    """
     models = {"untuned": ("base", 0.0, False)}
     for longer in (False, True):
         recipe = size.recipe(tuned=True, longer=longer)
@@ -267,7 +270,7 @@ def tuned_long(outcomes: Outcomes, size: Size, runs: Mapping[str, Planned]) -> s
     told = []
     for corpus in CORPORA:
         every = {words: gap_values(outcomes, runs, m, corpus) for words, m in models.items()}
-        known = [f"{math.exp(v.mean()):.1f} {w}" for w, v in every.items() if v is not None]
+        known = [f"{math.exp(v[0].mean()):.1f} {w}" for w, v in every.items() if v is not None]
         told.append(f"on {corpus} {', '.join(known) or MISSING}")
     return "; ".join(told)
 
@@ -298,7 +301,7 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
     )
     criteria = [name for name in names if name not in (OURS, RELEASED)]
     groups = [(criteria, [words]) for words in SETTINGS] + [([RELEASED], SETTINGS)]
-    groups += [(own, ["50%, tuned"]) for own in (parts, others)]
+    groups += [(own, ["50%, fine-tuned"]) for own in (parts, others)]
     families = [
         [((n, f"untuned, {s:.0%}"), (n, s, True), (n, s, False)) for n in names] for s in (0.2, 0.5)
     ]

@@ -15,6 +15,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import tipmini as tm
+from tipmini.methods.table import Preset
 from tipmini_lab import paths
 from tipmini_lab.evaluation.documents import ADAPTED, KNOWN
 from tipmini_lab.evaluation.tasks import METRIC
@@ -185,8 +186,9 @@ def variant_rows(profile: Profile) -> pd.DataFrame:
 
 
 def every_method() -> list[str]:
-    """Base, Single, and every method and preset of the library."""
-    return [*retention.OWN, *tm.METHODS, *tm.PRESETS]
+    """Base, Single, every method of the library, and every preset that differs from its method."""
+    own = [name for name, one in tm.PRESETS.items() if one != Preset(one.method)]
+    return [*retention.OWN, *tm.METHODS, *own]
 
 
 def printed() -> pd.DataFrame:
@@ -327,7 +329,7 @@ def single_gains(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     shown = {
         "Single − Base, points": found.value.map(lambda value: f"{100 * value:+.1f}"),
         "p, corrected": found.corrected.map(p_text),
-        "retention": found.learnt.map({True: "told", False: EMPTY}),
+        "retention": found.learnt.map({True: "reported", False: "not reported"}),
     }
     names = {task: TITLES[task] + mark(task, profile) for task in found.index}
     return pd.DataFrame(shown).rename(index=names).rename_axis(f"measured, {profile.name}")

@@ -53,6 +53,7 @@ class Check(declared_files.Declared):
     otherwise: Verdict | None = None
     shown: str = Field("{shown}", description="the value; {name} is one of the check's numbers")
     words: str = Field("{words}", description="the sentence on it, likewise")
+    counted: bool = Field(False, description="from shapes: nothing is measured")
     verdict: Verdict = Field(description="declared; the build fails where another is computed")
     between: tuple[Verdict, ...] = Field((), description="if it depends: ours, then the others")
 

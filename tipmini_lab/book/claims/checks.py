@@ -25,7 +25,8 @@ from tipmini_lab.book.pruning_tables import Outcomes
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import store
-from tipmini_lab.results.statistics import LEVEL, holm_of
+from tipmini_lab.results.frame import wide
+from tipmini_lab.results.statistics import LEVEL, flip_p, gains_of, holm_of, mean_of_tasks
 from tipmini_lab.results.store import Cell, paired_p
 
 WORDS = {"mean": "the mean of the tasks", **tables.TITLES}
@@ -57,8 +58,10 @@ class Evidence:
         return seeds[0].model_copy(update={"method": name, "values": mean}) if seeds else None
 
     def size(self, name: str) -> float | None:
-        """The norm of a merge over the exact sum's; of several seeds the mean."""
-        own = [size for n, size in self.sizes.items() if n == name or _seed_of(name, n)]
+        """The norm of a merge over the exact sum's; where `cell` is the mean of seeds, theirs."""
+        if name in self.sizes:
+            return self.sizes[name]
+        own = [size for n, size in self.sizes.items() if _seed_of(name, n)]
         return float(np.mean(own)) if own else None
 
 
@@ -133,6 +136,7 @@ def modules() -> dict[str, ModuleType]:
 # Choices of every paper ---------------------------------------------------------------------------
 choice("tasks")(lambda own, known: left_out(own or [*known.records["splits"]], WORDS.get))
 choice("corrected")(lambda own, known: {"p values not corrected": False})
+choice("mean")(lambda own, known: {"task by task": False} if own else {})
 
 
 @choice("within", "greatly", "beyond", "unlike", "times")
@@ -255,18 +259,26 @@ def paired(
     lower: Names,
     tasks: Names = (),
     some: bool = False,
+    mean: bool = False,
     corrected: bool = True,
 ) -> Finding:
-    """Whether cells of `higher` lie above those of `lower` by the sign test on the same rows.
+    """Whether cells of `higher` lie above those of `lower`, by tests on the same rows.
 
-    The p values are corrected (Holm) for the number of comparisons of this claim. It holds where
-    all are clear, or with `some` one at least; see `verdict_of`. A missing cell makes it not run.
+    On every task by the sign test; or, of the `mean` of the tasks, by the test that the chapters
+    have, `statistics.flip_p`. The p values are corrected (Holm) for the number of comparisons of
+    this claim. It holds where all are clear, or with `some` one at least; see `verdict_of`. A
+    missing cell makes it not run.
     """
-    places = tuple(product(higher, lower, tasks or evidence.profile.tasks))
-    if missing := {m for *pair, t in places for m in pair if not evidence.cell(m, t)}:
+    tasks = tuple(tasks or evidence.profile.tasks)
+    every = tuple(product(higher, lower, tasks))
+    if missing := {m for *pair, t in every for m in pair if not evidence.cell(m, t)}:
         told = ", ".join(map(title, sorted(missing)))
         raise NotMeasured(f"No cells, or not of every task, are stored for: {told}.")
-    tests = {place: _test(evidence, *place) for place in places}
+    if mean:
+        tests = {(*p, "mean"): _mean_test(evidence, *p, tasks) for p in product(higher, lower)}
+    else:
+        tests = {place: _test(evidence, *place) for place in every}
+    places = tuple(tests)
     gaps, ps = ({place: test[i] for place, test in tests.items()} for i in (0, 1))
     ps = holm_of(ps) if corrected else ps
     clear = {place: gap for place, gap in gaps.items() if ps[place] < LEVEL}
@@ -285,6 +297,15 @@ def _test(evidence: Evidence, higher: str, lower: str, task: str) -> tuple[float
     return 100 * (one.mean - two.mean), paired_p(one, two)
 
 
+@cache
+def _mean_test(evidence: Evidence, higher: str, lower: str, tasks: Names) -> tuple[float, float]:
+    """Points by which the mean of tasks lies above another's, and p."""
+    pair = higher, lower
+    rows = wide({(name, task): evidence.cell(name, task) for name in pair for task in tasks})
+    gain = mean_of_tasks(gains_of(rows, *pair, tasks))
+    return 100 * gain, flip_p(rows, *pair, tasks)
+
+
 def _told(evidence: Evidence, h: str, low: str, gaps: Mapping, clear: Mapping) -> str:
     """A part of a sentence: the mean difference of two methods, where it is clear, their norms."""
     own = [gap for place, gap in gaps.items() if place[:2] == (h, low)]
@@ -295,7 +316,9 @@ def _told(evidence: Evidence, h: str, low: str, gaps: Mapping, clear: Mapping) -
         told += [f"significantly {word} the sentence on {names(tasks)}"] if tasks else []
     sizes = [evidence.size(name) for name in (h, low)]
     if all(sizes):
-        told.append("norm {:.2f} and {:.2f} times that of the exact sum".format(*sizes))
+        seeds = ["" if name in evidence.sizes else " (mean of seeds)" for name in (h, low)]
+        one, two = (f"{size:.2f}{of}" for size, of in zip(sizes, seeds, strict=True))
+        told.append(f"norm {one} and {two} times that of the exact sum")
     return ", ".join(told)
 
 

@@ -23,7 +23,7 @@ MEASURES = {
     "others": "by the size of all other updates' sum",
 }
 choice("measured")(lambda own, known: {w: n for n, w in MEASURES.items() if n != own})
-choice("dropped_from")(lambda own, known: {"factors dropped from": "factors"})
+choice("dropped_from")(lambda own, known: {"dropped from the updates": "delta"})
 
 
 @here
@@ -32,12 +32,13 @@ def diluted(
     *,
     drop_rate: float,
     measured: str = "cosine",
-    dropped_from: str = "delta",
+    dropped_from: str = "factors",
     seed: int = 0,
 ) -> dict:
     r"""How DARE changes what n adapters' updates D have in common, each as times of before.
 
-    dropped_from: "delta", whose elements are dropped, D = sBA; or "factors", those of B and A.
+    dropped_from: "factors", elements of B and A, as the merges of this book; or "delta", those of
+    D = sBA.
     places: positions at which two updates are both not zero. cosine: the sum of |cos(D_s, D_t)|
     over pairs. cross: that of <D_s, D_t>. others: the mean over adapters of |sum of all other D|^2.
     expected_*: what follows from independent draws. They keep <D_s, D_t>, and raise |D|^2 to

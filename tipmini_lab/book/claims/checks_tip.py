@@ -280,7 +280,10 @@ def adapters(evidence: Evidence, *, of: Names = ()) -> dict:
 
 @here
 def rank_correlation(evidence: Evidence, *, of: Names, unlike: float) -> dict:
-    """Whether Spearman's rho of two adapters' importances is below 1 - `unlike`; of how many."""
+    """Whether Spearman's rho of two adapters' importances is below 1 - `unlike`; of how many.
+
+    pearson: the mean of Pearson's correlations of all pairs, which chapters print.
+    """
     found = _importances(evidence, of)
     pairs = [*combinations(found, 2), of]
     *every, rho = (float(spearmanr(*(found[t] for t in pair)).statistic) for pair in pairs)
@@ -291,6 +294,7 @@ def rank_correlation(evidence: Evidence, *, of: Names, unlike: float) -> dict:
         **{"below": sum(other < alike for other in every), "pairs": len(every)},
         **{"layers": len(first), "tops": [int(found[task].argmax()) for task in of]},
         "apart": (first - second).abs().max().item(),
+        "pearson": np.mean([np.corrcoef(found[a], found[b])[0, 1] for a, b in pairs[:-1]]),
     }
 
 

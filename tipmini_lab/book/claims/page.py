@@ -127,7 +127,7 @@ def _claim(each: Audited, language: str) -> str:
         **{"Printed": f"{printed}{claim.unit}" if printed else "-"},
         **{"Recomputed": each.in_print.recomputed, "In print": in_print},
         **{"In print, otherwise read": sensitivity(each.in_print)},
-        **{"Measured here": each.here.recomputed, "Here": here},
+        **{_head(claim.here): each.here.recomputed, "Here": here},
         **{"Here, otherwise read": sensitivity(each.here)},
     }
     return "\n".join(
@@ -139,6 +139,14 @@ def _claim(each: Audited, language: str) -> str:
             "::::",
         ]
     )
+
+
+def _head(asked: Check) -> str:
+    """Of what a check shows: a setting and a count are no measurement."""
+    if asked.counted:
+        return "Counted here"
+    settings = {Verdict.SAME_SETTING, Verdict.OTHER_SETTING}
+    return "Setting here" if asked.verdict in settings else "Measured here"
 
 
 def sensitivity(found: Finding) -> str:
@@ -154,5 +162,11 @@ def sensitivity(found: Finding) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which nothing is markup, on one line."""
-    return re.sub(r"([\\`*_{}\[\]~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    """Text on one line in which nothing is markup but formulas in dollars; bold is left out."""
+    text, formula = " ".join(text.replace("**", "").split()), re.compile(r"(\$[^$]+\$)")
+    return "".join(
+        part
+        if formula.fullmatch(part)
+        else re.sub(r"([\\`*_{}\[\]~$])", r"\\\1", html.escape(part, quote=False))
+        for part in formula.split(text)
+    )
