@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 from claimed import found
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
@@ -22,6 +24,8 @@ from tipmini_lab.book.claims.checks import CHECKS, Evidence, Finding
 from tipmini_lab.book.claims.choices import CHOICES, DECLARED
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.frame import wide
+from tipmini_lab.results.statistics import Pair, compare
 from tipmini_lab.results.store import Cell
 
 PAPERS = declared()
@@ -281,6 +285,8 @@ def test_a_mean_can_be_clear_where_no_task_is():
         }
     asked = {"tasks": ["rte", "piqa"], "higher": ["tip"], "lower": ["linear"]}
     assert read(made, **asked).readings == {DECLARED: NOT, "p values not corrected": NOT}
+    chapters = compare(wide(made.cells), [Pair("tip", "linear", ("rte", "piqa"))]).iloc[0]
+    assert chapters.verdict == "better" and chapters.p < 0.02
     told = read(made, **asked, mean=True)
     assert told.readings == {DECLARED: HOLDS, "task by task": NOT, "p values not corrected": HOLDS}
     assert told.compared == (("tip", "linear", "mean"),)
@@ -497,9 +503,39 @@ def test_every_claim_and_verdict_is_on_the_page(evidence, audited):
         assert ("\nHere, otherwise read\n: " in block) == bool(audited[claim.id].here.readings)
 
 
-@pytest.mark.parametrize(("text", "shown"), [("a_b [2] $x$", r"a\_b \[2\] \$x\$"), ("<", "&lt;")])
-def test_a_quote_is_no_markup(text, shown):
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a_b [2] 5$", r"a\_b \[2\] 5\$"),
+        ("<", "&lt;"),
+        ("a_b $x_1^{2}$ {c}", r"a\_b $x_1^{2}$ \{c\}"),
+        ("**bold** text", "bold text"),
+    ],
+)
+def test_a_quote_is_no_markup_but_formulas(text, shown):
     assert page.plain(text) == shown
+
+
+@each_claim
+def test_a_quote_shows_neither_dollars_nor_stars(claim):
+    parser = MarkdownIt().use(dollarmath_plugin)
+    tokens = parser.parseInline(page.plain(claim.quote))[0].children
+    kinds = {token.type for token in tokens}
+    assert kinds <= {"text", "text_special", "math_inline", "softbreak"}
+    assert not re.search(r"[$]|[*]{2}", "".join(t.content for t in tokens if "text" in t.type))
+
+
+def test_what_is_counted_or_set_is_not_called_measured(evidence, audited):
+    """Every setting is called one, and so is what follows from shapes."""
+    text = page.page_values(evidence=evidence)["claims_of_papers"]
+    for name, head in {
+        "loraprune-pst-overhead": "Counted",
+        "loraprune-same-complexity": "Counted",
+        "loraprune-eta-1": "Setting",
+        "tip-mean-gain": "Measured",
+    }.items():
+        block = text[text.index(f":name: claim-{name}\n") :].partition("\n::::")[0]
+        assert f"\n{head} here\n: " in block
 
 
 def test_the_command_lists_all(evidence, capsys, monkeypatch):

@@ -46,7 +46,7 @@ def test_independent_draws_foretell_what_is_measured(evidence, dropped_from, dro
 
 
 def test_of_full_deltas_the_cosine_falls_to_what_is_kept(evidence):
-    found = checks_dare.diluted(evidence, drop_rate=0.7)
+    found = checks_dare.diluted(evidence, drop_rate=0.7, dropped_from="delta")
     assert found["expected_cosine"] == pytest.approx(0.3)
     assert found["expected_places"] == pytest.approx(0.09)
 
