@@ -132,7 +132,7 @@ def test_sparse_rows_compute_what_the_matrix_does():
     weight = weight * row_mask(weight.abs(), 0.5)
     x = torch.arange(60.0).view(2, 3, 10)
     sparse = pruning_zeros.SparseRows(weight)
-    assert torch.allclose(sparse(x), x @ weight.T)
+    assert torch.allclose(sparse(x), x @ weight.T, atol=1e-4)  # of sums that nearly cancel
     assert sparse.nbytes == 30 * (4 + 8) + 7 * 8  # values and columns, and where rows end
 
 
