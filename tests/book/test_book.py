@@ -132,6 +132,15 @@ def test_a_chapter_has_the_number_in_its_file_s_name():
         assert file.startswith(f"notebooks/{number:02d}_")
 
 
+def test_what_a_cell_prints_with_a_role_is_read_as_myst():
+    role = re.compile(r"\{(eq|numref|cite|ref|doc)\}`")
+    for path in paths.NOTEBOOKS.glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "code" and role.search(cell.source):
+                told = cell.metadata.get("mystnb", {}).get("markdown_format")
+                assert told == "myst", f"{path.name}, {cell.id}"
+
+
 # Equations ----------------------------------------------------------------------------------------
 LABEL = re.compile(r"^\$\$ *\(([\w-]+)\)", re.MULTILINE)
 # A function that implements an equation opens its docstring with it: "TIP Eq. 1: $A_{ij} = ...$"
