@@ -4,7 +4,7 @@ of a paper of which the text alone is at hand. And the words it says all in: the
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -132,15 +132,19 @@ RULES = {
 }
 
 
+def places(look: Callable[[str], Iterable[re.Match]], texts: list[tuple[str, str]]) -> str:
+    """A line for each match, with what stands around it."""
+    return "\n".join(
+        f"{where}: {text[max(0, match.start() - 60) : match.end() + 60]}"
+        for where, text in texts
+        for match in look(text)
+    )
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_the_book_keeps_to_what_it_knows_of_papers(rule):
     assert len({where for where, _ in TEXTS}) > 60
-    broken = [
-        f"{where}: {text[max(0, match.start() - 60) : match.end() + 60]}"
-        for where, text in TEXTS
-        for match in RULES[rule](text)
-    ]
-    assert not broken, f"{rule}:\n" + "\n".join(broken)
+    assert not (broken := places(RULES[rule], TEXTS)), f"{rule}:\n{broken}"
 
 
 @pytest.mark.parametrize(
@@ -175,13 +179,9 @@ def test_the_rules_tell_these_apart(rule, bad, good):
 
 @pytest.mark.parametrize("word", WORDS)
 def test_readers_get_the_fields_words(word):
-    broken = [
-        f"{where}: {text[max(0, match.start() - 60) : match.end() + 60]}"
-        for where, text in TEXTS
-        if text not in UNSEEN
-        for match in re.finditer(WORDS[word], text, re.IGNORECASE)
-    ]
-    assert not broken, f"{word}:\n" + "\n".join(broken)
+    seen = [(where, text) for where, text in TEXTS if text not in UNSEEN]
+    look = re.compile(WORDS[word], re.IGNORECASE).finditer
+    assert not (broken := places(look, seen)), f"{word}:\n{broken}"
 
 
 @pytest.mark.parametrize(
