@@ -23,6 +23,16 @@ def run(*given) -> str:
     return result.stdout
 
 
+def assert_replaced_on_demand_alone(file, *given) -> None:
+    """A command's --out leaves a file of something else alone; its own it writes again."""
+    before, given = file.read_bytes(), [*map(str, given), "--out", str(file)]
+    refused = CliRunner().invoke(main.app, given).exception
+    assert "is there, and is no such file; name another, or --overwrite" in str(refused)
+    assert file.read_bytes() == before
+    run(*given, "--overwrite")
+    run(*given)
+
+
 def merge(*given, out="m", adapters=ADAPTERS):
     """What `tipmini merge --json` prints."""
     return json.loads(run("merge", "--json", "--out", out, *given, *adapters))

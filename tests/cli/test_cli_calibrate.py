@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from merge_command import run
+from merge_command import assert_replaced_on_demand_alone, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -190,11 +190,5 @@ def test_a_file_of_something_else_is_replaced_on_demand_alone(small, content):
         save_file({"model.embed_tokens.weight": torch.ones(2)}, file)
     else:
         file.write_text(content)
-    before = file.read_bytes()
-    given = ["calibrate", "--task", "rte", "--rows", "1", "--out", file]
-    refused = CliRunner().invoke(main.app, list(map(str, given))).exception
-    assert "is there, and is no such file; name another, or --overwrite" in str(refused)
-    assert file.read_bytes() == before
-    run(*given, "--overwrite")
-    run(*given)  # its own it replaces
+    assert_replaced_on_demand_alone(file, "calibrate", "--task", "rte", "--rows", 1)
     assert load_file(file)

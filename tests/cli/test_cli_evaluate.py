@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from merge_command import run
+from merge_command import assert_replaced_on_demand_alone, run
 from typer.testing import CliRunner
 
 import tipmini as tm
@@ -60,10 +60,5 @@ def test_what_is_no_task_is_refused_before_the_model_is_loaded(given, line, monk
 def test_a_file_of_something_else_is_replaced_on_demand_alone(small, content):
     file = small / "results.json"
     file.write_text(content)
-    given = ["evaluate", "--task", "rte", "--limit", "1", "--out", file]
-    refused = CliRunner().invoke(main.app, list(map(str, given))).exception
-    assert "is there, and is no such file; name another, or --overwrite" in str(refused)
-    assert file.read_text() == content
-    run(*given, "--overwrite")
-    run(*given)  # its own it replaces
+    assert_replaced_on_demand_alone(file, "evaluate", "--task", "rte", "--limit", 1)
     assert json.loads(file.read_text())[0]["task"] == "rte"
