@@ -308,7 +308,7 @@ HOSTILE = {
 def test_what_is_no_pickle_is_refused(folder, content):
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(content)
-    with pytest.raises(TipminiError, match="not a pickle of tensors alone"):
+    with pytest.raises(TipminiError, match=r"not a pickle of tensors alone \(\w+\)"):
         load_adapter(folder, pickle=True)
 
 

@@ -228,10 +228,10 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise TipminiError(f"{file}: cannot be read ({one_line(error)})") from None
     except (MemoryError, TipminiError):
         raise
-    except Exception:  # of many kinds, by what stands in the file; PyTorch's advice is to run it
-        raise TipminiError(
-            f"{file}: not a pickle of tensors alone, so it is not read; save it as safetensors"
-        ) from None
+    except Exception as error:  # of nine kinds at least, by what stands in the file
+        # Its own words advise to run the file, so the line has its kind alone; the cause is kept.
+        told = f"not a pickle of tensors alone ({type(error).__name__}), so it is not read"
+        raise TipminiError(f"{file}: {told}; save it as safetensors") from error
     most = 64 * file.stat().st_size  # bytes: no tensor that is a small one, drawn out
     tensors = {}
     for name, tensor in found.items() if isinstance(found, dict) else ():
