@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("small")
 
 @pytest.mark.parametrize("example", main.COMMANDS[one.evaluate])
 def test_every_example_runs(example):
-    assert "examples" in run(*example.split()[1:])
+    told = run(*example.split()[1:])
+    assert "examples, bfloat16)" in told or "examples, float32)" in told  # as the machine is faster
 
 
 def test_a_task_of_ones_own(small):

@@ -113,9 +113,9 @@ def test_the_relative_error_is_told(method):
 def test_plain_text_says_the_error_in_one_line():
     words = ["merge", "--method", "linear", "--out", "m", *ADAPTERS]
     result = CliRunner().invoke(main.app, words)
-    first, second, third = result.stdout.splitlines()
-    assert third.startswith("rank 4: ")
-    assert first.startswith("m: 6 modules of 3 adapters merged by linear in ")
+    first, second, third, fourth = result.stdout.splitlines()
+    assert fourth.startswith("rank 4: ") and "not how good" in third
+    assert first.startswith("m: 6 modules of 3 adapters merged by linear (weights sum, 1 each) in ")
     assert second.startswith("relative error: ||merged - exact sum|| / ||exact sum|| = ")
     assert float(second.rpartition("=")[2]) > 0.1
     assert result.stderr == ""  # no terminal, no progress
@@ -269,7 +269,8 @@ def test_a_dry_run_knows_adapters_that_lack_a_module():
 def test_a_dry_run_in_plain_text_lists_everything():
     words = ["merge", "--dry-run", "--method", "ties", "--out", "m", *ADAPTERS]
     lines = run(*words).splitlines()
-    assert lines[0] == "m: 6 modules of 3 adapters would be merged by ties; nothing is written"
+    how = "ties (weights sum, 1 each)"
+    assert lines[0] == f"m: 6 modules of 3 adapters would be merged by {how}; nothing is written"
     starts = ["adapter"] * 3 + ["option"] * 4 + ["weights", "output", "memory", "time"]
     assert [line.split()[0] for line in lines[1:]] == starts
 

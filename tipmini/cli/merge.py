@@ -236,6 +236,7 @@ def _tell(facts: dict) -> None:
     print(f"{_what(facts)} merged by {_how(facts)} in {facts['seconds']:.1f} s")
     figure = ": the exact sum is 0" if whole is None else f" = {whole:.4g}"
     print(f"relative error: ||merged - exact sum|| / ||exact sum||{figure}")
+    print("that is how far it is from the plain sum, not how good: evaluate it on your tasks")
     if rank := facts.get("max_lora_rank"):
         print(f"rank {rank}: what serves it must allow as much (vLLM: --max-lora-rank)")
 
@@ -254,8 +255,9 @@ def _tell_plan(facts: dict) -> None:
 
 
 def _how(facts: dict) -> str:
-    name, preset = facts["method"], tm.PRESETS.get(facts["method"])
-    return f"{name} ({preset.method}, weights {_weights(facts)})" if preset else name
+    name = facts["method"]
+    of = f"{tm.PRESETS[name].method}, " if name in tm.PRESETS else ""
+    return f"{name} ({of}weights {_weights(facts)})"
 
 
 def _weights(facts: dict) -> str:

@@ -128,10 +128,11 @@ def publish(executed: Annotated[Path, typer.Argument(help="folder of executed no
 
 
 def show_cell(cell, as_json: bool) -> None:
-    facts = cell.model_dump(include={"method", "task", "metric"})
+    facts = cell.model_dump(include={"method", "task", "metric", "dtype"})
     facts |= {"mean": cell.mean, "stderr": cell.stderr, "count": cell.count}
     line = f"{cell.method:7} {cell.task:14} {cell.metric:8} {cell.mean:.4f} +- {cell.stderr:.4f}"
-    print(json.dumps(facts) if as_json else f"{line} ({cell.count} examples)", flush=True)
+    line += f" ({cell.count} examples, {cell.dtype})"
+    print(json.dumps(facts) if as_json else line, flush=True)
 
 
 @in_checkout

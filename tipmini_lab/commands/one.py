@@ -200,11 +200,13 @@ def evaluate(
     found = [cell.model_dump() for cell in found]
     if others:
         lab.lm.adapter = adapter
-        told = simple_evaluate(lab.lm, others, manager, limit)
+        measured = simple_evaluate(lab.lm, others, manager, limit)
+        told = [each | {"dtype": lab.dtype} for each in measured]
         found += told
         for each in told:
             line = f"{way:7} {each['task']:14} {each['metric']:8} {each['mean']:.4f}"
-            print(json.dumps(each) if as_json else f"{line} ({each['count']} examples)", flush=True)
+            how = f"({each['count']} examples, {each['dtype']})"
+            print(json.dumps(each) if as_json else f"{line} {how}", flush=True)
     if out:
         store.write(out, json.dumps(found) + "\n")
 
