@@ -171,7 +171,7 @@ def test_a_table_is_sorted_by_a_column(html, address, visit):
     if html == BUILT:
         pytest.skip("the numbers of the stand-in are known")
     visitor = visit(390, "light")
-    visitor.open(address + "notebooks/06_ledger.html")
+    visitor.open(address + "notebooks/b_readings.html")
     table = visitor.page.locator("table.sortable").first
     order = lambda: table.locator("tbody td:first-child").all_inner_texts()  # noqa: E731
     head = table.locator("thead th").nth(1)

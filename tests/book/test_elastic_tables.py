@@ -161,7 +161,7 @@ def test_figures_are_drawn_of_anything():
 
 
 def test_the_chapter_names_declared_models_and_printed_rows_agree():
-    source = (paths.NOTEBOOKS / "14_elastic_measured.ipynb").read_text()
+    source = (paths.NOTEBOOKS / "12_elastic_measured.ipynb").read_text()
     named = set(re.findall(r"\\\"([a-z0-9-]+\.[a-z+-]+)\\\"", source))
     assert len(named) > 20 and named - {"search.macs", "search.seconds"} <= set(NONE.model)
     printed = yaml.safe_load(paths.PRINTED.read_text())["elastic"]

@@ -187,7 +187,7 @@ def chapter(monkeypatch):
         monkeypatch.setattr(tables, "text", told.append)
         monkeypatch.setattr(tables, "figure", lambda figure: None)
         names = {}
-        for cell in nbformat.read(paths.NOTEBOOKS / "10_pruning.ipynb", 4).cells:
+        for cell in nbformat.read(paths.NOTEBOOKS / "08_pruning.ipynb", 4).cells:
             if cell.cell_type == "code":
                 exec(cell.source, names)
                 names["profile"] = "smoke"

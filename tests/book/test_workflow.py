@@ -44,15 +44,15 @@ def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
     for name, modules in found.items():
         assert "tipmini/papers/tip.py" in modules  # by a name that `tm` imports once asked for
         assert "tipmini/methods/baselines.py" in modules  # by a string in the table of methods
-        assert ("tipmini_lab/book/serving.py" in modules) == (name == "05_serving")
+        assert ("tipmini_lab/book/serving.py" in modules) == (name == "a_serving")
         assert not any(room in module for module in modules for room in ("/cli", "/commands"))
-        assert workflow.reads_again(name) == (name == "04_table1")
+        assert workflow.reads_again(name) == (name == "05_accuracies")
     assert "tipmini_lab/book/workflow.py" not in set.union(*found.values())
 
 
 @pytest.mark.parametrize(
     ("place", "notebooks"),
-    [("results/mini", True), ("results/serving.json", ["05_serving"]), ("results/parity.json", [])],
+    [("results/mini", True), ("results/serving.json", ["a_serving"]), ("results/parity.json", [])],
 )
 def test_data_are_inputs_of_the_notebooks_that_read_them(tmp_path, monkeypatch, place, notebooks):
     seen = []
