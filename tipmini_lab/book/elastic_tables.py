@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tipmini_lab.book.figures import BLUE, GREEN, GREY, ORANGE, PINK, SIGNED, WIDTH, styled
+from tipmini_lab.book.figures import BLUE, COLOURS, GREY, ORANGE, SIGNED, WIDTH, styled
 from tipmini_lab.book.pruning_tables import formatted
 from tipmini_lab.book.tables import EMPTY, p_text
 from tipmini_lab.experiments.elastic import COST, SPEED, Elastic
@@ -20,7 +20,6 @@ from tipmini_lab.results.store import Bundle
 
 Outcomes = Mapping[str, Bundle]  # by name of the network and its seed
 SIZES = ("parameters", "nonzero", "macs", "sparsity")
-COLOURS = {"LoRA": GREY, "LoNAS": BLUE, "Shears": ORANGE, "SQFT": GREEN, "LoRAPrune": PINK}
 
 
 def read(declared: Mapping[str, Elastic]) -> dict[str, Bundle]:

@@ -23,7 +23,17 @@ from tipmini_lab.results.statistics import COVERED, MISSING, Interval
 
 GREY = "#757575"
 BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"
+VIOLET = "#8B74C9"
+# A method's colour in every figure, by how its name begins; those of one figure are told apart.
+COLOURS = {
+    **{"Base": GREY, "Single": GREEN, "Linear": ORANGE, "DARE": PINK, "TIP": BLUE},
+    **{"Linear, tuned": VIOLET},
+    **{"unpruned": GREY, "random": GREY, "LoRAPrune": BLUE, "LLM-Pruner": ORANGE},
+    **{"vanilla": VIOLET, "Wanda": GREEN, "magnitude": PINK},
+    **{"LoRA": GREEN, "LoNAS": VIOLET, "Shears": ORANGE, "SQFT": PINK, "full tuning": ORANGE},
+}
 SERIES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PINK, "-.", "D"))
+STYLES = (*SERIES, (VIOLET, "--", "v"), (GREY, ":", "P"))
 # From see-through to full colour: what is small fades into any page, light or dark.
 SIZES = LinearSegmentedColormap.from_list("sizes", [f"{BLUE}14", BLUE])
 SIGNED = LinearSegmentedColormap.from_list("signed", [ORANGE, f"{GREY}10", BLUE])
@@ -49,6 +59,22 @@ STYLE = {
     "image.interpolation": "nearest",
 }
 styled = matplotlib.rc_context(STYLE)  # as a decorator: every artist is made in this style
+
+
+Style = tuple[str, object, str]  # colour, line and marker
+
+
+def styles_of(names: Collection[str]) -> list[Style]:
+    """A style a name: lines and markers by place, colours by `COLOURS`, else those still free."""
+    known = [_colour(name) for name in names]
+    free = [style[0] for style in STYLES if style[0] not in known] * len(known)
+    own = [colour or free.pop(0) for colour in known]
+    return [(colour, *STYLES[n % len(STYLES)][1:]) for n, colour in enumerate(own)]
+
+
+def _colour(name: str) -> str | None:
+    begins = [begin for begin in COLOURS if name.startswith(begin)]
+    return COLOURS[max(begins, key=len)] if begins else None
 
 
 @styled
@@ -187,9 +213,8 @@ def accuracy_panels(
     figure, panels = _panels(accuracies, "accuracy (95% interval)")
     figure.set_figheight(figure.get_figheight() * 1.2)
     for axes, methods in zip(panels, accuracies.values(), strict=True):
-        for place, (mean, error) in enumerate(methods.values()):
-            colour = GREY if place < 1 else SERIES[place - 1][0]
-            marker = "oDs^v"[place % 5]
+        for place, (colour, _, marker) in enumerate(styles_of(methods)):
+            mean, error = [*methods.values()][place]
             reach = COVERED * error
             axes.errorbar(mean, -place, xerr=reach, color=colour, marker=marker, capsize=2)
         axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=DASHED)
@@ -294,7 +319,6 @@ Line = tuple[Sequence[float], Sequence[Interval]]  # x, and y with its band
 ROW = 0.19  # inches of a line of text
 LABELS, LETTERS = 0.5, 29  # labels get this share of the width, and these letters a line
 ACROSS = 52  # letters of a heading, which has the whole width
-STYLES = (*SERIES, (GREY, "--", "v"), (GREY, ":", "P"))
 
 
 @styled
@@ -389,7 +413,8 @@ def _draw_sweep(axes: Axes, series: Mapping[str, Line], levels: Mapping[str, Int
         raise ValueError(f"{len(series)} lines; there are styles for {len(STYLES)}")
     if not series:
         axes.text(0.5, 0.5, MISSING, transform=axes.transAxes, ha="center", style="italic")
-    for (name, (x, bounds)), (colour, line, marker) in zip(series.items(), STYLES, strict=False):
+    styles = styles_of(series)
+    for (name, (x, bounds)), (colour, line, marker) in zip(series.items(), styles, strict=True):
         value, low, high = np.array(bounds, dtype=float).T
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(x, value, line, color=colour, marker=marker, label=name)

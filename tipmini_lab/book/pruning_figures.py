@@ -13,10 +13,19 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tipmini.masks import semi_structured_mask
-from tipmini_lab.book.figures import BLUE, GREY, ORANGE, SERIES, SIGNED, SIZES, WIDTH, styled
+from tipmini_lab.book.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    SERIES,
+    SIGNED,
+    SIZES,
+    WIDTH,
+    styled,
+    styles_of,
+)
 from tipmini_lab.results.statistics import MISSING
 
-STYLES = (*SERIES, (GREY, "--", "v"), (GREY, ":", "P"))
 DASHED = {"color": GREY, "linestyle": (0, (5, 4)), "linewidth": 0.9}
 
 
@@ -178,8 +187,9 @@ def _panels(
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         if lines.empty:
             _missing(axes)
-        named = lines.groupby("line", sort=False)
-        for (name, own), (colour, line, marker) in zip(named, STYLES, strict=False):
+        named = dict([*lines.groupby("line", sort=False)])
+        for (name, own), style in zip(named.items(), styles_of(named), strict=True):
+            colour, line, marker = style
             axes.fill_between(own.x, own.low, own.high, color=colour, alpha=0.18, linewidth=0)
             if len(own) == 1:  # too narrow for a band
                 axes.vlines(own.x, own.low, own.high, color=colour, alpha=0.5)
@@ -197,7 +207,7 @@ def progress(losses: Mapping[str, Sequence[float]], gone: Sequence[float]) -> Fi
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     if not losses:
         _missing(top)
-    for (name, values), (colour, line, _) in zip(losses.items(), STYLES, strict=False):
+    for (name, values), (colour, line, _) in zip(losses.items(), styles_of(losses), strict=True):
         top.plot(range(1, len(values) + 1), values, line, color=colour, label=name)
     bottom.step(range(1, len(gone) + 1), gone, color=BLUE, where="post")
     _percent(bottom.yaxis)
