@@ -8,7 +8,7 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import again, front_page, staging, tables
+from tipmini_lab.book import again, answers, front_page, staging, tables
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments import declared
@@ -25,9 +25,10 @@ REPORT = again.Report(
 
 
 @pytest.fixture(scope="module")
-def of_claims() -> dict[str, str]:
-    """What stands on the page of the claims, which is of what is really stored."""
-    return claims_page.page_values()
+def of_claims(evidence, audited) -> dict[str, str]:
+    """What the claims' verdicts fill in, which are of what is really stored."""
+    found = [*audited.values()]
+    return claims_page.page_values(evidence=evidence, audited=found) | answers.page_values(found)
 
 
 @pytest.fixture(autouse=True)

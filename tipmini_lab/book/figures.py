@@ -27,7 +27,7 @@ VIOLET = "#8B74C9"
 # A method's colour in every figure, by how its name begins; those of one figure are told apart.
 COLOURS = {
     **{"Base": GREY, "Single": GREEN, "Linear": ORANGE, "DARE": PINK, "TIP": BLUE},
-    **{"Linear, tuned": VIOLET},
+    **{"Linear, tuned": VIOLET, "exact sum": GREY, "TIES": GREY, "KnOTS": GREY},
     **{"unpruned": GREY, "random": GREY, "LoRAPrune": BLUE, "LLM-Pruner": ORANGE},
     **{"vanilla": VIOLET, "Wanda": GREEN, "magnitude": PINK},
     **{"LoRA": GREEN, "LoNAS": VIOLET, "Shears": ORANGE, "SQFT": PINK, "full tuning": ORANGE},
@@ -444,10 +444,10 @@ def methods_by_retention(
     for y, method in enumerate(order):
         _dot(left, -y, methods[method][0], missing=MISSING)
         _dot(right, -y, methods[method][1])
-    _mark_levels(left, levels)
+    mark_levels(left, levels)
     left.set_yticks(-np.arange(len(order)), order, fontsize=9)
     left.set(ylim=(0.5 - len(order), 0.6), xlabel="mean accuracy")
-    _mark_levels(right, {"Base": 0, "Single": 1}, named=False)
+    mark_levels(right, {"Base": 0, "Single": 1}, named=False)
     right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     right.set(xlabel="retention")
     return figure
@@ -463,7 +463,7 @@ def _dot(axes: Axes, y: float, bounds: Interval | None, missing: str = "") -> No
     axes.plot(value, y, "o", color=BLUE, markersize=4.5)
 
 
-def _mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:
+def mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:
     """Lines, their names above the axes and away from each other."""
     above = axes.get_xaxis_transform()
     styles = ((DASHED, "right"), (":", "left"))

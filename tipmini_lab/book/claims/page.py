@@ -72,10 +72,17 @@ def told(found: Finding | Check) -> str:
 
 
 # Markdown for every {{ claims_... }} of book/claims.md --------------------------------------------
-def page_values(folder: Path = paths.CLAIMS, evidence: Evidence | None = None) -> dict[str, str]:
-    """What the page shows; raises TipminiError where a verdict is not the declared one."""
+def page_values(
+    folder: Path = paths.CLAIMS,
+    evidence: Evidence | None = None,
+    audited: Sequence[Audited] | None = None,
+) -> dict[str, str]:
+    """What the page shows; raises TipminiError where a verdict is not the declared one.
+
+    audited: what `audit` finds of the same evidence, where it is known already.
+    """
     evidence = evidence or gathered()
-    audited = audit(folder, evidence)
+    audited = audited or audit(folder, evidence)
     refuse_changed(audited)
     papers = declared(folder)
     own = {name: [each for each in audited if each.claim.paper == name] for name in papers}
