@@ -88,6 +88,16 @@ def test_inspect_tells_rank_scaling_and_targets():
     assert facts["targets"] == ["q_proj", "v_proj"]
 
 
+def test_inspect_says_that_adapters_are_of_different_bases(tiny_folder, call, capsys):
+    file = tiny_folder / "adapters/rte/adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "someone/Another-7b"}))
+    assert call("inspect", "adapters/piqa", "adapters/rte") == 2
+    told = capsys.readouterr()
+    assert "modules" in told.out
+    assert told.err.startswith("tipmini: adapters of different base models: adapters/piqa of")
+
+
 # Errors ---------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,8 @@ def methods(as_json: AsJson = False) -> None:
 )
 def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
     """Show rank, scaling, targets, size and base model of adapters, and what bars a merge."""
+    from tipmini.models.identity import common_base
+
     found = {str(path): tm.inspect_folder(path) for path in adapters}
     for facts in found.values():
         if not facts["modules"]:  # nothing to show
@@ -78,6 +80,7 @@ def inspect(adapters: Adapters, as_json: AsJson = False) -> None:
     for facts in found.values():
         for problem in facts["problems"]:
             raise TipminiError(problem)
+    common_base({path: facts["base"] for path, facts in found.items()})
 
 
 app.command(epilog=merge.EPILOG)(merge.merge)
