@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: setup book reproduce test adapters bench parity clean help
+.PHONY: setup book reproduce test adapters bench parity archive links clean help
 
 PROFILE ?= mini
 JOBS ?= 2
@@ -39,6 +39,12 @@ bench: $(READY) ## measure the time and memory of the main steps
 parity: $(READY) ## compare merges with those of PEFT, mergekit, fusion-bench and loralib
 	scripts/peers
 	$(BIN)/python -m tests.parity.measure
+
+archive: book ## pack sources, results, book and their hashes of this commit into _build/*.tar
+	$(BIN)/tipmini archive
+
+links: book ## ask every address that the book names (needs the network)
+	$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder linkcheck
 
 clean: ## delete what was built; .venv, fetched assets, adapters and committed results stay
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .snakemake

@@ -8,7 +8,7 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import again, answers, front_page, staging, tables
+from tipmini_lab.book import about, again, answers, front_page, staging, tables
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments import declared
@@ -53,7 +53,7 @@ def test_what_was_computed_again_is_told(monkeypatch):
 
 def test_every_value_that_a_page_names_is_given(of_claims):
     """Nothing is stored, so that nothing may look measured. The claims have their own page."""
-    values = front_page.front_page_values() | again.page_values()
+    values = front_page.front_page_values() | again.page_values() | about.page_values()
     named = {n for page in paths.BOOK.glob("*.md") for n in staging.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.book.origin import Origin, origin, settings
+from tipmini_lab.book.standalone import begin
 from tipmini_lab.book.tables import svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
@@ -36,14 +38,17 @@ def stage(
     values: dict[str, str],
     pictures: dict[str, Figure],
     repository: Path = paths.REPOSITORY,
+    known: Origin | None = None,
 ) -> None:
     """Write everything that Jupyter Book reads into `stage_dir`, which is emptied first.
 
     executed: the folder of the executed notebooks, each under the file name of its source. values:
     Markdown for every ``{{ name }}`` of a page. pictures: shown by pages as ``pictures/NAME.svg``.
+    known: of where this copy comes from.
     Raises TipminiError for a notebook that may not be published (see `published`) and for a page
     that names a value which is not there; the stage is then left as it was.
     """
+    known = known or origin(repository=repository)
     contents = yaml.safe_load((repository / "_toc.yml").read_text())
     pages = [Path(c["file"]) for part in contents["parts"] for c in part["chapters"]]
     names = [page.name for page in pages if page.parent.name == "notebooks"]
@@ -61,13 +66,14 @@ def stage(
     # The front page is the stage's index, or it would be built below book/.
     (stage_dir / "book/index.md").rename(stage_dir / "index.md")
     (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
-    config = yaml.safe_load((repository / "_config.yml").read_text())
+    shutil.copy(repository / "CHANGELOG.md", stage_dir)  # a page includes it
+    config = settings(yaml.safe_load((repository / "_config.yml").read_text()), known)
     config["parse"]["myst_substitutions"] = dict(sorted(values.items()))
     (stage_dir / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     _vendor_mathjax(stage_dir / "vendor")
     (stage_dir / "notebooks").mkdir()
     for name, notebook in notebooks.items():
-        nbformat.write(notebook, stage_dir / f"notebooks/{name}.ipynb")
+        nbformat.write(begin(notebook, known), stage_dir / f"notebooks/{name}.ipynb")
 
 
 def published(source: Path, executed: Path) -> nbformat.NotebookNode:

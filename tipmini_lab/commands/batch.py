@@ -116,16 +116,26 @@ def book(profile: Profile = "mini") -> None:
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini_lab import paths
-    from tipmini_lab.book import again, answers, performance, staging
+    from tipmini_lab.book import about, again, answers, performance, staging
     from tipmini_lab.book.claims import page
     from tipmini_lab.book.front_page import front_page_values
 
     audited = page.audit()
     values = page.page_values(audited=audited)  # a changed verdict is found at once
     values |= answers.page_values(audited) | front_page_values() | again.page_values()
+    values |= about.page_values()
     pictures = performance.pictures() | answers.pictures(audited)
     staging.stage(executed, paths.BUILD / "stage", values, pictures)
     staging.build(paths.BUILD / "stage", paths.BUILD / "html")
+
+
+@in_checkout
+def archive() -> None:
+    """Pack the commit, the book that was built of it, and their SHA-256 into one file."""
+    from tipmini_lab import paths
+    from tipmini_lab.book import archive
+
+    print(archive.write(paths.BUILD / "html", paths.BUILD))
 
 
 def show_cell(cell, as_json: bool) -> None:

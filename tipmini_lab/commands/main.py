@@ -35,6 +35,7 @@ COMMANDS = {
     batch.reproduce: ["tipmini reproduce --profile mini"],
     batch.book: ["tipmini book --profile mini"],
     batch.publish: ["tipmini publish _build/executed/mini"],
+    batch.archive: ["tipmini archive"],
     one.prune: [
         "tipmini prune --share 0.5 --out half",
         "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",
