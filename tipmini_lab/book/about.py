@@ -42,7 +42,7 @@ def build(known: Origin) -> str:
     if commit is None:
         return f"Version {known.citation['version']}, of a copy that does not name its commit."
     named = f"[{commit}]({known.address}/commit/{commit.name})" if known.address else str(commit)
-    return f"Version {known.citation['version']}, commit {named}, of {commit.date[:10]}."
+    return f"Version {known.citation['version']}, commit {named}."
 
 
 def errata(known: Origin) -> str:
@@ -50,6 +50,6 @@ def errata(known: Origin) -> str:
     if known.issues:
         return f"Report it at <{known.issues}>."
     return (
-        "This copy was built without the address of a repository. Tell those from whom you have it, "
-        "or send the change itself: `git format-patch` writes one as a file for a mail."
+        "This copy was built without a repository's address: tell those from whom you have it, or "
+        "send them the change itself, as `git format-patch` writes it into a file."
     )

@@ -48,7 +48,7 @@ def _committed(known: Origin, html: Path) -> Commit:
     if known.commit is None or known.commit.changed:
         raise TipminiError("archive: there are changes, or no commit; commit them and build again")
     front = html / "index.html"
-    if not front.is_file() or f"commit {known.commit} of " not in front.read_text():
+    if not front.is_file() or f"commit {known.commit} ·" not in front.read_text():
         raise TipminiError(
             f"archive: {html} is not of commit {known.commit}; run `make book` first"
         )

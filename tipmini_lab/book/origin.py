@@ -35,7 +35,7 @@ class Commit(NamedTuple):
     changed: bool  # the sources have changes that it does not have
 
     def __str__(self) -> str:
-        return self.name[:10] + ", with uncommitted changes" * self.changed
+        return f"{self.name[:10]} of {self.date[:10]}" + ", with uncommitted changes" * self.changed
 
 
 class Origin(NamedTuple):
@@ -60,8 +60,8 @@ class Origin(NamedTuple):
 def origin(environ: Mapping[str, str] = os.environ, repository: Path = paths.REPOSITORY) -> Origin:
     """The origin of the copy in `repository`; raises TipminiError for an address that is none."""
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
-    ci = "/".join(environ.get(f"GITHUB_{part}", "") for part in ("SERVER_URL", "REPOSITORY"))
-    in_ci = ci if ci != "/" else ""
+    server, repository_of_ci = environ.get("GITHUB_SERVER_URL"), environ.get("GITHUB_REPOSITORY")
+    in_ci = f"{server}/{repository_of_ci}" if server and repository_of_ci else ""
     named = environ.get("TIPMINI_REPOSITORY") or in_ci or citation.get("repository-code", "")
     address = named.rstrip("/").removesuffix(".git")
     if address and not ADDRESS.fullmatch(address):
@@ -99,9 +99,8 @@ def settings(config: dict, known: Origin) -> dict:
     repository and its issues alone are linked.
     """
     sphinx = config["sphinx"]["config"]
-    foot = {"version": known.citation["version"], "commit": known.commit and str(known.commit)}
-    foot |= {"date": known.commit and known.commit.date[:10], "errata": known.issues}
-    added = {"html_context": {"origin": foot}}
+    foot = {"commit": known.commit and str(known.commit), "errata": known.issues}
+    added = {"html_context": {"origin": foot | {"version": known.citation["version"]}}}
     if known.provider:
         added["html_theme_options"] = {
             "repository_url": known.address,
