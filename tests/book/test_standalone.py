@@ -1,0 +1,79 @@
+"""A downloaded notebook brings along what it needs: run in an empty folder, as a reader would."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tipmini_lab import paths
+from tipmini_lab.book.origin import Commit, Origin, origin
+from tipmini_lab.book.standalone import begin
+
+NAME = "01_importance"
+KNOWN = origin(environ={})
+
+
+def elsewhere(folder: Path) -> dict[str, str]:
+    """The environment of a Python that has all packages of this one, but not this project."""
+    packages = folder / "packages"
+    packages.mkdir()
+    for place in map(Path, filter(lambda p: p.endswith("site-packages"), sys.path)):
+        for entry in place.iterdir():
+            if "tipmini" not in entry.name:
+                (packages / entry.name).symlink_to(entry)
+    venv.create(folder / "venv", with_pip=False)
+    # Nothing is fetched: pip finds what the project depends on, and builds it with what is here.
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    return os.environ | offline | {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
+
+
+def run(*command, **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(KNOWN.pinned is None, reason="git knows no commit that has all of this")
+def test_a_downloaded_notebook_runs_in_an_empty_folder(tmp_path, embedded):
+    environment = elsewhere(tmp_path) | {"TIPMINI_SOURCE": str(paths.REPOSITORY)}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    page = begin(nbformat.read(paths.NOTEBOOKS / f"{NAME}.ipynb", 4), KNOWN)
+    nbformat.write(page, empty / "page.ipynb")
+    python = tmp_path / "venv" / "bin" / "python"
+    command = (python, "-m", "papermill", "--no-progress-bar", "page.ipynb", "done.ipynb")
+    run(*command, cwd=empty, env=environment)
+    done = nbformat.read(empty / "done.ipynb", 4)
+    assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
+    (brought,) = (folder for folder in empty.iterdir() if folder.is_dir())
+    assert run("git", "rev-parse", "HEAD", cwd=brought).strip() == KNOWN.commit.name
+    where = "import tipmini_lab; print(tipmini_lab.__file__)"
+    assert run(python, "-c", where, env=environment).startswith(str(brought))
+
+
+@pytest.mark.parametrize(
+    ("address", "commit", "told"),
+    [
+        (None, None, ['or ""', 'COMMIT = "HEAD"', 'FOLDER = "tipmini-HEAD"']),
+        (
+            "https://a.b/c/d",
+            Commit("0123456789abcdef", "2026-01-01", False),
+            [
+                'or "https://a.b/c/d"',
+                'COMMIT = "0123456789abcdef"',
+                'FOLDER = "tipmini-0123456789"',
+            ],
+        ),
+    ],
+)
+def test_the_first_cell_names_the_sources_and_is_not_shown(address, commit, told):
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+    first, title = begin(page, Origin({}, address, commit=commit)).cells
+    assert all(line in first.source for line in told)
+    assert first.metadata.tags == ["remove-cell"] and title.source == "# Title"
+    nbformat.validate(page)
+    exec(compile(first.source, "first cell", "exec"), {})  # here it has nothing to do
