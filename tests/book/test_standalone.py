@@ -19,7 +19,7 @@ KNOWN = origin(environ={})
 
 def elsewhere(folder: Path) -> dict[str, str]:
     """The environment of a Python that has all packages of this one, but not this project."""
-    packages = folder / "packages"
+    packages = folder / "site-packages"  # by which dill knows what need not be pickled
     packages.mkdir()
     for place in map(Path, filter(lambda p: p.endswith("site-packages"), sys.path)):
         for entry in place.iterdir():
