@@ -52,7 +52,7 @@ def test_a_downloaded_notebook_runs_in_an_empty_folder(tmp_path, embedded):
     (brought,) = (folder for folder in empty.iterdir() if folder.is_dir())
     assert run("git", "rev-parse", "HEAD", cwd=brought).strip() == KNOWN.commit.name
     where = "import tipmini_lab; print(tipmini_lab.__file__)"
-    assert run(python, "-c", where, env=environment).startswith(str(brought))
+    assert run(python, "-c", where, cwd=empty, env=environment).startswith(str(brought))
 
 
 @pytest.mark.parametrize(
