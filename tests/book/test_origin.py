@@ -132,8 +132,13 @@ def test_the_foot_and_the_page_say_where_errors_go():
     foot = buttons.foot(told | {"commit": str(COMMIT), "errata": "https://e.org/issues"}, pathto)
     assert "commit 0123456789 of 2026-01-02 ·" in foot and '"https://e.org/issues"' in foot
 
-    none, there = Origin({}), Origin({}, "https://github.com/x/y", "github")
+    cited = {"title": "tipmini", "version": "1.2.3", "authors": []}
+    none, there = Origin(cited), Origin(cited, "https://github.com/x/y", "github")
     assert "format-patch" in about.errata(none)
+    assert about.page_values(none)["source"].startswith("from the copy that")
+    assert about.page_values(there)["source"].startswith(
+        "from <https://github.com/x/y> or the copy"
+    )
     assert about.errata(there) == "Report it at <https://github.com/x/y/issues>."
 
 
