@@ -6,6 +6,7 @@ from the importances here, by Eqs. 3-5; sizes of pruned layers are read from a g
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 import tipmini as tm
 from tipmini.errors import input_norm
 from tipmini.methods.merge import Norms
-from tipmini.methods.table import METHODS, equal_weight, preset
+from tipmini.methods.table import CHOSEN, METHODS, equal_weight, preset
 from tipmini.methods.tip import tip_importance, tip_layers
 from tipmini.papers.tip import layer_sparsity, prune_scored
 from tipmini_lab import paths
@@ -24,31 +25,20 @@ from tipmini_lab.book import explorer_pruning, figures
 from tipmini_lab.book.method_tables import unbounded_sparsity
 from tipmini_lab.book.tables import TITLES, variant_cells
 from tipmini_lab.evaluation.tasks import METRIC
-from tipmini_lab.experiments.catalogue import UNMERGED, Inputs, catalogue
+from tipmini_lab.experiments.catalogue import UNMERGED, WEIGHTS_TOLD, Inputs, catalogue
+from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import accuracy, difference
-from tipmini_lab.results.store import Bundle
 
 PROFILES = ("mini", "full")
 STEPS = 4  # of the sparsity, between two at which another column of B goes
-# The methods that can be asked for, in the order of the list: the name that a stored merge has by
-# its method and options, and its title.
-METHODS_SHOWN = {
-    "tip": "TIP",
-    "tip-cat": "TIP, exact sum",
-    "linear": "Linear",
-    "cat": "task arithmetic",
-    "svd": "task arithmetic, rank 8",
-    "dare": "DARE",
-    "dare-delta": "DARE on the updates",
-    "ties": "TIES",
-    "dare_ties": "DARE-TIES",
-    "magnitude": "magnitude pruning",
-    "regmean": "RegMean",
-    "knots": "KnOTS",
-}
+# What can be asked for, in the order of the list: names of declared merges with their usual options.
+METHODS_SHOWN = (
+    *("tip", "tip-cat", "linear", "cat", "svd", "dare", "dare-delta"),
+    *("ties", "dare_ties", "magnitude", "regmean", "knots"),
+)
 LAYERWISE = ("tip", "tip-cat")  # that have S_org, sign and range
 
 
@@ -60,6 +50,7 @@ def write(folder: Path) -> None:
         (folder / f"data-{name}.js").write_text(f"const EXPLORER_DATA = {content};\n")
 
 
+@cache
 def merging() -> dict:
     """Importances and sizes of every adapter's layers, and what is stored of merges."""
     profiles = {name: load_profile(name) for name in PROFILES}
@@ -77,15 +68,22 @@ def merging() -> dict:
         },
         "shapes": [list(x.shape) for m in block for x in _tensors(first, m).values()],
         "rank": first.factors[block[0]].a.shape[0],
-        "default": {"sparsity": profiles["mini"].base_sparsity, "adapters": len(adapters)},
+        "start": {"sparsity": profiles["mini"].base_sparsity},
         "methods": {
-            name: {"title": title, "layerwise": name in LAYERWISE}
+            name: {
+                "title": title,
+                "layerwise": name in LAYERWISE,
+                "colour": figures.colour_of(title),
+            }
             for name, title in METHODS_SHOWN.items()
         },
+        "colours": {TITLES[name]: figures.colour_of(TITLES[name]) for name in UNMERGED},
+        "weights": weights(len(adapters)),
         "profiles": {name: stored(profile) for name, profile in profiles.items()},
     }
 
 
+@cache
 def _adapters() -> dict[str, tuple[tm.LoraAdapter, Norms]]:
     """{task: its adapter, and the norms of what its modules read}."""
     profile = load_profile("mini")
@@ -98,6 +96,7 @@ def _adapters() -> dict[str, tuple[tm.LoraAdapter, Norms]]:
     }
 
 
+@cache
 def importances() -> dict[str, Tensor]:
     """{task: (L,)} of every adapter: TIP Eq. 2."""
     return {task: tip_importance(*both) for task, both in _adapters().items()}
@@ -143,23 +142,38 @@ def _squares(adapter: tm.LoraAdapter, module: str, norms: Norms) -> Tensor:
 # Stored merges ------------------------------------------------------------------------------------
 
 
+def weights(most: int) -> list[dict]:
+    """What each adapter can be multiplied by: {name, as told, and the number of 2 to `most`}."""
+    swept = next(s for s in catalogue().groups["sweeps"].sweeps if s.name == "weight").values
+    shares = sorted({rule for rule in CHOSEN.values() if rule.endswith("/T")} - {"1/T"})
+    rules = {"sum": "1 (a plain sum)", **WEIGHTS_TOLD, **{rule: rule for rule in shares}}
+    numbers = [value for value in swept if not isinstance(value, str) and value != 1]
+    counts = range(2, most + 1)
+    found = [
+        {"name": rule, "told": told, "of": {n: equal_weight(rule, n) for n in counts}}
+        for rule, told in rules.items()
+    ]
+    return found + [
+        {"name": f"{w:g}", "told": f"{w:g}", "of": dict.fromkeys(counts, w)} for w in numbers
+    ]
+
+
 def stored(profile: Profile) -> dict:
     """What can be asked for of a profile: accuracies with standard errors, of rows side by side."""
     cells, tasks = variant_cells(profile), profile.tasks
     rows = wide(cells)
     scores = lambda name, on: {t: list(_rounded(*accuracy(cells[name, t].values))) for t in on}  # noqa: E731
     found: dict[tuple, dict] = {}
-    for bundle in _bundles(profile):
-        setting = asked(bundle, profile)
+    for name, title, settings, facts in _merges(profile):
+        setting = asked(settings, profile)
         own = tasks[: setting["adapters"]] if setting else ()
-        if any(cells[bundle.name, t].metric != METRIC[t] for t in own):
-            continue
-        if setting and (key := tuple(setting.values())) not in found:
+        there = all((name, t) in cells and cells[name, t].metric == METRIC[t] for t in own)
+        if setting and there and (key := tuple(setting.values())) not in found:
             found[key] = setting | {
-                "title": catalogue().variants[bundle.name].title,
-                "accuracy": scores(bundle.name, own),
-                "beside_base": _rounded(*difference(rows, bundle.name, "base", own)),
-                "size": round(bundle.facts["norm"] / bundle.facts["sum"], 3),
+                "title": title,
+                "accuracy": scores(name, own),
+                "beside_base": _rounded(*difference(rows, name, "base", own)),
+                "size": round(facts["norm"] / facts["sum"], 3) if facts else None,
             }
     return {
         "rows": {task: cells["base", task].count for task in tasks},
@@ -173,25 +187,35 @@ def _rounded(*values: float) -> list[float]:
     return [round(value, 5) for value in values]
 
 
-def _bundles(profile: Profile) -> Iterator[Bundle]:
-    """Stored merges in the order they are declared in: the plainest of a setting comes first."""
-    for name in catalogue().variants:
-        bundle = store.read(profile.variant_store, name)
-        if bundle and bundle.settings["method"] not in UNMERGED:
-            yield bundle
+def _merges(profile: Profile) -> Iterator[tuple[str, str, dict, dict]]:
+    """Name, title, settings and facts of every declared merge that may be stored.
+
+    In the order they are declared in: the plainest of a setting comes first. The paper's methods
+    can be stored without a bundle; they are as they are declared.
+    """
+    known = catalogue()
+    for name in (*known.variants, *known.choices):
+        if bundle := store.read(profile.variant_store, name):
+            yield name, bundle.title, bundle.settings, bundle.facts
+        elif name in TABLE_1:
+            variant = known.variant(name)
+            yield name, variant.title, variant.settings(), {}
 
 
-def asked(bundle: Bundle, profile: Profile) -> dict | None:
-    """The page's setting that a stored merge is of; None where it differs in anything else."""
-    made = bundle.settings
-    merged, weights = tuple(made["adapters"]), made["weights"]
+def asked(made: dict, profile: Profile) -> dict | None:
+    """The page's setting that a merge is of; None where it differs in anything else.
+
+    made: its settings, as they are stored.
+    """
+    merged, given = tuple(made["adapters"] or profile.tasks), made["weights"]
     if (
-        Inputs(**made["inputs"]) != Inputs()
+        made["method"] in UNMERGED
+        or Inputs(**made["inputs"]) != Inputs()
         or made["norm_of"]
-        or made["seed"] != profile.seed
+        or made["seed"] not in (None, profile.seed)
         or merged != profile.tasks[: len(merged)]
-        or isinstance(weights, dict)
-        or weights == "learnt"
+        or isinstance(given, dict)
+        or given == "learnt"
     ):
         return None
     chosen = preset(made["method"])
@@ -212,7 +236,7 @@ def asked(bundle: Bundle, profile: Profile) -> dict | None:
         method = "dare-delta"
     elif options or method not in METHODS_SHOWN:
         return None
-    weight = equal_weight(weights, len(merged)) if isinstance(weights, str) else weights
+    weight = equal_weight(given, len(merged)) if isinstance(given, str) else given
     return {"method": method, **layers, "adapters": len(merged), "weight": round(weight, 6)}
 
 
@@ -220,15 +244,15 @@ def asked(bundle: Bundle, profile: Profile) -> dict | None:
 
 
 def page_values() -> dict[str, str]:
-    """How often each sign prunes the most important layer whole, or leaves it whole."""
+    """What either sign does to the most important layer of every adapter."""
     every, s_org = importances(), load_profile("mini").base_sparsity
-    at_most = {
-        sign: [float(layer_sparsity(i, s_org, sign=sign)[i.argmax()]) for i in every.values()]
+    pruned, kept = (
+        [float(layer_sparsity(i, s_org, sign=sign)[i.argmax()]) for i in every.values()]
         for sign in (1, -1)
-    }
+    )
     return {
-        "explorer_removed": f"{at_most[1].count(1)} of {len(every)}",
-        "explorer_kept": f"{at_most[-1].count(0)} of {len(every)}",
+        "explorer_removed": f"{pruned.count(1)} of {len(every)}",
+        "explorer_kept": f"{min(kept):.2f} to {max(kept):.2f}",
     }
 
 

@@ -1,12 +1,13 @@
 """What the explorer of prunings shows: every stored model, its seeds together, with intervals."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tipmini_lab.book import pruning_figures, pruning_tables
+from tipmini_lab.book import figures, pruning_figures, pruning_tables
 from tipmini_lab.book.pruning_tables import ACCURACY, FACTS, MODEL, OURS
 from tipmini_lab.evaluation.documents import KNOWN
 from tipmini_lab.evaluation.perplexity import CORPORA
@@ -18,6 +19,7 @@ from tipmini_lab.results.statistics import COVERED
 DRAWN = (OURS, "wanda", "magnitude")  # by the picture without scripts
 
 
+@cache
 def pruning() -> dict:
     """Perplexities, accuracies and sizes of the models that are pruned to a ratio."""
     profile, grid = load_profile("mini"), declared.grid()
@@ -30,10 +32,15 @@ def pruning() -> dict:
     return {
         "profile": profile.name,
         "corpora": list(CORPORA),
-        "tasks": {task: KNOWN[task].short or KNOWN[task].title for task in grid.tasks},
+        "tasks": {task: KNOWN[task].title for task in grid.tasks},
         "averaged": list(grid.averaged),
         "steps": steps,
-        "criteria": {one.name: one.title for one in grid.every_method},
+        "criteria": {
+            one.name: {"title": one.title, "colour": figures.colour_of(one.title) or figures.BLUE}
+            for one in grid.every_method
+        },
+        "unpruned": "base",
+        "start": {"criterion": OURS, "beside": "wanda"},
         "models": models,
     }
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.book import explorer
 from tipmini_lab.book.tables import svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
@@ -58,6 +59,7 @@ def stage(
     (stage_dir / "book/pictures").mkdir()
     for name, picture in pictures.items():
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
+    explorer.write(stage_dir / "book/assets/explorer")
     # The front page is the stage's index, or it would be built below book/.
     (stage_dir / "book/index.md").rename(stage_dir / "index.md")
     (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))

@@ -1,7 +1,7 @@
 // What both explorers share: controls, the address, a line that says what is shown, pictures (by
 // Observable Plot) and tables of their values. A page describes itself to `Explorer.start`:
 //   controls: [{legend, controls: [{name, label, kind: "range" | "select" | "radio", start, ...}]}]
-//   shown(state): {says, nearest, pictures: [{title, note, label, plot(width)}], tables}
+//   shown(state): {says: [text], nearest, pictures: [{title, note, label, plot(width)}], tables}
 // The state is what follows # in the address, so that a view can be linked.
 const Explorer = (() => {
   const GREY = "#757575"; // as in tipmini_lab/book/figures.py
@@ -114,6 +114,9 @@ const Explorer = (() => {
       element("p", { class: "explorer-title" }, title), drawn, ...notes);
   };
 
+  // The label of an axis, in the middle below its numbers.
+  const below = (label) => ({ label, labelAnchor: "center", labelArrow: "none", labelOffset: 38 });
+
   // Options of every plot: text is the page's colour, so that it follows light and dark.
   const plotted = (width, options) => Plot.plot({
     width,
@@ -128,7 +131,7 @@ const Explorer = (() => {
     const form = element("form", { class: "explorer-controls", "aria-label": "Settings" },
       ...page.controls.map((group) => element("fieldset", {}, element("legend", {}, group.legend),
         ...group.controls.map((one) => made.get(one.name).node))));
-    const says = element("p", { class: "explorer-says", role: "status" });
+    const says = element("div", { class: "explorer-says", role: "status" });
     const pictures = element("div", { class: "explorer-pictures" });
     const tables = element("div");
     const details = element("details", {}, element("summary", {}, "The values shown, as tables"), tables);
@@ -146,11 +149,11 @@ const Explorer = (() => {
       drawnAt = pictures.clientWidth;
       const shown = page.shown(state);
       made.forEach((one, name) => one.set(state[name]));
-      says.replaceChildren(shown.says);
+      says.replaceChildren(...shown.says.map((text) => element("p", {}, text)));
       if (shown.nearest) {
         const button = element("button", { type: "button" }, "Go to the nearest measured setting");
         button.addEventListener("click", () => { go({ ...state, ...shown.nearest }); form.elements[0].focus(); });
-        says.append(" ", button);
+        says.append(button);
       }
       const columns = drawnAt >= 640 ? 2 : 1;
       pictures.style.setProperty("--columns", columns);
@@ -183,5 +186,5 @@ const Explorer = (() => {
     draw();
   }
 
-  return { start, element, plotted, interval, fixed, percent, points, threeDigits, GREY };
+  return { start, plotted, below, interval, fixed, percent, points, threeDigits, GREY };
 })();

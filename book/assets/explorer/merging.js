@@ -2,7 +2,7 @@
 // merge at it. Nothing measured is ever drawn between two settings: the nearest one is named.
 (() => {
   const { plotted, interval, fixed, percent, points, threeDigits, GREY } = Explorer;
-  const { tasks, methods, profiles, shapes, rank, weights, start } = EXPLORER_DATA;
+  const { tasks, methods, profiles, shapes, rank, weights, start, colours } = EXPLORER_DATA;
   const names = Object.keys(tasks);
   const SIGNS = { 1: "printed", "-1": "inverted" };
   const first = (options) => options[0][0];
@@ -110,7 +110,7 @@
       most: importance.indexOf(Math.max(...importance)) };
   };
 
-  const layerAxis = { label: "layer (transformer block)", labelAnchor: "center", labelArrow: "none", ticks: 6 };
+  const layerAxis = { ...Explorer.below("layer (transformer block)"), ticks: 6 };
   const marked = (most, y) => [
     Plot.ruleX([most], { stroke: "currentColor", strokeDasharray: "2 3" }),
     Plot.text([[most, y]], { text: () => "most important", dy: -10, fill: "currentColor",
@@ -132,7 +132,7 @@
         label: `Sparsity by layer, from ${Math.min(...sparsity).toFixed(2)} to ` +
           `${Math.max(...sparsity).toFixed(2)}; ${at(sparsity)}.`,
         plot: (width) => plotted(width, {
-          height: 230, marginTop: 26, x: layerAxis,
+          height: 250, marginTop: 26, marginBottom: 42, x: layerAxis,
           y: { domain: [low, high], label: "sparsity", labelArrow: "none", grid: true },
           marks: [
             Plot.ruleY([0, 1], { stroke: GREY }),
@@ -148,8 +148,8 @@
         title: "Share of each layer's elements that is kept",
         label: `Kept share by layer, ${percent(kept.mean)} in all; ${at(kept)}.`,
         plot: (width) => plotted(width, {
-          height: 230, marginTop: 26, x: layerAxis,
-          y: { domain: [0, 1], percent: true, label: "% kept", labelArrow: "none", grid: true },
+          height: 250, marginTop: 26, marginBottom: 42, x: layerAxis,
+          y: { domain: [0, 100], percent: true, label: "% kept", labelArrow: "none", grid: true },
           marks: [
             Plot.rectY(rows, { x1: (d) => d.layer - 0.4, x2: (d) => d.layer + 0.4, y: "kept", fill: colour }),
             Plot.ruleY([0], { stroke: GREY }),
@@ -163,7 +163,7 @@
         label: `Norm of the update by layer: ${threeDigits(before.whole)} in all as trained, ` +
           `${threeDigits(norm.whole)} pruned; ${at(norm)}.`,
         plot: (width) => plotted(width, {
-          height: 230, marginTop: 26, x: layerAxis,
+          height: 250, marginTop: 26, marginBottom: 42, x: layerAxis,
           y: { label: "norm of sBA", labelArrow: "none", grid: true, zero: true },
           marks: [
             Plot.ruleX(rows, { x: "layer", y1: "norm", y2: "before", stroke: GREY, strokeOpacity: 0.5 }),
@@ -188,7 +188,7 @@
 
   const accuracyPicture = (state, answer) => {
     const lines = accuracies(state, answer);
-    const colour = methods[state.method].colour;
+    const colour = methods[state.method].colour ?? "currentColor";
     const title = methods[state.method].title;
     const { mean } = lines.at(-1).merged;
     return {
@@ -198,12 +198,12 @@
       label: `Accuracy by task; mean of ${title} ${fixed(mean)}, of Base ` +
         `${fixed(lines.at(-1).base.mean)}, of Single ${fixed(lines.at(-1).single.mean)}.`,
       plot: (width) => plotted(width, {
-        height: 60 + 30 * lines.length, marginLeft: 104, marginTop: 10,
-        x: { domain: [0, 1], label: "accuracy", labelAnchor: "center", labelArrow: "none", grid: true, ticks: 5 },
+        height: 60 + 30 * lines.length, marginLeft: 104, marginTop: 10, marginBottom: 42,
+        x: { ...Explorer.below("accuracy"), domain: [0, 1], grid: true, ticks: 5 },
         y: { domain: lines.map(({ name }) => name), label: null, tickSize: 0 },
         marks: [
-          Plot.tickX(lines, { x: (d) => d.base.mean, y: "name", stroke: GREY, strokeWidth: 2 }),
-          Plot.dot(lines, { x: (d) => d.single.mean, y: "name", symbol: "diamond", stroke: GREY, r: 5 }),
+          Plot.tickX(lines, { x: (d) => d.base.mean, y: "name", stroke: colours.Base, strokeWidth: 2 }),
+          Plot.dot(lines, { x: (d) => d.single.mean, y: "name", symbol: "diamond", stroke: colours.Single, r: 5 }),
           Plot.ruleY(lines, { x1: (d) => d.merged.low, x2: (d) => d.merged.high, y: "name",
             stroke: colour, strokeWidth: 2, strokeDasharray: answer.exact ? null : "3 3" }),
           Plot.dot(lines, { x: (d) => d.merged.mean, y: "name", r: 5, stroke: colour,
@@ -237,7 +237,7 @@
       const answer = found(state);
       const known = answer ? [answer] : [];
       return {
-        says: `${layersSaid(state, layers)} ${mergeSaid(state, answer)}`,
+        says: [layersSaid(state, layers), mergeSaid(state, answer)],
         nearest: answer && !answer.exact ? stateOf(answer.merge) : null,
         pictures: [...layerPictures(state, layers), ...known.map((one) => accuracyPicture(state, one))],
         tables: [...known.map((one) => accuracyTable(state, one)), layerTable(state, layers)],
