@@ -34,7 +34,7 @@ from tipmini_lab.results.statistics import accuracy, difference
 
 PROFILES = ("mini", "full")
 STEPS = 4  # of the sparsity, between two at which another column of B goes
-# What can be asked for, in the order of the list: names of declared merges with their usual options.
+# What can be asked for, in the order of the list: declared merges, with their usual options.
 METHODS_SHOWN = (
     *("tip", "tip-cat", "linear", "cat", "svd", "dare", "dare-delta"),
     *("ties", "dare_ties", "magnitude", "regmean", "knots"),
@@ -75,7 +75,7 @@ def merging() -> dict:
                 "layerwise": name in LAYERWISE,
                 "colour": figures.colour_of(title),
             }
-            for name, title in METHODS_SHOWN.items()
+            for name, title in ((n, catalogue().variant(n).title) for n in METHODS_SHOWN)
         },
         "colours": {TITLES[name]: figures.colour_of(TITLES[name]) for name in UNMERGED},
         "weights": weights(len(adapters)),

@@ -1,7 +1,8 @@
 // What both explorers share: controls, the address, a line that says what is shown, pictures (by
 // Observable Plot) and tables of their values. A page describes itself to `Explorer.start`:
 //   controls: [{legend, controls: [{name, label, kind: "range" | "select" | "radio", start, ...}]}]
-//   shown(state): {says: [text], nearest, pictures: [{title, note, label, plot(width)}], tables}
+//   shown(state): {says: [text], nearest, pictures: [{title, note, label, plot(width), wide}],
+//     tables: [{caption, head, rows}]}
 // The state is what follows # in the address, so that a view can be linked.
 const Explorer = (() => {
   const GREY = "#757575"; // as in tipmini_lab/book/figures.py
@@ -102,7 +103,7 @@ const Explorer = (() => {
     return element("div", place, made);
   };
 
-  const picture = ({ title, note, label, plot }, width) => {
+  const picture = ({ title, note, label, plot, wide }, width) => {
     const drawn = plot(width);
     drawn.setAttribute("role", "img");
     drawn.setAttribute("aria-label", label);
@@ -110,7 +111,7 @@ const Explorer = (() => {
     // What the label says is not read out again, mark by mark.
     for (const part of drawn.children) part.setAttribute("aria-hidden", "true");
     const notes = note ? [element("p", { class: "explorer-note" }, note)] : [];
-    return element("div", { class: "explorer-picture" },
+    return element("div", { class: `explorer-picture${wide ? " explorer-wide" : ""}` },
       element("p", { class: "explorer-title" }, title), drawn, ...notes);
   };
 
@@ -158,7 +159,7 @@ const Explorer = (() => {
       const columns = drawnAt >= 640 ? 2 : 1;
       pictures.style.setProperty("--columns", columns);
       const width = Math.floor((drawnAt - 24 * (columns - 1)) / columns);
-      pictures.replaceChildren(...shown.pictures.map((one) => picture(one, width)));
+      pictures.replaceChildren(...shown.pictures.map((one) => picture(one, one.wide ? drawnAt : width)));
       tables.replaceChildren(...shown.tables.map(table));
     };
     const soon = () => { waiting ||= requestAnimationFrame(draw); };

@@ -86,9 +86,10 @@
     ];
     const [title, other] = shown.map((one) => criteria[one].title);
     return {
+      wide: true,
       title: `Perplexity on ${state.corpus}, ${stepsTold(state.steps)}`,
       note: `Filled circles: ${title}. Squares: ${other}. Bars: 95% intervals; dots beside them: ` +
-        "seeds. Thin grey: the other criteria. Dashed: the ratio that is asked for.",
+        "seeds. Thin grey: the other criteria. Lines join what was measured. Dashed: the ratio asked for.",
       label: `Perplexity by pruning ratio, on a logarithmic scale. ${title}: ` +
         `${own.map(({ ratio, value }) => `${threeDigits(value)} at ${percent(ratio)}`).join(", ") || "none"}.`,
       plot: (width) => plotted(width, {
@@ -117,26 +118,33 @@
     return whole ? [...own, { name: mean, ...whole }] : own;
   };
 
-  const accuracyPicture = (state, { model, exact }) => {
-    const own = accuracies(model);
+  const accuracyPicture = (state) => {
     const base = accuracies(unprunedModel);
-    const ink = model.ratio ? colour(state.criterion) : "currentColor";
+    const shown = [state.criterion, state.beside].filter((one, i, all) => all.indexOf(one) === i)
+      .map((criterion, i) => {
+        const { model, exact } = found(criterion, state);
+        return { criterion, model, exact, own: accuracies(model), dy: i ? 6 : -6, symbol: i ? "square" : "circle" };
+      });
+    const marks = ({ criterion, exact, own, dy, symbol }) => [
+      Plot.ruleY(own, { x1: "low", x2: "high", y: "name", dy, stroke: colour(criterion), strokeWidth: 2,
+        strokeDasharray: exact ? null : "3 3" }),
+      Plot.dot(own, { x: "mean", y: "name", dy, symbol, r: 4, stroke: colour(criterion), strokeWidth: 2,
+        fill: exact ? colour(criterion) : "none" }),
+    ];
+    const signs = shown.map(({ criterion, model, own, symbol }) =>
+      `${symbol === "circle" ? "Circle" : "Square"}: ${where(criterion, model)}${own.length ? "" : ", no accuracy measured"}.`);
+    const told = shown.filter(({ own }) => own.length)
+      .map(({ criterion, model, own }) => `${where(criterion, model)} ${fixed(own.at(-1).mean)}`);
     return {
-      title: `Accuracies, ${where(state.criterion, model)}`,
-      note: own.length ? `${exact ? "Filled" : "Open"} circle with its 95% interval: this model. ` +
-        "Line: the unpruned one, not fine-tuned." : "No accuracy of this model is measured.",
-      label: own.length ? `Accuracy by task; ${own.at(-1).name}: ${fixed(own.at(-1).mean)}, ` +
-        `unpruned ${fixed(base.at(-1).mean)}.` : "No accuracy of this model is measured.",
+      title: "Accuracies",
+      note: `${signs.join(" ")} Bars: 95% intervals. Open: not the setting asked for. ` +
+        "Line: the unpruned model, not fine-tuned.",
+      label: `Accuracy by task; ${base.at(-1).name}: ${[...told, `unpruned ${fixed(base.at(-1).mean)}`].join(", ")}.`,
       plot: (width) => plotted(width, {
-        height: 60 + 30 * base.length, marginLeft: 104, marginTop: 10, marginBottom: 42,
+        height: 60 + 34 * base.length, marginLeft: 104, marginTop: 10, marginBottom: 42,
         x: { ...Explorer.below("accuracy"), domain: [0, 1], grid: true, ticks: 5 },
         y: { domain: base.map(({ name }) => name), label: null, tickSize: 0 },
-        marks: [
-          Plot.tickX(base, { x: "mean", y: "name", stroke: GREY, strokeWidth: 2 }),
-          Plot.ruleY(own, { x1: "low", x2: "high", y: "name", stroke: ink, strokeWidth: 2,
-            strokeDasharray: exact ? null : "3 3" }),
-          Plot.dot(own, { x: "mean", y: "name", r: 5, stroke: ink, strokeWidth: 2, fill: exact ? ink : "none" }),
-        ],
+        marks: [Plot.tickX(base, { x: "mean", y: "name", stroke: GREY, strokeWidth: 2 }), ...shown.flatMap(marks)],
       }),
     };
   };
@@ -187,7 +195,7 @@
       return {
         says: both.map((one) => said(one, state)),
         nearest: answer.exact ? null : { ratio: answer.model.ratio, steps: answer.model.steps },
-        pictures: [perplexityPicture(state), accuracyPicture(state, answer), sizePicture(state, answer)],
+        pictures: [perplexityPicture(state), accuracyPicture(state), sizePicture(state, answer)],
         tables: [perplexityTable(state),
           ...(accuracies(answer.model).length ? [accuracyTable(state, answer)] : [])],
       };
