@@ -21,7 +21,8 @@
   const of = (criterion) => models.filter((one) => one.criterion === criterion || !one.ratio);
 
   const found = (criterion, { ratio, steps: tuned }) => {
-    const ranked = of(criterion).map((model) => {
+    const likely = of(criterion).filter((model) => Boolean(model.ratio) === Boolean(ratio));
+    const ranked = likely.map((model) => {
       const far = [Math.abs(model.ratio - ratio), Number(model.steps !== tuned)];
       return { model, count: far.filter((one) => one > 1e-9).length, sum: far[0] + far[1] };
     });
