@@ -34,11 +34,8 @@ from tipmini_lab.results.statistics import accuracy, difference
 
 PROFILES = ("mini", "full")
 STEPS = 4  # of the sparsity, between two at which another column of B goes
-# What can be asked for, in the order of the list: declared merges, with their usual options.
-METHODS_SHOWN = (
-    *("tip", "tip-cat", "linear", "cat", "svd", "dare", "dare-delta"),
-    *("ties", "dare_ties", "magnitude", "regmean", "knots"),
-)
+# What can be asked for: declared merges, with their usual options. Wanda is TIP without a shift.
+METHODS_SHOWN = ("tip", "tip-cat", *(n for n in METHODS if n not in ("tip", "wanda")), "dare-delta")
 LAYERWISE = ("tip", "tip-cat")  # that have S_org, sign and range
 
 
