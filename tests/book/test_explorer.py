@@ -59,11 +59,11 @@ def test_a_merge_is_asked_for_by_its_settings_and_nothing_else_may_differ():
 
 def test_what_is_shown_is_what_is_stored():
     found = merging()["profiles"]["mini"]
-    by_title = {one["title"]: one for one in found["merges"]}
-    assert len(by_title) > 100
+    by_name = {one["name"]: one for one in found["merges"]}
+    assert len(by_name) > 100
     for name in ("tip-sorg-0.3", "linear-adapters-3", "dare-weight-0.2", "knots"):
         bundle = store.read(MINI.variant_store, name)
-        shown = by_title[bundle.title]
+        shown = by_name[name]
         for cell in bundle.cells:
             assert shown["accuracy"][cell.task] == pytest.approx([cell.mean, cell.stderr], abs=1e-5)
         assert shown["size"] == pytest.approx(bundle.facts["norm"] / bundle.facts["sum"], abs=1e-3)
@@ -177,13 +177,14 @@ def test_the_page_computes_what_the_package_does(visit):
         kept = {}
         for module, pair in pruned.factors.items():
             block = kept.setdefault(module.partition(".self_attn")[0], [])
-            block += [torch.count_nonzero(x) / x.numel() * x.numel() for x in (pair.a, pair.b)]
+            block += [torch.count_nonzero(x) for x in (pair.a, pair.b)]
         whole = sum(rows * columns for rows, columns in merging()["shapes"])
         shares = tip(f"Tip.layerSparsity(tasks.{task}.importance, {settings}).map((s) => "
                      "Tip.keptShare(shapes, s))")  # fmt: skip
         found = {block: float(sum(counts)) / whole for block, counts in kept.items()}
         order = sorted(found, key=lambda block: int(block.rpartition(".")[2]))
-        assert shares == pytest.approx([found[block] for block in order], abs=1e-9)
+        # But for an element or two that are 0 as trained.
+        assert shares == pytest.approx([found[block] for block in order], abs=2 / whole + 1e-9)
         sizes = tip(f"Tip.layerSparsity(tasks.{task}.importance, {settings}).map((s, i) => "
                     f"Tip.sizeAt(tasks.{task}.sizes[i], rank, s))")  # fmt: skip
         measured = grouped_norms(pruned, "block")
@@ -194,7 +195,9 @@ def test_a_view_is_restored_from_its_address(visit):
     state = {"task": "piqa", "s": 0.3, "sign": -1, "range": 0.5, "method": "tip"}
     state |= {"n": 3, "w": "mean", "rows": "mini"}
     page = visit("explorer", **state)
-    values = page.evaluate("Object.fromEntries(new FormData(document.querySelector('form')))")
+    values = page.evaluate(
+        "Object.fromEntries(new FormData(document.querySelector('.explorer-controls')))"
+    )
     assert values == {name: str(value) for name, value in state.items()}
     assert "on the adapter of PIQA at S_org 0.30, inverted sign, shift range 0.5" in says(page)
     assert "Not measured at this setting; nearest measured: TIP," in says(page)
@@ -210,7 +213,7 @@ def test_a_view_is_restored_from_its_address(visit):
 def test_the_keyboard_moves_a_setting_and_back_takes_it_back(visit):
     page = visit("explorer")
     start = says(page)
-    slider = page.get_by_label("S_org")
+    slider = page.get_by_role("slider", name="S_org")
     slider.focus()
     slider.press("ArrowLeft")
     page.wait_for_function("location.hash.includes('s=0.65')")
@@ -252,7 +255,7 @@ def test_the_mean_and_its_interval_are_the_book_s(visit):
     rows = explorer.wide(explorer.variant_cells(MINI))
     low, high = statistics.mean_interval(rows, "tip", MINI.tasks)[1:]
     told = page.evaluate(
-        "() => { const own = EXPLORER_DATA.profiles.mini.merges.find((m) => m.title === 'TIP');"
+        "() => { const own = EXPLORER_DATA.profiles.mini.merges.find((m) => m.name === 'tip');"
         " return Explorer.interval(...Object.values(own.accuracy)); }"
     )
     assert [told["low"], told["high"]] == pytest.approx([low, high], abs=1e-4)

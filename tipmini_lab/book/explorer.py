@@ -161,13 +161,13 @@ def stored(profile: Profile) -> dict:
     rows = wide(cells)
     scores = lambda name, on: {t: list(_rounded(*accuracy(cells[name, t].values))) for t in on}  # noqa: E731
     found: dict[tuple, dict] = {}
-    for name, title, settings, facts in _merges(profile):
+    for name, settings, facts in _merges(profile):
         setting = asked(settings, profile)
         own = tasks[: setting["adapters"]] if setting else ()
         there = all((name, t) in cells and cells[name, t].metric == METRIC[t] for t in own)
         if setting and there and (key := tuple(setting.values())) not in found:
             found[key] = setting | {
-                "title": title,
+                "name": name,
                 "accuracy": scores(name, own),
                 "beside_base": _rounded(*difference(rows, name, "base", own)),
                 "size": round(facts["norm"] / facts["sum"], 3) if facts else None,
@@ -184,8 +184,8 @@ def _rounded(*values: float) -> list[float]:
     return [round(value, 5) for value in values]
 
 
-def _merges(profile: Profile) -> Iterator[tuple[str, str, dict, dict]]:
-    """Name, title, settings and facts of every declared merge that may be stored.
+def _merges(profile: Profile) -> Iterator[tuple[str, dict, dict]]:
+    """Name, settings and facts of every declared merge that may be stored.
 
     In the order they are declared in: the plainest of a setting comes first. The paper's methods
     can be stored without a bundle; they are as they are declared.
@@ -193,10 +193,9 @@ def _merges(profile: Profile) -> Iterator[tuple[str, str, dict, dict]]:
     known = catalogue()
     for name in (*known.variants, *known.choices):
         if bundle := store.read(profile.variant_store, name):
-            yield name, bundle.title, bundle.settings, bundle.facts
+            yield name, bundle.settings, bundle.facts
         elif name in TABLE_1:
-            variant = known.variant(name)
-            yield name, variant.title, variant.settings(), {}
+            yield name, known.variant(name).settings(), {}
 
 
 def asked(made: dict, profile: Profile) -> dict | None:

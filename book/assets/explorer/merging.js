@@ -223,7 +223,7 @@
 
   const accuracyTable = (state, answer) => ({
     caption: `Accuracies with 95% intervals, measured at ${state.rows}: ` +
-      told(state.method, stateOf(answer.merge)),
+      `${told(state.method, stateOf(answer.merge))} (stored as ${answer.merge.name})`,
     head: ["task", "merged", "Base", "Single", "examples"],
     rows: accuracies(state, answer).map(({ name, merged, base, single, count }) =>
       [name, ...[merged, base, single].map((one) => `${fixed(one.mean)} (${bounds(one)})`), `${count}`]),
