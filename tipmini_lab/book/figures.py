@@ -66,13 +66,13 @@ Style = tuple[str, object, str]  # colour, line and marker
 
 def styles_of(names: Collection[str]) -> list[Style]:
     """A style a name: lines and markers by place, colours by `COLOURS`, else those still free."""
-    known = [_colour(name) for name in names]
+    known = [colour_of(name) for name in names]
     free = [style[0] for style in STYLES if style[0] not in known] * len(known)
     own = [colour or free.pop(0) for colour in known]
     return [(colour, *STYLES[n % len(STYLES)][1:]) for n, colour in enumerate(own)]
 
 
-def _colour(name: str) -> str | None:
+def colour_of(name: str) -> str | None:
     begins = [begin for begin in COLOURS if name.startswith(begin)]
     return COLOURS[max(begins, key=len)] if begins else None
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from tipmini_lab import paths
-from tipmini_lab.book import comparisons, parity, performance, pruning_costs, pruning_tables
+from tipmini_lab.book import (
+    comparisons,
+    explorer,
+    parity,
+    performance,
+    pruning_costs,
+    pruning_tables,
+)
 from tipmini_lab.book.tables import (
     TITLES,
     estimate,
@@ -42,6 +49,7 @@ def front_page_values() -> dict[str, str]:
     }
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
     values |= parity.page_values() | performance.page_values()
+    values |= explorer.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
     values |= {"formats": markdown_table(formats.table(TITLES))}

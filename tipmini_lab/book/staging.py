@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
+from tipmini_lab.book import explorer
 from tipmini_lab.book.origin import Origin, origin, settings
 from tipmini_lab.book.standalone import begin
 from tipmini_lab.book.tables import svg
@@ -63,6 +64,7 @@ def stage(
     (stage_dir / "book/pictures").mkdir()
     for name, picture in pictures.items():
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
+    explorer.write(stage_dir / "book/assets/explorer")
     # The front page is the stage's index, or it would be built below book/.
     (stage_dir / "book/index.md").rename(stage_dir / "index.md")
     (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))

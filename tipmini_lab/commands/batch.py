@@ -116,7 +116,7 @@ def book(profile: Profile = "mini") -> None:
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini_lab import paths
-    from tipmini_lab.book import about, again, answers, performance, staging
+    from tipmini_lab.book import about, again, answers, explorer, performance, staging
     from tipmini_lab.book.claims import page
     from tipmini_lab.book.front_page import front_page_values
 
@@ -124,7 +124,7 @@ def publish(executed: Annotated[Path, typer.Argument(help="folder of executed no
     values = page.page_values(audited=audited)  # a changed verdict is found at once
     values |= answers.page_values(audited) | front_page_values() | again.page_values()
     values |= about.page_values()
-    pictures = performance.pictures() | answers.pictures(audited)
+    pictures = performance.pictures() | answers.pictures(audited) | explorer.pictures()
     staging.stage(executed, paths.BUILD / "stage", values, pictures)
     staging.build(paths.BUILD / "stage", paths.BUILD / "html")
 
