@@ -30,6 +30,7 @@ COLOURS = {
     **{"Linear, tuned": VIOLET, "exact sum": GREY, "TIES": GREY, "KnOTS": GREY},
     **{"unpruned": GREY, "random": GREY, "LoRAPrune": BLUE, "LLM-Pruner": ORANGE},
     **{"vanilla": VIOLET, "Wanda": GREEN, "magnitude": PINK},
+    **{"LoRA-guided": BLUE, "Adapter": PINK, "prefix": VIOLET},
     **{"LoRA": GREEN, "LoNAS": VIOLET, "Shears": ORANGE, "SQFT": PINK, "full tuning": ORANGE},
 }
 SERIES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PINK, "-.", "D"))
@@ -66,13 +67,14 @@ Style = tuple[str, object, str]  # colour, line and marker
 
 def styles_of(names: Collection[str]) -> list[Style]:
     """A style a name: lines and markers by place, colours by `COLOURS`, else those still free."""
-    known = [_colour(name) for name in names]
+    known = [colour_of(name) for name in names]
     free = [style[0] for style in STYLES if style[0] not in known] * len(known)
     own = [colour or free.pop(0) for colour in known]
     return [(colour, *STYLES[n % len(STYLES)][1:]) for n, colour in enumerate(own)]
 
 
-def _colour(name: str) -> str | None:
+def colour_of(name: str) -> str | None:
+    """Of the longest name in `COLOURS` that this one begins with."""
     begins = [begin for begin in COLOURS if name.startswith(begin)]
     return COLOURS[max(begins, key=len)] if begins else None
 

@@ -127,8 +127,8 @@ def formatted(values: Values, form: str, missing: str | pd.Series = MISSING) -> 
     return values.map(form.format, na_action="ignore").astype(object).fillna(missing)
 
 
-PERPLEXITIES = {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
-PERPLEXITIES |= {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
+PERPLEXITIES = {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
+PERPLEXITIES |= {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
 
 
 def shown(
@@ -198,12 +198,16 @@ def long_beside_short(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([short.rename_axis(None), long])
 
 
-def few_and_many(scores: pd.DataFrame, corpus: str) -> pd.DataFrame:
-    """Perplexities of fine-tuned models at one half, by method and longer: y, low, high of the
-    seeds that are stored."""
-    own = scores[scores.tuned & (scores.share == 0.5)].dropna(subset=corpus)
-    by = own.groupby(["method", "longer"], sort=False)[corpus]
-    return by.agg(y=geometric_mean, low="min", high="max")
+def few_and_many(scores: pd.DataFrame, declared: Grid, corpus: str) -> pd.DataFrame:
+    """Perplexities of fine-tuned models at one half, by title of the method: longer, y, low, high.
+
+    Of the seeds that are stored.
+    """
+    titles = {m.name: m.title for m in declared.methods}
+    own = scores[scores.tuned & (scores.share == 0.5) & scores.method.isin([*titles])]
+    by = own.dropna(subset=corpus).groupby(["method", "longer"], sort=False)[corpus]
+    points = by.agg(y=geometric_mean, low="min", high="max")
+    return points.reset_index("longer").rename(titles)
 
 
 # Two models on the same windows -------------------------------------------------------------------
@@ -309,6 +313,16 @@ def verdicts(found: Mapping[tuple, Sequence[Gap | None]]) -> dict[tuple, str]:
         word = {(-1,): "lower", (1,): "higher"}.get((*signs,), "neither")
         words[name] = f"{word}, {both[0].counts[0]}:{both[0].counts[1]}"
     return words
+
+
+def in_words(told: pd.Series) -> str:
+    """Of `verdicts` by title: which are lower, higher and neither, as a sentence's end."""
+    words = told.str.partition(",")[0]
+    titles = words.index.str.replace(r", (.*)", r" (\1)", regex=True)
+    named = {w: ", ".join(titles[words == w]) for w in ("lower", "higher", "neither")}
+    heads = {"lower": "significantly lower for", "higher": "higher for"}
+    parts = [f"{heads.get(w, 'neither for')} {own}" for w, own in named.items() if own]
+    return "; ".join(parts) or MISSING
 
 
 def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
