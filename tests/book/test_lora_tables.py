@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tipmini.papers import lora
 from tipmini_lab.book import lora_figures, lora_tables, tables
+from tipmini_lab.book.tables import EMPTY
 from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.profiles import load_profile
@@ -63,7 +64,7 @@ def test_runs_are_the_declared_ones_and_what_is_stored_of_them(profile):
         *("1,000", "1.000%", "0.001"),
     ]
     assert table.loc["not tuned", "mean"] == "0.250"
-    assert table.loc["BitFit"].to_list() == [*[MISSING] * 3, "-", "-", "-"]
+    assert table.loc["BitFit"].to_list() == [MISSING, *[EMPTY] * 2, "-", "-", "-"]
 
 
 def test_rows_are_means_over_the_seeds_and_compared_row_by_row(profile):

@@ -10,7 +10,7 @@ import yaml
 
 from tipmini_lab import paths
 from tipmini_lab.book import pruning_tables
-from tipmini_lab.book.tables import TITLES, p_text, points
+from tipmini_lab.book.tables import EMPTY, TITLES, p_text, points
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.tunings import NORMS, RANKS
@@ -77,7 +77,8 @@ def way_table(found: pd.DataFrame, whole: int) -> pd.DataFrame:
         if own.task.nunique() > 1:
             line["mean"] = spread(by_seed)
         for task in own.task.unique():
-            line[TITLES[task]] = spread(group[group.task == task].value)
+            told = spread(group[group.task == task].value)
+            line[TITLES[task]] = EMPTY if line and told == MISSING else told
         rates = group.rate.dropna()
         line |= {
             "trained": f"{trained.iloc[0]:,.0f}" if len(trained) else "-",

@@ -326,7 +326,7 @@ def in_words(told: pd.Series) -> str:
 
 
 def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
-    """`verdicts` of all methods beside LoRAPrune, and of tuned models beside untuned ones.
+    """`verdicts` of all methods beside LoRAPrune, tuned alike.
 
     Corrected together: a column's criteria; the released reduction's settings; parts; variants.
     """
@@ -347,9 +347,6 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
         for g in groups
     ]
     families[1:1] = [[((n, LONG), (n, 0.5, True, True), (OURS, 0.5, True, True)) for n in long]]
-    families += [
-        [((n, f"untuned, {s:.0%}"), (n, s, True), (n, s, False)) for n in names] for s in (0.5, 0.2)
-    ]
     cells = {}
     for family in families:
         gaps = {p: [gap(outcomes, runs, *pair, c) for c in CORPORA] for p, *pair in family}
