@@ -224,9 +224,9 @@ def cost_table(found: Found) -> pd.DataFrame:
         "faster by": (cost.rows_a_second / first.rows_a_second - 1, "{:+.1%}"),
         "of a step saved": (1 - cost.step_bytes / first.step_bytes, "{:.1%}", not_known),
         "model, MB": (cost.model_bytes / 1e6, "{:.0f}"),
-        "a step above it, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
+        "a step, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
         "examples per second": (cost.rows_a_second, "{:.2f}"),
-        "LLaMA-7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
+        "7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
         "printed, saved": (_told("saved", "memory", SIDES), "{:.1f}%", "-"),
         "printed, faster by": (_told("throughput", "gain", SIDES), "{:+.1f}%", "-"),
     }

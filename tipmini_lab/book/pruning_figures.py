@@ -1,6 +1,7 @@
 """The figures of the chapters on LoRAPrune; style and colours are those of `figures`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -149,7 +150,7 @@ def few_and_many(points: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     points: `pruning_tables.few_and_many`, by title. levels: of the unpruned model, tuned alike.
     """
     few = points[~points.longer].sort_values("y") if len(points) else points
-    figure = Figure((WIDTH, 1.5 + 0.3 * max(4, len(few))), layout="constrained")
+    figure = Figure((WIDTH, 1.3 + 0.36 * max(4, len(few))), layout="constrained")
     axes = figure.subplots()
     if few.empty:
         _missing(axes)
@@ -166,7 +167,7 @@ def few_and_many(points: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
         axes.plot([], [], marker, color=GREY, markerfacecolor=face, markersize=6, label=words)
     for (name, level), dash in zip(levels.items(), ((0, (5, 4)), ":"), strict=False):
         axes.axvline(level, color=GREY, linestyle=dash, linewidth=0.9, label=name)
-    axes.set_yticks(range(len(titles)), titles)
+    axes.set_yticks(range(len(titles)), [fill(title, 18) for title in titles])
     axes.set(ylim=(len(titles) - 0.4, -0.6), xlabel="perplexity, lower is better")
     _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis)
     return _with_legend(figure)
