@@ -12,7 +12,7 @@ from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.results.statistics import MISSING
 
 GRID = declared.grid()
-ROWS, _ = pruning_tables.frames(made_up.outcomes(GRID), GRID.runs("smoke"), GRID)
+ROWS, SCORES = pruning_tables.frames(made_up.outcomes(GRID), GRID.runs("smoke"), GRID)
 WANTED = {"LoRAPrune": ("lora-guided", True), "magnitude": ("magnitude", False)}
 WEIGHT, PRODUCT = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
 WHOLE = (slice(None), slice(None))
@@ -22,6 +22,11 @@ MODULE = "model.layers.1.self_attn.q_proj"
 def perplexities(wanted: dict, marks: dict):
     lines = {c: pruning_tables.lines(ROWS, wanted, c) for c in ("wikipedia", "books")}
     return pruning_figures.perplexities(lines, {"books": marks})
+
+
+def few_and_many(scores):
+    points = pruning_tables.few_and_many(scores, GRID, "books")
+    return pruning_figures.few_and_many(points, {"unpruned": 20.0})
 
 
 def sparsities():
@@ -39,6 +44,8 @@ def dependencies():
 DRAWN = {
     "perplexities": lambda: perplexities(WANTED, {"2:4": 40.0}),
     "no perplexities": lambda: perplexities({}, {}),
+    "few and many": lambda: few_and_many(SCORES),
+    "no few and many": lambda: few_and_many(SCORES[:0]),
     "agreements": lambda: pruning_figures.agreements(pruning_costs.alike(made_up.bench())),
     "no agreements": lambda: pruning_figures.agreements(pruning_costs.alike({})),
     "progress": lambda: pruning_figures.progress({"a": [3.0, 2.0]}, [0.0, 0.5]),

@@ -10,7 +10,15 @@ import pytest
 
 from tipmini_lab import paths
 from tipmini_lab.book import method_tables, pruning_costs, pruning_tables, tables
-from tipmini_lab.book.pruning_tables import OURS, PERPLEXITIES, UNPRUNED, Gap, shown
+from tipmini_lab.book.pruning_tables import (
+    HALF,
+    LONG,
+    OURS,
+    PERPLEXITIES,
+    UNPRUNED,
+    Gap,
+    shown,
+)
 from tipmini_lab.experiments import declared
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.results.statistics import MISSING
@@ -20,6 +28,7 @@ RUNS = GRID.runs("smoke")
 FOUND = made_up.outcomes(GRID)
 BENCH = made_up.bench()
 NAMES = [m.title for m in GRID.methods]  # made up so that each is worse than the last
+SHORT = {name: bundle for name, bundle in FOUND.items() if not RUNS[name].longer}
 ROWS, SCORES = pruning_tables.frames(FOUND, RUNS, GRID)
 
 
@@ -55,7 +64,8 @@ def test_seeds_are_averaged_with_their_spread():
     low, middle, high = (f"{p:.1f}" for p in every)  # evenly apart: the middle is the mean loss's
     assert row["ppl, books"] == f"{middle}<br>{low}–{high}" and row["seeds"] == "3"
     means = scores["accuracy"].dropna()
-    assert row["mean without BoolQ"] == f"{means.mean():.3f}<br>± {np.std(means, ddof=1):.3f}"
+    ends = f"{means.min():.3f}–{means.max():.3f}"
+    assert row["mean without BoolQ"] == f"{means.mean():.3f}<br>{ends}"
 
 
 def test_numbers_have_three_digits():
@@ -89,13 +99,13 @@ def test_rows_may_be_of_any_models_and_columns_of_any_score():
     models = {"few": ("wanda", 0.5, True), "many": ("wanda", 0.5, True, True)}
     removed = {"really removed": ("removed_share", pruning_tables.mean(".1%"))}
     table = shown(SCORES, models, removed | PERPLEXITIES)
-    assert table["seeds"].tolist() == ["3", "1"] and set(table["really removed"]) == {"50.0%"}
+    assert table["seeds"].tolist() == ["3", "3"] and set(table["really removed"]) == {"50.0%"}
     name = declared.run_name("wanda", 0.5, True, 0)
     less = FOUND[name].model_copy(update={"facts": {"removed_share": 0.2}})
-    scores = frames({run: b for run, b in FOUND.items() if not RUNS[run].longer} | {name: less})[1]
+    scores = frames(SHORT | {name: less})[1]
     table = shown(scores, models, removed | PERPLEXITIES)
     assert table["really removed"].tolist() == ["40.0%", MISSING]
-    assert table.loc["many"].tolist() == [MISSING, "-", MISSING, MISSING]
+    assert table.loc["many"].tolist() == [MISSING, MISSING, MISSING, "-"]
 
 
 def test_a_difference_is_taken_window_by_window():
@@ -155,20 +165,43 @@ def test_tests_are_corrected_together():
 
 
 def test_takeaways_follow_from_the_outcomes():
-    """Wanda alone gets worse by tuning at one half, and falls behind LoRAPrune."""
+    """Wanda alone is made worse, and falls behind LoRAPrune."""
     table = pruning_tables.takeaways(FOUND, RUNS, GRID)
     changed = [m.title for m in (*GRID.ablations, *GRID.variants)]
     assert list(table.index) == NAMES + changed
-    beside, place = table["LoRAPrune's, 50%, fine-tuned"], NAMES.index("LoRAPrune")
+    beside, place = table[HALF], NAMES.index("LoRAPrune")
     told = ["lower, 3:3"] * place + ["-", "neither, 3:3", "higher, 3:3"]
     assert beside.tolist() == told + ["higher, 3:3"] * len(changed)
-    assert table.loc[["random", "Wanda"], "untuned, 50%"].tolist() == ["lower, 3:3", "lower, 3:1"]
     turned = pruning_tables.takeaways(FOUND | of_levels("wanda", [6.0] * 3), RUNS, GRID)
-    both = ["untuned, 50%", "LoRAPrune's, 50%, fine-tuned"]
-    assert turned.loc["Wanda", both].tolist() == ["higher, 3:1", "higher, 3:3"]
+    assert turned.loc["Wanda", HALF] == "higher, 3:3"
     few = {run: b for run, b in FOUND.items() if not run.startswith("wanda-50-tuned")}
     few |= of_levels("wanda", [3.0])  # one seed of three is not all
-    assert pruning_tables.takeaways(few, RUNS, GRID).loc["Wanda", both].tolist() == [MISSING] * 2
+    assert pruning_tables.takeaways(few, RUNS, GRID).loc["Wanda", HALF] == MISSING
+
+
+def test_long_runs_stand_beside_short_ones_of_the_same_seeds():
+    """However many are stored, and with a verdict of their own."""
+    long = declared.run_name("wanda", 0.5, True, 0, longer=True)
+    one = pruning_tables.long_beside_short(frames(SHORT | {long: FOUND[long]})[1])
+    assert {*one.index} == {long, declared.run_name("wanda", 0.5, True, 0)}
+    every = pruning_tables.long_beside_short(SCORES)
+    assert every.longer.sum() == sum(run.longer for run in RUNS.values()) == len(every) / 2
+    table = pruning_tables.takeaways(FOUND, RUNS, GRID)[LONG]
+    assert table["Wanda"].startswith("lower, ") and table["random"] == "-"
+    assert pruning_tables.takeaways(SHORT, RUNS, GRID)[LONG]["Wanda"] == MISSING
+
+
+def test_few_and_many_steps_have_their_ends():
+    points = pruning_tables.few_and_many(SCORES, GRID, "books").set_index("longer", append=True)
+    few, many = (points.loc[("Wanda", longer)] for longer in (False, True))
+    assert few.low < few.y < few.high and many.y > few.high  # made up to be half a place worse
+    assert {*points.index.unique("method")} == {*NAMES}
+
+
+def test_verdicts_in_words():
+    told = pd.Series({"a": "lower, 3:3", "b, c": "neither, 3:3", "d": "lower, 1:1", "e": "-"})
+    assert pruning_tables.in_words(told) == "significantly lower for a, d; neither for b (c)"
+    assert pruning_tables.in_words(told[3:]) == MISSING
 
 
 # The chapter --------------------------------------------------------------------------------------
@@ -176,7 +209,7 @@ def test_takeaways_follow_from_the_outcomes():
 
 @pytest.fixture
 def chapter(monkeypatch):
-    """The texts of the chapter on pruning, of these outcomes and this bench."""
+    """The texts of the chapter on pruning and its appendices, of these outcomes and this bench."""
 
     def run(outcomes, bench) -> str:
         told = []
@@ -186,11 +219,12 @@ def chapter(monkeypatch):
         monkeypatch.setattr(Lab, "definition", lambda lab, task: task)
         monkeypatch.setattr(tables, "text", told.append)
         monkeypatch.setattr(tables, "figure", lambda figure: None)
-        names = {}
-        for cell in nbformat.read(paths.NOTEBOOKS / "08_pruning.ipynb", 4).cells:
-            if cell.cell_type == "code":
-                exec(cell.source, names)
-                names["profile"] = "smoke"
+        for chapter in ("08_pruning", "e_pruning_tables", "f_pruning_cost"):
+            names = {}
+            for cell in nbformat.read(paths.NOTEBOOKS / f"{chapter}.ipynb", 4).cells:
+                if cell.cell_type == "code":
+                    exec(cell.source, names)
+                    names["profile"] = "smoke"
         return "\n".join(told)
 
     return run

@@ -85,10 +85,9 @@ def percent(values: pd.Series) -> str:
 
 
 def spread(values: pd.Series) -> str:
-    """In per cent; of several seeds with their standard deviation."""
-    return f"{100 * values.mean():.1f}" + (
-        f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
-    )
+    """In per cent; of several seeds also the least and the most."""
+    ends = f"<br>{100 * values.min():.1f}–{100 * values.max():.1f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.1f}{ends}"
 
 
 def times(values: pd.Series) -> str:
@@ -199,7 +198,7 @@ def ratio_note(frame: pd.DataFrame, model: str, base: str = "lora.whole") -> str
     )
 
 
-def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> str:
+def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
     """What was found in three lines; what is not measured is said to be so."""
     own = frame[frame.task == ""].groupby("model")
     means = own[["score", "parameters", "sparsity"]].mean()
@@ -223,7 +222,7 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> str:
         f"{of('sparsepeft-50.midpoint', 'sparsity'):.1%}, its score against Shears': "
         f"{verdict('SparsePEFT, Shears')}.",
     ]
-    return "\n".join(f"- {line.replace('nan%', MISSING)}" for line in lines)
+    return [line.replace("nan%", MISSING) for line in lines]
 
 
 def costs(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
@@ -303,7 +302,7 @@ def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
         x, y = own["nonzero"].mean() / 1e6, 100 * own["score"]
         reach = [[y.mean() - y.min()], [y.max() - y.mean()]]
         axes.errorbar(x, y.mean(), reach, fmt="o", color=COLOURS[method], capsize=2)
-        axes.annotate(title, (x, y.mean()), (5, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(title, (x, y.mean()), (5, 3), textcoords="offset points", fontsize=9)
     axes.set(xlabel="parameters that are not 0, millions", ylabel="mean score, %")
     axes.margins(x=0.2, y=0.15)
     return figure

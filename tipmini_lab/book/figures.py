@@ -30,6 +30,7 @@ COLOURS = {
     **{"Linear, tuned": VIOLET, "exact sum": GREY, "TIES": GREY, "KnOTS": GREY},
     **{"unpruned": GREY, "random": GREY, "LoRAPrune": BLUE, "LLM-Pruner": ORANGE},
     **{"vanilla": VIOLET, "Wanda": GREEN, "magnitude": PINK},
+    **{"LoRA-guided": BLUE, "Adapter": PINK, "prefix": VIOLET},
     **{"LoRA": GREEN, "LoNAS": VIOLET, "Shears": ORANGE, "SQFT": PINK, "full tuning": ORANGE},
 }
 SERIES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (PINK, "-.", "D"))
@@ -73,6 +74,7 @@ def styles_of(names: Collection[str]) -> list[Style]:
 
 
 def colour_of(name: str) -> str | None:
+    """Of the longest name in `COLOURS` that this one begins with."""
     begins = [begin for begin in COLOURS if name.startswith(begin)]
     return COLOURS[max(begins, key=len)] if begins else None
 

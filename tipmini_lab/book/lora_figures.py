@@ -7,11 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from tipmini_lab.book.figures import BLUE, GREY, ORANGE, SERIES, SIGNED, SIZES, WIDTH, styled
+from tipmini_lab.book.figures import GREY, SERIES, SIGNED, SIZES, WIDTH, colour_of, styled
 from tipmini_lab.results.statistics import MISSING
 
 DASHED = {"color": GREY, "linestyle": (0, (5, 4)), "linewidth": 0.9}
-OURS = "LoRA"  # in its colour everywhere
 
 
 def _empty(figure: Figure) -> Figure:
@@ -48,10 +47,10 @@ def by_size(means: pd.DataFrame, untuned: float | None) -> Figure:
         return _empty(figure)
     axes = figure.subplots()
     for title, one in means.iterrows():
-        colour = BLUE if title == OURS else ORANGE if title.startswith("Adapter") else GREY
+        colour = colour_of(title) or GREY
         axes.errorbar(one.trained, one.value, yerr=one.reach, color=colour, marker="o", capsize=2)
         axes.annotate(
-            title, (one.trained, one.value), xytext=(4, 4), textcoords="offset points", fontsize=7
+            title, (one.trained, one.value), xytext=(4, 4), textcoords="offset points", fontsize=9
         )
     if untuned is not None:
         axes.axhline(untuned, **DASHED)
@@ -99,9 +98,9 @@ def lines(
         axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=name)
     for name, level in (levels or {}).items():
         axes.axhline(level, **DASHED)
-        axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=8)
+        axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=9)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
     return figure
 
 
@@ -124,8 +123,8 @@ def latencies(ratios: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             style = {"color": colour, "marker": marker, "linestyle": "none"}
             axes.errorbar(one["median"], places, xerr=reach, label=f"batch {batch}", **style)
         axes.axvline(1, **DASHED)
-        axes.set_yticks(-np.arange(len(ways)), [titles[way] for way in ways], fontsize=8)
+        axes.set_yticks(-np.arange(len(ways)), [titles[way] for way in ways], fontsize=9)
         axes.set_title(f"{length} token{'s' * (length > 1)}")
     axes.set_xlabel("time over the base model's")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
     return figure

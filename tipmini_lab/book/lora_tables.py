@@ -9,7 +9,8 @@ import pandas as pd
 import yaml
 
 from tipmini_lab import paths
-from tipmini_lab.book.tables import TITLES, p_text, points
+from tipmini_lab.book import pruning_tables
+from tipmini_lab.book.tables import EMPTY, TITLES, p_text, points
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.tunings import NORMS, RANKS
@@ -63,7 +64,7 @@ def rows(profile: Profile, name: str) -> pd.DataFrame:
 
 
 def way_table(found: pd.DataFrame, whole: int) -> pd.DataFrame:
-    """Every way: what it trains, its learning rate, and accuracies, the mean ± deviation of seeds.
+    """Every way: accuracies, the mean and the ends of the seeds, what it trains, its learning rate.
 
     whole: numbers of the model, for the share that is trained.
     """
@@ -71,27 +72,26 @@ def way_table(found: pd.DataFrame, whole: int) -> pd.DataFrame:
     own = found[~found.swept]
     for title, group in own.groupby("title", sort=False):
         trained = group.trained.dropna()
-        line = lines[title] = {
-            "trained": f"{trained.iloc[0]:,.0f}" if len(trained) else "-",
-            "of the model": f"{trained.iloc[0] / whole:.3%}" if len(trained) else "-",
-            "learning rate": f"{group.rate.dropna().iloc[0]:g}"
-            if group.rate.notna().any()
-            else "-",
-        }
-        for task in own.task.unique():
-            line[TITLES[task]] = spread(group[group.task == task].value)
+        line = lines[title] = {}
         by_seed = group.groupby("seed").value.agg(lambda v: v.mean(skipna=False))
         if own.task.nunique() > 1:
             line["mean"] = spread(by_seed)
+        for task in own.task.unique():
+            told = spread(group[group.task == task].value)
+            line[TITLES[task]] = EMPTY if line and told == MISSING else told
+        rates = group.rate.dropna()
+        line |= {
+            "trained": f"{trained.iloc[0]:,.0f}" if len(trained) else "-",
+            "of the model": f"{trained.iloc[0] / whole:.3%}" if len(trained) else "-",
+            "learning rate": f"{rates.iloc[0]:g}" if len(rates) else "-",
+        }
     return pd.DataFrame(lines).T.rename_axis("tuned")
 
 
 def spread(values: pd.Series) -> str:
-    """Mean ± standard deviation of the seeds that are stored, and how many."""
+    """Mean of the seeds that are stored; of several also the least and the most."""
     known = values.dropna()
-    if known.empty:
-        return MISSING
-    return f"{known.mean():.3f}" + (f" ± {known.std():.3f}" if len(known) > 1 else "")
+    return pruning_tables.spread(known) if len(known) else MISSING
 
 
 def against(found: pd.DataFrame, side: pd.DataFrame, of: str = OURS) -> pd.DataFrame:
@@ -240,11 +240,11 @@ def counts_table() -> pd.DataFrame:
     size = lambda n: f"{n / GB:,.1f} GB" if n >= GB else f"{n / 1e6:,.1f} MB"  # noqa: E731
     return pd.DataFrame(
         {
-            "rank": found["rank"].map("{:.0f}".format),
-            "numbers": found["whole"].map(lambda n: f"{n / 1e6:,.0f} M"),
-            "trained": found["trained"].map(lambda n: f"{n / 1e6:,.2f} M"),
-            "share": found["share"].map("{:.3%}".format),
             "times fewer": found["times"].map("{:,.0f}".format),
+            "trained": found["trained"].map(lambda n: f"{n / 1e6:,.2f} M"),
+            "numbers": found["whole"].map(lambda n: f"{n / 1e6:,.0f} M"),
+            "share": found["share"].map("{:.3%}".format),
+            "rank": found["rank"].map("{:.0f}".format),
             "checkpoint": found["checkpoint"].map(size),
             "of LoRA": found["adapter"].map(size),
             "Adam's moments": found["moments"].map(size),

@@ -141,8 +141,8 @@ NEEDS = (
 def memory_table(shapes: Sequence[Shape], rank: int) -> pd.DataFrame:
     """Table 1, counted: gradients and masks of every method, and their bytes at each shape."""
     rows = {
-        need.title: {"gradients": need.gradients, "mask in the forward pass": need.mask}
-        | {shape.name: size(need.count(shape, rank)) for shape in shapes}
+        need.title: {shape.name: size(need.count(shape, rank)) for shape in shapes}
+        | {"gradients": need.gradients, "mask in the forward pass": need.mask}
         for need in NEEDS
     }
     weights = {shape.name: size(WIDTH * shape.weights) for shape in shapes}
@@ -193,8 +193,8 @@ def inference_table(found: Found) -> pd.DataFrame:
         (share, merged): f"{share:.0%}, {'merged' if merged else 'adapter beside'}"
         for share, merged in product(shares, (True, False))
     }
-    heads = [f"batch {batch}, {what}" for batch in batches for what in ("s", "against unpruned")]
-    table = pd.DataFrame(MISSING, index=[*rows.values()], columns=["actually removed", *heads])
+    heads = [f"batch {batch}, {what}" for batch in batches for what in ("against unpruned", "s")]
+    table = pd.DataFrame(MISSING, index=[*rows.values()], columns=[*heads, "actually removed"])
     whole = {e["batch"]: e["seconds"] for e in entries if e["merged"] and not e["share"]}
     for e in entries:
         change = 100 * (np.divide(e["seconds"], whole[e["batch"]]) - 1)
@@ -220,13 +220,13 @@ def cost_table(found: Found) -> pd.DataFrame:
     total, most = (one.model_bytes + one.step_bytes.fillna(0) for one in (cost, first))
     not_known = cost.model_bytes.map(lambda known: MISSING if pd.isna(known) else "not known")
     cells = {
-        "model, MB": (cost.model_bytes / 1e6, "{:.0f}"),
-        "a step above it, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
-        "of a step saved": (1 - cost.step_bytes / first.step_bytes, "{:.1%}", not_known),
         "of all saved": (1 - total / most, "{:.1%}"),
-        "examples per second": (cost.rows_a_second, "{:.2f}"),
         "faster by": (cost.rows_a_second / first.rows_a_second - 1, "{:+.1%}"),
-        "LLaMA-7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
+        "of a step saved": (1 - cost.step_bytes / first.step_bytes, "{:.1%}", not_known),
+        "model, MB": (cost.model_bytes / 1e6, "{:.0f}"),
+        "a step, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
+        "examples per second": (cost.rows_a_second, "{:.2f}"),
+        "7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
         "printed, saved": (_told("saved", "memory", SIDES), "{:.1f}%", "-"),
         "printed, faster by": (_told("throughput", "gain", SIDES), "{:+.1f}%", "-"),
     }
@@ -255,12 +255,14 @@ def zeros_table(found: Found) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for e in entries:
         ratios = np.divide(e["seconds"], whole[e["tokens"]]["seconds"])
-        row = rows.setdefault(e["way"], {"zeros": f"{e['zeros']:.0%}"})
-        row["bytes"] = f"{e['bytes'] / whole[e['tokens']]['bytes']:.2f}"
+        row = rows.setdefault(e["way"], {})
         ends = f"[{ratios.min():.2f}, {ratios.max():.2f}]"
         read = "one token" if e["tokens"] == 1 else f"{e['tokens']} tokens"
         row[f"time, {read}"] = f"{np.median(ratios):.2f} {ends}"
-    table = pd.DataFrame(rows or {MISSING: {"zeros": "-", "bytes": "-"}}).T
+    for e in entries:
+        rows[e["way"]]["bytes"] = f"{e['bytes'] / whole[e['tokens']]['bytes']:.2f}"
+        rows[e["way"]]["zeros"] = f"{e['zeros']:.0%}"
+    table = pd.DataFrame(rows or {MISSING: {"bytes": "-", "zeros": "-"}}).T
     return table.rename_axis("weights")
 
 

@@ -1,6 +1,7 @@
 """The figures of the chapters on LoRAPrune; style and colours are those of `figures`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -87,13 +88,13 @@ def criteria(
     _map(maps.add_subplot(grid[0, 2]), np.square(gradient * weight), "vanilla", signed=False)
     _map(maps.add_subplot(inner[0]), grad_b, "of B")
     _map(maps.add_subplot(inner[1]), grad_a, "of A")
-    _map(maps.add_subplot(grid[1, 1]), estimate, "G, estimated")
+    _map(maps.add_subplot(grid[1, 1]), estimate, "estimated")
     _map(maps.add_subplot(grid[1, 2]), np.square(estimate * weight), "LoRA-guided", signed=False)
     axes = bars.subplots()
-    width = 0.8 / len(groups)
+    width, styles = 0.8 / len(groups), styles_of(groups)
     for number, (name, values) in enumerate(groups.items()):
         places = np.arange(len(values)) + (number - (len(groups) - 1) / 2) * width
-        axes.bar(places, np.asarray(values), width, color=SERIES[number][0], label=name)
+        axes.bar(places, np.asarray(values), width, color=styles[number][0], label=name)
     axes.set(xlabel="query head", ylabel="importance", xticks=np.arange(len(values)))
     axes.legend(fontsize=9)
     return figure
@@ -143,6 +144,36 @@ def schedules(lines: Mapping[str, Sequence[float]]) -> Figure:
 
 
 @styled
+def few_and_many(points: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
+    """A line a method, the lowest perplexity after few steps first, and below it after many.
+
+    points: `pruning_tables.few_and_many`, by title. levels: of the unpruned model, tuned alike.
+    """
+    few = points[~points.longer].sort_values("y") if len(points) else points
+    figure = Figure((WIDTH, 1.3 + 0.36 * max(4, len(few))), layout="constrained")
+    axes = figure.subplots()
+    if few.empty:
+        _missing(axes)
+        return figure
+    titles = few.index.to_list()
+    for y, (title, (colour, *_)) in enumerate(zip(titles, styles_of(titles), strict=True)):
+        own = points.loc[[title]].sort_values("longer")
+        axes.plot(own.y, [y] * len(own), color=GREY, linewidth=0.8, linestyle=":")
+        for one in own.itertuples():
+            marker, face = ("D", colour) if one.longer else ("o", "none")
+            axes.plot((one.low, one.high), (y, y), color=colour)
+            axes.plot(one.y, y, marker, color=colour, markerfacecolor=face, markersize=6)
+    for marker, face, words in (("o", "none", "few steps"), ("D", GREY, "many steps")):
+        axes.plot([], [], marker, color=GREY, markerfacecolor=face, markersize=6, label=words)
+    for (name, level), dash in zip(levels.items(), ((0, (5, 4)), ":"), strict=False):
+        axes.axvline(level, color=GREY, linestyle=dash, linewidth=0.9, label=name)
+    axes.set_yticks(range(len(titles)), [fill(title, 18) for title in titles])
+    axes.set(ylim=(len(titles) - 0.4, -0.6), xlabel="perplexity, lower is better")
+    _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis)
+    return _with_legend(figure)
+
+
+@styled
 def perplexities(
     corpora: Mapping[str, pd.DataFrame], marks: Mapping[str, Mapping[str, float]]
 ) -> Figure:
@@ -155,13 +186,20 @@ def perplexities(
         for (name, y), sign in zip(marks.get(corpus, {}).items(), "*XPd", strict=False):
             axes.plot(0.5, y, sign, color=GREY, markersize=7, label=name, linestyle="none")
         if len(corpora[corpus]):
-            axes.set_yscale("log")
-            low, high = axes.get_ylim()
-            few = high / low > 1000  # from there on a tick at every power of ten is enough
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if few else (1, 2, 5)))
-            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-            axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+            _logarithmic(axes.set_yscale, axes.get_ylim, axes.yaxis)
     return _with_legend(figure)
+
+
+def _logarithmic(
+    set_scale: Callable[[str], None], limits: Callable[[], tuple[float, float]], axis: Axis
+) -> None:
+    """With ticks at 1, 2 and 5 of every power of ten, at the powers alone where there are many."""
+    set_scale("log")
+    low, high = limits()
+    few = high / low > 1000
+    axis.set_major_locator(ticker.LogLocator(subs=(1,) if few else (1, 2, 5)))
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 @styled

@@ -23,6 +23,7 @@ OURS, RELEASED = "lora-guided", "lora-guided-released"
 UNPRUNED = "lora-guided", 0.0, True  # tuned with nothing removed
 SETTINGS = {"20%": (0.2, False), "50%": (0.5, False)}  # (share, tuned) by the words for it
 SETTINGS |= {"20%, fine-tuned": (0.2, True), "50%, fine-tuned": (0.5, True)}
+HALF, LONG = "LoRAPrune's, 50%, fine-tuned", "LoRAPrune's, 50%, fine-tuned for many steps"
 MODEL = ["method", "share", "tuned", "longer"]  # what the seeds of one model have in common
 ACCURACY = "accuracy"  # a measure beside the corpora: all averaged tasks together
 FACTS = ["removed_share", "removed_of_model", "removed_heads", "removed_channels"]
@@ -87,8 +88,12 @@ def three_digits(value: float) -> str:
 
 def ppl(values: pd.Series) -> str:
     """Perplexity of the seeds' mean loss; of several also the least and the most."""
-    value, *ends = map(three_digits, (geometric_mean(values), values.min(), values.max()))
-    return value if len(values) == 1 else f"{value}<br>{'–'.join(ends)}"
+    return _with_ends(geometric_mean(values), values, three_digits)
+
+
+def _with_ends(middle: float, values: pd.Series, form: Callable[[float], str]) -> str:
+    ends = f"<br>{form(values.min())}–{form(values.max())}" if len(values) > 1 else ""
+    return f"{form(middle)}{ends}"
 
 
 def geometric_mean(values: pd.Series) -> float:
@@ -101,8 +106,8 @@ def mean(form: str) -> Form:
 
 
 def spread(values: pd.Series) -> str:
-    """Mean and, of several, standard deviation over the seeds."""
-    return f"{values.mean():.3f}" + (f"<br>± {values.std():.3f}" if len(values) > 1 else "")
+    """Mean; of several seeds also the least and the most."""
+    return _with_ends(values.mean(), values, "{:.3f}".format)
 
 
 def ratio(gaps: pd.Series) -> str:
@@ -122,8 +127,8 @@ def formatted(values: Values, form: str, missing: str | pd.Series = MISSING) -> 
     return values.map(form.format, na_action="ignore").astype(object).fillna(missing)
 
 
-PERPLEXITIES = {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
-PERPLEXITIES |= {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
+PERPLEXITIES = {f"ppl, {corpus}": (corpus, ppl) for corpus in CORPORA}
+PERPLEXITIES |= {"seeds": ("stored", lambda stored: str(stored.sum() or "-"))}
 
 
 def shown(
@@ -183,6 +188,26 @@ def lines(rows: pd.DataFrame, wanted: Mapping[str, tuple[str, bool]], corpus: st
         if sum(own) > 1:  # more than the unpruned model
             found.append(points[own].fillna({"x": 0}).sort_values("x").assign(line=title))
     return pd.concat(found[1:] or found, ignore_index=True)
+
+
+def long_beside_short(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores of the long runs that are stored, and of the short ones of the same seeds."""
+    same = ["method", "share", "tuned", "seed"]
+    long = scores[scores.longer & scores.stored]
+    short = scores[~scores.longer].reset_index().merge(long[same]).set_index("index")
+    return pd.concat([short.rename_axis(None), long])
+
+
+def few_and_many(scores: pd.DataFrame, declared: Grid, corpus: str) -> pd.DataFrame:
+    """Perplexities of fine-tuned models at one half, by title of the method: longer, y, low, high.
+
+    Of the seeds that are stored.
+    """
+    titles = {m.name: m.title for m in declared.methods}
+    own = scores[scores.tuned & (scores.share == 0.5) & scores.method.isin([*titles])]
+    by = own.dropna(subset=corpus).groupby(["method", "longer"], sort=False)[corpus]
+    points = by.agg(y=geometric_mean, low="min", high="max")
+    return points.reset_index("longer").rename(titles)
 
 
 # Two models on the same windows -------------------------------------------------------------------
@@ -290,8 +315,18 @@ def verdicts(found: Mapping[tuple, Sequence[Gap | None]]) -> dict[tuple, str]:
     return words
 
 
+def in_words(told: pd.Series) -> str:
+    """Of `verdicts` by title: which are lower, higher and neither, as a sentence's end."""
+    words = told.str.partition(",")[0]
+    titles = words.index.str.replace(r", (.*)", r" (\1)", regex=True)
+    named = {w: ", ".join(titles[words == w]) for w in ("lower", "higher", "neither")}
+    heads = {"lower": "significantly lower for", "higher": "higher for"}
+    parts = [f"{heads.get(w, 'neither for')} {own}" for w, own in named.items() if own]
+    return "; ".join(parts) or MISSING
+
+
 def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
-    """`verdicts` of tuned models beside untuned ones, and of all methods beside LoRAPrune.
+    """`verdicts` of all methods beside LoRAPrune, tuned alike.
 
     Corrected together: a column's criteria; the released reduction's settings; parts; variants.
     """
@@ -300,21 +335,21 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
         for group in (declared.methods, declared.ablations, declared.variants)
     )
     criteria = [name for name in names if name not in (OURS, RELEASED)]
-    groups = [(criteria, [words]) for words in SETTINGS] + [([RELEASED], SETTINGS)]
-    groups += [(own, ["50%, fine-tuned"]) for own in (parts, others)]
+    long = [name for name in criteria if planned(runs, name, 0.5, True, longer=True)]
+    groups = [(own, ["50%, fine-tuned"]) for own in (criteria, parts, others)]
+    groups += [(criteria, [words]) for words in SETTINGS if words != "50%, fine-tuned"]
+    groups += [([RELEASED], SETTINGS)]
     families = [
-        [((n, f"untuned, {s:.0%}"), (n, s, True), (n, s, False)) for n in names] for s in (0.2, 0.5)
-    ]
-    families += [
         [
             ((n, f"LoRAPrune's, {w}"), (n, *SETTINGS[w]), (OURS, *SETTINGS[w]))
             for n, w in product(*g)
         ]
         for g in groups
     ]
+    families[1:1] = [[((n, LONG), (n, 0.5, True, True), (OURS, 0.5, True, True)) for n in long]]
     cells = {}
     for family in families:
         gaps = {p: [gap(outcomes, runs, *pair, c) for c in CORPORA] for p, *pair in family}
         cells |= verdicts(gaps)
-    found = pd.Series(cells).unstack(sort=False).fillna("-")
+    found = pd.Series(cells).unstack(sort=False).reindex([*names, *parts, *others]).fillna("-")
     return found.rename(declared.titles()).rename_axis("perplexity beside")

@@ -102,6 +102,12 @@ def text(markdown: str) -> None:
     display(Markdown(markdown))
 
 
+def found(*lines: str) -> None:
+    """Show what a chapter found, the box that it opens with; for the metadata see `numbered`."""
+    listed = "\n".join(f"- {line}" for line in lines)
+    text(f":::{{admonition}} What was found\n:class: found\n\n{listed}\n:::\n")
+
+
 def source(*functions: Callable) -> None:
     """Show the very functions that are called, as highlighted code."""
     listing = "\n\n".join(textwrap.dedent(inspect.getsource(f)).strip() for f in functions)
