@@ -76,15 +76,20 @@ def _points(gap: Gap) -> str:
 
 
 def told(cells: Cells, titles: Mapping[str, str]) -> str:
-    """How many models are above chance, and how many lie apart from the unpruned one."""
+    """How many models are above chance, how many differ from the unpruned, and what that says."""
     own = {name: cell for name, cell in cells.items() if name in titles}
     if BASE not in own:
         return f"The unpruned model: {MISSING}."
-    above = sum(map(is_above_chance, own.values()))
     apart = gaps(own, [(name, BASE) for name in own if name != BASE])
     clear = sum(gap.p < LEVEL for gap in apart.values())
+    counted = (
+        f"{len(own)} of {len(titles)} models are measured, {own[BASE].count} questions each. "
+        f"{clear} of {len(apart)} differ significantly from the unpruned model; the intervals of "
+        f"{sum(map(is_above_chance, own.values()))} lie above chance"
+    )
+    if is_above_chance(own[BASE]):
+        return f"{counted}, the unpruned model's among them."
     return (
-        f"{len(own)} of {len(titles)} models are measured. The interval of {above} of them lies "
-        f"above chance; the unpruned model's {'does' if is_above_chance(own[BASE]) else 'does not'}"
-        f". {clear} of {len(apart)} differ significantly from the unpruned model."
+        f"{counted}, the unpruned model's not: a model at chance has nothing to lose, and at this "
+        "scale MMLU can't distinguish criteria."
     )

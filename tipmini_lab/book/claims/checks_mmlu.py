@@ -32,9 +32,7 @@ def _unpruned(evidence: Evidence) -> str:
 def shots(evidence: Evidence) -> dict:
     """With how many examples before the question MMLU is asked."""
     counts = {"questions": _measured(evidence, ())[BASE].count, "subjects": len(SUBJECTS)}
-    return (
-        checks.setting_of("shots", mmlu.SHOTS, "lm-eval's definition, asked for so many") | counts
-    )
+    return checks.setting_of("shots", mmlu.SHOTS, "what lm-eval is asked for") | counts
 
 
 @here
