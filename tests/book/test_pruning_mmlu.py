@@ -63,7 +63,7 @@ def test_a_criterion_answers_more_than_another(right, verdict):
     told = found(evidence(**right), "few_shot_higher", arguments=asked)
     assert told.verdict == verdict
     if verdict == "holds":
-        assert "LoRAPrune, 20% against wanda: +20.0 points" in told.words
+        assert "20%, LoRAPrune against Wanda: +20.0 points." in told.words
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ from itertools import product
 from tipmini_lab.book import pruning_mmlu
 from tipmini_lab.book.claims import checks
 from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured, here, setting
-from tipmini_lab.book.claims.checks_pruned import runs
 from tipmini_lab.book.pruning_mmlu import BASE, interval, is_above_chance
 from tipmini_lab.evaluation import mmlu
 from tipmini_lab.evaluation.assets import SUBJECTS
-from tipmini_lab.experiments.declared import run_name
+from tipmini_lab.experiments.declared import grid, run_name
 from tipmini_lab.results.statistics import LEVEL
 
 
@@ -48,20 +47,18 @@ def few_shot_higher(
 
     Sign tests on the same questions, corrected (Holm) for the number of comparisons; first seeds.
     """
-    pairs = {
-        tuple(run_name(name, share, False, 0) for name in (one, two)): share
-        for share, one, two in product(shares, of, against)
-    }
+    asked = [*product(shares, of, against)]
+    pairs = [tuple(run_name(m, share, False, 0) for m in models) for share, *models in asked]
     cells = _measured(evidence, [name for pair in pairs for name in pair])
     found = pruning_mmlu.gaps(cells, pairs, corrected)
     clear = [gap.mean for gap in found.values() if gap.p < LEVEL]
     better = sum(gain > 0 for gain in clear)
     worse = len(clear) - better
     counted = f"significantly higher {better}, lower {worse}, neither {len(found) - len(clear)}"
+    titles = grid().titles()
     sizes = "; ".join(
-        f"{runs()[one].title.removesuffix(', seed 0')} against {runs()[two].method}: "
-        f"{100 * gap.mean:+.1f} points"
-        for (one, two), gap in found.items()
+        f"{share:.0%}, {titles[one]} against {titles[two]}: {100 * found[pair].mean:+.1f} points"
+        for (share, one, two), pair in zip(asked, pairs, strict=True)
     )
     words = f"Without fine-tuning. {sizes}. {_unpruned(evidence)}."
     return Finding(checks.verdict_of(better, worse, len(found)), counted, words, tuple(pairs))
