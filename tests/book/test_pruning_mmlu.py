@@ -42,10 +42,11 @@ def test_what_is_above_chance_is_counted():
     titles = {"base": "unpruned", OURS: "LoRAPrune", OTHER: "Wanda"}
     told = pruning_mmlu.told(cells(base=50, ours=20), titles)
     assert told.startswith("2 of 3 models are measured, 100 questions each. 1 of 1 differ")
-    assert told.endswith("the intervals of 1 lie above chance, the unpruned model's among them.")
+    assert told.endswith("Intervals above chance: 1, the unpruned model's among them.")
     told = pruning_mmlu.told(cells(base=26, ours=25), titles)
-    assert "0 of 1 differ" in told and "of 0 lie above" in told and "nothing to lose" in told
+    assert "0 of 1 differ" in told and "chance: 0, the" in told and "nothing to lose" in told
     assert MISSING in pruning_mmlu.told({}, titles)
+    assert "differ" not in pruning_mmlu.told(cells(base=26), titles)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,9 @@ def test_a_pruned_model_answers_as_much_where_there_is_something_to_keep(right, 
 
 
 def test_shots_are_counted_of_what_is_measured():
-    told = found(evidence(base=50), "shots", equals=5, words="{questions} of {subjects}: {words}")
+    words = "{questions} of {subjects} by {models}: {words}"
+    told = found(evidence(base=50, ours=40), "shots", equals=5, words=words)
     assert told.verdict == "same setting here" and told.recomputed == "shots: 5"
-    assert told.words.startswith("100 of 57: ")
-    assert found(evidence(), "shots", equals=5).verdict == "not run"
+    assert told.words.startswith("100 of 57 by 2: ")
+    for known in (evidence(), evidence(base=50)):
+        assert found(known, "shots", equals=5).verdict == "not run"

@@ -82,10 +82,11 @@ def told(cells: Cells, titles: Mapping[str, str]) -> str:
         return f"The unpruned model: {MISSING}."
     apart = gaps(own, [(name, BASE) for name in own if name != BASE])
     clear = sum(gap.p < LEVEL for gap in apart.values())
+    differ = f"{clear} of {len(apart)} differ significantly from the unpruned model. "
     counted = (
         f"{len(own)} of {len(titles)} models are measured, {own[BASE].count} questions each. "
-        f"{clear} of {len(apart)} differ significantly from the unpruned model; the intervals of "
-        f"{sum(map(is_above_chance, own.values()))} lie above chance"
+        f"{differ if apart else ''}Intervals above chance: "
+        f"{sum(map(is_above_chance, own.values()))}"
     )
     if is_above_chance(own[BASE]):
         return f"{counted}, the unpruned model's among them."

@@ -29,8 +29,11 @@ def _unpruned(evidence: Evidence) -> str:
 
 @setting
 def shots(evidence: Evidence) -> dict:
-    """With how many examples before the question MMLU is asked."""
-    counts = {"questions": _measured(evidence, ())[BASE].count, "subjects": len(SUBJECTS)}
+    """With how many examples before the question MMLU is asked; models: of how many, so far."""
+    cells = _measured(evidence, ())
+    if not cells.keys() - {BASE}:
+        raise NotMeasured("MMLU is measured of no pruned model yet.")
+    counts = {"questions": cells[BASE].count, "subjects": len(SUBJECTS), "models": len(cells)}
     return checks.setting_of("shots", mmlu.SHOTS, "what lm-eval is asked for") | counts
 
 
