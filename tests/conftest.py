@@ -98,6 +98,18 @@ def profile(place):
 
 
 @pytest.fixture
+def two_subjects(embedded, monkeypatch) -> tuple[str, str]:
+    """MMLU has these alone."""
+    from tipmini_lab.evaluation import mmlu
+
+    subjects = ("anatomy", "virology")
+    monkeypatch.setattr(mmlu, "SUBJECTS", subjects)
+    for kept in ("definitions", "asked"):  # of as many rows of all subjects
+        monkeypatch.setattr(mmlu, kept, functools.cache(getattr(mmlu, kept).__wrapped__))
+    return subjects
+
+
+@pytest.fixture
 def measured(monkeypatch) -> list[str]:
     """The tasks that are measured, in order, as it happens."""
     from tipmini_lab.evaluation import evaluator

@@ -34,6 +34,7 @@ def of_claims(evidence, audited) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def nothing_stored(monkeypatch):
     monkeypatch.setattr(front_page, "row_counts", lambda: {task: (100, 1000) for task in TASKS})
+    monkeypatch.setattr(front_page.mmlu, "rows", lambda subject, split: [{}] * 20)
     monkeypatch.setattr(tables, "stored", lambda *_: None)
     for module in (front_page, tables):
         monkeypatch.setattr(module, "variant_cells", lambda profile: {})
@@ -62,6 +63,7 @@ def test_every_value_that_a_page_names_is_given(of_claims):
     assert all(missing in line for line in values["answers"].splitlines()[2:])
     assert values["printed_tip"] == "0.6479"
     assert values["full_coqa"] == "100" and values["train_piqa"] == "1,000"
+    assert values["mmlu_test"] == "1,140" and values["mmlu_subjects"] == "57"
 
 
 def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):

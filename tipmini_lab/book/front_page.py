@@ -24,9 +24,9 @@ from tipmini_lab.book.tables import (
     variant_cells,
     variant_rows,
 )
-from tipmini_lab.evaluation import assets, documents
+from tipmini_lab.evaluation import assets, documents, mmlu
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments import declared, formats
+from tipmini_lab.experiments import declared, few_shot, formats
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
@@ -63,9 +63,17 @@ def front_page_values() -> dict[str, str]:
     available = row_counts()
     for task, (rows, train) in available.items():
         values |= {f"rows_{task}": f"{rows:,}", f"train_{task}": f"{train:,}"}
+    values |= _mmlu_values()
     for profile in (mini, full):
         values |= _profile_values(profile, {t: rows for t, (rows, _) in available.items()})
     return values
+
+
+def _mmlu_values() -> dict[str, str]:
+    """How many questions MMLU has, and how many of each subject are asked."""
+    every = sum(len(mmlu.rows(subject, "test")) for subject in assets.SUBJECTS)
+    counts = {"test": every, "subjects": len(assets.SUBJECTS), "rows": few_shot.group().rows}
+    return {f"mmlu_{name}": f"{count:,}" for name, count in counts.items()}
 
 
 def _answers(profile: Profile) -> str:

@@ -17,7 +17,7 @@ import yaml
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line
 from tipmini_lab import paths
-from tipmini_lab.book import pruning_costs, pruning_tables, tables
+from tipmini_lab.book import pruning_costs, pruning_mmlu, pruning_tables, tables
 from tipmini_lab.book.claims import Check, Claim, Verdict
 from tipmini_lab.book.claims.choices import DECLARED, choice, left_out, readings
 from tipmini_lab.book.pruning_costs import Found
@@ -44,6 +44,7 @@ class Evidence:
     prunings: Outcomes = field(default_factory=dict)  # this book's pruned models
     benched: Found = field(default_factory=dict)  # what the bench measured of pruning
     sizes: dict[str, float] = field(default_factory=dict)  # norm of a merge over the exact sum's
+    few_shot: dict[str, Cell] = field(default_factory=dict)  # MMLU of pruned models
 
     def cell(self, name: str, task: str) -> Cell | None:
         """The stored cell; of a name that stands for several seeds the mean of theirs, row by row.
@@ -73,13 +74,15 @@ def gathered() -> Evidence:
     """What is printed, recorded and stored now; nothing is measured."""
     printed, records = (yaml.safe_load(f.read_text()) for f in (paths.PRINTED, paths.RECORDS))
     prunings = pruning_tables.read(load_profile("mini").pruning_store)
+    few_shot = pruning_mmlu.read(load_profile("mini"))
     full, benched = load_profile("full"), pruning_costs.read()
     merges = load_profile("mini").variant_store
     facts = {
         name: bundle.facts for name in store.names(merges) if (bundle := store.read(merges, name))
     }
     sizes = {name: own["norm"] / own["sum"] for name, own in facts.items() if own}
-    return Evidence(printed, records, full, tables.variant_cells(full), prunings, benched, sizes)
+    cells = tables.variant_cells(full)
+    return Evidence(printed, records, full, cells, prunings, benched, sizes, few_shot)
 
 
 class Finding(NamedTuple):
