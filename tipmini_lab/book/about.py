@@ -6,11 +6,10 @@ from tipmini_lab.book.origin import Origin, origin
 def page_values(known: Origin | None = None) -> dict[str, str]:
     """Markdown for every {{ name }} of book/about.md."""
     known = known or origin()
-    return {
-        "cite": f"```bibtex\n{bibtex(known)}\n```",
-        "build": build(known),
-        "errata": errata(known),
-    }
+    given = "the copy that the environment variable `TIPMINI_SOURCE` names, an address or a folder"
+    source = f"from <{known.address}> or {given}" if known.address else f"from {given}"
+    cite = f"```bibtex\n{bibtex(known)}\n```"
+    return {"cite": cite, "build": build(known), "errata": errata(known), "source": source}
 
 
 def bibtex(known: Origin) -> str:
