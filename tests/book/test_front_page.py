@@ -3,7 +3,6 @@
 import json
 
 import made_up
-import made_up_prunings
 import pytest
 
 from tipmini.errors import TipminiError
@@ -11,7 +10,6 @@ from tipmini_lab import paths
 from tipmini_lab.book import about, again, answers, front_page, staging, tables
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments import declared
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
@@ -69,20 +67,6 @@ def test_every_value_that_a_page_names_is_given(of_claims):
 def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
     monkeypatch.setattr(tables, "stored", lambda _, m, task: made_up.cell(m, task, [1, 0, 0, 0]))
     assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
-
-
-def test_the_criteria_stand_beside_loraprune():
-    """Made up so that each criterion is worse than the last, but the two beside LoRAPrune alike."""
-    grid = declared.grid()
-    runs = grid.runs("smoke")
-    frame = front_page.pruned(made_up_prunings.outcomes(grid), runs, grid)
-    beside = frame["perplexity beside LoRAPrune's"]
-    assert list(frame.index) == ["unpruned", *(one.title for one in grid.methods)]
-    assert beside["unpruned"] == beside["LoRAPrune"] == "-" and beside["random"] == "lower"
-    assert beside.iloc[-1] == "higher" and "seeds" not in frame
-    missing = front_page.pruned({}, runs, grid)
-    assert set(missing["ppl, wikipedia"]) == {tables.MISSING}
-    assert missing.loc["random", "perplexity beside LoRAPrune's"] == tables.MISSING
 
 
 def train(folder, task: str, accuracies: tuple) -> None:

@@ -259,3 +259,15 @@ def test_the_chapter_says_what_is_missing(chapter, name):
     assert "0 of " in told
     missing = [part for part in pruning_costs.PARTS if f"python -m bench pruning-{part}" in told]
     assert missing == [part for part in pruning_costs.PARTS if part != name]
+
+
+def test_the_criteria_stand_beside_loraprune():
+    """Each is worse than the last, but the two beside LoRAPrune alike."""
+    frame = pruning_tables.halved(FOUND, RUNS, GRID)
+    beside = frame["perplexity beside LoRAPrune's"]
+    assert list(frame.index) == ["unpruned", *NAMES]
+    assert beside["unpruned"] == beside["LoRAPrune"] == "-" and beside["random"] == "lower"
+    assert beside.iloc[-1] == "higher" and "seeds" not in frame
+    missing = pruning_tables.halved({}, RUNS, GRID)
+    assert set(missing["ppl, wikipedia"]) == {MISSING}
+    assert missing.loc["random", "perplexity beside LoRAPrune's"] == MISSING

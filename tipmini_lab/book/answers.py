@@ -133,7 +133,7 @@ def pruned() -> pd.DataFrame:
 def glance(
     merges: Mapping[str, Interval | None], means: Mapping[str, float], perplexities: pd.DataFrame
 ) -> Figure:
-    """Merges here, with 95% intervals; merges as printed; pruned models' perplexities."""
+    """Merges here, with 95% intervals; merges of the paper; pruned models' perplexities."""
     levels = {name: merges[name].value for name in ("Base", "Single") if merges[name]}
     own = {name: found for name, found in merges.items() if name not in ("Base", "Single")}
     figure = Figure((WIDTH, 6.4), layout="constrained")

@@ -56,7 +56,9 @@ def front_page_values() -> dict[str, str]:
     values |= {"formats_points": f"{formats.most_points():.2f}"}
     grid = declared.grid()
     outcomes = pruning_tables.read(mini.pruning_store)
-    values |= {"pruned": markdown_table(pruned(outcomes, grid.runs(mini.name), grid))}
+    values |= {
+        "pruned": markdown_table(pruning_tables.halved(outcomes, grid.runs(mini.name), grid))
+    }
     cost = pruning_costs.cost_table(pruning_costs.read()).loc["LoRA-guided"]
     values |= {"pruned_memory": cost["of all saved"], "pruned_gain": cost["faster by"]}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
@@ -81,21 +83,6 @@ def _answers(profile: Profile) -> str:
     pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
     rows = variant_rows(profile)
     return markdown_table(comparisons.differences(rows, pairs, titles, without=True))
-
-
-def pruned(
-    outcomes: pruning_tables.Outcomes, runs: Mapping[str, declared.Planned], grid: declared.Grid
-) -> pd.DataFrame:
-    """Every criterion at one half, fine-tuned: perplexities, mean accuracy, and the verdict."""
-    models = {"unpruned": pruning_tables.UNPRUNED}
-    models |= {one.title: (one.name, 0.5, True) for one in grid.methods}
-    columns = {n: own for n, own in pruning_tables.PERPLEXITIES.items() if n != "seeds"}
-    columns |= {"mean accuracy": (pruning_tables.ACCURACY, pruning_tables.spread)}
-    scores = pruning_tables.frames(outcomes, runs, grid)[1]
-    table = pruning_tables.shown(scores, models, columns)
-    found = pruning_tables.takeaways(outcomes, runs, grid)["LoRAPrune's, 50%, fine-tuned"]
-    verdicts = found.str.partition(",")[0].reindex(table.index, fill_value="-")
-    return table.assign(**{"perplexity beside LoRAPrune's": verdicts}).rename_axis("criterion")
 
 
 def _printed_means() -> dict[str, str]:

@@ -353,3 +353,16 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
         cells |= verdicts(gaps)
     found = pd.Series(cells).unstack(sort=False).reindex([*names, *parts, *others]).fillna("-")
     return found.rename(declared.titles()).rename_axis("perplexity beside")
+
+
+def halved(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
+    """Every criterion at one half, fine-tuned: perplexities, mean accuracy, and the verdict."""
+    models = {"unpruned": UNPRUNED}
+    models |= {one.title: (one.name, 0.5, True) for one in declared.methods}
+    columns = {n: own for n, own in PERPLEXITIES.items() if n != "seeds"}
+    columns |= {"mean accuracy": (ACCURACY, spread)}
+    scores = frames(outcomes, runs, declared)[1]
+    table = shown(scores, models, columns)
+    found = takeaways(outcomes, runs, declared)["LoRAPrune's, 50%, fine-tuned"]
+    verdicts = found.str.partition(",")[0].reindex(table.index, fill_value="-")
+    return table.assign(**{"perplexity beside LoRAPrune's": verdicts}).rename_axis("criterion")
