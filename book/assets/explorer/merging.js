@@ -8,11 +8,11 @@
   const first = (options) => options[0][0];
 
   const adapter = [
-    { name: "task", label: "Adapter of the task", kind: "select",
+    { name: "task", label: "Adapter of", kind: "select",
       options: names.map((name) => [name, tasks[name].title]) },
     { name: "s", label: "S_org", kind: "range", min: 0, max: 0.95, step: 0.05, start: start.sparsity,
       told: (value) => value.toFixed(2) },
-    { name: "sign", label: "Sign of Eq. 5", kind: "radio", start: "1",
+    { name: "sign", label: "Sign (Eq. 5)", kind: "radio", start: "1",
       options: [["1", "printed (+)"], ["-1", "inverted (−)"]] },
     { name: "range", label: "Shift range", kind: "range", min: 0, max: 1, step: 0.1, start: 1,
       told: (value) => value.toFixed(1) },
