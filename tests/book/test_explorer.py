@@ -266,6 +266,12 @@ def test_prunings_that_are_not_measured_are_said_to_be(visit):
     assert "not measured at this setting; nearest measured: LLM-Pruner" in says(page)
     page.get_by_role("button", name="Go to the nearest").click()
     assert says(page).startswith("LLM-Pruner, by element, 20%, 20 steps: perplexity 48.4 (")
+    # With nothing removed both criteria are one model, which is told once.
+    page.get_by_role("slider").press("Home")
+    page.wait_for_function("location.hash.includes('ratio=0&')")
+    assert says(page).startswith("unpruned, 0%, 20 steps") and says(page).count("unpruned") == 1
+    page.go_back()
+    page.wait_for_function("location.hash.includes('ratio=0.2&')")
     page.get_by_label("320").check()
     page.wait_for_function("location.hash.includes('steps=long')")
     page.go_back()
