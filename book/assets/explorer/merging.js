@@ -13,7 +13,7 @@
     { name: "s", label: "S_org", kind: "range", min: 0, max: 0.95, step: 0.05, start: start.sparsity,
       told: (value) => value.toFixed(2) },
     { name: "sign", label: "Sign (Eq. 5)", kind: "radio", start: "1",
-      options: [["1", "as written (+)"], ["-1", "inverted (−)"]] },
+      options: [["1", "as written"], ["-1", "inverted"]] },
     { name: "range", label: "Shift range", kind: "range", min: 0, max: 1, step: 0.1, start: 1,
       told: (value) => value.toFixed(1) },
   ];
