@@ -199,7 +199,7 @@ def test_a_view_is_restored_from_its_address(visit):
         "Object.fromEntries(new FormData(document.querySelector('.explorer-controls')))"
     )
     assert values == {name: str(value) for name, value in state.items()}
-    assert "on the adapter of PIQA at S_org 0.30, inverted sign, shift range 0.5" in says(page)
+    assert "on the adapter of PIQA at S_org 0.30, sign inverted, shift range 0.5" in says(page)
     assert "Not measured at this setting; nearest measured: TIP," in says(page)
     page.get_by_role("button", name="Go to the nearest").click()
     assert "Measured: TIP" in says(page) and "nearest" not in says(page)
@@ -207,7 +207,7 @@ def test_a_view_is_restored_from_its_address(visit):
     page.get_by_role("button", name="Go to the nearest").wait_for()
     # What no control can have is its start.
     other = visit("explorer", task="nothing", s="7", sign="x", w="<b>", range="")
-    assert "S_org 0.95, printed sign, shift range 1.0" in says(other)
+    assert "S_org 0.95, sign as written, shift range 1.0" in says(other)
 
 
 def test_the_keyboard_moves_a_setting_and_back_takes_it_back(visit):
@@ -221,9 +221,11 @@ def test_the_keyboard_moves_a_setting_and_back_takes_it_back(visit):
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")  # to the other sign
     page.wait_for_function("location.hash.includes('sign=-1')")
-    assert "inverted sign" in says(page)
+    assert "sign inverted" in says(page)
     page.go_back()
-    page.wait_for_function("document.querySelector('.explorer-says').innerText.includes('printed')")
+    page.wait_for_function(
+        "document.querySelector('.explorer-says').innerText.includes('as written')"
+    )
     page.go_back()
     page.wait_for_function("!location.hash")
     page.wait_for_function(
@@ -266,6 +268,12 @@ def test_prunings_that_are_not_measured_are_said_to_be(visit):
     assert "not measured at this setting; nearest measured: LLM-Pruner" in says(page)
     page.get_by_role("button", name="Go to the nearest").click()
     assert says(page).startswith("LLM-Pruner, by element, 20%, 20 steps: perplexity 48.4 (")
+    # With nothing removed both criteria are one model, which is told once.
+    page.get_by_role("slider").press("Home")
+    page.wait_for_function("location.hash.includes('ratio=0&')")
+    assert says(page).startswith("unpruned, 0%, 20 steps") and says(page).count("unpruned") == 1
+    page.go_back()
+    page.wait_for_function("location.hash.includes('ratio=0.2&')")
     page.get_by_label("320").check()
     page.wait_for_function("location.hash.includes('steps=long')")
     page.go_back()

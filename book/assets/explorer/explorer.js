@@ -181,7 +181,12 @@ const Explorer = (() => {
       go(state, again ? "replaceState" : "pushState");
     });
     for (const moved of ["popstate", "hashchange"]) {
-      window.addEventListener(moved, () => { state = read(controls); soon(); });
+      window.addEventListener(moved, () => {
+        // A heading's link has no settings: the view stays.
+        if (location.hash && !location.hash.includes("=")) return;
+        state = read(controls);
+        soon();
+      });
     }
     new ResizeObserver(() => { if (pictures.clientWidth !== drawnAt) soon(); }).observe(pictures);
     draw();

@@ -4,16 +4,16 @@
   const { plotted, interval, fixed, percent, points, threeDigits, GREY } = Explorer;
   const { tasks, methods, profiles, shapes, rank, weights, start, colours } = EXPLORER_DATA;
   const names = Object.keys(tasks);
-  const SIGNS = { 1: "printed", "-1": "inverted" };
+  const SIGNS = { 1: "as written", "-1": "inverted" };
   const first = (options) => options[0][0];
 
   const adapter = [
-    { name: "task", label: "Adapter of the task", kind: "select",
+    { name: "task", label: "Adapter of", kind: "select",
       options: names.map((name) => [name, tasks[name].title]) },
     { name: "s", label: "S_org", kind: "range", min: 0, max: 0.95, step: 0.05, start: start.sparsity,
       told: (value) => value.toFixed(2) },
-    { name: "sign", label: "Sign of Eq. 5", kind: "radio", start: "1",
-      options: [["1", "printed (+)"], ["-1", "inverted (−)"]] },
+    { name: "sign", label: "Sign (Eq. 5)", kind: "radio", start: "1",
+      options: [["1", "as written"], ["-1", "inverted"]] },
     { name: "range", label: "Shift range", kind: "range", min: 0, max: 1, step: 0.1, start: 1,
       told: (value) => value.toFixed(1) },
   ];
@@ -65,7 +65,7 @@
   const told = (method, { s, sign, range, n, w }) => [
     methods[method].title,
     ...(methods[method].layerwise && s !== undefined
-      ? [`S_org ${fixed(s, 2)}`, `${SIGNS[sign]} sign`, `shift range ${fixed(range, 1)}`] : []),
+      ? [`S_org ${fixed(s, 2)}`, `sign ${SIGNS[sign]}`, `shift range ${fixed(range, 1)}`] : []),
     `${n} adapters`, `weight ${weights.find(({ name }) => name === w)?.told}`,
   ].join(", ");
 
@@ -74,7 +74,7 @@
 
   const layersSaid = ({ task, s, sign, range }, layers) => {
     const { most, sparsity, kept, norm, before } = layers;
-    return `TIP on the adapter of ${tasks[task].title} at S_org ${fixed(s, 2)}, ${SIGNS[sign]} sign, ` +
+    return `TIP on the adapter of ${tasks[task].title} at S_org ${fixed(s, 2)}, sign ${SIGNS[sign]}, ` +
       `shift range ${fixed(range, 1)}: the most important layer, ${most}, has sparsity ` +
       `${fixed(sparsity[most], 2)}. Of all layers' elements ${percent(kept.mean)} are kept; the norm ` +
       `of the update goes from ${threeDigits(before.whole)} to ${threeDigits(norm.whole)}.`;

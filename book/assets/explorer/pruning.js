@@ -30,6 +30,10 @@
     return { model: ranked[0].model, exact: !ranked[0].count };
   };
 
+  // The criterion and the one beside it, but for the second time of one model.
+  const asked = (state) => [state.criterion, state.beside].filter((one, i, all) =>
+    !i || found(one, state).model !== found(all[0], state).model);
+
   const meanOf = ({ accuracy }) =>
     averaged.every((task) => task in accuracy) ? interval(...averaged.map((task) => accuracy[task])) : null;
 
@@ -94,7 +98,7 @@
       label: `Perplexity by pruning ratio, on a logarithmic scale. ${title}: ` +
         `${own.map(({ ratio, value }) => `${threeDigits(value)} at ${percent(ratio)}`).join(", ") || "none"}.`,
       plot: (width) => plotted(width, {
-        height: 310, marginLeft: 70, marginTop: 26, marginBottom: 42,
+        height: 310, marginLeft: 78, marginTop: 26, marginBottom: 42,
         x: { ...Explorer.below("pruning ratio"), domain: [-0.02, 0.52],
           ticks: [0, 0.1, 0.2, 0.3, 0.4, 0.5], tickFormat: percent },
         y: { type: "log", label: "perplexity", labelArrow: "none", grid: true,
@@ -121,11 +125,10 @@
 
   const accuracyPicture = (state) => {
     const base = accuracies(unprunedModel);
-    const shown = [state.criterion, state.beside].filter((one, i, all) => all.indexOf(one) === i)
-      .map((criterion, i) => {
-        const { model, exact } = found(criterion, state);
-        return { criterion, model, exact, own: accuracies(model), dy: i ? 6 : -6, symbol: i ? "square" : "circle" };
-      });
+    const shown = asked(state).map((criterion, i) => {
+      const { model, exact } = found(criterion, state);
+      return { criterion, model, exact, own: accuracies(model), dy: i ? 6 : -6, symbol: i ? "square" : "circle" };
+    });
     const marks = ({ criterion, exact, own, dy, symbol }) => [
       Plot.ruleY(own, { x1: "low", x2: "high", y: "name", dy, stroke: colour(criterion), strokeWidth: 2,
         strokeDasharray: exact ? null : "3 3" }),
@@ -192,9 +195,8 @@
     controls: [{ legend: "The pruned model", controls }],
     shown(state) {
       const answer = found(state.criterion, state);
-      const both = [state.criterion, state.beside].filter((one, i, all) => all.indexOf(one) === i);
       return {
-        says: both.map((one) => said(one, state)),
+        says: asked(state).map((one) => said(one, state)),
         nearest: answer.exact ? null : { ratio: answer.model.ratio, steps: answer.model.steps },
         pictures: [perplexityPicture(state), accuracyPicture(state), sizePicture(state, answer)],
         tables: [perplexityTable(state),
