@@ -82,14 +82,20 @@ def test_every_method_has_its_row(share, tuned):
     zeroed = [m.title for m in GRID.zeroed if m.zero_shot]  # the others in a table of their own
     above += zeroed if share == 0.5 and not tuned else []
     above += ["unpruned, fine-tuned"] if tuned else []
-    assert list(table.index) == above + NAMES and not (table == MISSING).any(axis=None)
+    tasks = pruning_tables.accuracies(SCORES, GRID, share, tuned)
+    assert list(table.index) == list(tasks.index) == above + NAMES
+    assert not (table.join(tasks) == MISSING).any(axis=None)
     assert table.loc["magnitude", "seeds"] == ("3" if tuned else "1")
 
 
 def test_a_task_that_is_missing_leaves_out_the_mean_only():
     ((name, bundle),) = of_levels("wanda", [3.0], 0.2, False).items()
     fewer = bundle.model_copy(update={"cells": [c for c in bundle.cells if c.task != "piqa"]})
-    row = pruning_tables.table(frames({name: fewer})[1], GRID, 0.2, tuned=False).loc["Wanda"]
+    every = [
+        made(frames({name: fewer})[1], GRID, 0.2, tuned=False)
+        for made in (pruning_tables.table, pruning_tables.accuracies)
+    ]
+    row = pd.concat(every, axis="columns").loc["Wanda"]
     assert (row["PIQA"], row["mean without BoolQ"]) == (MISSING, MISSING)
     assert MISSING not in (row["BoolQ"], row["ppl, books"])
 

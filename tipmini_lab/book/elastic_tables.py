@@ -252,14 +252,20 @@ def full_tuning(outcomes: Outcomes) -> float | None:
 
 
 # Figures ------------------------------------------------------------------------------------------
+def _empty() -> Figure:
+    figure = Figure((WIDTH, 0.6))
+    figure.text(0.5, 0.5, MISSING, ha="center")
+    return figure
+
+
 @styled
 def progress(searches: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Figure 4: {title: facts of a search}, a panel each. The grey of a point is its place in the
     search, the line joins those that no other is better than in both; dashed: the midpoint."""
-    figure = Figure((WIDTH, 0.4 + 2.3 * max(1, len(searches))), layout="constrained")
-    panels = figure.subplots(max(1, len(searches)), 1, squeeze=False)[:, 0]
     if not searches:
-        panels[0].text(0.5, 0.5, MISSING, ha="center")
+        return _empty()
+    figure = Figure((WIDTH, 0.4 + 2.3 * len(searches)), layout="constrained")
+    panels = figure.subplots(len(searches), 1, squeeze=False)[:, 0]
     for axes, (title, facts) in zip(panels, searches.items(), strict=False):
         macs, scores = np.array(facts["search.macs"]) / 1e6, np.array(facts["search.scores"])
         place = np.linspace(0.25, 1, len(macs))
@@ -270,8 +276,7 @@ def progress(searches: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.plot(macs[0], scores[0], "D", color=GREY)
         axes.set(title=title, ylabel="score, validation set")
     panels[-1].set_xlabel("MACs a token, millions")
-    if searches:
-        panels[0].legend()
+    panels[0].legend()
     return figure
 
 
@@ -292,9 +297,11 @@ def front(macs: np.ndarray, scores: np.ndarray) -> list[int]:
 def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
     """Score beside parameters that are not 0: {title: (NETWORK.MODEL, method)}, a point each with
     the seeds' range."""
+    groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")
+    if not len(groups):
+        return _empty()
     figure = Figure((WIDTH, 3.4), layout="constrained")
     axes = figure.subplots()
-    groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")
     for title, (model, method) in lines.items():
         if model not in groups.groups:
             continue

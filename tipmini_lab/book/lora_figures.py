@@ -14,6 +14,7 @@ DASHED = {"color": GREY, "linestyle": (0, (5, 4)), "linewidth": 0.9}
 
 
 def _empty(figure: Figure) -> Figure:
+    figure.set_figheight(0.6)
     figure.text(0.5, 0.5, MISSING, ha="center")
     return figure
 

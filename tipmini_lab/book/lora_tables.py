@@ -145,6 +145,7 @@ def rank_table(found: pd.DataFrame) -> pd.DataFrame:
     parts = own.way.str.extract(r"r(?P<rank>\d+)-(?P<matrices>.*)")
     by = [parts.matrices.str.replace("-", ", "), parts["rank"].astype(int)]
     wide = own.value.groupby(by, sort=False).agg(spread).unstack()
+    wide.iloc[:, 1:] = wide.iloc[:, 1:].replace(MISSING, EMPTY)
     return wide.rename(columns="r = {}".format).rename_axis(index="matrices", columns=None)
 
 

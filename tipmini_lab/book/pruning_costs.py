@@ -226,7 +226,7 @@ def cost_table(found: Found) -> pd.DataFrame:
         "model, MB": (cost.model_bytes / 1e6, "{:.0f}"),
         "a step, MB": (cost.step_bytes / 1e6, "{:.0f}", not_known),
         "examples per second": (cost.rows_a_second, "{:.2f}"),
-        "7B by a note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
+        "7B, note, GB": (_told("memory", "gigabytes", SIDES), "{:.1f}", "-"),
         "printed, saved": (_told("saved", "memory", SIDES), "{:.1f}%", "-"),
         "printed, faster by": (_told("throughput", "gain", SIDES), "{:+.1f}%", "-"),
     }

@@ -169,7 +169,7 @@ def few_and_many(points: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
         axes.axvline(level, color=GREY, linestyle=dash, linewidth=0.9, label=name)
     axes.set_yticks(range(len(titles)), [fill(title, 18) for title in titles])
     axes.set(ylim=(len(titles) - 0.4, -0.6), xlabel="perplexity, lower is better")
-    _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis)
+    _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis, most=5)
     return _with_legend(figure)
 
 
@@ -191,13 +191,19 @@ def perplexities(
 
 
 def _logarithmic(
-    set_scale: Callable[[str], None], limits: Callable[[], tuple[float, float]], axis: Axis
+    set_scale: Callable[[str], None],
+    limits: Callable[[], tuple[float, float]],
+    axis: Axis,
+    most: int = 9,
 ) -> None:
-    """With ticks at 1, 2 and 5 of every power of ten, at the powers alone where there are many."""
+    """With ticks at 1, 2 and 5 of every power of ten, at `most` powers alone where there are many.
+
+    Numbers side by side need more room than below one another.
+    """
     set_scale("log")
     low, high = limits()
     few = high / low > 1000
-    axis.set_major_locator(ticker.LogLocator(subs=(1,) if few else (1, 2, 5)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1,) if few else (1, 2, 5), numticks=most))
     axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     axis.set_minor_formatter(ticker.NullFormatter())
 

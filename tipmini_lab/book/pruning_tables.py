@@ -148,17 +148,29 @@ def shown(
 
 
 def table(scores: pd.DataFrame, declared: Grid, share: float, tuned: bool) -> pd.DataFrame:
-    """Table 2. Every method at a share: perplexities, accuracies; the unpruned model above."""
+    """Table 2. Every method at a share: perplexities, mean accuracy; the unpruned model above."""
+    without = ", ".join(_task_titles(declared)[task] for task in declared.apart)
+    head = f"mean without {without}" if without else "mean"
+    columns = PERPLEXITIES | {head: (ACCURACY, spread)}
+    return shown(scores, _beside(declared, share, tuned), columns).rename_axis("method")
+
+
+def accuracies(scores: pd.DataFrame, declared: Grid, share: float, tuned: bool) -> pd.DataFrame:
+    """The same models' accuracy on every task, the mean of the seeds."""
+    columns = {title: (task, mean(".3f")) for task, title in _task_titles(declared).items()}
+    return shown(scores, _beside(declared, share, tuned), columns).rename_axis("method")
+
+
+def _task_titles(declared: Grid) -> dict[str, str]:
+    return {task: KNOWN[task].short or KNOWN[task].title for task in declared.tasks}
+
+
+def _beside(declared: Grid, share: float, tuned: bool) -> dict[str, Model]:
     rows = {whole.title: (whole.name, 0.0, False) for whole in declared.whole}
     scored = [one for one in declared.zeroed if one.zero_shot and one.share == share]
     rows |= {one.title: (one.name, share, False) for one in scored if not tuned}
     rows |= {"unpruned, fine-tuned": UNPRUNED} if tuned else {}
-    rows |= {m.title: (m.name, share, tuned) for m in declared.methods}
-    titles = {task: KNOWN[task].short or KNOWN[task].title for task in declared.tasks}
-    without = ", ".join(titles[task] for task in declared.apart)
-    columns = {f"mean without {without}" if without else "mean": (ACCURACY, spread)}
-    columns |= {title: (task, mean(".3f")) for task, title in titles.items()}
-    return shown(scores, rows, PERPLEXITIES | columns).rename_axis("method")
+    return rows | {m.title: (m.name, share, tuned) for m in declared.methods}
 
 
 def against(rows: pd.DataFrame, declared: Grid, first: str, corpus: str) -> pd.DataFrame:
