@@ -11,7 +11,7 @@ from tipmini_lab.book.tables import EMPTY
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Group, Variant
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import store as storage
-from tipmini_lab.results.statistics import MISSING, Pair
+from tipmini_lab.results.statistics import MISSING, Pair, compare
 from tipmini_lab.results.store import Bundle
 
 
@@ -19,31 +19,7 @@ def pairs(*both: tuple[str, str]) -> list[Pair]:
     return [Pair(*pair, SMOKE.tasks) for pair in both]
 
 
-# Differences ----------------------------------------------------------------------------------
-
-
-def test_each_difference_is_a_line():
-    asked = pairs(("good", "tip"), ("base", "tip"), ("ties", "tip"))
-    frame = comparisons.differences(ROWS, asked, TITLES, without=True)
-    assert list(frame.index) == ["Good minus TIP", "Base minus TIP", "TIES minus TIP"]
-    good, base, ties = frame.to_numpy().tolist()
-    assert good[0].startswith("+25.0<br>[+") and base[0].startswith("-12.5<br>[-")
-    assert good[1:] == ["< 0.001", "1 / 0", "better", "OpenBookQA:<br>+0.0<br>[+0.0, +0.0]"]
-    assert base[2:] == ["0 / 1", "worse", good[4]]
-    assert ties == [EMPTY, EMPTY, EMPTY, "not<br>measured<br>yet", EMPTY]
-    assert comparisons.differences(ROWS, [], without=True).empty
-    alone = comparisons.differences(ROWS, [Pair("good", "tip", ("rte",))], without=True)
-    assert list(alone.iloc[0])[3:] == ["not<br>significant", EMPTY]
-
-
-def test_better_is_what_beats_all():
-    frame = comparisons.verdicts(ROWS, SMOKE, ["good", "single"], ["tip", "good"], TITLES)
-    assert list(frame.columns) == ["minus TIP", "minus Good", "verdict"]
-    assert frame.loc["Good", "minus TIP"].startswith("+25.0<br>[+")
-    assert list(frame["verdict"]) == ["not significant", "worse"]
-    frame = comparisons.verdicts(ROWS, SMOKE, ["good", "ties"], ["tip", "base"], TITLES)
-    assert list(frame["verdict"]) == ["better", MISSING]
-    assert frame.loc["TIES", "minus TIP"] == EMPTY
+# Differences by task --------------------------------------------------------------------------
 
 
 def test_a_difference_is_taken_apart_by_task():
@@ -104,11 +80,20 @@ def catalogue(weights: dict[str, str | float], **choices: tuple[str, ...]) -> Ca
 KNOWN = catalogue(dict.fromkeys(("linear", "cat", "svd"), "sum"), best=("linear", "cat", "svd"))
 
 
-def test_a_choice_is_named_by_its_own_title_and_its_winners(tmp_path):
-    assert comparisons.titles(KNOWN, tmp_path) == {"best": "the best"}
-    won = Bundle(name="best", title="an older title: CAT", settings={}, facts={}, cells=[])
-    storage.keep(tmp_path, won)
-    assert comparisons.titles(KNOWN, tmp_path) == {"best": "the best: CAT"}
+def test_a_merge_has_one_name_whichever_choice_came_to_it(tmp_path):
+    known = catalogue(
+        {"linear": "sum", "recommended": "chosen"},
+        **{"linear-tuned": ("linear",), "better-alone": ("linear",), "better": ("linear",)},
+    )
+    known.choices["linear-tuned"].__dict__["title"] = "Linear, tuned"
+    assert comparisons.titles(known, tmp_path)["better"] == "the better"
+    for name, of in (("linear-tuned", "Linear"), ("better-alone", "Linear"), ("better", "TIP")):
+        title = f"older: {of}, weight 0.05"
+        storage.keep(tmp_path, Bundle(name=name, title=title, settings={}, facts={}, cells=[]))
+    titles = comparisons.titles(known, tmp_path)
+    assert titles["linear"] == "LINEAR" and titles["better"] == "TIP, weight 0.05"
+    one = {titles[name] for name in ("linear-tuned", "better-alone", "recommended")}
+    assert one == {"Linear, tuned (weight 0.05)"}
 
 
 def test_rounds_are_ordered_by_the_first_and_tell_the_second(profile):
@@ -185,8 +170,9 @@ POINTS = (
 VARIANTS = {name: Merged(count=1 if name == "ties" else 2) for name in (*TITLES, "none")}
 
 
-def ledger(only=None):
-    return method_tables.ledger(ROWS, POINTS, VARIANTS, SMOKE, only)
+def ledger():
+    pairs = method_tables.ledger_pairs(POINTS, VARIANTS, SMOKE)
+    return method_tables.ledger(POINTS, compare(ROWS, pairs).assign(profile="smoke"))
 
 
 def test_readings_follow_the_points_and_keep_to_common_tasks():
@@ -197,14 +183,13 @@ def test_readings_follow_the_points_and_keep_to_common_tasks():
         [8, "sign", "0"],
     ]
     assert list(found.tasks) == [("rte",), SMOKE.tasks, SMOKE.tasks]
-    assert list(ledger(only=["tip", "good"]).reading) == ["-"]
 
 
 def test_the_ledger_has_a_line_a_reading():
     frame = method_tables.ledger_table(ledger(), {"good": {"norm": 3.0, "sum": 2.0}})
     assert list(frame.index) == [1, 8, 8] and frame.index.name == "#"
     assert list(frame["verdict"]) == ["not<br>significant", "better", "not<br>measured<br>yet"]
-    assert list(frame.iloc[:, 2].str.split("<br>").str[0]) == ["+0.0", "+25.0", EMPTY]
+    assert list(frame["points"].str.split("<br>").str[0]) == ["+0.0", "+25.0", EMPTY]
     assert list(frame["size"]) == [EMPTY, "1.50", EMPTY]
 
 
@@ -212,29 +197,3 @@ def test_what_is_not_varied_is_settled_as_declared():
     frame = method_tables.settled(POINTS)
     assert frame.to_numpy().tolist() == [["W", "as read (seen)"], ["sign", "as read"]]
     assert list(frame.index) == [1, 8]
-
-
-# Knowing nothing ------------------------------------------------------------------------------
-
-
-def task(kind: str, *rows: tuple[int, int]) -> SimpleNamespace:
-    """(choices, right place) of every row; as many choices are the same ones."""
-    return SimpleNamespace(
-        OUTPUT_TYPE=kind,
-        eval_docs=[{"choices": ["x"] * n, "right": place} for n, place in rows],
-        doc_to_choice=lambda doc: doc["choices"],
-        doc_to_target=lambda doc: doc["right"],
-        config=SimpleNamespace(task="rte"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "chance", "same"),
-    [
-        (task("multiple_choice", (2, 0), (4, 1), (4, 1), (5, 0), (4, 1)), "0.290", EMPTY),
-        (task("multiple_choice", (2, 0), (2, 1), (2, 1), (2, 0), (2, 1)), "0.500", "0.600"),
-        (task("generate_until", (1, 0)), EMPTY, EMPTY),  # a written answer is not guessed
-    ],
-)
-def test_what_knowing_nothing_gets(given, chance, same):
-    assert list(method_tables.guessing_table([given]).loc["RTE"]) == [chance, same]

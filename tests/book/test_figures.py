@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tipmini_lab.book import figures, tables
+from tipmini_lab.book import figures, merge_figures, tables
 from tipmini_lab.book.figures import BLUE, GREY, ORANGE
 from tipmini_lab.results.statistics import MISSING, Interval
 
@@ -24,20 +24,20 @@ SERVING = {f"batch {n}": RATIOS for n in range(3)}
 LONG = "the exact sum of all updates, scaled to the same norm block by block"
 EFFECTS = pd.DataFrame(
     [
-        (1, "W in Eq. 1", "delta W", 0.010, 0.002, 0.018),
-        (1, "W in Eq. 1", "A only", -0.02, -0.03, -0.01),
-        (8, f"{LONG}?", "inverted", 0.005, -0.005, 0.015),
-        (8, f"{LONG}?", LONG, np.nan, np.nan, np.nan),
+        (1, "W in Eq. 1", "delta W", 0.010, 0.002, 0.018, "better"),
+        (1, "W in Eq. 1", "A only", -0.02, -0.03, -0.01, "worse"),
+        (8, f"{LONG}?", "inverted", 0.005, 0.001, 0.015, "not significant"),  # once corrected
+        (8, f"{LONG}?", LONG, np.nan, np.nan, np.nan, MISSING),
     ],
-    columns=["point", "question", "reading", "value", "low", "high"],
+    columns=["point", "question", "reading", "value", "low", "high", "verdict"],
 )
 LINE = ((0.1, 0.5, 0.9), ((0.3, 0.2, 0.4), (0.5, 0.4, 0.6), (0.4, 0.3, 0.5)))
 LINES = {"TIP": LINE, "random": LINE}
 LEVELS = {"Base": (0.4, 0.39, 0.41), "Single": (0.5, 0.49, 0.51)}
-METHODS = {
-    "Linear": (Interval(0.3, 0.2, 0.4), None),
-    "TIES": (None, None),
-    "TIP": (Interval(0.4, 0.3, 0.5), Interval(0.2, 0.1, 0.3)),
+MEANS = {
+    "TIP": Interval(0.4, 0.3, 0.5),
+    "TIP (sign inverted, modules as layers)": Interval(0.3, 0.2, 0.4),
+    "TIES": None,
 }
 MODULES = [f"model.layers.{i}.self_attn.{kind}" for i in (0, 1) for kind in ("q", "v")]
 WEIGHTS = {"RTE": dict.fromkeys(MODULES, 0.5), "PIQA": dict.fromkeys(MODULES, -0.25)}
@@ -56,7 +56,8 @@ DRAWN = {
     "sweep": lambda: figures.sweep(LINES, "sparsity", levels=LEVELS),
     "doubling": lambda: figures.sweep({"TIP": LINE}, "rows", logarithmic=True),
     "sweep_panels": lambda: figures.sweep_panels({"RTE": LINES, "PIQA": LINES}, "S"),
-    "methods": lambda: figures.methods_by_retention(METHODS, {"Base": 0.35, "Single": 0.45}),
+    "means": lambda: merge_figures.means(MEANS, {"Guessing": 0.3, "Base": 0.35, "Single": 0.45}),
+    "by_size": lambda: merge_figures.by_size(LINES, {"Guessing": 0.3, "Base": 0.35}),
 }
 
 
@@ -184,11 +185,18 @@ def test_doubling_ticks_stand_at_the_numbers_taken():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "0.5", "0.9"]
 
 
-def test_methods_stand_by_accuracy_and_the_missing_last():
-    left, right = DRAWN["methods"]().axes
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["TIP", "Linear", "TIES"]
-    assert {"Base", "Single", MISSING} <= set(texts(left))
-    assert right.get_xlabel() == "retention"
+def test_means_stand_in_their_order_beside_named_levels():
+    (axes,) = DRAWN["means"]().axes
+    named = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert named == ["TIP", "TIP (sign inverted, modules\nas layers)", "TIES"]
+    assert {"Guessing", "Base", "Single", MISSING} == set(texts(axes))
+
+
+def test_accuracy_by_size_has_a_tick_at_one_adapter():
+    (axes,) = DRAWN["by_size"]().axes
+    assert "1" in [tick.get_text() for tick in axes.get_xticklabels()]
+    told = {text.get_text() for legend in DRAWN["by_size"]().legends for text in legend.texts}
+    assert told == {"TIP", "random", "Guessing", "Base"}
 
 
 @pytest.mark.parametrize(

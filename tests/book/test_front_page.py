@@ -7,7 +7,16 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import about, again, answers, front_page, staging, tables
+from tipmini_lab.book import (
+    about,
+    again,
+    answers,
+    front_page,
+    guessing,
+    questions,
+    staging,
+    tables,
+)
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments.experiment import TABLE_1
@@ -36,7 +45,14 @@ def nothing_stored(monkeypatch):
     monkeypatch.setattr(tables, "stored", lambda *_: None)
     for module in (front_page, tables):
         monkeypatch.setattr(module, "variant_cells", lambda profile: {})
+    monkeypatch.setattr(questions, "_compared", lambda *_: [])
+    monkeypatch.setattr(guessing, "scores", lambda profile: {"rte": 0.6, "coqa": 0.0})
     monkeypatch.setattr(again, "read", lambda *_, whole=False: None if whole else REPORT)
+    for kept in (questions._tested, questions._rows):
+        kept.cache_clear()
+    yield
+    for kept in (questions._tested, questions._rows):
+        kept.cache_clear()
 
 
 def test_what_was_computed_again_is_told(monkeypatch):
@@ -57,15 +73,16 @@ def test_every_value_that_a_page_names_is_given(of_claims):
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()
     assert {values[f"{p}_{m}"] for p in ("mini", "full") for m in TABLE_1} == {tables.MISSING}
-    missing = tables.MISSING.replace(" ", "<br>")
-    assert all(missing in line for line in values["answers"].splitlines()[2:])
+    assert all(tables.MISSING in line for line in values["answers"].splitlines()[2:])
+    assert values["full_guess"] == "0.300"
     assert values["printed_tip"] == "0.6479"
     assert values["full_coqa"] == "100" and values["train_piqa"] == "1,000"
     assert values["mmlu_test"] == "1,140" and values["mmlu_subjects"] == "57"
 
 
 def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
-    monkeypatch.setattr(tables, "stored", lambda _, m, task: made_up.cell(m, task, [1, 0, 0, 0]))
+    rows = made_up.rows({"base": {task: [1, 0, 0, 0] for task in TASKS}})
+    monkeypatch.setattr(front_page, "variant_rows", lambda profile: rows)
     assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
 
 

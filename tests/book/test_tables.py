@@ -47,7 +47,8 @@ def test_a_missing_cell_is_named_and_makes_no_mean():
 
 def test_base_against_single_shows_counts_and_the_sign_test():
     row = tables.comparison(ROWS, SMOKE, "base", "single").loc["OpenBookQA"]
-    assert list(row) == ["8", "2 (0.250)", "7 (0.875)", "+0.625", "5 / 0", "0.062"]
+    # Both tasks have p 0.0625, doubled for the two of them.
+    assert list(row) == ["+62.5", "0.250", "0.875", "5 / 0 of 8", "0.125"]
 
 
 def test_rte_and_coqa_are_marked_where_their_rows_were_split():
@@ -75,15 +76,18 @@ def test_numbers_are_shown_in_one_way(text, shown):
 def test_a_method_is_a_row_with_mean_and_retention():
     facts = {"tip": {"norm": 3.0, "sum": 2.0, "distance": 1.0}, "base": {}}
     names = iter(["base", "single", "tip", "ties", "none"])
-    frame = tables.by_method(made_up.ROWS, SMOKE, names, TITLES, facts)
-    assert list(frame.columns) == ["OBQA", "RTE†", "mean of 2", "retention,<br>1 task", "size"]
+    guess = {"openbookqa": 0.25, "rte": 0.55}
+    frame = tables.by_method(made_up.ROWS, SMOKE, names, TITLES, facts, guess)
+    assert list(frame.columns) == ["mean of 2", "retention,<br>1 task", "OBQA", "RTE†", "size"]
+    assert list(frame.loc["Guessing"]) == ["0.400", EMPTY, "0.250", "0.550", EMPTY]
+    frame = frame.drop("Guessing")
     assert list(frame["size"]) == [EMPTY, EMPTY, "1.50", EMPTY, EMPTY]
-    assert list(frame.iloc[:2, 3]) == ["0%", "100%"] and frame.iloc[2, 3].startswith("50%<br>[")
+    assert list(frame.iloc[:2, 1]) == ["0%", "100%"] and frame.iloc[2, 1].startswith("50%<br>[")
     assert frame.loc["TIP", "RTE†"] == "0.500<br>±0.080"
     assert frame.loc["TIP", "mean of 2"].startswith("0.500<br>±")
     hole = MISSING.replace(" ", "<br>")
-    assert list(frame.loc["TIES"])[:4] == [EMPTY, "0.500<br>±0.080", hole, EMPTY]
-    assert list(frame.loc["none"])[:4] == [EMPTY, EMPTY, hole, EMPTY]
+    assert list(frame.loc["TIES"])[:4] == [hole, EMPTY, EMPTY, "0.500<br>±0.080"]
+    assert list(frame.loc["none"])[:4] == [hole, EMPTY, EMPTY, EMPTY]
 
 
 def test_retention_and_of_which_tasks_it_is_told():
@@ -109,6 +113,18 @@ def test_the_printed_table_is_the_file_and_its_means():
     assert list(frame.index) == [*(tables.TITLES[task] for task in TASKS), "mean"]
     assert list(frame.loc["mean"]) == ["0.6428", "0.4761", "0.4719", "0.6479"]
     assert "LLaMA-2-7B" in frame.index.name
+
+
+def test_what_is_printed_is_counted():
+    """All seven, as the claims find; 17.6 are points."""
+    assert len(tables.single_in_records()) == 7
+    points, relative = tables.printed_gain()
+    assert (round(points, 1), round(relative)) == (17.6, 37)
+
+
+def test_guessing_is_a_column_of_the_accuracies():
+    frame = tables.accuracies(ROWS, SMOKE, {"openbookqa": 0.25, "rte": 0.55})
+    assert list(frame["Guessing"]) == ["0.250", "0.550", "0.400"]
 
 
 def test_provenance_tells_machines_and_codes_apart():
@@ -169,7 +185,7 @@ def test_a_numbered_table_is_a_directive_with_a_label_and_a_note(monkeypatch):
     monkeypatch.setattr(tables, "text", shown.append)
     frame = tables.comparison(ROWS, SMOKE, "base", "single")
     tables.numbered(frame, "Measured", name="tab-x", note="† a note", sortable=True)
-    head = ":::{table} Measured\n:name: tab-x\n:class: sortable\n\n| measured, smoke | rows |"
+    head = ":::{table} Measured\n:name: tab-x\n:class: sortable\n\n| measured, smoke | points |"
     assert shown[0].startswith(head) and shown[0].endswith("|\n\n:::\n\n† a note\n")
     lines = [line for line in shown[0].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(SMOKE.tasks) and len({line.count("|") for line in lines}) == 1

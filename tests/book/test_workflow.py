@@ -46,7 +46,7 @@ def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
         assert "tipmini/methods/baselines.py" in modules  # by a string in the table of methods
         assert ("tipmini_lab/book/serving.py" in modules) == (name == "a_serving")
         assert not any(room in module for module in modules for room in ("/cli", "/commands"))
-        assert workflow.reads_again(name) == (name == "05_accuracies")
+        assert workflow.reads_again(name) == (name == "d_accuracies")
     assert "tipmini_lab/book/workflow.py" not in set.union(*found.values())
 
 

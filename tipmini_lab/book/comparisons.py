@@ -1,8 +1,8 @@
-"""Variants beside one another: choices, seeds, differences in points, what each task adds."""
+"""Variants beside one another: their names, choices, seeds, what each task adds."""
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from tipmini.errors import TipminiError
-from tipmini_lab.book.tables import EMPTY, TITLES, Titles, estimate, head, narrow, p_text, points
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, estimate, head, narrow, points
 from tipmini_lab.experiments import catalogue
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD, Catalogue, Choice
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import statistics, store
 from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import MISSING, Interval, Pair, compare, mean_of, measured
+from tipmini_lab.results.statistics import MISSING, Interval, Pair, mean_of, measured
 
 WIDE = 22  # letters of a title in a line
 
@@ -25,10 +25,21 @@ WIDE = 22  # letters of a title in a line
 
 
 def titles(known: Catalogue, folder: Path) -> dict[str, str]:
-    """{choice: its title, and where its winner is stored, that of what it chose}."""
-    stored = store.bundles(folder, known.choices)
-    winners = {b.name: f": {b.title.split(': ', 1)[-1]}" for b in stored}
-    return {n: f"{choice.title}{winners.get(n, '')}" for n, choice in known.choices.items()}
+    """{variant: its one name in the book}; of a choice that is stored, with what it chose.
+
+    Several choices may come to the same merge, and a preset be one of them: they are named alike.
+    """
+    named = TITLES | {name: variant.title for name, variant in known.variants.items()}
+    for bundle in store.bundles(folder, known.choices):
+        title, won = known.choices[bundle.name].title, bundle.title.split(": ", 1)[-1]
+        won = won.removesuffix(" (as it is)")
+        weighted = title.endswith(", tuned")  # such as Linear, which chose "Linear, weight 0.05"
+        named[bundle.name] = f"{title} ({won.rpartition(', ')[2]})" if weighted else won
+    named |= {name: c.title for name, c in known.choices.items() if name not in named}
+    tuned, alone = named.get("linear-tuned", ""), named.get("better-alone", "")
+    if alone and tuned.endswith(f"({alone.rpartition(', ')[2]})"):  # of the same weight
+        named |= dict.fromkeys({"better-alone", "recommended"} & {*named}, tuned)
+    return named
 
 
 def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd.DataFrame:
@@ -147,56 +158,7 @@ def seed_table(rows: pd.DataFrame, profile: Profile, names: Sequence[str]) -> pd
     return frame.replace("nan", MISSING).rename_axis(f"{profile.name}, {len(names)} seeds")
 
 
-# Differences in points ----------------------------------------------------------------------------
-
-
-def differences(
-    rows: pd.DataFrame, pairs: Sequence[Pair], titles: Titles = TITLES, *, without: bool = False
-) -> pd.DataFrame:
-    """Every pair's difference in the mean over its tasks, and by tasks; tests corrected together.
-
-    without: also the mean without the task on which the two differ most: one may carry all.
-    """
-    lines = shown(compare(rows, pairs))
-    if without:
-        lines["without the<br>largest"] = [_without(rows, pair) for pair in pairs]
-    return lines.set_axis([_minus(pair, titles) for pair in pairs]).rename_axis("in points")
-
-
-def shown(found: pd.DataFrame) -> pd.DataFrame:
-    """What `compare` found as texts, in narrow columns."""
-    counts = "{0.better:.0f} / {0.worse:.0f}"
-    lines = [
-        {
-            "points<br>[95%]": points(one),
-            "p, cor-<br>rected": p_text(one.corrected),
-            "tasks<br>better /<br>worse": EMPTY if np.isnan(one.p) else counts.format(one),
-            "verdict": narrow(one.verdict, 8),
-        }
-        for one in found.itertuples()
-    ]
-    return pd.DataFrame(lines, index=found.index)
-
-
-def verdicts(
-    rows: pd.DataFrame,
-    profile: Profile,
-    names: Iterable[str],
-    references: Sequence[str],
-    titles: Titles = TITLES,
-) -> pd.DataFrame:
-    """Whether each variant beats every one of several, e.g. Linear with weights of 1 and tuned.
-
-    A cell is the difference in points; the last column is `statistics.verdict` over all of them.
-    """
-    heads, lines = [narrow(f"minus {titles.get(one, one)}", WIDE) for one in references], {}
-    for name in names:
-        found = compare(rows, [Pair(name, other, profile.tasks) for other in references])
-        line = dict(zip(heads, map(points, found.itertuples()), strict=True))
-        lines[narrow(titles.get(name, name), WIDE)] = line | {
-            "verdict": str(statistics.verdict(found))
-        }
-    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
+# Differences by task ----------------------------------------------------------------------------
 
 
 def by_task(
@@ -210,8 +172,8 @@ def by_task(
         told = {task: f"{100 * gain:+z.1f}" for task, gain in (gains | mean).items()}
         line = {head(task, profile): told.get(task, EMPTY) for task in pair.tasks}
         line[f"mean of {len(pair.tasks)}"] = told.get("mean", EMPTY)
-        line["without the<br>largest"] = _without(rows, pair)
-        lines[_minus(pair, titles)] = line
+        line["without the<br>largest"] = without(rows, pair)
+        lines[minus(pair, titles)] = line
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
@@ -232,12 +194,14 @@ def without_largest(rows: pd.DataFrame, pair: Pair) -> tuple[str, Interval]:
     )
 
 
-def _without(rows: pd.DataFrame, pair: Pair) -> str:
+def without(rows: pd.DataFrame, pair: Pair) -> str:
+    """`without_largest` as a cell of a table."""
     if len(pair.tasks) < 2 or not measured(rows, pair[:2], pair.tasks):
         return EMPTY
     left, rest = without_largest(rows, pair)
     return f"{TITLES[left]}:<br>{points(rest)}"
 
 
-def _minus(pair: Pair, titles: Titles) -> str:
+def minus(pair: Pair, titles: Titles) -> str:
+    """The head of a line that compares two."""
     return narrow(" minus ".join(titles.get(name, name) for name in pair[:2]), WIDE)

@@ -5,6 +5,7 @@ near-black, and stay apart for colour-blind readers; markers and line styles tel
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from textwrap import fill, wrap
 
 import matplotlib
@@ -14,12 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike
 
 from tipmini.methods.merge import block_of
-from tipmini_lab.results.statistics import COVERED, MISSING, Interval
+from tipmini_lab.results.statistics import COVERED, MISSING, Interval, Verdict
 
 GREY = "#757575"
 BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"
@@ -68,8 +68,9 @@ Style = tuple[str, object, str]  # colour, line and marker
 def styles_of(names: Collection[str]) -> list[Style]:
     """A style a name: lines and markers by place, colours by `COLOURS`, else those still free."""
     known = [colour_of(name) for name in names]
-    free = [style[0] for style in STYLES if style[0] not in known] * len(known)
-    own = [colour or free.pop(0) for colour in known]
+    free = [style[0] for style in STYLES if style[0] not in known] or [GREY]
+    others = cycle(free)
+    own = [colour or next(others) for colour in known]
     return [(colour, *STYLES[n % len(STYLES)][1:]) for n, colour in enumerate(own)]
 
 
@@ -327,7 +328,7 @@ ACROSS = 52  # letters of a heading, which has the whole width
 def effects(found: pd.DataFrame, xlabel: str) -> Figure:
     """A forest plot of a ledger: a line a reading, in points, a heading a point, 0 marked.
 
-    Where the interval is on one side of 0 the mark is a filled triangle towards that side, else an
+    Where the verdict is better or worse the mark is a filled triangle towards that side, else an
     open circle. NaN: not measured yet, and written so.
     """
     groups = {
@@ -345,7 +346,8 @@ def effects(found: pd.DataFrame, xlabel: str) -> Figure:
         axes.plot((0, 0), (ys[0] + 0.6, ys[-1] - 0.6), color=GREY, linewidth=0.9)
         for y, (reading, one) in zip(ys, readings.items(), strict=True):
             _label(axes, y, fill(reading, LETTERS), indent=0.03)
-            _effect(axes, y, *(100 * number for number in (one.value, one.low, one.high)))
+            clear = one.verdict in (Verdict.BETTER, Verdict.WORSE)
+            _effect(axes, y, *(100 * n for n in (one.value, one.low, one.high)), clear)
     axes.set(ylim=(0.2 - lines, 0.8), xlabel=fill(xlabel, LETTERS), yticks=[])
     axes.spines["left"].set_visible(False)
     return figure
@@ -368,12 +370,12 @@ def _label(axes: Axes, y: float, text: str, indent: float = 0.0, **options: obje
     axes.text(0.01 + indent, y, text, transform=mixed, va="center", fontsize=9, **options)
 
 
-def _effect(axes: Axes, y: float, value: float, low: float, high: float) -> None:
+def _effect(axes: Axes, y: float, value: float, low: float, high: float, clear: bool) -> None:
     if np.isnan(value):
         axes.text(0, y, f" {MISSING}", va="center", fontsize=8, style="italic")
         return
     colour, marker = GREY, "o"
-    if low > 0 or high < 0:
+    if clear:
         colour, marker = (BLUE, ">") if value > 0 else (ORANGE, "<")
     axes.plot((low, high), (y, y), color=colour)
     face = "none" if marker == "o" else colour
@@ -429,40 +431,6 @@ def _double(axes: Axes, numbers: set[float]) -> None:
     """A scale on which every doubling is as wide, with a tick at each of the numbers."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(numbers), [f"{number:g}" for number in sorted(numbers)])
-
-
-@styled
-def methods_by_retention(
-    methods: Mapping[str, tuple[Interval | None, Interval | None]], levels: Mapping[str, float]
-) -> Figure:
-    """Methods ordered by mean accuracy (left), with their retention (right).
-
-    levels: accuracies that are marked by lines, e.g. {"Base": 0.39, "Single": 0.48}. Methods that
-    aren't measured stand last and are named so.
-    """
-    order = sorted(methods, key=lambda m: -methods[m][0].value if methods[m][0] else np.inf)
-    figure = Figure((WIDTH, 1.1 + 0.22 * len(order)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for y, method in enumerate(order):
-        _dot(left, -y, methods[method][0], missing=MISSING)
-        _dot(right, -y, methods[method][1])
-    mark_levels(left, levels)
-    left.set_yticks(-np.arange(len(order)), order, fontsize=9)
-    left.set(ylim=(0.5 - len(order), 0.6), xlabel="mean accuracy")
-    mark_levels(right, {"Base": 0, "Single": 1}, named=False)
-    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    right.set(xlabel="retention")
-    return figure
-
-
-def _dot(axes: Axes, y: float, bounds: Interval | None, missing: str = "") -> None:
-    if bounds is None:
-        across = axes.get_yaxis_transform()
-        axes.text(0.04, y, missing, transform=across, va="center", fontsize=8, style="italic")
-        return
-    value, low, high = bounds
-    axes.plot((low, high), (y, y), color=BLUE)
-    axes.plot(value, y, "o", color=BLUE, markersize=4.5)
 
 
 def mark_levels(axes: Axes, levels: Mapping[str, float], named: bool = True) -> None:

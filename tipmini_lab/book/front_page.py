@@ -8,37 +8,30 @@ import pandas as pd
 
 from tipmini_lab import paths
 from tipmini_lab.book import (
-    comparisons,
     explorer,
+    guessing,
     parity,
     performance,
     pruning_costs,
     pruning_tables,
+    questions,
 )
 from tipmini_lab.book.tables import (
     TITLES,
     estimate,
     markdown_table,
     printed,
-    stored_cells,
     variant_cells,
     variant_rows,
 )
 from tipmini_lab.evaluation import assets, documents, mmlu
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments import declared, few_shot, formats
-from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
-from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import MISSING, Pair, mean_of
+from tipmini_lab.results.statistics import MISSING, mean_of
 from tipmini_lab.results.store import Cell
-
-ANSWERS = (  # what a reader asks first: one, and what it is held against
-    *(("tip", "base"), ("tip", "linear"), ("tip", "single")),
-    *(("linear-tuned", "base"), ("linear-tuned", "tip")),
-)
 
 
 def front_page_values() -> dict[str, str]:
@@ -79,10 +72,10 @@ def _mmlu_values() -> dict[str, str]:
 
 
 def _answers(profile: Profile) -> str:
-    titles = TITLES | comparisons.titles(catalogue(), profile.variant_store)
-    pairs = [Pair(*asked, profile.tasks) for asked in ANSWERS]
-    rows = variant_rows(profile)
-    return markdown_table(comparisons.differences(rows, pairs, titles, without=True))
+    """Whether TIP works, and the plain merge with one smaller weight: tested as everywhere."""
+    asked = questions.pairs(questions.QUESTIONS["works"], profile)
+    titles = questions.titles(profile)
+    return markdown_table(questions.table(asked, profile, titles, without=True))
 
 
 def _printed_means() -> dict[str, str]:
@@ -91,11 +84,13 @@ def _printed_means() -> dict[str, str]:
 
 
 def _profile_values(profile: Profile, available: Mapping[str, int]) -> dict[str, str]:
-    rows = wide(stored_cells(profile))
+    rows = variant_rows(profile)  # in one number format: as in the chapters
     counts = {task: min(profile.rows(task) or available[task], available[task]) for task in TASKS}
     values = {method: estimate(mean_of(rows, method, profile.tasks)) for method in TABLE_1}
     values |= {task: f"{count:,}" for task, count in counts.items()}
     values["rows"] = f"{sum(counts.values()):,}"
+    guessed = guessing.mean(guessing.scores(profile))
+    values["guess"] = MISSING if guessed is None else f"{guessed:.3f}"
     return {f"{profile.name}_{name}": value for name, value in values.items()}
 
 

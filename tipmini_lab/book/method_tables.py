@@ -1,4 +1,4 @@
-"""Tables of the chapters on TIP: guessing, Eq. 5 on layers, what a merge does, open points."""
+"""Tables of the chapters on TIP: guesses, Eq. 5 on layers, what a merge does, open points."""
 
 import math
 from collections import Counter
@@ -10,10 +10,9 @@ from torch import Tensor
 
 import tipmini as tm
 from tipmini.papers.dare import named_generator
-from tipmini_lab.book.comparisons import shown
-from tipmini_lab.book.tables import EMPTY, TITLES, narrow, relative_size
+from tipmini_lab.book.tables import TITLES, narrow, p_text, points, relative_size
 from tipmini_lab.experiments.profiles import Profile
-from tipmini_lab.results.statistics import Pair, compare
+from tipmini_lab.results.statistics import Pair
 
 
 def by_chance(definition: ConfigurableTask) -> float | None:
@@ -34,14 +33,6 @@ def same_answer(definition: ConfigurableTask) -> float | None:
 def _choosing(definition: ConfigurableTask) -> list[dict]:
     chosen = definition.OUTPUT_TYPE == "multiple_choice"
     return list(definition.eval_docs) if chosen else []
-
-
-def guessing_table(definitions: Iterable[ConfigurableTask]) -> pd.DataFrame:
-    """A row a task: an answer at random, and always the same one."""
-    lines = {TITLES[d.config.task]: (by_chance(d), same_answer(d)) for d in definitions}
-    heads = ["random answer", "majority class"]
-    frame = pd.DataFrame.from_dict(lines, orient="index", columns=heads, dtype=float)
-    return frame.map("{:.3f}".format).replace("nan", EMPTY).rename_axis("baseline")
 
 
 # What the method does to layers and elements ------------------------------------------------------
@@ -90,11 +81,11 @@ def unbiasedness(weight: Tensor, drop_rate: float, draws: Iterable[int], seed: i
 
 def norm_ratios(merged: Mapping[str, tm.LoraAdapter], exact: tm.LoraAdapter) -> pd.DataFrame:
     """Each merge beside the exact sum of the deltas, over all modules (Frobenius norms)."""
-    whole = _norm(exact.delta(module) for module in exact.modules)
+    whole = norm(exact.delta(module) for module in exact.modules)
     lines = {}
     for method, adapter in merged.items():
-        size = _norm(adapter.delta(m) for m in exact.modules)
-        error = _norm(adapter.delta(m) - exact.delta(m) for m in exact.modules)
+        size = norm(adapter.delta(m) for m in exact.modules)
+        error = norm(adapter.delta(m) - exact.delta(m) for m in exact.modules)
         lines[TITLES.get(method, method)] = {
             "‖merged‖ / ‖sum‖": f"{size / whole:.3f}",
             "‖merged − sum‖ / ‖sum‖": f"{error / whole:.3f}",
@@ -102,7 +93,7 @@ def norm_ratios(merged: Mapping[str, tm.LoraAdapter], exact: tm.LoraAdapter) -> 
     return pd.DataFrame(lines).T.rename_axis("merge")
 
 
-def _norm(matrices: Iterable[Tensor]) -> float:
+def norm(matrices: Iterable[Tensor]) -> float:
     return math.sqrt(math.fsum(matrix.double().square().sum().item() for matrix in matrices))
 
 
@@ -138,52 +129,58 @@ def _zeros(matrices: list[Tensor]) -> float:
 # The ambiguity ledger -----------------------------------------------------------------------------
 
 
-def settled(points: Iterable) -> pd.DataFrame:
+def settled(declared: Iterable) -> pd.DataFrame:
     """How every declared point is settled wherever it is not the one that is varied."""
     lines = {
         p.point: {
             "open point": narrow(p.question, 44),
             "our reading": narrow(p.ours + (f" ({p.note.strip()})" if p.note else ""), 44),
         }
-        for p in sorted(points, key=lambda point: point.point)
+        for p in sorted(declared, key=lambda point: point.point)
     }
     return pd.DataFrame(lines).T.rename_axis("#")
 
 
-def ledger(
-    rows: pd.DataFrame,
-    points: Iterable,
-    variants: Mapping,
-    profile: Profile,
-    only: Iterable[str] | None = None,
-) -> pd.DataFrame:
-    """`compare` of every reading with what it is held against: all other points are settled alike.
+def ledger_pairs(declared: Iterable, variants: Mapping, profile: Profile) -> list[Pair]:
+    """Every reading and what it is held against: all other points are settled alike.
 
-    With the columns point, question and reading before it, in the order of the points. Where fewer
-    adapters are merged, only their tasks are compared. points: `Group.points` of the ledger's file;
-    variants: `Catalogue.variants`; only: readings of these variants alone.
+    Where fewer adapters are merged, only their tasks are compared. declared: `Group.points` of the
+    ledger's file; variants: `Catalogue.variants`.
     """
-    places, pairs = [], []
-    for point in sorted(points, key=lambda point: point.point):
-        for reading in point.readings:
-            both = (reading.name, reading.against)
-            if only is not None and not {*both} <= {*only}:
-                continue
-            known = [variants[name].tasks(profile.tasks) for name in both]
-            tasks = tuple(task for task in profile.tasks if all(task in own for own in known))
-            places.append((point.point, point.question, reading.option))
-            pairs.append(Pair(*both, tasks))
+    pairs = []
+    for _, reading in _readings(declared):
+        both = (reading.name, reading.against)
+        known = [variants[name].tasks(profile.tasks) for name in both]
+        tasks = tuple(task for task in profile.tasks if all(task in own for own in known))
+        pairs.append(Pair(*both, tasks))
+    return pairs
+
+
+def _readings(declared: Iterable) -> list[tuple]:
+    """(point, reading), in the order of the points."""
+    ordered = sorted(declared, key=lambda point: point.point)
+    return [(point, reading) for point in ordered for reading in point.readings]
+
+
+def ledger(declared: Iterable, found: pd.DataFrame) -> pd.DataFrame:
+    """What was found of each of `ledger_pairs`, with its point, question and reading before it."""
+    places = [(point.point, point.question, r.option) for point, r in _readings(declared)]
     where = pd.DataFrame(places, columns=["point", "question", "reading"])
-    return pd.concat([where, compare(rows, pairs)], axis=1)
+    return pd.concat([where, found], axis=1)
 
 
 def ledger_table(found: pd.DataFrame, facts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Every reading minus the one it is held against; p is corrected over all of them.
+    """Every reading minus the one it is held against.
 
     facts: {variant: `merging.sizes` of its merge}, for a column of the merges' sizes.
     """
-    frame = shown(found)
-    frame.insert(0, "open point", [narrow(text, 17) for text in found.question])
-    frame.insert(1, "reading", [narrow(text, 17) for text in found.reading])
-    frame["size"] = [relative_size(facts.get(name)) for name in found.name]
-    return frame.set_axis(found.point).rename_axis("#")
+    columns = {
+        "open point": [narrow(text, 17) for text in found.question],
+        "points": [points(one) for one in found.itertuples()],
+        "reading": [narrow(text, 17) for text in found.reading],
+        "measured at": list(found.profile),
+        "p": [p_text(p) for p in found.corrected],
+        "verdict": [narrow(verdict, 8) for verdict in found.verdict],
+        "size": [relative_size(facts.get(name)) for name in found.name],
+    }
+    return pd.DataFrame(columns, index=pd.Index(found.point, name="#"))

@@ -23,7 +23,7 @@ from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, retention, statistics, store
 from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import MISSING, Interval, accuracy, mean_of, measured
+from tipmini_lab.results.statistics import MISSING, Interval, mean_of, measured
 from tipmini_lab.results.store import Cell, Place, in_one_format
 
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
@@ -120,6 +120,7 @@ TITLES = {
     **{"base": "Base", "single": "Single", "linear": "Linear", "dare": "DARE", "tip": "TIP"},
 }
 Titles = Mapping[str, str]
+ERRORS = "± is one standard error over examples; brackets are 95% intervals."  # on every page
 EMPTY = "–"  # in narrow columns; another column of the row says that it isn't measured
 
 
@@ -206,6 +207,25 @@ def printed() -> pd.DataFrame:
     return frame.rename_axis("printed, LLaMA-2-7B").map("{:.4f}".format)
 
 
+def single_in_records() -> list[str]:
+    """The tasks whose cell of the printed column Single is, digit by digit, a public record.
+
+    It is one of the model without any adapter; equal numbers do not tell how that came about.
+    """
+    own = yaml.safe_load(paths.PRINTED.read_text())["table1"]["tasks"]
+    sources = yaml.safe_load((paths.RECORDS).read_text())["base_model"].values()
+    public = [(task, value) for one in sources for task, m in one.items() for value in m.values()]
+    known = {(task, round(value, 4)) for task, value in public}
+    return [task for task, row in own.items() if (task, row["single"]) in known]
+
+
+def printed_gain(of: str = "TIP", over: str = "DARE") -> tuple[float, float]:
+    """In print, how far a mean is above another: in percentage points, and in per cent of it."""
+    mean = printed().loc["mean"].astype(float)
+    points = 100 * (mean[of] - mean[over])
+    return points, points / mean[over]
+
+
 def provenance(cells: Mapping[Place, Cell]) -> pd.DataFrame:
     """Where the cells came from: machines, versions, evaluation code, and the seconds they took."""
     kinds: dict[tuple, list[Cell]] = {}
@@ -230,19 +250,26 @@ def provenance(cells: Mapping[Place, Cell]) -> pd.DataFrame:
 # Accuracies ---------------------------------------------------------------------------------------
 
 
-def accuracies(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
+def accuracies(
+    rows: pd.DataFrame, profile: Profile, guess: Mapping[str, float] | None = None
+) -> pd.DataFrame:
     """Table 1 as measured: accuracy, standard error and right rows of all, a row a task.
 
-    Cells have two lines: all methods are to be seen at once.
+    Cells have two lines: all methods are to be seen at once. guess: {task: accuracy without looking
+    at the question}, for a first column.
     """
     tasks, lines = statistics.tasks_of(rows), {}
     for task in tasks:
-        line = lines[f"{TITLES[task]}{mark(task, profile)}<br>{METRIC[task]}"] = {}
+        line = {"Guessing": f"{guess[task]:.3f}"} if guess else {}
+        lines[f"{TITLES[task]}{mark(task, profile)}<br>{METRIC[task]}"] = line
         for name in TABLE_1:
             found = mean_of(rows, name, [task])
             right = f"<br>{_right(rows.loc[task, name])}/{len(rows.loc[task])}" if found else ""
             line[TITLES[name]] = estimate(found) + right
-    lines[f"mean of {len(tasks)}"] = {TITLES[m]: estimate(mean_of(rows, m)) for m in TABLE_1}
+    guessed = guess and math.fsum(guess.values()) / len(guess)
+    last = {"Guessing": f"{guessed:.3f}"} if guess else {}
+    last |= {TITLES[m]: estimate(mean_of(rows, m)) for m in TABLE_1}
+    lines[f"mean of {len(tasks)}"] = last
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
 
@@ -252,25 +279,22 @@ def _right(values: Sequence[float]) -> str:
 
 
 def comparison(rows: pd.DataFrame, profile: Profile, first: str, second: str) -> pd.DataFrame:
-    """Two methods on the same rows: counts, difference second - first and the sign test's p."""
+    """Two methods on the same rows, a line a task: accuracies, difference in points, and the sign
+    test's p, corrected for the tasks of the table."""
     lines = {}
-    heads = (
-        "rows",
-        TITLES[first],
-        TITLES[second],
-        "difference",
-        "examples better / worse",
-        "paired p",
-    )
-    for task in statistics.tasks_of(rows):
+    heads = ("points", TITLES[first], TITLES[second], "examples better / worse", "p")
+    tasks = statistics.tasks_of(rows)
+    there = [task for task in tasks if measured(rows, (first, second), [task])]
+    gains = statistics.gains_of(rows, second, first, there)
+    ps = statistics.holm_of({task: statistics.sign_p(gain) for task, gain in gains.items()})
+    for task in tasks:
         shown = [MISSING] * len(heads)
-        if measured(rows, (first, second), [task]):
-            pair = statistics.rows_of(rows, (first, second), task).T
-            (one, _), (two, _) = map(accuracy, pair)
-            gain = pair[1] - pair[0]
-            counts = [f"{_right(v)} ({mean:.3f})" for v, mean in zip(pair, (one, two), strict=True)]
-            shown = [str(len(gain)), *counts, f"{two - one:+.3f}"]
-            shown += [f"{(gain > 0).sum()} / {(gain < 0).sum()}", p_text(statistics.sign_p(gain))]
+        if task in gains:
+            (one, _), (two, _) = (mean_of(rows, name, [task]) for name in (first, second))
+            gain = gains[task]
+            counts = f"{(gain > 0).sum()} / {(gain < 0).sum()} of {len(gain):,}"
+            shown = [f"{100 * (two - one):+z.1f}", f"{one:.3f}", f"{two:.3f}", counts]
+            shown += [p_text(ps[task])]
         lines[TITLES[task] + mark(task, profile)] = dict(zip(heads, shown, strict=True))
     return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
 
@@ -281,25 +305,33 @@ def by_method(
     names: Iterable[str],
     titles: Titles = TITLES,
     facts: Mapping[str, Mapping[str, float]] | None = None,
+    guess: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Accuracy and standard error of every variant, a row each, with mean and retention.
+    """Mean accuracy, retention, and accuracy by task of every variant, a row each.
 
-    facts: {name: `merging.sizes` of its merge}, for a column of the merges' sizes.
+    facts: {name: `merging.sizes` of its merge}, for a column of the merges' sizes. guess: {task:
+    accuracy without looking at the question}, for a first row.
     """
     tasks, lines = profile.tasks, {}
     known = len(retention.learnt(rows, tasks))
+    means, kept_of = f"mean of {len(tasks)}", f"retention,<br>{known} task{'s' * (known != 1)}"
+    if guess:
+        lines["Guessing"] = {
+            **{means: f"{math.fsum(guess.values()) / len(guess):.3f}", kept_of: EMPTY},
+            **{head(task, profile): f"{share:.3f}" for task, share in guess.items()},
+        }
     for name in names:
         mean = mean_of(rows, name, tasks)
         kept = retention.retention(rows, name, tasks).get(retention.MEAN) if mean else None
         by_definition = {"base": "0%", "single": "100%"}.get(name) if mean else None
-        line = lines[narrow(titles.get(name, name), 10)] = {
+        line = lines[narrow(titles.get(name, name), 14)] = {
+            **{means: _narrow_estimate(mean, MISSING), kept_of: by_definition or share(kept)},
             **{head(t, profile): _narrow_estimate(mean_of(rows, name, [t])) for t in tasks},
-            f"mean of {len(tasks)}": _narrow_estimate(mean, MISSING),
-            f"retention,<br>{known} task{'s' * (known != 1)}": by_definition or share(kept),
         }
         if facts is not None:
             line["size"] = relative_size(facts.get(name))
-    return pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
+    frame = pd.DataFrame(lines).T.rename_axis(f"measured, {profile.name}")
+    return frame.fillna(EMPTY)
 
 
 def _narrow_estimate(found: tuple[float, float] | None, missing: str = EMPTY) -> str:

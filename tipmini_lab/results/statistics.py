@@ -207,17 +207,18 @@ def holm_of(ps: Mapping[Key, float]) -> dict[Key, float]:
 COMPARED = (*Pair._fields, *Interval._fields, "p", "corrected", "better", "worse", "verdict")
 
 
-def compare(rows: pd.DataFrame, pairs: Sequence[Pair]) -> pd.DataFrame:
+def compare(rows: pd.DataFrame, pairs: Sequence[Pair], draws: int = DRAWS) -> pd.DataFrame:
     """A line a pair, with all tests corrected together; NaN and MISSING where it isn't measured.
 
-    value, low, high: of the `difference`. p, corrected: `flip_p`, and by Holm over all pairs.
+    value, low, high: of the `difference`. p, corrected: `flip_p`, and by Holm over all pairs; the
+    more pairs, the more draws are needed for a p that survives its correction.
     better, worse: on how many tasks by the sign test, corrected over all pairs and tasks.
     verdict: of the difference at the corrected p. What is missing counts in no correction.
     """
     there = {i: p for i, p in enumerate(pairs) if measured(rows, p[:2], p.tasks)}
     gains = {(i, task): g for i, p in there.items() for task, g in gains_of(rows, *p).items()}
     signs = holm_of({place: sign_p(gain) for place, gain in gains.items()})
-    ps = {i: flip_p(rows, *pair) for i, pair in there.items()}
+    ps = {i: flip_p(rows, *pair, draws=draws) for i, pair in there.items()}
     corrected = holm_of(ps)
     lines = [pair._asdict() | {"verdict": Verdict.MISSING} for pair in pairs]
     for i, pair in there.items():

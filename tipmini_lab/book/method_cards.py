@@ -1,0 +1,49 @@
+"""The merge methods of the library as one table: formula, needs, cost, rank, accuracy."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from tipmini.methods.table import METHODS, Method
+from tipmini_lab.book.tables import Titles, estimate, narrow
+from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.results.statistics import mean_of
+
+# What `METHODS` can't say: the equation that a method's function computes.
+FORMULAS = {
+    "linear": r"$(\sum_t \sqrt{w_t}\, B_t)(\sum_t \sqrt{w_t}\, A_t)$",
+    "cat": r"$\sum_t w_t \Delta_t$",
+    "svd": r"$\sum_t w_t \Delta_t$, its $r$ largest singular values",
+    "dare": r"elements dropped with probability $p$, the rest divided by $1 - p$, factors summed",
+    "ties": r"the largest elements, a sign elected for each, those that agree averaged",
+    "dare_ties": "dropped as by DARE, then a sign elected and averaged as by TIES",
+    "magnitude": r"elements of the lowest $\lvert W_{ij} \rvert$ set to 0, factors summed",
+    "wanda": r"those of the lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$, one sparsity",
+    "tip": r"those of the lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$, a sparsity a layer",
+    "regmean": r"$(\sum_t \Delta_t X_t^\top X_t)(\sum_t X_t^\top X_t)^{-1}$",
+    "knots": r"$\Delta_1, \dots, \Delta_T$ in a basis that they share (SVD), there TIES",
+}
+NEEDS = {None: "adapters", "norms": "adapters, input norms", "grams": "adapters, Gram matrices"}
+RANKS = {"linear": "$r$", "svd": "$r$", "cat": r"$\sum_t r_t$"}  # by how factors are put together
+
+
+def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:
+    """A row a method of the library."""
+    cheapest = min(method.cost for method in METHODS.values())
+    return pd.DataFrame(
+        {
+            titles.get(name, name): _card(name, method, cheapest)
+            | {"mean accuracy": estimate(mean_of(rows, name, profile.tasks))}
+            for name, method in METHODS.items()
+        }
+    ).T.rename_axis("method")
+
+
+def _card(name: str, method: Method, cheapest: float) -> Mapping[str, str]:
+    return {
+        "formula": FORMULAS[name],
+        "needs": narrow(NEEDS[method.needs], 14),
+        "cost": f"× {method.cost / cheapest:.0f}",
+        "rank": RANKS[method.summed],
+        "source": f"{{cite}}`{method.reference}`",
+    }
