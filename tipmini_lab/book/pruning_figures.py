@@ -169,7 +169,7 @@ def few_and_many(points: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
         axes.axvline(level, color=GREY, linestyle=dash, linewidth=0.9, label=name)
     axes.set_yticks(range(len(titles)), [fill(title, 18) for title in titles])
     axes.set(ylim=(len(titles) - 0.4, -0.6), xlabel="perplexity, lower is better")
-    _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis, most=5)
+    _logarithmic(axes.set_xscale, axes.get_xlim, axes.xaxis, most=4)
     return _with_legend(figure)
 
 
