@@ -24,7 +24,7 @@ RESULTS = paths.REPOSITORY / "results"
 
 
 def notebooks() -> list[str]:
-    return sorted(file.stem for file in paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    return sorted(file.stem for file in paths.NOTEBOOKS.glob("*.ipynb"))
 
 
 def code(name: str) -> str:
