@@ -21,6 +21,7 @@ TITLES = {
     "selection": "variants on the validation set",
     "selection/finals": "finalists on the whole validation set",
     "pruning": "pruned models",
+    "pruning/mmlu": "pruned models on MMLU",
     "formats/bfloat16-avx512": "the five methods in bfloat16, AVX512",
     "formats/bfloat16-emulated": "the five methods in bfloat16, emulated",
     "formats/float32-avx2": "the five methods in float32, AVX2",

@@ -50,8 +50,9 @@ def _runs(part: object) -> Iterator[Run]:
 def _machine(told: dict | str) -> str:
     if isinstance(told, str):
         return told
-    named = [told["processor"], f"{told['cores']} cores", told.get("instructions", "")]
-    return ", ".join(filter(None, named))
+    cores = f"{told['cores']} cores" if told.get("cores") else ""
+    named = [told.get("accelerator", ""), told.get("processor", "")]
+    return ", ".join(filter(None, [*named, cores, told.get("instructions", "")]))
 
 
 # Many runs in a line ------------------------------------------------------------------------------
