@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from tipmini_lab import paths
 from tipmini_lab.book.tracing import READS
-from tipmini_lab.results import runs
+from tipmini_lab.results import digests, runs
 
 LABEL = re.compile(r"^:::\{table\}.*\n:name: ([\w-]+)", re.MULTILINE)  # of `tables.numbered`
 PROFILE = re.compile(r'^profile\b[^=]*= "(\w+)"', re.MULTILINE)
@@ -105,16 +106,30 @@ def facts(shown: Shown) -> dict[str, str]:
         "Measured": ", ".join(filter(None, [_count(measured), runs.dates(measured)])),
         "Number format": ", ".join(runs.formats(measured)),
         "Machine": "; ".join(runs.machines(measured)),
-        "Time of measuring": runs.duration(runs.seconds(measured)) if measured else "",
+        "Time of measuring": _taken(measured),
         "Model, SHA-256": _short(hashes["model"]),
         "Adapters, SHA-256": _short(hashes["adapter"]),
         "Data, SHA-256": _short(hashes["data"]),
         "All inputs, SHA-256": _short(hashes["all"]),
+        "Stored results, SHA-256": _short([_content(shown.files)] if shown.files else []),
     }
     return {what: text for what, text in found.items() if text}
 
 
-def _count(measured: list) -> str:
+def _taken(measured: list[runs.Run]) -> str:
+    taken = runs.seconds(measured)
+    return "" if taken is None else runs.duration(taken)
+
+
+def _content(files: list[str]) -> str:
+    """One hash of the files, by name and content."""
+    return digests.digest({file: _file_digest(paths.REPOSITORY / file) for file in files})
+
+
+_file_digest = cache(digests.file_digest)
+
+
+def _count(measured: list[runs.Run]) -> str:
     return f"{len(measured):,} {'run' if len(measured) == 1 else 'runs'}" if measured else ""
 
 
@@ -122,7 +137,8 @@ def _folders(files: Iterable[str]) -> Iterator[str]:
     """Single files by name, several of a folder by their number."""
     folders: dict[str, list[str]] = {}
     for file in files:
-        folders.setdefault(str(Path(file).parent), []).append(file)
+        folder = file.partition("/")[0] if file.startswith("adapters/") else Path(file).parent
+        folders.setdefault(str(folder), []).append(file)
     for folder, own in folders.items():
         yield own[0] if len(own) == 1 else f"{folder}/ ({len(own)} files)"
 

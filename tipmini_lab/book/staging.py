@@ -68,7 +68,8 @@ def stage(
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
     explorer.write(stage_dir / "book/assets/explorer")
     # The front page is the stage's index, or it would be built below book/.
-    (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    front = (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    front.write_text(front.read_text().replace("{figure} pictures/", "{figure} book/pictures/"))
     (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
     shutil.copy(repository / "CHANGELOG.md", stage_dir)  # a page includes it
     config = settings(yaml.safe_load((repository / "_config.yml").read_text()), known)
