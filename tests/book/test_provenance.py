@@ -62,6 +62,7 @@ def test_stored_files_say_what_they_are_of(tmp_path, monkeypatch):
     assert told["Measured"] == "2 runs, 2026-01-01 to 2026-01-02"
     assert told["Time of measuring"] == "2 min" and told["Machine"] == "A CPU, 2 cores"
     assert told["Number format"] == "float32" and told["Model, SHA-256"] == "f" * 12
+    assert len(told["Stored results, SHA-256"]) == 12
     assert told["Stored results"] == "./ (2 files)" and "Adapters, SHA-256" not in told
 
 

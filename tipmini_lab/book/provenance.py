@@ -106,7 +106,7 @@ def facts(shown: Shown) -> dict[str, str]:
         "Measured": ", ".join(filter(None, [_count(measured), runs.dates(measured)])),
         "Number format": ", ".join(runs.formats(measured)),
         "Machine": "; ".join(runs.machines(measured)),
-        "Time of measuring": _taken(measured),
+        "Time of measuring": _duration(measured),
         "Model, SHA-256": _short(hashes["model"]),
         "Adapters, SHA-256": _short(hashes["adapter"]),
         "Data, SHA-256": _short(hashes["data"]),
@@ -116,7 +116,7 @@ def facts(shown: Shown) -> dict[str, str]:
     return {what: text for what, text in found.items() if text}
 
 
-def _taken(measured: list[runs.Run]) -> str:
+def _duration(measured: list[runs.Run]) -> str:
     taken = runs.seconds(measured)
     return "" if taken is None else runs.duration(taken)
 
