@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: setup book reproduce test adapters bench parity archive links clean help
+.PHONY: setup book pdf reproduce test adapters bench parity archive links clean help
 
 PROFILE ?= mini
 JOBS ?= 2
@@ -18,6 +18,9 @@ $(READY): requirements.lock pyproject.toml scripts/setup
 
 book: $(READY) ## compute a part again and build _build/html/index.html (PROFILE=mini)
 	$(BIN)/tipmini book --profile $(PROFILE)
+
+pdf: $(READY) ## print the book that is built to _build/book.pdf (needs Chromium)
+	$(BIN)/tipmini pdf
 
 reproduce: $(READY) ## compute every cell of the paper's methods from nothing (PROFILE=mini)
 	$(BIN)/tipmini fetch

@@ -8,15 +8,14 @@ import nbformat
 from matplotlib.figure import Figure
 
 from tipmini_lab import paths
-from tipmini_lab.book import staging
+from tipmini_lab.book import figures, staging, tables
 from tipmini_lab.book.claims.page import page_values
+from tipmini_lab.book.plotted import plotted
+from tipmini_lab.book.tracing import READS
 
 LONG = "a line that is much wider than a telephone " * 5
 WIDE = "<table class='dataframe'><tr>" + "<td>a wide cell of a table</td>" * 12 + "</tr></table>"
-FIGURE = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="320">'
-    '<rect width="640" height="320" fill="white"/><path d="M40 280L600 40" stroke="black"/></svg>'
-)
+READ = ["results/mini/cells/base-rte.json"]  # by every cell
 TABLE = re.compile(r'name="(tab-[\w-]+)"')  # of `show.numbered`
 PICTURE = re.compile(r"pictures/(\w+)\.svg")
 
@@ -28,6 +27,7 @@ def execute(source: Path, executed: Path) -> None:
     for count, cell in enumerate(code, start=1):
         cell.execution_count = count
         cell.outputs = [_output("figure" in cell.metadata.get("mystnb", {}))]
+        cell.outputs += [nbformat.v4.new_output("display_data", {READS: READ})]
         cell.outputs += [_table(name) for name in TABLE.findall(cell.source)]
         cell.metadata["papermill"] = {"exception": False, "start_time": "2026-01-01T00:00:00"}
     run.metadata["papermill"] = {"exception": None, "output_path": str(executed / source.name)}
@@ -36,8 +36,15 @@ def execute(source: Path, executed: Path) -> None:
 
 
 def _output(figure: bool) -> nbformat.NotebookNode:
-    data = {"image/svg+xml": FIGURE} if figure else {"text/html": WIDE, "text/plain": LONG}
+    data = {"text/html": WIDE, "text/plain": LONG}
+    if figure:
+        data = {"image/svg+xml": tables.svg(drawn()), "text/csv": plotted(drawn())}
     return nbformat.v4.new_output("display_data", data)
+
+
+@functools.cache
+def drawn() -> Figure:
+    return figures.layers_by_task({"RTE": [1, 3, 2], "PIQA": [3, 1, 2]}, "importance")
 
 
 def _table(name: str) -> nbformat.NotebookNode:
@@ -56,9 +63,9 @@ def values() -> dict[str, str]:
 
 
 def pictures() -> dict[str, Figure]:
-    """An empty figure for every picture that a page shows."""
+    """A figure for every picture that a page shows."""
     pages = [page.read_text() for page in paths.BOOK.glob("*.md")]
-    return {name: Figure() for page in pages for name in PICTURE.findall(page)}
+    return {name: drawn() for page in pages for name in PICTURE.findall(page)}
 
 
 def stage(work: Path) -> Path:

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import standins
 import yaml
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tipmini.errors import TipminiError
@@ -16,7 +17,7 @@ from tipmini.methods import merge
 from tipmini.methods.pruner import Pruner
 from tipmini.models import calibration
 from tipmini_lab import paths
-from tipmini_lab.book import staging
+from tipmini_lab.book import appendices, staging
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
 from tipmini_lab.experiments.searching import search
@@ -124,12 +125,26 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
     assert contents(out) == first
 
 
-def test_a_chapter_has_the_number_in_its_file_s_name():
+def test_a_chapter_has_the_number_in_its_file_s_name_and_an_appendix_its_letter():
     parts = yaml.safe_load((paths.REPOSITORY / "_toc.yml").read_text())["parts"]
     numbered = [c["file"] for part in parts if part.get("numbered") for c in part["chapters"]]
-    assert len(numbered) >= 10
-    for number, file in enumerate(numbered, 1):
+    chapters = [file for file in numbered if not appendices.letter(file)]
+    assert len(chapters) >= 10
+    for number, file in enumerate(chapters, 1):
         assert file.startswith(f"notebooks/{number:02d}_")
+    lettered = numbered[len(chapters) :]
+    letters = [appendices.letter(file) for file in lettered]
+    assert letters == sorted(set(letters))
+
+
+def test_what_an_appendix_has_is_counted_by_its_letter(tmp_path_factory):
+    html = standins.built(tmp_path_factory.getbasetemp() / "book")
+    page = BeautifulSoup((html / "notebooks/b_readings.html").read_text(), "html.parser")
+    assert page.select_one("h1 .section-number").text == "B. "
+    assert page.select_one("h2 .section-number").text == "B.1. "
+    assert page.select_one("caption .caption-number").text == "Table B.1 "
+    front = BeautifulSoup((html / "index.html").read_text(), "html.parser")
+    assert front.select_one(".bd-links a[href*=b_readings]").text.startswith("B. ")
 
 
 def test_what_a_cell_prints_with_a_role_is_read_as_myst():

@@ -1,4 +1,4 @@
-"""Every page of the book in a real browser: a telephone in light mode, a desktop in dark mode."""
+"""Every page of the book in a real browser: a telephone and a desktop, in light and dark mode."""
 
 import functools
 import http.server
@@ -7,14 +7,17 @@ import re
 import shutil
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import standins
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
 from PIL import Image
 from playwright.sync_api import Page, Route, sync_playwright
 
 from tipmini_lab import paths
+from tipmini_lab.book import finishing
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -29,10 +32,20 @@ TEXT = """() => { const page = document.querySelector("article").cloneNode(true)
   page.querySelectorAll("pre, code, mjx-container").forEach(node => node.remove());
   return page.textContent; }"""
 IMAGES = """() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim())
-  .map(i => i.currentSrc.slice(0, 99))"""
+  .map(i => i.currentSrc.slice(0, 99))
+  .concat([...document.querySelectorAll("svg.drawn")].filter(
+    s => !s.getAttribute("aria-label").trim()).map(s => s.outerHTML.slice(0, 99)))"""
 FIGURES = """() => [...document.querySelectorAll("article figure")].filter(
-  f => !f.querySelector("img[alt], table") || !f.querySelector("figcaption")).length"""
-LINKS = """() => [...document.querySelectorAll("a[href]")].map(a => a.href.split(/[?#]/)[0])"""
+  f => !f.querySelector("img, svg.drawn, table") || !f.querySelector("figcaption")).length"""
+SMALLEST = """() => Math.min(99, ...[...document.querySelectorAll("svg.drawn text")].map(t => {
+  const {a, b} = t.getScreenCTM();
+  return parseFloat(getComputedStyle(t).fontSize) * Math.hypot(a, b); }))"""
+COPIED = "start => navigator.clipboard.readText().then(text => text.startsWith(start))"
+HEAVIEST = 1_500_000
+LEGIBLE = 9  # pixels
+PAINTED = """() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime"""
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+RULES["preload"] = False  # it would ask for the style sheets once more
 TYPESET = "n => document.querySelectorAll('.math mjx-container').length >= n"
 
 pytestmark = pytest.mark.browser
@@ -125,10 +138,21 @@ class Visitor:
         width = self.page.evaluate("document.documentElement.scrollWidth")
         self.note(width > self.page.viewport_size["width"], f"is {width} pixels wide")
 
+    def must_be_legible(self):
+        smallest = self.page.evaluate(SMALLEST)
+        self.note(smallest < LEGIBLE, f"a figure with text of {smallest:.1f} pixels")
+
+    def must_be_accessible(self):
+        """Nothing that axe calls serious or critical, by the rules of WCAG 2.1 AA."""
+        found = Axe().run(self.page, options=RULES)
+        for rule in found.response["violations"]:
+            told = f"axe: {rule['id']}: {rule['nodes'][0]['html'][:160]}"
+            self.note(rule["impact"] in ("serious", "critical"), f"{told} ({len(rule['nodes'])})")
+
     def must_be_dark(self):
         pictures = {"the page": self.page.screenshot()}
-        for image in self.page.locator("article img").all():
-            pictures[image.get_attribute("alt")] = image.screenshot()
+        for image in self.page.locator("article svg.drawn").all():
+            pictures[image.get_attribute("aria-label")] = image.screenshot()
         for what, picture in pictures.items():
             grey = Image.open(io.BytesIO(picture)).convert("L")
             # Inwards of the corners: the picture of an element may begin a pixel beside it.
@@ -142,28 +166,85 @@ def pages(html: Path) -> list[str]:
     return [page for page in found if not page.startswith(("_static", "search"))]
 
 
-def test_every_page_on_a_telephone(html, address, visit):
-    visitor = visit(390, "light")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page(html, address, visit, width, scheme):
+    """axe sees each width and each scheme once."""
+    visitor = visit(width, scheme)
     for page in pages(html):
         visitor.open(address + page)
         visitor.must_fit()
+        visitor.must_be_legible()
+        if scheme == "dark":
+            visitor.must_be_dark()
+        if (width < 600) == (scheme == "dark"):
+            visitor.must_be_accessible()
 
 
-def test_every_page_on_a_desktop_in_dark_mode(html, address, visit):
-    """And every link within the book leads to a file."""
-    visitor, targets = visit(1280, "dark"), set()
+def test_every_link_within_the_book_leads_to_a_file(html):
     for page in pages(html):
-        visitor.open(address + page)
-        visitor.must_be_dark()
-        targets |= set(visitor.page.evaluate(LINKS))
-    inside = {t.removeprefix(address) for t in targets if t.startswith(address)}
-    assert {t for t in inside if not (html / t).exists()} == set()
+        soup = BeautifulSoup((html / page).read_text(), "html.parser")
+        for link in soup.select("a[href]"):
+            target = unquote(urlsplit(link["href"]).path)
+            inside = target and not re.match(r"\w+:", link["href"])
+            assert not inside or ((html / page).parent / target).exists(), (page, link["href"])
 
 
-def test_the_search_finds_a_page(address, visit):
+def test_every_page_is_light_and_a_long_one_lists_its_parts(html):
+    """Bytes with all that a page loads but MathJax."""
+    for page in pages(html):
+        assert finishing.weight(html / page) < HEAVIEST, page
+        soup = BeautifulSoup((html / page).read_text(), "html.parser")
+        read = int(soup.select_one(".reading-time").text.split()[0])
+        assert read <= finishing.LONG or soup.select(".parts li"), page
+
+
+def test_every_figure_and_table_says_where_it_comes_from_and_offers_its_data(html, address, visit):
+    visitor = visit(390, "light")
+    visitor.open(address + "notebooks/b_readings.html")
+    page = visitor.page
+    lines = page.locator("details.provenance")
+    assert lines.count() == page.locator("article :is(figure, table)[id]").count() > 0
+    lines.first.locator("summary").press("Enter")
+    told = lines.first.inner_text()
+    for fact in ("notebooks/b_readings.ipynb", "Profile", "Machine", "SHA-256"):
+        assert html == BUILT or fact in told
+    with page.expect_download() as download:
+        lines.first.get_by_role("link", name="Download the data").click()
+    assert "," in download.value.path().read_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for form, start in (("BibTeX", "@misc{tipmini-"), ("Markdown", "| ")):
+        lines.first.get_by_role("button", name=f"Copy as {form}").click()
+        page.wait_for_function(COPIED, arg=start)
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "shown"),
+    [
+        ("01_importance", "a[href='#equation-tip-eq-1']", "mjx-container"),
+        ("b_readings", "a[href^='#tab-']", "table"),
+        ("b_readings", "a[href*='bibliography.html#']", "text=In "),
+        ("01_importance", "a.term", "dd"),
+    ],
+)
+def test_a_link_shows_what_it_leads_to(address, visit, page, link, shown):
+    """To the pointer and to the keyboard, until Escape."""
     visitor = visit(1280, "light")
-    visitor.page.goto(address + "search.html?q=adapter")
-    visitor.page.locator("ul.search li a").first.wait_for()
+    visitor.open(f"{address}notebooks/{page}.html")
+    preview = visitor.page.locator("#preview")
+    first = visitor.page.locator(f"article {link}").first
+    first.hover()
+    preview.locator(shown).first.wait_for()
+    visitor.page.keyboard.press("Escape")
+    preview.wait_for(state="hidden")
+
+
+def test_the_search_finds_where_a_word_is_defined(address, visit):
+    visitor = visit(1280, "light")
+    visitor.page.goto(address + "search.html?q=Linear%2C tuned")
+    first = visitor.page.locator("ul.search li a").first
+    first.wait_for()
+    assert first.get_attribute("href").endswith("glossary.html#term-Linear-tuned")
 
 
 def test_a_table_is_sorted_by_a_column(html, address, visit):
@@ -186,3 +267,4 @@ def test_the_book_opens_from_the_file_system(html, visit):
     visitor = visit(1280, "light")
     for page in ("index.html", "notebooks/02_dynamic_sparsity.html"):
         visitor.open((html / page).as_uri())
+        print(f"{page}: first paint after {visitor.page.evaluate(PAINTED):.0f} ms")

@@ -21,16 +21,18 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import explorer
+from tipmini_lab.book import explorer, provenance
+from tipmini_lab.book.finishing import finish
 from tipmini_lab.book.origin import Origin, origin, settings
+from tipmini_lab.book.plotted import plotted
+from tipmini_lab.book.provenance import Facts
 from tipmini_lab.book.standalone import begin
 from tipmini_lab.book.tables import svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
 VALUE = re.compile(r"{{\s*(\w+)\s*}}")
 MATHJAX = "sphinx-mathjax-offline"
-# The theme's hint to load icon fonts early: an error in the console of a book opened as a file.
-PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+FACTS = "facts.json"  # of the stage, for the last step of its build
 
 
 def stage(
@@ -66,7 +68,8 @@ def stage(
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
     explorer.write(stage_dir / "book/assets/explorer")
     # The front page is the stage's index, or it would be built below book/.
-    (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    front = (stage_dir / "book/index.md").rename(stage_dir / "index.md")
+    front.write_text(front.read_text().replace("{figure} pictures/", "{figure} book/pictures/"))
     (stage_dir / "_toc.yml").write_text(yaml.safe_dump(contents | {"root": "index"}))
     shutil.copy(repository / "CHANGELOG.md", stage_dir)  # a page includes it
     config = settings(yaml.safe_load((repository / "_config.yml").read_text()), known)
@@ -74,8 +77,21 @@ def stage(
     (stage_dir / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
     _vendor_mathjax(stage_dir / "vendor")
     (stage_dir / "notebooks").mkdir()
+    found = [shown for name, own in notebooks.items() for shown in provenance.take(name, own)]
     for name, notebook in notebooks.items():
         nbformat.write(begin(notebook, known), stage_dir / f"notebooks/{name}.ipynb")
+    shown = provenance.unique(found)
+    facts = Facts(
+        title=config["title"],
+        author=config["author"],
+        year=config["copyright"],
+        commit=str(known.commit or ""),
+        address=known.address or "",
+        shown={label: provenance.facts(one) for label, one in shown.items()},
+        csv={label: one.csv for label, one in shown.items() if one.csv}
+        | {name: plotted(picture) for name, picture in pictures.items()},
+    )
+    (stage_dir / FACTS).write_text(facts.model_dump_json())
 
 
 def published(source: Path, executed: Path) -> nbformat.NotebookNode:
@@ -147,8 +163,10 @@ def _vendor_mathjax(into: Path) -> None:
             shutil.copyfile(file.locate(), target)
 
 
-def build(stage_dir: Path, out: Path) -> None:
+def build(stage_dir: Path, out: Path) -> dict[str, int]:
     """Build the staged book into the folder `out` (its `index.html` is the front page).
+
+    Returns how many bytes every page is and loads, without MathJax: see `finishing.weight`.
 
     Raises TipminiError where Sphinx warned (an unresolved reference, an unknown citation, ...);
     `out` then stays as it was.
@@ -172,8 +190,8 @@ def build(stage_dir: Path, out: Path) -> None:
         warnings = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[:1]
         told = f"{len(warnings)} warnings; the first: {warnings[0].strip()}"
         raise TipminiError(f"book: not published, {told}")
-    for page in (work / "_build/html").rglob("*.html"):
-        page.write_text(PRELOAD.sub("", page.read_text()))
+    facts = Facts.model_validate_json((stage_dir / FACTS).read_text())
+    weights = finish(work / "_build/html", facts)
     # Two renames: never a half-written book.
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -182,3 +200,4 @@ def build(stage_dir: Path, out: Path) -> None:
     (work / "_build/html").rename(out)
     for folder in (old, work):
         shutil.rmtree(folder, ignore_errors=True)
+    return weights

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 import tipmini as tm
 from tipmini.methods.table import Preset
 from tipmini_lab import paths
+from tipmini_lab.book import tracing
+from tipmini_lab.book.plotted import plotted
 from tipmini_lab.evaluation.documents import ADAPTED, KNOWN
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.experiment import TABLE_1, stored
@@ -26,6 +28,8 @@ from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import MISSING, Interval, mean_of, measured
 from tipmini_lab.results.store import Cell, Place, in_one_format
 
+tracing.start()  # every notebook imports this module first
+
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
 POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
@@ -33,7 +37,7 @@ POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 def svg(figure: Figure) -> str:
     """The figure as transparent SVG text, the same at every run: no date, no random ids."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "tipmini", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "tipmini", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _named_clips(_rounded(buffer.getvalue()))
 
@@ -58,10 +62,13 @@ def _named_clips(picture: str) -> str:
 
 
 def figure(figure: Figure) -> None:
-    """Show a figure once, as SVG. Figures here never enter pyplot, so none is left to close."""
-    from IPython.display import SVG, display
+    """Show a figure once, as SVG, and keep what it shows as numbers for the book to offer.
 
-    display(SVG(svg(figure)))
+    Figures here never enter pyplot, so none is left to close.
+    """
+    from IPython.display import display
+
+    display({"image/svg+xml": svg(figure), "text/csv": plotted(figure)}, raw=True)
 
 
 def table(frame: pd.DataFrame) -> None:

@@ -116,17 +116,30 @@ def book(profile: Profile = "mini") -> None:
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini_lab import paths
-    from tipmini_lab.book import about, again, answers, explorer, performance, staging
+    from tipmini_lab.book import about, again, answers, explorer, performance, runs_page, staging
     from tipmini_lab.book.claims import page
     from tipmini_lab.book.front_page import front_page_values
 
     audited = page.audit()
     values = page.page_values(audited=audited)  # a changed verdict is found at once
     values |= answers.page_values(audited) | front_page_values() | again.page_values()
-    values |= about.page_values()
+    values |= about.page_values() | runs_page.page_values()
     pictures = performance.pictures() | answers.pictures(audited) | explorer.pictures()
     staging.stage(executed, paths.BUILD / "stage", values, pictures)
-    staging.build(paths.BUILD / "stage", paths.BUILD / "html")
+    weights = staging.build(paths.BUILD / "stage", paths.BUILD / "html")
+    for name, size in sorted(weights.items(), key=lambda one: -one[1]):
+        print(f"{size / 1e6:6.2f} MB  {name}")
+
+
+@in_checkout
+def pdf(
+    out: Annotated[Path, typer.Argument(help="the file to write")] = Path("_build/book.pdf"),
+) -> None:
+    """Print the built book to one PDF file, by Chromium."""
+    from tipmini_lab import paths
+    from tipmini_lab.book import printing
+
+    printing.pdf(paths.BUILD / "html", out)
 
 
 @in_checkout

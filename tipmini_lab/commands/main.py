@@ -36,6 +36,7 @@ COMMANDS = {
     batch.book: ["tipmini book --profile mini"],
     batch.publish: ["tipmini publish _build/executed/mini"],
     batch.archive: ["tipmini archive"],
+    batch.pdf: ["tipmini pdf", "tipmini pdf book.pdf"],
     one.prune: [
         "tipmini prune --share 0.5 --out half",
         "tipmini prune --share 0.2 --method taylor --no-tune --rows 128 --out fifth",
