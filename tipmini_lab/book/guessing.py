@@ -91,7 +91,7 @@ def answers_table(
     return pd.DataFrame(lines).T.rename_axis("answers")
 
 
-def written(lm: evaluator.PackedLM, definition: ConfigurableTask, letters: int = 40) -> list[str]:
+def written(lm: evaluator.PackedLM, definition: ConfigurableTask, letters: int = 24) -> list[str]:
     """What a model writes for each example, on one line, its end cut; unseen letters by code."""
     texts = [str(sample["resps"][0][0]) for sample in evaluator.samples(lm, definition)]
     plain = ["".join(map(_seen, " ".join(text.split()))) for text in texts]
@@ -114,6 +114,10 @@ def written_table(
         asked = definition.doc_to_text(doc).rpartition("Q:")[2].partition("\n")[0].strip()
         right = definition.doc_to_target(doc)
         right = right if isinstance(right, str) else right[0]
-        said = {model: narrow(texts[place] or "(nothing)") for model, texts in spoken.items()}
-        lines[narrow(asked)] = {"right": narrow(right)} | said
-    return pd.DataFrame(lines).T.rename_axis("question")
+        said = {model: narrow(texts[place] or "(nothing)", 14) for model, texts in spoken.items()}
+        lines[narrow(asked, 18)] = {"right": narrow(right, 14)} | said
+    return (
+        pd.DataFrame(lines)
+        .T.rename(columns=lambda model: narrow(model, 14))
+        .rename_axis("question")
+    )

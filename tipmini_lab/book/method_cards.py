@@ -13,15 +13,15 @@ from tipmini_lab.results.statistics import mean_of
 FORMULAS = {
     "linear": r"$(\sum_t \sqrt{w_t}\, B_t)(\sum_t \sqrt{w_t}\, A_t)$",
     "cat": r"$\sum_t w_t \Delta_t$",
-    "svd": r"$\sum_t w_t \Delta_t$, its $r$ largest singular values",
-    "dare": r"elements dropped with probability $p$, the rest divided by $1 - p$, factors summed",
-    "ties": r"the largest elements, a sign elected for each, those that agree averaged",
-    "dare_ties": "dropped as by DARE, then a sign elected and averaged as by TIES",
-    "magnitude": r"elements of the lowest $\lvert W_{ij} \rvert$ set to 0, factors summed",
-    "wanda": r"those of the lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$, one sparsity",
-    "tip": r"those of the lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$, a sparsity a layer",
+    "svd": r"$\sum_t w_t \Delta_t$,<br>its $r$ largest singular values",
+    "dare": r"elements dropped with probability $p$,<br>the rest over $1 - p$, factors summed",
+    "ties": r"the largest elements, a sign elected,<br>those that agree averaged",
+    "dare_ties": "dropped as by DARE,<br>then elected and averaged as by TIES",
+    "magnitude": r"lowest $\lvert W_{ij} \rvert$ set to 0,<br>factors summed",
+    "wanda": r"lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$ set to 0,<br>one sparsity",
+    "tip": r"lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$ set to 0,<br>a sparsity a layer",
     "regmean": r"$(\sum_t \Delta_t X_t^\top X_t)(\sum_t X_t^\top X_t)^{-1}$",
-    "knots": r"$\Delta_1, \dots, \Delta_T$ in a basis that they share (SVD), there TIES",
+    "knots": r"$\Delta_1, \dots, \Delta_T$ in a basis<br>that they share (SVD), there TIES",
 }
 NEEDS = {None: "adapters", "norms": "adapters, input norms", "grams": "adapters, Gram matrices"}
 RANKS = {"linear": "$r$", "svd": "$r$", "cat": r"$\sum_t r_t$"}  # by how factors are put together
@@ -32,8 +32,14 @@ def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:
     cheapest = min(method.cost for method in METHODS.values())
     return pd.DataFrame(
         {
-            titles.get(name, name): _card(name, method, cheapest)
-            | {"mean accuracy": estimate(mean_of(rows, name, profile.tasks))}
+            f"{narrow(titles.get(name, name), 14)} {{cite}}`{method.reference}`": _card(
+                name, method, cheapest
+            )
+            | {
+                "mean accuracy": estimate(mean_of(rows, name, profile.tasks)).replace(
+                    " ± ", "<br>±"
+                )
+            }
             for name, method in METHODS.items()
         }
     ).T.rename_axis("method")
@@ -45,5 +51,4 @@ def _card(name: str, method: Method, cheapest: float) -> Mapping[str, str]:
         "needs": narrow(NEEDS[method.needs], 14),
         "cost": f"× {method.cost / cheapest:.0f}",
         "rank": RANKS[method.summed],
-        "source": f"{{cite}}`{method.reference}`",
     }
