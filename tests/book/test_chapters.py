@@ -6,9 +6,11 @@ import standins
 import yaml
 
 from tipmini_lab import paths
+from tipmini_lab.book import appendices
 
 PARTS = yaml.safe_load((paths.REPOSITORY / "_toc.yml").read_text())["parts"]
-CHAPTERS = [c["file"] for part in PARTS if part.get("numbered") for c in part["chapters"]]
+NUMBERED = [c["file"] for part in PARTS if part.get("numbered") for c in part["chapters"]]
+CHAPTERS = [file for file in NUMBERED if not appendices.letter(file)]
 FOLDED = {"hide-cell", "hide-input"}
 
 
