@@ -114,6 +114,14 @@ def test_a_figure_is_a_part_of_the_page_and_its_greys_follow_the_mode(book):
     assert "--grey-757575:#" in page.style.text and "@media screen" in page.style.text
 
 
+def test_the_style_sheet_keeps_the_icons_that_pages_have():
+    font = '@font-face{font-family:"Font Awesome 6 Brands";src:url(fa-brands-400.woff2)}'
+    sheet = '.fa-a:before{content:"1"}.fa-b:before,.fa-c:before{content:"2"}.fa{color:red}' + font
+    kept = finishing.fewer_icons(sheet, '<i class="fas fa-c"></i>')
+    assert kept == '.fa-b:before,.fa-c:before{content:"2"}.fa{color:red}'
+    assert finishing.fewer_icons(sheet, '<i class="fab fa-a"></i>').endswith(font)
+
+
 @pytest.mark.parametrize("grey", ["#000000", "#333333", "#595959", "#757575"])
 def test_text_reads_in_both_modes(grey):
     """Contrast by WCAG with the theme's near-black; at least 4.5."""

@@ -23,6 +23,9 @@ NEEDLESS = re.compile(
 )
 SENTENCE = re.compile(r".+?[.!?:](?=\s|$)", re.DOTALL)
 UNREAD = "pre, script, style, details, svg, .headerlink, .eqno, .reading-time, .parts"
+BRANDS = re.compile(r"\bfab fa-git(?:hub|lab)\b")  # a font of 0.1 MB for one button
+ICONS = re.compile(r"((?:\.fa-[\w-]+:+before,?)+)\{content:[^}]*\}")  # of the icons' style sheet
+FONT = re.compile(r"@font-face\{[^}]*Font Awesome[^}]*\}")
 URL = re.compile(r"url\(['\"]?([^'\")]+)")
 # What a page loads later or not at all: MathJax, which a page without equations doesn't need, and
 # the fonts' older format.
@@ -33,9 +36,14 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
     """Change every page below `html`; {page: bytes that it is and loads, without MathJax}."""
     pages = {page.relative_to(html).as_posix(): page for page in sorted(html.rglob("*.html"))}
     texts = {name: NEEDLESS.sub("", page.read_text()) for name, page in pages.items()}
+    texts = {name: BRANDS.sub("fas fa-code-branch", text) for name, text in texts.items()}
+    for name, page in pages.items():
+        page.write_text(texts[name])
     pages = {
         name: page for name, page in pages.items() if '<article class="bd-article' in texts[name]
     }
+    for sheet in html.glob("_static/vendor/fontawesome/*/css/all.min.css"):
+        sheet.write_text(fewer_icons(sheet.read_text(), "".join(texts.values())))
     soups = {name: BeautifulSoup(texts[name], "html.parser") for name in pages}
     targets = previews.targets(soups)
     for name, soup in soups.items():
@@ -53,6 +61,14 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
     for name, page in pages.items():
         page.write_text(inlining.inlined(soups[name], page))
     return {name: weight(page) for name, page in pages.items()}
+
+
+def fewer_icons(sheet: str, pages: str) -> str:
+    """The style sheet of the icons with those that the pages have: ten of two thousand."""
+    used = set(re.findall(r"\bfa-[\w-]+", pages))
+    brands = bool({"fa-brands"} & used or re.search(r'class="[^"]*\bfab\b', pages))
+    sheet = ICONS.sub(lambda m: m[0] if used & set(re.findall(r"fa-[\w-]+", m[1])) else "", sheet)
+    return FONT.sub(lambda m: m[0] if brands or "brands" not in m[0] else "", sheet)
 
 
 def name_home(soup: BeautifulSoup) -> None:
