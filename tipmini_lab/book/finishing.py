@@ -25,7 +25,7 @@ SENTENCE = re.compile(r".+?[.!?:](?=\s|$)", re.DOTALL)
 UNREAD = "pre, script, style, details, svg, .headerlink, .eqno, .reading-time, .parts"
 BRANDS = re.compile(r"\bfab fa-git(?:hub|lab)\b")  # a font of 0.1 MB for one button
 ICONS = re.compile(r"((?:\.fa-[\w-]+:+before,?)+)\{content:[^}]*\}")  # of the icons' style sheet
-FONT = re.compile(r"@font-face\{[^}]*Font Awesome[^}]*\}")
+FONT = re.compile(r"@font-face\{[^}]*Font ?Awesome[^}]*\}")
 URL = re.compile(r"url\(['\"]?([^'\")]+)")
 # What a page loads later or not at all: MathJax, which a page without equations doesn't need, and
 # the fonts' older format.
@@ -50,6 +50,8 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
         article = soup.select_one("article.bd-article")
         read = minutes(article)
         name_home(soup)
+        if not soup.select(".bd-toc-nav"):  # or the theme looks for what every link names
+            soup.body.attrs.pop("data-bs-spy", None)
         describe(soup, article)
         scrollable(article)
         provenance_lines.add(soup, name, html, facts)
