@@ -221,8 +221,8 @@ def test_every_figure_and_table_says_where_it_comes_from_and_offers_its_data(htm
 @pytest.mark.parametrize(
     ("page", "link", "shown"),
     [
-        ("01_importance", "a[href='#equation-tip-eq-1']", "mjx-container"),
-        ("b_readings", "a[href^='#tab-']", "table"),
+        ("01_importance", "a.internal[href='#equation-tip-eq-1']", "mjx-container"),
+        ("b_readings", "a.internal[href^='#tab-']", "table"),
         ("b_readings", "a[href*='bibliography.html#']", "text=In "),
         ("01_importance", "a.term", "dd"),
     ],
