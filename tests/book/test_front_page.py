@@ -14,6 +14,7 @@ from tipmini_lab.book import (
     front_page,
     guessing,
     questions,
+    runs_page,
     staging,
     tables,
 )
@@ -68,7 +69,12 @@ def test_what_was_computed_again_is_told(monkeypatch):
 
 def test_every_value_that_a_page_names_is_given(of_claims):
     """Nothing is stored, so that nothing may look measured. The claims have their own page."""
-    values = front_page.front_page_values() | again.page_values() | about.page_values()
+    values = (
+        front_page.front_page_values()
+        | again.page_values()
+        | about.page_values()
+        | runs_page.page_values()
+    )
     named = {n for page in paths.BOOK.glob("*.md") for n in staging.VALUE.findall(page.read_text())}
     assert named <= values.keys() | of_claims.keys()
     assert not values.keys() & of_claims.keys()

@@ -64,7 +64,8 @@ def few_shot_higher(
         for (share, one, two), pair in zip(asked, pairs, strict=True)
     )
     words = f"Without fine-tuning. {sizes}. {_unpruned(evidence)}."
-    return Finding(checks.verdict_of(better, worse, len(found)), counted, words, tuple(pairs))
+    compared = tuple((*pair, mmlu.NAME) for pair in pairs)
+    return Finding(checks.verdict_of(better, worse, len(found)), counted, words, compared)
 
 
 @here
