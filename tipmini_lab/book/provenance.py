@@ -61,7 +61,8 @@ def _displayed(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def _taken(cell: nbformat.NotebookNode) -> list[str]:
     told = [output for output in _displayed(cell) if READS in output.data]
     cell.outputs = [output for output in cell.outputs if output not in told]
-    return [file for output in told for file in output.data[READS]]
+    read = [file for output in told for file in output.data[READS]]
+    return [file for file in read if (paths.REPOSITORY / file).is_file()]  # folders are opened too
 
 
 # Which cells a cell rests on ----------------------------------------------------------------------
