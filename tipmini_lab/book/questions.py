@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from tipmini_lab import paths
-from tipmini_lab.book import comparisons, method_tables
+from tipmini_lab.book import comparisons, method_tables, tables
 from tipmini_lab.book.tables import EMPTY, Titles, narrow, p_text, points, variant_rows
 from tipmini_lab.experiments.catalogue import Catalogue, catalogue
 from tipmini_lab.experiments.profiles import Profile, load_profile
-from tipmini_lab.results import digests, statistics, store
+from tipmini_lab.results import digests, frame, statistics, store
 from tipmini_lab.results.statistics import LEVEL, Pair, Verdict, compare
 
 Asked = tuple[tuple[str, str], ...]  # (variant, the one that it is held against)
@@ -120,7 +120,8 @@ def _compared(at: Profile, every: Sequence[Pair]) -> list[dict]:
     """
     folders = at.store / "cells", at.variant_store
     stored = [digests.file_digest(f) for own in folders for f in sorted(own.glob("*.json"))]
-    code = digests.file_digest(Path(statistics.__file__))
+    told = (__file__, *(module.__file__ for module in (frame, statistics, store, tables)))
+    code = [digests.file_digest(Path(file)) for file in told]
     key = digests.digest([at.name, DRAWS, SEEDS, every, stored, code])
     file = paths.BUILD / f"compared-{key[:12]}.json"
     if not file.is_file():
