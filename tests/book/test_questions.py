@@ -35,6 +35,8 @@ def test_a_pair_is_tested_where_all_examples_are_and_else_at_the_page_s_profile(
     assert list(found.verdict[:2]) == ["better", "worse"]
     alone = compare(ROWS, EVERY[:2], 2000)
     assert list(found.corrected[:2]) == list(alone.corrected)
+    assert found.corrected[2] == found.p[2]  # one comparison at its profile, as `NOTE` says
+    assert "at the same profile" in questions.NOTE
     assert questions.tested(EVERY, FULL).verdict[2] == MISSING
 
 

@@ -1,8 +1,8 @@
 """What the chapters on TIP ask of merges: each comparison is declared here and tested once.
 
 A page looks a pair up, whichever way round, so that a question has one p and one verdict wherever
-it stands. All pairs are corrected together. A pair is tested on all examples, at `full`; where a
-variant has no cells there, at the profile of the page.
+it stands. A pair is tested on all examples, at `full`; where a variant has no cells there, at the
+profile of the page. All pairs that are tested at the same profile are corrected together.
 """
 
 import json
@@ -192,7 +192,8 @@ def table(
 
 NOTE = (
     "The interval is that of a paired bootstrap over examples. $p$ is of a permutation test, "
-    f"corrected for all comparisons of these chapters together; the verdict is at p < {LEVEL}."
+    "corrected for all comparisons of these chapters that are tested at the same profile; the "
+    f"verdict is at p < {LEVEL}."
 )
 
 
