@@ -14,9 +14,10 @@ CITATION = "title: tipmini\nversion: 1.2.3\nauthors:\n- name: some people\n"
 COMMIT = Commit("0123456789abcdef0123456789abcdef01234567", "2026-01-02T03:04:05+00:00", False)
 
 
-def git(folder: Path, *command: str) -> None:
+def git(folder: Path, *command: str, given: str = "") -> str:
     who = ("-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgsign=false")
-    subprocess.run(["git", *who, *command], cwd=folder, check=True, capture_output=True)
+    how = {"cwd": folder, "check": True, "capture_output": True, "text": True}
+    return subprocess.run(["git", *who, *command], input=given, **how).stdout
 
 
 @pytest.fixture
@@ -73,6 +74,22 @@ def test_the_commit_is_gits_or_that_of_the_packed_sources(copy):
 
     changed = origin({}, copy)
     assert changed.pinned is None and str(changed.commit).endswith(", with uncommitted changes")
+
+
+def test_a_reader_s_own_settings_of_git_have_no_say(copy):
+    git(copy, "init", "-q")
+    git(copy, "add", ".")
+    git(copy, "commit", "-qm", "x")
+    known = origin({}, copy)
+    head, _, message = git(copy, "cat-file", "commit", "HEAD").partition("\n\n")
+    signed = f"{head}\ngpgsig -----BEGIN PGP SIGNATURE-----\n x\n\n{message}"
+    name = git(copy, "hash-object", "-t", "commit", "-w", "--stdin", given=signed).strip()
+    git(copy, "reset", "--hard", "-q", name)
+    git(copy, "config", "log.showSignature", "true")
+    git(copy, "config", "status.showUntrackedFiles", "no")
+    assert origin({}, copy).commit == known.commit._replace(name=name)
+    (copy / "new").touch()
+    assert origin({}, copy).commit.changed
 
 
 def options(address: str | None, provider: str | None, commit: Commit | None) -> dict:

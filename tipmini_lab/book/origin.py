@@ -24,6 +24,7 @@ LAUNCHERS = {
     "github": BINDER | {"colab_url": "https://colab.research.google.com"},
     "gitlab": BINDER,
 }
+STATUS = "status", "--porcelain", "--untracked-files=normal"
 ARCHIVED = ".git_archival.txt"  # git writes the commit into it when it packs the sources
 
 
@@ -76,9 +77,9 @@ def origin(environ: Mapping[str, str] = os.environ, repository: Path = paths.REP
 
 def _commit(repository: Path) -> Commit | None:
     """Of the checkout, or of the packed sources; none where neither is known."""
-    told = _git(repository, "log", "-1", "--format=%H %cI")
+    told = _git(repository, "log", "-1", "--no-show-signature", "--format=%H %cI")
     if told and _git(repository, "rev-parse", "--show-cdup") == "":  # not a folder of another one
-        return Commit(*told.split(), changed=bool(_git(repository, "status", "--porcelain")))
+        return Commit(*told.split(), changed=bool(_git(repository, *STATUS)))
     archived = (repository / ARCHIVED).read_text().split()
     return None if "Format" in archived[0] else Commit(*archived, changed=False)
 
