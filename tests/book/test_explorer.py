@@ -87,6 +87,16 @@ def test_prunings_are_those_that_are_stored():
     assert found["steps"] == {"none": 0, "short": 20, "long": 320}
 
 
+def test_what_is_not_measured_yet_is_left_out(monkeypatch):
+    monkeypatch.setattr(explorer, "variant_cells", lambda profile: {})
+    assert explorer.stored(MINI) == {"rows": {}, "alone": {}, "merges": []}
+    rows, scores = explorer_pruning._frames()
+    left = (rows[rows.method != "wanda"], scores[scores.method != "wanda"])
+    monkeypatch.setattr(explorer_pruning, "_frames", lambda: left)
+    found = explorer_pruning.pruning.__wrapped__()
+    assert found["models"] and "wanda" not in found["criteria"]
+
+
 def test_the_data_are_small_and_the_same_each_time(tmp_path):
     explorer.write(tmp_path)
     files = sorted(tmp_path.iterdir())
@@ -303,3 +313,22 @@ def test_without_scripts_a_page_has_its_picture(name, visit):
     assert page.locator(".explorer-static").locator("img, svg").is_visible()
     assert page.get_by_text("The settings need JavaScript").is_visible()
     assert page.locator("#explorer").inner_text() == ""
+
+
+def test_until_anything_is_measured_a_page_has_its_picture_or_says_so(browser):
+    nothing = {"rows": {}, "alone": {}, "merges": []}
+    some = merging() | {"profiles": dict.fromkeys(("mini", "full"), nothing)}
+    none = explorer_pruning.pruning() | {"models": [], "criteria": {}}
+    scripts, defects = paths.BOOK / "assets", []
+    for own, data, stays in ((("tip", "merging"), some, 0), (("pruning",), none, 1)):
+        page = browser.new_page()
+        page.on("pageerror", lambda error: defects.append(str(error)))
+        page.set_content('<div id="explorer"></div><p class="explorer-static">Picture</p>')
+        files = ["vendor/d3.min.js", "vendor/plot.umd.min.js", "explorer/explorer.js"]
+        page.add_script_tag(content=f"const EXPLORER_DATA = {json.dumps(data)};")
+        for name in (*files, *(f"explorer/{name}.js" for name in own)):
+            page.add_script_tag(path=scripts / name)
+        assert page.locator(".explorer-static").count() == stays
+        assert stays or "TIP is not measured at mini" in says(page)
+        page.close()
+    assert defects == []

@@ -16,7 +16,6 @@ RANDOM = np.random.default_rng(0)
 LAYERS = {f"task {n}": RANDOM.random(6) * 1.6 - 0.3 for n in range(3)}
 MATRICES = {task: RANDOM.standard_normal((4, 9)) for task in ("one", "two")}
 MASKS = {task: matrix > 0 for task, matrix in MATRICES.items()}
-ACCURACIES = {task: {"Base": (0.4, 0.05), "TIP": (0.5, 0.0)} for task in LAYERS}
 GROWTH = {"linear": ((2, 4), (0.1, 0.2)), "tip": ((2, 4), (0.3, 0.7))}
 RATIOS = {step: {"0": (1.0, 1.0, 1.0), "1": (1.4, 1.2, 1.5)} for step in ("prompt", "token")}
 SERVING = {f"batch {n}": RATIOS for n in range(3)}
@@ -50,7 +49,6 @@ DRAWN = {
     "merging_steps": lambda: figures.merging_steps(MATRICES, MATRICES, MASKS, MATRICES["one"]),
     "growth": lambda: figures.growth({"adapters": GROWTH, "blocks": GROWTH}),
     "serving": lambda: figures.serving(SERVING, "01", {"base": ((1, 2), (5.0, 9.0))}),
-    "accuracy_panels": lambda: figures.accuracy_panels(ACCURACIES, "Base"),
     "weight_maps": lambda: figures.weight_maps(WEIGHTS),
     "effects": lambda: figures.effects(EFFECTS, "difference in points"),
     "sweep": lambda: figures.sweep(LINES, "sparsity", levels=LEVELS),

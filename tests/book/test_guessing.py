@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import made_up
 import pytest
 
+from tipmini_lab import paths
 from tipmini_lab.book import guessing
 from tipmini_lab.book.tables import EMPTY
+from tipmini_lab.results import digests
 
 
 def task(kind: str, *rows: tuple[int, int]) -> SimpleNamespace:
@@ -64,3 +66,20 @@ def test_what_is_written_stands_beside_the_right_answer():
     )
     frame = guessing.written_table({"Base": ["it is a cat"], "Linear": [""]}, coqa)
     assert list(frame.loc["Who?"]) == ["a cat", "it is a cat", "(nothing)"]
+
+
+@pytest.mark.parametrize("name", ["documents.py", "guessing.py", "method_tables.py", "tasks.py"])
+def test_scores_are_computed_anew_once_the_code_that_makes_them_is_another(
+    name, monkeypatch, tmp_path
+):
+    asked, digest = [], digests.file_digest
+    lab = SimpleNamespace(definition=lambda name: asked.append(name) or TWO)
+    monkeypatch.setattr(guessing, "Lab", lambda profile: lab)
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    first = guessing.scores(made_up.SMOKE)
+    assert guessing.scores(made_up.SMOKE) == first == dict.fromkeys(made_up.SMOKE.tasks, 0.6)
+    assert len(asked) == len(made_up.SMOKE.tasks)
+    changed = {name: "another"}
+    monkeypatch.setattr(digests, "file_digest", lambda f: changed.get(f.name) or digest(f))
+    assert guessing.scores(made_up.SMOKE) == first
+    assert len(asked) == 2 * len(made_up.SMOKE.tasks)

@@ -33,7 +33,7 @@ def test_the_table_has_chance_intervals_and_what_is_missing():
     assert table.loc["chance", "accuracy"] == "0.250"
     assert list(table.loc["unpruned"]) == ["0.500", "[0.402, 0.598]", "-", "-"]
     # 30 of 100 lost, none won: 0.3 ± 1.96 * sqrt(.3 * .7 / 99)
-    assert list(table.loc["LoRAPrune"])[2:] == ["-30.0 ± 9.0", "0.00"]
+    assert list(table.loc["LoRAPrune"])[2:] == ["-30.0 ± 9.0", "< 0.001"]
     assert list(table.loc["Wanda"]) == [MISSING, "-", "-", "-"]
     assert (pruning_mmlu.table({}, titles)["accuracy"].iloc[1:] == MISSING).all()
 
@@ -45,6 +45,8 @@ def test_what_is_above_chance_is_counted():
     assert told.endswith("Intervals above chance: 1, the unpruned model's among them.")
     told = pruning_mmlu.told(cells(base=26, ours=25), titles)
     assert "0 of 1 differ" in told and "chance: 0, the" in told and "nothing to lose" in told
+    told = pruning_mmlu.told(cells(base=26, ours=50), titles)
+    assert "1 of 1 differ" in told and told.endswith("chance: 1, the unpruned model's not.")
     assert MISSING in pruning_mmlu.told({}, titles)
     assert "differ" not in pruning_mmlu.told(cells(base=26), titles)
 

@@ -8,7 +8,7 @@ from tipmini_lab import paths
 from tipmini_lab.book import questions
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import load_profile
-from tipmini_lab.results import store
+from tipmini_lab.results import digests, store
 from tipmini_lab.results.statistics import MISSING, Pair, Verdict, compare
 
 FULL = load_profile("full")
@@ -35,6 +35,8 @@ def test_a_pair_is_tested_where_all_examples_are_and_else_at_the_page_s_profile(
     assert list(found.verdict[:2]) == ["better", "worse"]
     alone = compare(ROWS, EVERY[:2], 2000)
     assert list(found.corrected[:2]) == list(alone.corrected)
+    assert found.corrected[2] == found.p[2]  # one comparison at its profile, as `NOTE` says
+    assert "at the same profile" in questions.NOTE
     assert questions.tested(EVERY, FULL).verdict[2] == MISSING
 
 
@@ -82,3 +84,16 @@ def test_methods_are_listed_once():
     assert "linear-tuned" in names and not {"recommended", "tip-printed", "dare-s1"} & set(names)
     stored = store.bundles(FULL.variant_store, ["linear-tuned", "recommended"])
     assert len({tuple(cell.values) for bundle in stored for cell in bundle.cells}) == 7
+
+
+@pytest.mark.parametrize("name", ["frame.py", "questions.py", "statistics.py", "tables.py"])
+def test_pairs_are_tested_anew_once_the_code_that_reads_them_is_another(name, monkeypatch):
+    asked, digest = [], digests.file_digest
+    monkeypatch.setattr(questions, "compare", lambda *own: asked.append(1) or compare(*own))
+    questions._compared(FULL, EVERY[:1])
+    questions._compared(FULL, EVERY[:1])
+    assert len(asked) == 1
+    changed = {name: "another"}
+    monkeypatch.setattr(digests, "file_digest", lambda f: changed.get(f.name) or digest(f))
+    questions._compared(FULL, EVERY[:1])
+    assert len(asked) == 2

@@ -77,3 +77,20 @@ def test_the_first_cell_names_the_sources_and_is_not_shown(address, commit, told
     assert first.metadata.tags == ["remove-cell"] and title.source == "# Title"
     nbformat.validate(page)
     exec(compile(first.source, "first cell", "exec"), {})  # here it has nothing to do
+
+
+def test_the_sources_can_be_a_folder_beside_the_notebook(tmp_path, monkeypatch):
+    beside = tmp_path / "my copy"
+    beside.mkdir()
+    run("git", "init", "--quiet", cwd=beside)
+    ours = ("-c", "user.name=a", "-c", "user.email=b")
+    run("git", *ours, "commit", "--quiet", "--allow-empty", "-m", "first", cwd=beside)
+    first, *_ = begin(nbformat.v4.new_notebook(), Origin({})).cells
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIPMINI_SOURCE", beside.name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "executable", "true")  # instead of pip and what fetches
+    exec(compile(first.source, "first cell", "exec"), {})
+    (brought,) = (folder for folder in tmp_path.iterdir() if folder != beside)
+    assert run("git", "log", "--format=%s", cwd=brought) == "first\n"

@@ -91,6 +91,12 @@ def test_what_is_not_to_be_had_of_masks_is_refused(profile, run, told):
         few_shot.experiments(profile, asked("base", run), GRID)
 
 
+def test_without_stored_masks_it_says_what_makes_them(profile):
+    (each,) = few_shot.experiments(profile, asked(ONCE), GRID).values()
+    with pytest.raises(TipminiError, match=f"{ONCE} has no stored masks; run `tipmini measure"):
+        list(each.run())
+
+
 def test_whatever_is_stored_was_measured_as_it_would_be_now(embedded):
     assert paths.own_groups("few_shot") == {"mmlu": few_shot.FILE}
     known = few_shot.experiments(load_profile("mini"))

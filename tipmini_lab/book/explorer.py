@@ -156,8 +156,13 @@ def weights(most: int) -> list[dict]:
 
 
 def stored(profile: Profile) -> dict:
-    """What can be asked for of a profile: accuracies with standard errors, of rows side by side."""
+    """What can be asked for of a profile: accuracies with standard errors, of rows side by side.
+
+    Nothing, until Base and Single are stored, which every merge is shown beside.
+    """
     cells, tasks = variant_cells(profile), profile.tasks
+    if not all((name, task) in cells for name in UNMERGED for task in tasks):
+        return {"rows": {}, "alone": {}, "merges": []}
     rows = wide(cells)
     scores = lambda name, on: {t: list(_rounded(*accuracy(cells[name, t].values))) for t in on}  # noqa: E731
     found: dict[tuple, dict] = {}
@@ -174,7 +179,6 @@ def stored(profile: Profile) -> dict:
             }
     return {
         "rows": {task: cells["base", task].count for task in tasks},
-        "dtype": cells["base", tasks[0]].dtype,
         "alone": {name: scores(name, tasks) for name in UNMERGED},
         "merges": list(found.values()),
     }

@@ -38,6 +38,7 @@ def pruning() -> dict:
         "criteria": {
             one.name: {"title": one.title, "colour": figures.colour_of(one.title) or figures.BLUE}
             for one in grid.every_method
+            if any(model["criterion"] == one.name and model["ratio"] for model in models)
         },
         "unpruned": "base",
         "start": {"criterion": OURS, "beside": "wanda"},

@@ -19,7 +19,7 @@ from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike
 
 from tipmini.methods.merge import block_of
-from tipmini_lab.results.statistics import COVERED, MISSING, Interval, Verdict
+from tipmini_lab.results.statistics import MISSING, Interval, Verdict
 
 GREY = "#757575"
 BLUE, ORANGE, GREEN, PINK = "#2F86C1", "#D17A12", "#1B9A78", "#BC6A9C"
@@ -203,26 +203,6 @@ def _step(axes: Axes, values: ArrayLike, title: str, **options: object) -> AxesI
     axes.set_title(title)
     axes.set_yticks([])
     return image
-
-
-@styled
-def accuracy_panels(
-    accuracies: Mapping[str, Mapping[str, tuple[float, float]]], reference: str
-) -> Figure:
-    """Accuracy of every method, a panel a task: {task: {method: (mean, standard error)}}.
-
-    Bars are 95% intervals, mean +- 1.96 standard errors; the line is the method `reference`.
-    """
-    figure, panels = _panels(accuracies, "accuracy (95% interval)")
-    figure.set_figheight(figure.get_figheight() * 1.2)
-    for axes, methods in zip(panels, accuracies.values(), strict=True):
-        for place, (colour, _, marker) in enumerate(styles_of(methods)):
-            mean, error = [*methods.values()][place]
-            reach = COVERED * error
-            axes.errorbar(mean, -place, xerr=reach, color=colour, marker=marker, capsize=2)
-        axes.axvline(methods[reference][0], color=GREY, linewidth=0.9, linestyle=DASHED)
-        axes.set_yticks(-np.arange(len(methods)), list(methods))
-    return figure
 
 
 @styled

@@ -9,9 +9,10 @@ import pandas as pd
 from lm_eval.api.task import ConfigurableTask
 
 from tipmini_lab import paths
+from tipmini_lab.book import method_tables
 from tipmini_lab.book.method_tables import by_chance, same_answer
 from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow
-from tipmini_lab.evaluation import assets, documents, evaluator
+from tipmini_lab.evaluation import assets, documents, evaluator, tasks
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, store
@@ -35,7 +36,9 @@ def scores(profile: Profile) -> Scores:
     if profile.data != "embedded":
         return {}
     asked = profile.model_dump(include={"tasks", "evaluation_rows", "evaluation_rows_of"})
-    key = [asked, assets.embedded().name, digests.file_digest(Path(documents.__file__))]
+    told = (__file__, *(module.__file__ for module in (documents, method_tables, tasks)))
+    code = [digests.file_digest(Path(file)) for file in told]
+    key = [asked, assets.embedded().name, code]
     file = paths.BUILD / f"guessing-{digests.digest(key)[:12]}.json"
     if not file.is_file():
         found = {task: score(Lab(profile).definition(task)) for task in profile.tasks}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from tipmini_lab.book.tables import p_text
 from tipmini_lab.evaluation.mmlu import CHANCE
 from tipmini_lab.experiments.few_shot import store_of
 from tipmini_lab.experiments.profiles import Profile
@@ -63,7 +64,7 @@ def table(cells: Cells, titles: Mapping[str, str]) -> pd.DataFrame:
     for name, title in titles.items():
         gap, cell = beside.get((name, BASE)), cells.get(name)
         told = [MISSING, "-"] if cell is None else [f"{cell.mean:.3f}", _ends(interval(cell))]
-        lines[title] = told + (["-", "-"] if gap is None else [_points(gap), f"{gap.p:.2f}"])
+        lines[title] = told + (["-", "-"] if gap is None else [_points(gap), p_text(gap.p)])
     return pd.DataFrame.from_dict(lines, orient="index", columns=heads).rename_axis("model")
 
 
@@ -90,6 +91,8 @@ def told(cells: Cells, titles: Mapping[str, str]) -> str:
     )
     if is_above_chance(own[BASE]):
         return f"{counted}, the unpruned model's among them."
+    if clear:
+        return f"{counted}, the unpruned model's not."
     return (
         f"{counted}, the unpruned model's not: a model at chance has nothing to lose, and at this "
         "scale MMLU can't distinguish criteria."

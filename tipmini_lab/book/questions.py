@@ -1,8 +1,8 @@
 """What the chapters on TIP ask of merges: each comparison is declared here and tested once.
 
 A page looks a pair up, whichever way round, so that a question has one p and one verdict wherever
-it stands. All pairs are corrected together. A pair is tested on all examples, at `full`; where a
-variant has no cells there, at the profile of the page.
+it stands. A pair is tested on all examples, at `full`; where a variant has no cells there, at the
+profile of the page. All pairs that are tested at the same profile are corrected together.
 """
 
 import json
@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from tipmini_lab import paths
-from tipmini_lab.book import comparisons, method_tables
+from tipmini_lab.book import comparisons, method_tables, tables
 from tipmini_lab.book.tables import EMPTY, Titles, narrow, p_text, points, variant_rows
 from tipmini_lab.experiments.catalogue import Catalogue, catalogue
 from tipmini_lab.experiments.profiles import Profile, load_profile
-from tipmini_lab.results import digests, statistics, store
+from tipmini_lab.results import digests, frame, statistics, store
 from tipmini_lab.results.statistics import LEVEL, Pair, Verdict, compare
 
 Asked = tuple[tuple[str, str], ...]  # (variant, the one that it is held against)
@@ -120,7 +120,8 @@ def _compared(at: Profile, every: Sequence[Pair]) -> list[dict]:
     """
     folders = at.store / "cells", at.variant_store
     stored = [digests.file_digest(f) for own in folders for f in sorted(own.glob("*.json"))]
-    code = digests.file_digest(Path(statistics.__file__))
+    told = (__file__, *(module.__file__ for module in (frame, statistics, store, tables)))
+    code = [digests.file_digest(Path(file)) for file in told]
     key = digests.digest([at.name, DRAWS, SEEDS, every, stored, code])
     file = paths.BUILD / f"compared-{key[:12]}.json"
     if not file.is_file():
@@ -191,7 +192,8 @@ def table(
 
 NOTE = (
     "The interval is that of a paired bootstrap over examples. $p$ is of a permutation test, "
-    f"corrected for all comparisons of these chapters together; the verdict is at p < {LEVEL}."
+    "corrected for all comparisons of these chapters that are tested at the same profile; the "
+    f"verdict is at p < {LEVEL}."
 )
 
 

@@ -24,6 +24,8 @@ def run(*command):
 if importlib.util.find_spec("tipmini_lab") is None:
     if not SOURCE:
         raise SystemExit("Set TIPMINI_SOURCE to the address or folder of tipmini's repository.")
+    if os.path.isdir(SOURCE):
+        SOURCE = os.path.abspath(SOURCE)  # git is run in another folder
     os.makedirs(FOLDER, exist_ok=True)
     run("git", "init", "--quiet")
     run("git", "fetch", "--quiet", "--depth=1", SOURCE, COMMIT)

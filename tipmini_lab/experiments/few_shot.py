@@ -65,6 +65,11 @@ class FewShot(Pruned):
         return self.profile.pruning_store / "masks" / f"{self.name}.safetensors"
 
     def settings(self, measured: bool = True) -> dict:
+        if self.has_masks and not self.masks_file.is_file():
+            raise TipminiError(
+                f"group {FILE.stem}: {self.name} has no stored masks; "
+                "run `tipmini measure --group pruning` first"
+            )
         masks = digests.file_digest(self.masks_file) if self.has_masks else None
         return super().settings(measured) | {"masks": masks}
 

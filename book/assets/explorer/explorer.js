@@ -137,8 +137,6 @@ const Explorer = (() => {
     const tables = element("div");
     const details = element("details", {}, element("summary", {}, "The values shown, as tables"), tables);
     root.append(form, says, pictures, details);
-    // Only now: where this script fails, the picture that was drawn before stays.
-    document.querySelectorAll(".explorer-static").forEach((one) => one.remove());
 
     let state = read(controls);
     let drawnAt = 0;
@@ -190,6 +188,8 @@ const Explorer = (() => {
     }
     new ResizeObserver(() => { if (pictures.clientWidth !== drawnAt) soon(); }).observe(pictures);
     draw();
+    // Only now: where this script fails, the picture that was drawn before stays.
+    document.querySelectorAll(".explorer-static").forEach((one) => one.remove());
   }
 
   return { start, plotted, below, interval, fixed, percent, points, threeDigits, GREY };

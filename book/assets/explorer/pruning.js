@@ -191,6 +191,8 @@
     rows: accuracies(model).map(({ name, ...own }) => [name, share(own)]),
   });
 
+  // Until these are measured, the picture stays.
+  if (!unprunedModel || !criteria[start.criterion] || !criteria[start.beside]) return;
   Explorer.start({
     controls: [{ legend: "The pruned model", controls }],
     shown(state) {
