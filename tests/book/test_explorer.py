@@ -310,7 +310,7 @@ def test_a_page_fits_a_telephone_and_is_told_in_words(name, visit):
 @pytest.mark.parametrize("name", PAGES)
 def test_without_scripts_a_page_has_its_picture(name, visit):
     page = visit(name, scripts=False)
-    assert page.locator(".explorer-static svg.drawn").is_visible()
+    assert page.locator(".explorer-static").locator("img, svg").is_visible()
     assert page.get_by_text("The settings need JavaScript").is_visible()
     assert page.locator("#explorer").inner_text() == ""
 

@@ -36,6 +36,25 @@ SVG = """<?xml version="1.0"?><svg width="72pt" height="72pt" viewBox="0 0 72 72
 <text style="fill: #2F86C1">text</text></g></svg>"""
 
 
+def test_marks_of_one_style_have_it_once_and_indents_are_left_out():
+    marks = '<g clip-path="url(#c)">\n  <use href="#m" x="1" style="fill: red"/>\n'
+    marks += '  <use href="#m" x="2" style="fill: red"/>\n</g>'
+    lean = inlining.svg(f'<svg viewBox="0 0 72 72">{marks}</svg>', "", "")
+    assert lean.count("fill: red") == 1 and '<g clip-path="url(#c)" style="fill: red">' in lean
+    assert lean.count("<use ") == 2 and "\n " not in lean
+    two = marks.replace('x="2" style="fill: red"', 'x="2" style="fill: blue"')
+    kept = inlining.svg(f'<svg viewBox="0 0 72 72">{two}</svg>', "", "")
+    assert kept.count('style="fill') == 2
+
+
+def test_what_a_bibliography_lists_are_items_of_a_list(tmp_path):
+    article = '<h1>A</h1><div class="citation-list" role="list"><div class="citation">A</div></div>'
+    page = f'<html><head></head><body><article class="bd-article">{article}</article></body></html>'
+    (tmp_path / "x.html").write_text(page)
+    finishing.finish(tmp_path, FACTS)
+    assert 'class="citation" role="listitem"' in (tmp_path / "x.html").read_text()
+
+
 @pytest.fixture
 def book(tmp_path):
     """Two built pages, finished."""

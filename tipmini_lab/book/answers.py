@@ -37,11 +37,11 @@ MERGE_TITLES = {
     "ties": "TIES",
     "linear-tuned": "Linear, tuned",
 }
-CRITERIA = ("lora-guided", "taylor", "wanda", "magnitude", "random")
+CRITERIA = ("lora-guided", "vanilla", "taylor", "wanda", "magnitude", "random")
 TITLES_OF_PARTS = (
     "Seven adapters merged, measured here",
     "The same as TIP's paper prints it, LLaMA-2-7B",
-    "Half of the model pruned and fine-tuned, here",
+    "A pruning ratio of 50%, fine-tuned, measured here",
 )
 STEPS = {False: "short", True: "long"}  # fine-tuning, by whether it is the longer one
 HELD, PART, OPEN, NOT = "holds", "in part", "open", "does not hold"
@@ -49,8 +49,8 @@ DEPENDS, UNTESTED = "depends on the reading", "not tested"
 KINDS = {  # of verdicts: what a reader wants to know of each
     **dict.fromkeys((Verdict.HOLDS, Verdict.AT_HAND), HELD),
     **dict.fromkeys((Verdict.IN_PART, Verdict.IN_POINTS, Verdict.SAVED_NOT_USED), PART),
-    **dict.fromkeys((Verdict.WITHIN_ERROR, Verdict.NOT_SUPPORTED), OPEN),
-    **dict.fromkeys((Verdict.DOES_NOT_HOLD, Verdict.CONTRARY, Verdict.IDENTICAL), NOT),
+    **dict.fromkeys((Verdict.WITHIN_ERROR, Verdict.NOT_SUPPORTED, Verdict.IDENTICAL), OPEN),
+    **dict.fromkeys((Verdict.DOES_NOT_HOLD, Verdict.CONTRARY), NOT),
     **{Verdict.DEPENDS: DEPENDS},
 }
 # Black reads on each of them but the last, which fades into any page.

@@ -33,7 +33,7 @@ def _mend(app: Sphinx, page: str, template: str, context: dict, doctree: object)
 def foot(origin: dict[str, str | None], pathto) -> str:
     """What a page says at its foot: what it was built of, and where to cite and report."""
     commit = f", commit {origin['commit']}" if origin["commit"] else ""
-    about = pathto("book/about")
+    about = pathto("book/about").removesuffix("#")  # what pathto says of the page itself
     links = {"cite": f"{about}#cite-this", "changes": pathto("book/changes")}
     links["report an error"] = origin["errata"] or f"{about}#errata"
     told = " · ".join(f'<a href="{escape(link)}">{name}</a>' for name, link in links.items())

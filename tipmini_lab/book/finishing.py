@@ -54,6 +54,8 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
             soup.body.attrs.pop("data-bs-spy", None)
         describe(soup, article)
         scrollable(article)
+        for citation in article.select('[role="list"] > .citation'):
+            citation["role"] = "listitem"  # a list's children, to a screen reader
         provenance_lines.add(soup, name, html, facts)
         if article.h1:
             say_how_long(soup, article, read)

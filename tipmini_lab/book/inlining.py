@@ -18,6 +18,10 @@ SIZE = re.compile(r'<svg[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', re.DOTALL)
 PROLOGUE = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 HEAD = re.compile(r"<svg[^>]*>", re.DOTALL)
+INDENT = re.compile(r"\n\s+")
+# Marks that follow one another in a group: each repeats the style that the group can have.
+MARKS = re.compile(r"<g( [^>]*)?>\s*((?:<use [^>]*/>\s*){2,})</g>")
+STYLE = re.compile(r' style="[^"]*"')
 BROAD = 0.02  # saturation, as a share of lightness, above which a colour is none of the greys
 LIGHTEST = 0.93  # of what black turns into
 
@@ -61,7 +65,17 @@ def svg(picture: str, alt: str, style: str) -> str:
         f'aria-label="{html.escape(alt)}" style="{wide}">'
     )
     bare = METADATA.sub("", PROLOGUE.sub("", picture, count=1))
-    return COUNTED.sub("", HEAD.sub(head, bare, count=1))
+    lean = MARKS.sub(_of_one_style, INDENT.sub("\n", bare))
+    return COUNTED.sub("", HEAD.sub(head, lean, count=1))
+
+
+def _of_one_style(marks: re.Match) -> str:
+    """A group of marks with their style on the group, where all have the same."""
+    own, uses = marks[1] or "", marks[2]
+    styles = set(STYLE.findall(uses))
+    if len(styles) != 1 or uses.count(" style=") != uses.count("<use ") or "style=" in own:
+        return marks[0]
+    return f"<g{own}{styles.pop()}>{STYLE.sub('', uses)}</g>"
 
 
 def _var(colour: str) -> str:
