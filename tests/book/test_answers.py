@@ -75,7 +75,7 @@ def test_the_pages_say_how_much_is_stored(audited, monkeypatch):
     held = [
         sum(getattr(each, w).verdict is Verdict.HOLDS for each in lora) for w in Audited._fields[1:]
     ]
-    told = f"of {len(lora)} claims hold {held[0]} in print and {held[1]} here"
+    told = f"of {len(lora)} claims, {held[0]} in print and {held[1]} here are found to hold"
     assert values["lora_claims"] == told
     monkeypatch.setattr(answers.elastic_tables, "read", lambda declared: {})
     none = answers.page_values([*audited.values()])["elastic_state"]

@@ -204,6 +204,15 @@ def test_few_and_many_steps_have_their_ends():
     assert {*points.index.unique("method")} == {*NAMES}
 
 
+def test_seeds_of_long_runs_in_words():
+    told = pruning_tables.seeds_in_words(SCORES, GRID.titles())
+    assert told.startswith("seeds: 3 of ") and "LLM-Pruner (by element)" in told
+    gone = declared.run_name("wanda", 0.5, True, 0, longer=True)
+    fewer = frames({name: bundle for name, bundle in FOUND.items() if name != gone})[1]
+    assert pruning_tables.seeds_in_words(fewer, GRID.titles()).endswith("; 2 of Wanda")
+    assert pruning_tables.seeds_in_words(frames({})[1], GRID.titles()) == f"seeds: {MISSING}"
+
+
 def test_verdicts_in_words():
     told = pd.Series({"a": "lower, 3:3", "b, c": "neither, 3:3", "d": "lower, 1:1", "e": "-"})
     assert pruning_tables.in_words(told) == "significantly lower for a, d; neither for b (c)"

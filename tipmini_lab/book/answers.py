@@ -88,7 +88,7 @@ def _state(stored: int, known: int) -> str:
 def _held(counts: pd.DataFrame) -> str:
     """Of (where) by kinds."""
     held = " and ".join(f"{count} {where}" for where, count in counts[HELD].items())
-    return f"of {counts.iloc[0].sum()} claims hold {held}"
+    return f"of {counts.iloc[0].sum()} claims, {held} are found to hold"
 
 
 def merged() -> dict[str, Interval | None]:

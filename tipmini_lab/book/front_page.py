@@ -16,6 +16,7 @@ from tipmini_lab.book import (
     pruning_tables,
     questions,
 )
+from tipmini_lab.book.pruning_tables import HALF, LONG
 from tipmini_lab.book.tables import (
     TITLES,
     estimate,
@@ -49,9 +50,11 @@ def front_page_values() -> dict[str, str]:
     values |= {"formats_points": f"{formats.most_points():.2f}"}
     grid = declared.grid()
     outcomes = pruning_tables.read(mini.pruning_store)
-    values |= {
-        "pruned": markdown_table(pruning_tables.halved(outcomes, grid.runs(mini.name), grid))
-    }
+    runs = grid.runs(mini.name)
+    values |= {"pruned": markdown_table(pruning_tables.halved(outcomes, runs, grid))}
+    judged = pruning_tables.takeaways(outcomes, runs, grid).loc[grid.titles()["vanilla"]]
+    few, many = (judged[beside].partition(",")[0] for beside in (HALF, LONG))
+    values |= {"pruned_vanilla": f"*{few}* after few steps and *{many}* after many"}
     cost = pruning_costs.cost_table(pruning_costs.read()).loc["LoRA-guided"]
     values |= {"pruned_memory": cost["of all saved"], "pruned_gain": cost["faster by"]}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}

@@ -295,10 +295,10 @@ def overlap_table(found: Found) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for (kind, removed), own in agreement(found).groupby(["kind", "removed"]):
         shares = " and ".join(f"{share:.0%}" for share in sorted({*own.share}))
-        both = own.groupby("reduction")["both"].mean().map("{:.1%}".format)
+        both = own.groupby("reduction")["both"].mean().map("{:.1%}".format).rename(REDUCTIONS)
         row = {"removed": f"{removed:,} of {own.groups.iloc[0]:,}", **both}
         rows[f"{kind}, {shares}"] = row | {"expected at random": f"{own.chance_both.iloc[0]:.1%}"}
-    heads = ["removed", *REDUCTIONS, "expected at random"]
+    heads = ["removed", *REDUCTIONS.values(), "expected at random"]
     table = pd.DataFrame(rows or {MISSING: {}}, index=heads, dtype=object).T
     return table.fillna("-").rename_axis("removed by both")
 

@@ -24,6 +24,7 @@ UNPRUNED = "lora-guided", 0.0, True  # tuned with nothing removed
 SETTINGS = {"20%": (0.2, False), "50%": (0.5, False)}  # (share, tuned) by the words for it
 SETTINGS |= {"20%, fine-tuned": (0.2, True), "50%, fine-tuned": (0.5, True)}
 HALF, LONG = "LoRAPrune's, 50%, fine-tuned", "LoRAPrune's, 50%, fine-tuned for many steps"
+FEWER = "LoRAPrune's, 20%, fine-tuned"
 MODEL = ["method", "share", "tuned", "longer"]  # what the seeds of one model have in common
 ACCURACY = "accuracy"  # a measure beside the corpora: all averaged tasks together
 FACTS = ["removed_share", "removed_of_model", "removed_heads", "removed_channels"]
@@ -337,6 +338,18 @@ def in_words(told: pd.Series) -> str:
     return "; ".join(parts) or MISSING
 
 
+def seeds_in_words(scores: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """How many seeds each criterion has of the long runs that are stored: "seeds: ...".
+
+    Of runs that pruned; `scores` as in `frames`.
+    """
+    own = scores[scores.longer & scores.stored & (scores.share > 0)]
+    counts = own.groupby("method", sort=False)["seed"].nunique().rename(titles)
+    named = counts.index.str.replace(r", (.*)", r" (\1)", regex=True)
+    told = [f"{n} of {', '.join(named[counts == n])}" for n in sorted({*counts}, reverse=True)]
+    return f"seeds: {'; '.join(told) or MISSING}"
+
+
 def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
     """`verdicts` of all methods beside LoRAPrune, tuned alike.
 
@@ -375,6 +388,6 @@ def halved(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> p
     columns |= {"mean accuracy": (ACCURACY, spread)}
     scores = frames(outcomes, runs, declared)[1]
     table = shown(scores, models, columns)
-    found = takeaways(outcomes, runs, declared)["LoRAPrune's, 50%, fine-tuned"]
+    found = takeaways(outcomes, runs, declared)[HALF]
     verdicts = found.str.partition(",")[0].reindex(table.index, fill_value="-")
     return table.assign(**{"perplexity beside LoRAPrune's": verdicts}).rename_axis("criterion")
