@@ -72,6 +72,9 @@ def test_the_commit_is_gits_or_that_of_the_packed_sources(copy):
     subprocess.run(["tar", "xf", "packed.tar"], cwd=inside, check=True)
     assert origin({}, inside).commit == known.commit
 
+    (inside / ARCHIVED).unlink()
+    assert origin({}, inside).commit is None
+
     changed = origin({}, copy)
     assert changed.pinned is None and str(changed.commit).endswith(", with uncommitted changes")
 

@@ -63,7 +63,7 @@ def test_stored_files_say_what_they_are_of(tmp_path, monkeypatch):
     assert told["Time of measuring"] == "2 min" and told["Machine"] == "A CPU, 2 cores"
     assert told["Number format"] == "float32" and told["Model, SHA-256"] == "f" * 12
     assert len(told["Stored results, SHA-256"]) == 12
-    assert told["Stored results"] == "./ (2 files)" and "Adapters, SHA-256" not in told
+    assert told["Rests on at most"] == "./ (2 files)" and "Adapters, SHA-256" not in told
 
 
 def test_what_rests_on_no_stored_result_says_so_by_saying_nothing():

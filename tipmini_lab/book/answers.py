@@ -29,7 +29,7 @@ from tipmini_lab.experiments import declared, elastic
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import MISSING, Interval, mean_interval, mean_of
 
-TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of chapter 10
+TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of experiments/lora
 MERGES = ("tip", "linear", "dare", "cat", "knots", "ties", "linear-tuned")
 MERGE_TITLES = {
     "cat": "exact sum",
@@ -71,6 +71,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     counts = verdict_counts(audited)
     return {
         "glance_corpus": next(iter(CORPORA)),
+        **{f"steps_{words}": str(steps(longer)) for longer, words in STEPS.items()},
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
@@ -89,6 +90,13 @@ def _held(counts: pd.DataFrame) -> str:
     """Of (where) by kinds."""
     held = " and ".join(f"{count} {where}" for where, count in counts[HELD].items())
     return f"of {counts.iloc[0].sum()} claims, {held} are found to hold"
+
+
+def steps(longer: bool) -> int:
+    """Of fine-tuning, at `mini`."""
+    mini = load_profile("mini").name
+    recipe = declared.grid().size(mini).recipe(tuned=True, longer=longer)
+    return len(recipe.batches(recipe.rows))
 
 
 def merged() -> dict[str, Interval | None]:
@@ -175,8 +183,10 @@ def _pruned(axes: Axes, perplexities: pd.DataFrame) -> None:
             face = colour if words == "long" else "none"
             axes.plot(rest[words][name], -place, marker, color=colour, markerfacecolor=face)
     axes.axvline(perplexities["short"]["unpruned"], color=GREY, linewidth=0.9, linestyle=DASHED)
-    for words, marker, face in (("20 steps", "o", "none"), ("320 steps", "^", GREY)):
-        axes.plot([], [], marker, color=GREY, markerfacecolor=face, label=words)
+    for words, marker in zip(rest, "o^", strict=True):
+        face = GREY if words == "long" else "none"
+        label = f"{steps(words == 'long')} steps"
+        axes.plot([], [], marker, color=GREY, markerfacecolor=face, label=label)
     axes.legend(loc="best", fontsize=9)
     axes.set_yticks([-n for n in range(len(rest))], [*rest.index])
     axes.set(ylim=(0.6 - len(rest), 0.6), xscale="log")

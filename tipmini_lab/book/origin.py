@@ -80,8 +80,11 @@ def _commit(repository: Path) -> Commit | None:
     told = _git(repository, "log", "-1", "--no-show-signature", "--format=%H %cI")
     if told and _git(repository, "rev-parse", "--show-cdup") == "":  # not a folder of another one
         return Commit(*told.split(), changed=bool(_git(repository, *STATUS)))
-    archived = (repository / ARCHIVED).read_text().split()
-    return None if "Format" in archived[0] else Commit(*archived, changed=False)
+    packed = repository / ARCHIVED
+    archived = packed.read_text().split() if packed.is_file() else []
+    if not archived or "Format" in archived[0]:  # no file, or one that git did not fill in
+        return None
+    return Commit(*archived, changed=False)
 
 
 def _git(repository: Path, *command: str) -> str | None:

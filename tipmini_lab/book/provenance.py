@@ -103,7 +103,7 @@ def facts(shown: Shown) -> dict[str, str]:
     found = {
         "Notebook": f"{shown.notebook}, cell {shown.cell}",
         "Profile": shown.profile,
-        "Stored results": "; ".join(_folders(shown.files)),
+        "Rests on at most": "; ".join(_folders(shown.files)),
         "Measured": ", ".join(filter(None, [_count(measured), runs.dates(measured)])),
         "Number format": ", ".join(runs.formats(measured)),
         "Machine": "; ".join(runs.machines(measured)),
