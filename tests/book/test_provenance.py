@@ -29,8 +29,8 @@ def cell(source: str, *reads: str, shows: dict | None = None, **metadata) -> nbf
 NOTEBOOK = new_notebook(
     cells=[
         cell('profile: str = "smoke"'),
-        cell("first = read()", "results/a.json", "results/mini"),  # a file, and its folder
-        cell("second = read()", "results/b.json"),
+        cell("first = read()", "results/code.json", "results/mini", "results/no.json"),
+        cell("second = read()", "results/bench.json"),
         cell("rows = wide(first)"),
         cell("numbered(rows)", shows={"text/markdown": TABLE}),
         cell(
@@ -45,8 +45,8 @@ NOTEBOOK = new_notebook(
 def test_a_table_rests_on_what_the_cells_behind_its_names_read():
     notebook = nbformat.from_dict(json.loads(json.dumps(NOTEBOOK)))
     table, figure = provenance.take("x", notebook)
-    assert table == Shown("tab-x", "notebooks/x.ipynb", 3, "smoke", ["results/a.json"])
-    assert figure.files == ["results/b.json"] and figure.csv == "x,y\n"
+    assert table == Shown("tab-x", "notebooks/x.ipynb", 3, "smoke", ["results/code.json"])
+    assert figure.files == ["results/bench.json"] and figure.csv == "x,y\n"
     kinds = {kind for one in notebook.cells for out in one.outputs for kind in out.data}
     assert kinds == {"text/markdown", "image/svg+xml"}  # what only tells of it is gone
 

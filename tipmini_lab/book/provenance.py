@@ -62,7 +62,8 @@ def _taken(cell: nbformat.NotebookNode) -> list[str]:
     told = [output for output in _displayed(cell) if READS in output.data]
     cell.outputs = [output for output in cell.outputs if output not in told]
     read = [file for output in told for file in output.data[READS]]
-    return [file for file in read if not (paths.REPOSITORY / file).is_dir()]  # opened as well
+    # Folders are opened as well, and what was looked for and isn't there.
+    return [file for file in read if (paths.REPOSITORY / file).is_file()]
 
 
 # Which cells a cell rests on ----------------------------------------------------------------------
