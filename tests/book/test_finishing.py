@@ -38,11 +38,12 @@ SVG = """<?xml version="1.0"?><svg width="72pt" height="72pt" viewBox="0 0 72 72
 
 def test_marks_of_one_style_have_it_once_and_indents_are_left_out():
     marks = '<g clip-path="url(#c)">\n  <use href="#m" x="1" style="fill: red"/>\n'
-    marks += '  <use href="#m" x="2" style="fill: red"/>\n</g>'
+    marks += '  <use xlink:href="#m" x="2.0123" style="fill: red"/>\n</g>'
     lean = inlining.svg(f'<svg viewBox="0 0 72 72">{marks}</svg>', "", "")
     assert lean.count("fill: red") == 1 and '<g clip-path="url(#c)" style="fill: red">' in lean
     assert lean.count("<use ") == 2 and "\n " not in lean
-    two = marks.replace('x="2" style="fill: red"', 'x="2" style="fill: blue"')
+    assert '<use href="#m" x="2.01"/>' in lean
+    two = marks.replace('x="2.0123" style="fill: red"', 'x="2" style="fill: blue"')
     kept = inlining.svg(f'<svg viewBox="0 0 72 72">{two}</svg>', "", "")
     assert kept.count('style="fill') == 2
 

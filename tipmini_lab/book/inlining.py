@@ -21,6 +21,7 @@ HEAD = re.compile(r"<svg[^>]*>", re.DOTALL)
 INDENT = re.compile(r"\n\s+")
 # Marks that follow one another in a group: each repeats the style that the group can have.
 MARKS = re.compile(r"<g( [^>]*)?>\s*((?:<use [^>]*/>\s*){2,})</g>")
+PLACE = re.compile(r'( [xy]="-?\d+\.\d\d)\d+')  # of a mark; a hundredth of a point is enough
 STYLE = re.compile(r' style="[^"]*"')
 BROAD = 0.02  # saturation, as a share of lightness, above which a colour is none of the greys
 LIGHTEST = 0.93  # of what black turns into
@@ -66,6 +67,7 @@ def svg(picture: str, alt: str, style: str) -> str:
     )
     bare = METADATA.sub("", PROLOGUE.sub("", picture, count=1))
     lean = MARKS.sub(_of_one_style, INDENT.sub("\n", bare))
+    lean = PLACE.sub(r"\1", lean).replace("xlink:href", "href")
     return COUNTED.sub("", HEAD.sub(head, lean, count=1))
 
 

@@ -121,6 +121,7 @@ def published(source: Path, executed: Path) -> nbformat.NotebookNode:
     place = next((i + 1 for i, c in enumerate(page.cells) if "parameters" in _tags(c)), 0)
     for cell in parameters:  # those that were used stand below their defaults
         used = {"id": "parameters-used", "execution_count": cell.execution_count}
+        used["metadata"] = {"tags": ["hide-cell"]}
         page.cells.insert(place, nbformat.v4.new_code_cell(_portable(cell.source), **used))
     page.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3"})
     return page
