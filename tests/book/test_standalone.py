@@ -10,11 +10,10 @@ import nbformat
 import pytest
 
 from tipmini_lab import paths
-from tipmini_lab.book.origin import Commit, Origin, origin
+from tipmini_lab.book.origin import Commit, Origin
 from tipmini_lab.book.standalone import begin
 
 NAME = "01_importance"
-KNOWN = origin(environ={})
 
 
 def elsewhere(folder: Path) -> dict[str, str]:
@@ -37,12 +36,22 @@ def run(*command, **options) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(KNOWN.pinned is None, reason="git knows no commit that has all of this")
+def committed(folder: Path) -> str:
+    """A commit, in a repository in `folder`, of the project as it is here; committed or not."""
+    git = ["git", f"--git-dir={folder}", f"--work-tree={paths.REPOSITORY}"]
+    author = ["-c", "user.name=a reader", "-c", "user.email=reader@example.org"]
+    run("git", "init", "-q", "--bare", folder)
+    run(*git, "add", "--all")
+    run(*git, *author, "-c", "commit.gpgsign=false", "commit", "-qm", "as it is")
+    return run(*git, "rev-parse", "HEAD").strip()
+
+
 def test_a_downloaded_notebook_runs_in_an_empty_folder(tmp_path, embedded):
-    environment = elsewhere(tmp_path) | {"TIPMINI_SOURCE": str(paths.REPOSITORY)}
+    environment = elsewhere(tmp_path) | {"TIPMINI_SOURCE": str(tmp_path / "source")}
+    known = Origin({}, None, commit=Commit(committed(tmp_path / "source"), "2026-01-01", False))
     empty = tmp_path / "empty"
     empty.mkdir()
-    page = begin(nbformat.read(paths.NOTEBOOKS / f"{NAME}.ipynb", 4), KNOWN)
+    page = begin(nbformat.read(paths.NOTEBOOKS / f"{NAME}.ipynb", 4), known)
     nbformat.write(page, empty / "page.ipynb")
     python = tmp_path / "venv" / "bin" / "python"
     command = (python, "-m", "papermill", "--no-progress-bar", "page.ipynb", "done.ipynb")
@@ -50,7 +59,7 @@ def test_a_downloaded_notebook_runs_in_an_empty_folder(tmp_path, embedded):
     done = nbformat.read(empty / "done.ipynb", 4)
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
     (brought,) = (folder for folder in empty.iterdir() if folder.is_dir())
-    assert run("git", "rev-parse", "HEAD", cwd=brought).strip() == KNOWN.commit.name
+    assert run("git", "rev-parse", "HEAD", cwd=brought).strip() == known.commit.name
     where = "import tipmini_lab; print(tipmini_lab.__file__)"
     assert run(python, "-c", where, cwd=empty, env=environment).startswith(str(brought))
 
