@@ -16,8 +16,11 @@ from transformers import (
 )
 
 from tipmini.methods.groups import Family
+from tipmini_lab import paths
 from tipmini_lab.evaluation import assets
+from tipmini_lab.evaluation import model as evaluated
 from tipmini_lab.experiments import pruning
+from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import TARGETS, PruningRecipe
 
 SIZES = {
@@ -94,6 +97,17 @@ def embed(patch: pytest.MonkeyPatch, place: Path, data: Path, tokenizer) -> Path
     (folder / "data").symlink_to(data / "data")
     patch.setattr(assets, "embedded", lambda: folder)
     return folder
+
+
+def profile(patch: pytest.MonkeyPatch, place: Path, data: Path, tokenizer) -> Profile:
+    """A profile for prunings of such a model: all that is stored or built lies in `place`."""
+    embed(patch, place, data, tokenizer)
+    patch.setattr(paths, "BUILD", place / "build")
+    for module in (evaluated, pruning):
+        patch.setattr(module, "keep_memory", lambda: None)
+        patch.setattr(module, "load_tokenizer", lambda _: tokenizer)
+    made = {"name": "tiny", "description": "tiny", "results": str(place / "results")}
+    return Profile(**made, dtype="float32", evaluation_rows=3)
 
 
 # Small runs ---------------------------------------------------------------------------------------

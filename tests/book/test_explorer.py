@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import random
-import shutil
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -12,7 +11,6 @@ import pytest
 import standins
 import torch
 import yaml
-from playwright.sync_api import sync_playwright
 
 from tipmini.methods.tip import tip_prune
 from tipmini.papers.tip import layer_sparsity
@@ -25,8 +23,6 @@ from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import statistics, store
 
 MINI = load_profile("mini")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PAGES = ("explorer", "explorer_pruning")
 
 
@@ -123,16 +119,6 @@ def test_libraries_are_those_that_were_published():
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Path:
     return standins.built(tmp_path_factory.getbasetemp() / "book") / "book"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    assert chromium, "no chromium on this machine: run scripts/debian-packages"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import yaml
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import declared, few_shot, pruning, prunings
 from tipmini_lab.experiments.few_shot import Group
 from tipmini_lab.experiments.profiles import Profile, load_profile
@@ -41,13 +40,7 @@ def asked(*runs: str) -> Group:
 
 @pytest.fixture
 def profile(tmp_path, embedded, tokenizer, two_subjects, monkeypatch) -> Profile:
-    prunable.embed(monkeypatch, tmp_path, embedded, tokenizer)
-    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
-    for module in (model, pruning):
-        monkeypatch.setattr(module, "keep_memory", lambda: None)
-        monkeypatch.setattr(module, "load_tokenizer", lambda _: tokenizer)
-    made = {"name": "tiny", "description": "tiny", "results": str(tmp_path / "results")}
-    return Profile(**made, dtype="float32", evaluation_rows=3)
+    return prunable.profile(monkeypatch, tmp_path, embedded, tokenizer)
 
 
 def test_a_model_of_stored_masks_is_the_pruned_one_and_is_asked_once(profile, monkeypatch):

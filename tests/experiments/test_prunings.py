@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from tipmini.errors import TipminiError
 from tipmini.methods.pruner import load_masks, masked
-from tipmini_lab import paths
 from tipmini_lab.commands import main
-from tipmini_lab.evaluation import documents, model, perplexity, tasks
+from tipmini_lab.evaluation import documents, perplexity, tasks
 from tipmini_lab.experiments import declared, profiles, pruning, prunings
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.prunings import Pruned, experiments
@@ -53,13 +52,7 @@ ONCE, TUNED, LORA = "magnitude-50-once-s0", "magnitude-50-tuned-s0", "lora-50-tu
 
 @pytest.fixture
 def profile(tmp_path, embedded, tokenizer, monkeypatch) -> Profile:
-    prunable.embed(monkeypatch, tmp_path, embedded, tokenizer)
-    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
-    for module in (model, pruning):
-        monkeypatch.setattr(module, "keep_memory", lambda: None)
-        monkeypatch.setattr(module, "load_tokenizer", lambda _: tokenizer)
-    made = {"name": "tiny", "description": "tiny", "results": str(tmp_path / "results")}
-    return Profile(**made, dtype="float32", evaluation_rows=3)
+    return prunable.profile(monkeypatch, tmp_path, embedded, tokenizer)
 
 
 def measure(profile, *names, grid=GRID) -> list[tuple[str, str]]:

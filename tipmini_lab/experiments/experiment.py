@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -147,6 +147,25 @@ def run(
             for cell in named[name].run(only):
                 show(cell)
                 bar.update()
+
+
+def run_named(
+    known: Mapping[str, Experiment],
+    profile: Profile,
+    group: str,
+    names: Sequence[str] = (),
+    show: Show = lambda cell: None,
+) -> None:
+    """Take what is missing of a group's experiments, or of those in `names`: `run`.
+
+    Raises TipminiError for a name that the group has not.
+    """
+    for name in names:
+        if name not in known:
+            raise TipminiError(f"group {group}: no run {name!r} at profile {profile.name}")
+    model.keep_memory()
+    wanted = [each for name, each in known.items() if not names or name in names]
+    run(wanted, profile.scratch / "claims" / group, show=show)
 
 
 @contextmanager

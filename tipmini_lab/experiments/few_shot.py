@@ -15,10 +15,10 @@ from tipmini.methods.pruner import load_masks
 from tipmini.methods.removal import save_pruned
 from tipmini.models.base_folder import open_base
 from tipmini_lab.declared_files import Declared, read
-from tipmini_lab.evaluation import evaluator, mmlu, model
+from tipmini_lab.evaluation import evaluator, mmlu
 from tipmini_lab.experiments import declared as prunings_declared
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.experiment import Lab, Show, run
+from tipmini_lab.experiments.experiment import Lab, Show, run_named
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.prunings import Pruned
 from tipmini_lab.paths import EXPERIMENTS
@@ -130,11 +130,5 @@ def measure(
     names: Sequence[str] = (),
     show: Show = lambda cell: None,
 ) -> None:
-    """Measure what is missing of the declared runs, or of those in `names`: `experiment.run`."""
-    known = experiments(profile)
-    for one in names:
-        if one not in known:
-            raise TipminiError(f"group {name}: no run {one!r}")
-    model.keep_memory()
-    wanted = [each for one, each in known.items() if not names or one in names]
-    run(wanted, profile.scratch / "claims" / name, show=show)
+    """Measure what is missing of the declared runs, or of those in `names`: `run_named`."""
+    run_named(experiments(profile), profile, name, names, show)

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from tipmini.errors import TipminiError
 from tipmini.methods import removal
 from tipmini.models.base_folder import open_base
 from tipmini_lab.evaluation import evaluator, model, objective, perplexity, tasks
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.declared import FILE, Grid, Planned, grid
-from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run
+from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run_named
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.paths import experiment_files
 from tipmini_lab.results import digests, store
@@ -173,14 +172,9 @@ def measure(
     show: Show = lambda cell: None,
     declared: Grid | None = None,
 ) -> None:
-    """Measure what is missing of a group's runs, or of those in `names`: `experiment.run`.
+    """Measure what is missing of a group's runs, or of those in `names`: `run_named`.
 
     Raises TipminiError for an unknown name and for a profile that the declaration has no size for.
     """
     known = experiments(profile, declared or grid(experiment_files(prunings=True)[group]))
-    for name in names:
-        if name not in known:
-            raise TipminiError(f"group {group}: no run {name!r} at profile {profile.name}")
-    model.keep_memory()
-    wanted = [each for name, each in known.items() if not names or name in names]
-    run(wanted, profile.scratch / "claims" / group, show=show)
+    run_named(known, profile, group, names, show)
