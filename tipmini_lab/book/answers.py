@@ -32,7 +32,7 @@ from tipmini_lab.results.statistics import MISSING, Interval, mean_interval, mea
 TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of experiments/lora
 MERGES = ("tip", "linear", "dare", "cat", "knots", "ties", "linear-tuned")
 MERGE_TITLES = {
-    "cat": "exact sum",
+    "cat": "task arithmetic",
     "knots": "KnOTS",
     "ties": "TIES",
     "linear-tuned": "Linear, tuned",

@@ -27,7 +27,7 @@ VIOLET = "#8B74C9"
 # A method's colour in every figure, by how its name begins; those of one figure are told apart.
 COLOURS = {
     **{"Base": GREY, "Single": GREEN, "Linear": ORANGE, "DARE": PINK, "TIP": BLUE},
-    **{"Linear, tuned": VIOLET, "exact sum": GREY, "TIES": GREY, "KnOTS": GREY},
+    **{"Linear, tuned": VIOLET, "task arithmetic": GREY, "TIES": GREY, "KnOTS": GREY},
     **{"unpruned": GREY, "random": GREY, "LoRAPrune": BLUE, "LLM-Pruner": ORANGE},
     **{"vanilla": VIOLET, "Wanda": GREEN, "magnitude": PINK},
     **{"LoRA-guided": BLUE, "Adapter": PINK, "prefix": VIOLET},
