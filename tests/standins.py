@@ -8,9 +8,10 @@ import nbformat
 from matplotlib.figure import Figure
 
 from tipmini_lab import paths
-from tipmini_lab.book import figures, staging, tables
+from tipmini_lab.book import figures, tables
 from tipmini_lab.book.claims.page import page_values
 from tipmini_lab.book.plotted import plotted
+from tipmini_lab.book.site import staging
 from tipmini_lab.book.tracing import READS
 
 LONG = "a line that is much wider than a telephone " * 5

@@ -1,5 +1,5 @@
 // What a link leads to, shown while the pointer or the keyboard is on it. The previews are a part
-// of the page (tipmini_lab/book/previews.py), so nothing is loaded. Escape closes.
+// of the page (tipmini_lab/book/site/previews.py), so nothing is loaded. Escape closes.
 const DELAY = 250;
 const MARGIN = 8;
 

@@ -9,8 +9,8 @@ import pytest
 from test_origin import git
 
 from tipmini.errors import TipminiError
-from tipmini_lab.book import archive, buttons
-from tipmini_lab.book.origin import ARCHIVED, origin
+from tipmini_lab.book.site import archive, buttons
+from tipmini_lab.book.site.origin import ARCHIVED, origin
 
 FILES = {
     "CITATION.cff": "title: tipmini\nversion: 1.2.3\n",

@@ -17,7 +17,7 @@ from tipmini.methods import merge
 from tipmini.methods.pruner import Pruner
 from tipmini.models import calibration
 from tipmini_lab import paths
-from tipmini_lab.book import appendices, staging
+from tipmini_lab.book.site import appendices, staging
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
 from tipmini_lab.experiments.searching import search

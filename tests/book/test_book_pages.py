@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, Route
 
 from tipmini_lab import paths
-from tipmini_lab.book import finishing
+from tipmini_lab.book.site import finishing
 
 BUILT = paths.BUILD / "html"
 # The book that `make book` left is opened too, once there is one.

@@ -6,7 +6,7 @@ import standins
 import yaml
 
 from tipmini_lab import paths
-from tipmini_lab.book import appendices
+from tipmini_lab.book.site import appendices
 
 PARTS = yaml.safe_load((paths.REPOSITORY / "_toc.yml").read_text())["parts"]
 NUMBERED = [c["file"] for part in PARTS if part.get("numbered") for c in part["chapters"]]

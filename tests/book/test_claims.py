@@ -18,10 +18,10 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import staging
 from tipmini_lab.book.claims import Claim, Verdict, checks, choices, declared, page
 from tipmini_lab.book.claims.checks import CHECKS, Evidence, Finding
 from tipmini_lab.book.claims.choices import CHOICES, DECLARED
+from tipmini_lab.book.site import staging
 from tipmini_lab.commands import main
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.frame import wide
@@ -473,7 +473,7 @@ def test_a_cell_that_changes_a_verdict_fails_too(evidence):
 def test_every_claim_and_verdict_is_on_the_page(evidence, audited):
     shown = (paths.BOOK / "claims.md").read_text()
     values = page.page_values(evidence=evidence)
-    assert set(values) == set(staging.VALUE.findall(shown))
+    assert set(values) == set(page.VALUE.findall(shown))
     assert all(f"\n| *{verdict.value}* | " in shown for verdict in Verdict)
     read = {
         getattr(each.claim, level).check

@@ -5,7 +5,7 @@ import re
 import nbformat
 
 from tipmini_lab import paths
-from tipmini_lab.book import equations
+from tipmini_lab.book.site import equations
 
 
 def test_every_label_has_the_papers_number():

@@ -5,8 +5,8 @@ import json
 import pytest
 from bs4 import BeautifulSoup
 
-from tipmini_lab.book import finishing, inlining, previews, printing, provenance_lines
-from tipmini_lab.book.provenance import Facts
+from tipmini_lab.book.site import finishing, inlining, previews, printing, provenance_lines
+from tipmini_lab.book.site.provenance import Facts
 
 FACTS = Facts(
     **{"title": "A book", "author": "its authors", "year": "2026", "commit": "abc"},

@@ -7,18 +7,9 @@ import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import (
-    about,
-    again,
-    answers,
-    front_page,
-    guessing,
-    questions,
-    runs_page,
-    staging,
-    tables,
-)
+from tipmini_lab.book import again, answers, front_page, guessing, questions, tables
 from tipmini_lab.book.claims import page as claims_page
+from tipmini_lab.book.site import about, runs_page, staging
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tipmini.errors import TipminiError
-from tipmini_lab.book import about, buttons
-from tipmini_lab.book.origin import ARCHIVED, Commit, Origin, origin, settings
+from tipmini_lab.book.site import about, buttons
+from tipmini_lab.book.site.origin import ARCHIVED, Commit, Origin, origin, settings
 
 CI = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "them/fork"}
 CITATION = "title: tipmini\nversion: 1.2.3\nauthors:\n- name: some people\n"

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tipmini_lab import paths
-from tipmini_lab.book import provenance, runs_page
 from tipmini_lab.book.plotted import plotted
-from tipmini_lab.book.provenance import Shown
+from tipmini_lab.book.site import provenance, runs_page
+from tipmini_lab.book.site.provenance import Shown
 from tipmini_lab.book.tracing import READS
 from tipmini_lab.results import runs
 from tipmini_lab.results.runs import Run

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 
 from tipmini_lab import paths
-from tipmini_lab.book.origin import Commit, Origin
-from tipmini_lab.book.standalone import begin
+from tipmini_lab.book.site.origin import Commit, Origin
+from tipmini_lab.book.site.standalone import begin
 
 NAME = "01_importance"
 

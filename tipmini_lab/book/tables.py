@@ -33,6 +33,8 @@ tracing.start()  # every notebook imports this module first
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
 POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
+VALUE = re.compile(r"{{\s*(\w+)\s*}}")  # what a page of text has from the results
+
 
 def svg(figure: Figure) -> str:
     """The figure as transparent SVG text, the same at every run: no date, no random ids."""

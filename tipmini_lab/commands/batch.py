@@ -116,9 +116,10 @@ def book(profile: Profile = "mini") -> None:
 def publish(executed: Annotated[Path, typer.Argument(help="folder of executed notebooks")]) -> None:
     """Check executed notebooks and build the book of them (a step of `tipmini book`)."""
     from tipmini_lab import paths
-    from tipmini_lab.book import about, again, answers, explorer, performance, runs_page, staging
+    from tipmini_lab.book import again, answers, explorer, performance
     from tipmini_lab.book.claims import page
     from tipmini_lab.book.front_page import front_page_values
+    from tipmini_lab.book.site import about, runs_page, staging
 
     audited = page.audit()
     values = page.page_values(audited=audited)  # a changed verdict is found at once
@@ -137,7 +138,7 @@ def pdf(
 ) -> None:
     """Print the built book to one PDF file, by Chromium."""
     from tipmini_lab import paths
-    from tipmini_lab.book import printing
+    from tipmini_lab.book.site import printing
 
     printing.pdf(paths.BUILD / "html", out)
 
@@ -146,7 +147,7 @@ def pdf(
 def archive() -> None:
     """Pack the commit, the book that was built of it, and their SHA-256 into one file."""
     from tipmini_lab import paths
-    from tipmini_lab.book import archive
+    from tipmini_lab.book.site import archive
 
     print(archive.write(paths.BUILD / "html", paths.BUILD))
 

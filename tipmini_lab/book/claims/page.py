@@ -12,8 +12,7 @@ from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book.claims import Check, Claim, Paper, Verdict, declared
 from tipmini_lab.book.claims.checks import Evidence, Finding, gathered, modules, run
-from tipmini_lab.book.staging import VALUE
-from tipmini_lab.book.tables import markdown_table
+from tipmini_lab.book.tables import VALUE, markdown_table
 from tipmini_lab.results.statistics import LEVEL
 
 LEVELS = {"in_print": "in print", "here": "at this book's scale"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book.origin import Commit, Origin, origin
+from tipmini_lab.book.site.origin import Commit, Origin, origin
 
 MANIFEST = "MANIFEST.sha256"  # `sha256sum -c` reads it
 

@@ -21,16 +21,16 @@ from matplotlib.figure import Figure
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import explorer, provenance
-from tipmini_lab.book.finishing import finish
-from tipmini_lab.book.origin import Origin, origin, settings
+from tipmini_lab.book import explorer
 from tipmini_lab.book.plotted import plotted
-from tipmini_lab.book.provenance import Facts
-from tipmini_lab.book.standalone import begin
-from tipmini_lab.book.tables import svg
+from tipmini_lab.book.site import provenance
+from tipmini_lab.book.site.finishing import finish
+from tipmini_lab.book.site.origin import Origin, origin, settings
+from tipmini_lab.book.site.provenance import Facts
+from tipmini_lab.book.site.standalone import begin
+from tipmini_lab.book.tables import VALUE, svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
-VALUE = re.compile(r"{{\s*(\w+)\s*}}")
 MATHJAX = "sphinx-mathjax-offline"
 FACTS = "facts.json"  # of the stage, for the last step of its build
 

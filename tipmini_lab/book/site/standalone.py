@@ -2,7 +2,7 @@
 
 import nbformat
 
-from tipmini_lab.book.origin import Origin
+from tipmini_lab.book.site.origin import Origin
 
 CELL = """\
 # Runs this notebook anywhere: brings the project as it was when the page was built, and all that it

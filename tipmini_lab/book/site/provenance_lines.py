@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
-from tipmini_lab.book.provenance import Facts
+from tipmini_lab.book.site.provenance import Facts
 
 DATA = "_static/data"
 NAMED = "article figure[id], article table[id]"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup, Tag
 
-from tipmini_lab.book import inlining, previews, provenance_lines
-from tipmini_lab.book.provenance import Facts
+from tipmini_lab.book.site import inlining, previews, provenance_lines
+from tipmini_lab.book.site.provenance import Facts
 
 WORDS_A_MINUTE = 220
 LONG = 10  # minutes; a longer page begins with a list of its parts

@@ -1,6 +1,6 @@
 """What the page about the book names as {{ value }}: how to cite it, what it was built of."""
 
-from tipmini_lab.book.origin import Origin, origin
+from tipmini_lab.book.site.origin import Origin, origin
 
 
 def page_values(known: Origin | None = None) -> dict[str, str]:
