@@ -19,6 +19,12 @@ COMMANDS = {
         "tipmini weigh --task colours --include-path tasks --adapter adapters/piqa"
         " --out weights.json",
     ],
+    one.distill: [
+        "tipmini distill --out both adapters/piqa adapters/rte",
+        "tipmini distill --text a.jsonl --text b.jsonl --rows 64 --out both"
+        " adapters/piqa adapters/rte",
+        "tipmini distill --rank 8 --rows 64 --out small adapters/piqa adapters/rte",
+    ],
     one.evaluate: [
         "tipmini evaluate --adapter adapters/rte --task rte --limit 20",
         "tipmini evaluate --adapter adapters/rte --task colours --include-path tasks",

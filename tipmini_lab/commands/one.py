@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -23,6 +24,7 @@ from tipmini.models.peft_folder import (
     factor_names,
     read_adapter_header,
     read_settings,
+    refuse_taken,
     weights_file,
 )
 from tipmini_lab import paths
@@ -157,6 +159,70 @@ def weigh(
     counts = {name: len(read) for name, read in weighing.rows.items()}
     told = f"{rows} examples per task" if {*counts.values()} == {rows} else f"examples: {counts}"
     print(f"{out}: weights of {', '.join(names)}, learned on {told}")
+
+
+def distill(
+    adapters: Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")],
+    out: option(Path, "PEFT folder to write"),
+    task: option(
+        list[str] | None, "one per adapter, in order; default: the folders' names", known=task_names
+    ) = None,
+    text: Texts = None,
+    include_path: Include = None,
+    base: Base = "embedded",
+    rank: option(
+        int | None, "of the result; default: all ranks together, at most 64", min=1
+    ) = None,
+    rows: option(int, "training examples per task; a quarter of them only stop it", min=2) = 128,
+    epochs: option(int, "over these examples", min=1) = 6,
+    learning_rate: option(float, "then a cosine") = 5e-4,
+    seed: option(int, "of the examples' order", min=0) = 0,
+    dtype: Dtype = "auto",
+) -> None:
+    """Merge by teaching: one adapter that answers as each does on its own examples, unlabelled.
+
+    It starts from the recommended merge. Minutes for two adapters of the embedded model; a killed
+    run goes on where it stopped.
+    """
+    names = [*(task or ()), *(file.name for file in text or ())]
+    names = names or [adapter_folder(each).name for each in adapters]
+    if len(names) != len(adapters):
+        told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
+        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    from tipmini_lab.evaluation import tasks
+    from tipmini_lab.experiments import distilling, training
+
+    if not (out / distilling.STORY).is_file():  # of an earlier run, which this one replaces
+        refuse_taken(out)
+    sources = tasks.sources(task or (() if text else names), text or (), include_path)
+    own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
+    start = tm.merge(own, "cat", weights="chosen")
+    stopping = max(1, rows // 4)
+    recipe = distilling.DistillRecipe(
+        rank=rank or min(max(start.ranks.values()), 64),
+        rows=rows - stopping,
+        stopping=stopping,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    lab = _lab(base, dtype=dtype)
+    run = distilling.Distilling(
+        lab.trainable,
+        lab.tokenizer,
+        own,
+        start,
+        recipe,
+        out.with_name(f"{out.name}.checkpoint.safetensors"),
+        sources,
+        training.temperatures(dict(zip(sources, adapters, strict=True))),
+    )
+    distilling.kept(run, [out])
+    told = json.loads((out / distilling.STORY).read_text())
+    first, *others = (each["R"] for each in told["stopping"])
+    print(f"{out}: rank {recipe.rank}, of {', '.join(names)}; on examples that only stopped it its")
+    print(f"  answers are {min(first, *others):.0%} as far from the adapters' as the base's are")
+    print(f"  {first:.0%} as merged, before")
 
 
 def evaluate(

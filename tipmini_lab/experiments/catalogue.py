@@ -43,6 +43,22 @@ class Inputs(Declared):
     seed: int = Field(0, ge=0)  # 0: the first rows of the fixed order; else others
 
 
+class Distilled(Declared):
+    """What is learnt of the adapters' own answers, from a merge on (`distilling`)."""
+
+    learn: Literal["factors", "adapter", "kind", "module"] = "factors"  # or coefficients, by these
+    rank: int = Field(56, ge=1)
+    fresh: bool = False  # from an adapter that knows nothing, not from the merge
+    gold: bool = False  # from the right answers
+    unseen: bool = False  # from rows that the adapters were not trained on
+    rows: int = Field(96, ge=1)
+    stopping: int = Field(32, ge=1)
+    epochs: int = Field(6, ge=0)
+    learning_rate: float = 5e-4
+    floor: float = 0.01
+    seed: int = 0
+
+
 class Named(Declared):
     name: str = Field(pattern=NAME)
     title: str  # for the reader of a table
@@ -57,6 +73,7 @@ class Variant(Named):
     seed: int | None = None  # of random methods; null: the profile's
     adapters: int | tuple[str, ...] | None = None  # tasks, or how many of the profile's; null: all
     inputs: Inputs = Inputs()
+    distill: Distilled | None = None  # what is done with the merge
     norm_of: str | None = None  # scaled to the size of this variant's merge
     norm_by: Literal["model", "block"] = "model"  # as a whole, or each block
     metrics: dict[str, str] = Field({})  # task -> another metric than the usual one
@@ -141,7 +158,8 @@ class Variant(Named):
 
     def settings(self) -> dict:
         """All that the merge follows from, names and titles left out."""
-        return self.model_dump(exclude={"name", "title", "metrics", "full"})
+        unset = set() if self.distill else {"distill"}
+        return self.model_dump(exclude={"name", "title", "metrics", "full"} | unset)
 
     def changed(self, **changes: object) -> "Variant":
         """A copy with other fields, checked like any."""

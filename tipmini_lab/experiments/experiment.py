@@ -25,8 +25,9 @@ from tipmini.methods.table import plain_rule
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.evaluation.documents import ADAPTED
-from tipmini_lab.experiments import catalogue
+from tipmini_lab.experiments import catalogue, distilling, training
 from tipmini_lab.experiments.catalogue import UNMERGED, Inputs, Variant
+from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
 from tipmini_lab.experiments.merging import (
     DEFAULT,
     InputNorms,
@@ -265,6 +266,8 @@ class Merge(Experiment):
             norms = self.lab.norms
             given[variant.needs] = {task: norms.of(task, variant.measured) for task in self.tasks}
         merged = tm.merge(self._adapters(), variant.method, **given, **self.options())
+        if variant.distill:
+            merged = self.lab.distilled(self, merged)
         like = variant.norm_of and tm.load_adapter(self.lab.merged(variant.norm_of))
         return scaled_to(merged, like, variant.norm_by) if like else merged
 
@@ -406,6 +409,25 @@ class Lab:
         """Weights learnt of the adapters."""
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
         return Weighing(self.trainable, self.tokenizer, self.adapters, WeighingRecipe(), files)
+
+    def distilled(self, merge: Merge, start: tm.LoraAdapter) -> tm.LoraAdapter:
+        """What is learnt from a merge on, as its variant says."""
+        chosen, own = merge.variant.distill, {task: self.adapters[task] for task in merge.tasks}
+        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen"})
+        passed = {task: RECIPES[task].rows for task in own} if chosen.unseen else None
+        scratch = self.profile.scratch / "distilled" / merge.name
+        given = {
+            "recipe": DistillRecipe(**settled, passed=passed),
+            "saved": scratch.with_suffix(".checkpoint.safetensors"),
+            "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
+        }
+        model = self.trainable, self.tokenizer, own
+        if chosen.learn == "factors":
+            run = Distilling(*model, None if chosen.fresh else start, **given)
+        else:
+            run = Coefficients(*model, chosen.learn, 0.3, **given)
+        kept = [place / "distilled" / merge.name for place in (self.kept,) if place]
+        return distilling.kept(run, [*kept, scratch])
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; raises TipminiError for an unknown one."""

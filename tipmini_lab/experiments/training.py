@@ -9,7 +9,7 @@ import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -163,12 +163,16 @@ class Resumable(ABC):
     def restore(self, kept: dict) -> None:  # noqa: B027  as kept
         """Take up what `kept` gave."""
 
+    def losses(self, rows: Sequence[Example]) -> Tensor:
+        """(len(rows),) what is learnt: the right answers, where nothing else is said."""
+        return objective.losses(self.model, rows, self.temperature)
+
     def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
         """Add up the gradients of a share of the mean loss, in passes of at most `tokens`."""
         total = 0.0
         for part in batches([len(e.row) for e in group], self.tokens):
             rows = [group[i] for i in part]
-            loss = objective.losses(self.model, rows, self.temperature).sum() * share / len(group)
+            loss = self.losses(rows).sum() * share / len(group)
             if loss.requires_grad:
                 loss.backward()
             total += loss.item()
@@ -396,3 +400,10 @@ class Run(Resumable):
 def train(task: str, out: Path | None = None, recipe: TrainingRecipe | None = None) -> Path:
     """Train one task's adapter into `out` (default `adapters/TASK`)."""
     return Run(task, recipe or RECIPES[task], out or paths.ADAPTERS / task).run()
+
+
+def temperatures(folders: Mapping[str, Path]) -> dict[str, float]:
+    """By task the temperature of its choices that a training told beside its adapter, if any."""
+    told = {task: folder / "training.json" for task, folder in folders.items()}
+    found = {t: json.loads(f.read_text()) for t, f in told.items() if f.is_file()}
+    return {task: each["temperature"] for task, each in found.items() if "temperature" in each}

@@ -9,9 +9,11 @@ rows are never looked at. Learning coefficients of a merge by gradient descent i
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from tipmini.methods import weighting
 from tipmini.methods.weighting import ByModule as Weights
 from tipmini.models.adapter import LoraFactors
 from tipmini_lab.evaluation import objective
+from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import Resumable
 from tipmini_lab.results import digests, store
@@ -65,7 +68,81 @@ class Weighed(nn.Module):
         return self.base(x) + (x @ self.a.T * each.to(x.dtype)) @ self.b.T
 
 
-class Weighing(Resumable):
+def weighed(
+    model: nn.Module, adapters: Mapping[str, tm.LoraAdapter], start: float
+) -> dict[str, Weighed]:
+    """The model's layers that adapters of the same modules change, each wrapped, by name.
+
+    Raises TipminiError for adapters of different modules or not of the model's layers.
+    """
+    first, *_ = adapters.values()
+    for task, adapter in adapters.items():
+        if adapter.modules != first.modules:
+            told = f"weigh needs adapters of the same modules; {task}'s are others"
+            raise tm.TipminiError(told)
+    layers, found = dict(model.named_modules()), {}
+    for module in first.modules:
+        pairs = [adapter.factors[module] for adapter in adapters.values()]
+        shape = getattr(getattr(layers.get(module), "weight", None), "shape", None)
+        if any(pair.shape != shape for pair in pairs):
+            told = "no layer of the base in the adapters' shape; give the one they are of"
+            raise tm.TipminiError(f"{module}: {told}")
+        found[module] = Weighed(layers[module], pairs, start)
+        model.set_submodule(module, found[module])
+    return found
+
+
+class Recipe(Protocol):
+    """What `OverTasks` asks of a recipe."""
+
+    parts: int  # steps an epoch
+    seed: int
+
+    def rate(self, step: int) -> float: ...
+
+
+class OverTasks(Resumable):
+    """Steps over a part of every task's rows, each task's loss divided by what it is at first.
+
+    A subclass says which rows are learnt of, and sets `log["temperature"]` and `log["base"]`.
+    """
+
+    recipe: Recipe
+    tasks: Sequence[str]
+    floor = 0.0  # what a loss is divided by at least
+    clip = math.inf  # the norm of a step's gradient at most
+
+    @abstractmethod
+    def learnt(self, task: str) -> Sequence[Example]:
+        """A task's rows that are learnt of."""
+
+    def step(self, number: int) -> float:
+        """One part of every task's rows; the mean of the tasks' losses over the base model's."""
+        total = 0.0
+        for task in self.tasks:
+            self.temperature = self.log["temperature"][task]
+            total += self.backward(self._part(task, number), self.share(task))
+        if self.clip < math.inf:
+            nn.utils.clip_grad_norm_(self.factors.values(), self.clip)
+        self.update(self.recipe.rate(number))
+        return total
+
+    def share(self, task: str) -> float:
+        """What a task's loss is multiplied by."""
+        return 1 / (len(self.tasks) * max(self.log["base"][task], self.floor))
+
+    def _part(self, task: str, number: int) -> list[Example]:
+        """Every row once an epoch, in an order of the epoch's own; of too few rows one a step."""
+        epoch, part = divmod(number, self.recipe.parts)
+        rows, parts = self.learnt(task), self.recipe.parts
+        if len(rows) < parts:
+            return [rows[number % len(rows)]]
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1000 + epoch)
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        return [rows[i] for i in order[part * len(rows) // parts : (part + 1) * len(rows) // parts]]
+
+
+class Weighing(OverTasks):
     """One run over the adapters of several tasks; it goes on where it was killed.
 
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
@@ -92,20 +169,7 @@ class Weighing(Resumable):
         self.rows = {
             t: objective.examples(sources.get(t, t), tokenizer, n) for t, n in counts.items()
         }
-        modules = adapters[self.tasks[0]].modules
-        for task, adapter in adapters.items():
-            if adapter.modules != modules:
-                told = f"weigh needs adapters of the same modules; {task}'s are others"
-                raise tm.TipminiError(told)
-        layers = dict(model.named_modules())
-        for module in modules:
-            pairs = [adapter.factors[module] for adapter in adapters.values()]
-            shape = getattr(getattr(layers.get(module), "weight", None), "shape", None)
-            if any(pair.shape != shape for pair in pairs):
-                told = "no layer of the base in the adapters' shape; give the one they are of"
-                raise tm.TipminiError(f"{module}: {told}")
-            layer = Weighed(layers[module], pairs, recipe.start)
-            model.set_submodule(module, layer)
+        for module, layer in weighed(model, adapters, recipe.start).items():
             self.factors[module] = layer.weights
         chosen = {"betas": (0.9, 0.95), "weight_decay": 0.0}
         self.optimizer = torch.optim.AdamW(self.factors.values(), **chosen)
@@ -135,23 +199,8 @@ class Weighing(Resumable):
         for module, weight in self.factors.items():
             weight.copy_(started[module])
 
-    def step(self, number: int) -> float:
-        """One part of every task's rows; the mean of the tasks' losses over the base model's."""
-        total = 0.0
-        for task in self.tasks:
-            self.temperature = self.log["temperature"][task]
-            share = 1 / (len(self.tasks) * self.log["base"][task])
-            total += self.backward(self._part(task, number), share)
-        self.update(self.recipe.rate(number))
-        return total
-
-    def _part(self, task: str, number: int) -> list[objective.Example]:
-        """Every row once an epoch, in an order of the epoch's own."""
-        epoch, part = divmod(number, self.recipe.parts)
-        rows, parts = self.rows[task], self.recipe.parts
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1000 + epoch)
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        return [rows[i] for i in order[part * len(rows) // parts : (part + 1) * len(rows) // parts]]
+    def learnt(self, task: str) -> list[Example]:
+        return self.rows[task]
 
     def weights(self) -> Weights:
         """Those learnt before of the very same things; else they are learnt now and written."""

@@ -1,0 +1,123 @@
+"""Distillation on tiny models: what it starts from, what it reaches; a kill loses nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from kills import Killed, kill_at
+from labs import llama, save_adapter
+
+import tipmini as tm
+from tipmini_lab.experiments import distilling
+from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
+
+TASKS = ("openbookqa", "rte")
+RECIPE = DistillRecipe(rank=8, rows=6, stopping=3, epochs=2, parts=2, learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    every = [save_adapter(folder / task, seed) for seed, task in enumerate(TASKS)]
+    return dict(zip(TASKS, map(tm.load_adapter, every), strict=True))
+
+
+def base():
+    model = llama()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def distilled(adapters, tokenizer, folder, start=None, recipe=RECIPE, **given):
+    return Distilling(base(), tokenizer, adapters, start, recipe, folder / "c.safetensors", **given)
+
+
+def test_an_adapter_alone_is_where_it_starts(adapters, tokenizer, tmp_path):
+    """R is 0 at its own factors, and 1, up to the floor, where nothing is known."""
+    own = {"openbookqa": adapters["openbookqa"]}
+    run = distilled(own, tokenizer, tmp_path, own["openbookqa"], replace(RECIPE, epochs=0))
+    found = run.run()
+    assert run.log["stopping"][0]["R"] < 1e-6
+    for module in found.modules:
+        expected = own["openbookqa"].delta(module)
+        torch.testing.assert_close(found.delta(module), expected, rtol=1e-4, atol=1e-5)
+    nothing = distilled(own, tokenizer, tmp_path)
+    nothing.ask()
+    learnt = nothing._mean("openbookqa", nothing.learnt("openbookqa"))
+    assert learnt == pytest.approx(nothing.log["base"]["openbookqa"], abs=0) and learnt > 0.001
+
+
+def test_it_comes_nearer_to_the_adapters(adapters, tokenizer, tmp_path):
+    start = tm.merge(adapters, "cat", weights="mean")
+    run = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, epochs=16, parts=1))
+    found = run.run()
+    assert run.log["loss"][-1] < 0.7 * run.log["loss"][0]
+    assert set(found.ranks.values()) == {8}
+
+
+def test_the_best_epoch_is_kept_the_start_among_them(adapters, tokenizer, tmp_path):
+    """A rate that ruins everything leaves the start."""
+    start = tm.merge(adapters, "cat", weights="mean")
+    found = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, learning_rate=30)).run()
+    for module in found.modules:
+        torch.testing.assert_close(found.delta(module), start.delta(module), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_a_killed_run_ends_as_if_it_never_was(adapters, tokenizer, tmp_path, monkeypatch, gold):
+    start, recipe = tm.merge(adapters, "cat", weights="mean"), replace(RECIPE, gold=gold)
+    whole = distilled(adapters, tokenizer, tmp_path, start, recipe)
+    expected = whole.run()
+    whole.saved.unlink()
+    with monkeypatch.context() as patch:
+        kill_at(patch, Distilling, "step", 3)
+        with pytest.raises(Killed):
+            distilled(adapters, tokenizer, tmp_path, start, recipe).run()
+    monkeypatch.setattr(Distilling, "ask", None)  # what was answered is not asked again
+    again = distilled(adapters, tokenizer, tmp_path, start, recipe)
+    found = again.run()
+    assert again.log["loss"] == whole.log["loss"] and again.log["stopping"] == whole.log["stopping"]
+    for module in expected.modules:
+        assert torch.equal(found.delta(module), expected.delta(module))
+
+
+def test_what_was_made_is_read_and_nothing_else(adapters, tokenizer, tmp_path, monkeypatch):
+    run = lambda seed: distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, seed=seed))  # noqa: E731
+    first = distilling.kept(run(0), [tmp_path / "elsewhere", tmp_path / "out"])
+    monkeypatch.setattr(Distilling, "step", None)
+    again = distilling.kept(run(0), [tmp_path / "out", tmp_path / "elsewhere"])
+    assert all(torch.equal(first.delta(m), again.delta(m)) for m in first.modules)
+    with pytest.raises(TypeError):
+        distilling.kept(run(1), [tmp_path / "out"])
+    assert not list(tmp_path.glob("*.checkpoint*"))
+
+
+def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_path):
+    recipe = replace(RECIPE, rows=96, stopping=32, passed={"rte": 106})
+    counts = distilled(adapters, tokenizer, tmp_path, recipe=recipe).counts
+    assert counts == {"openbookqa": (0, 96, 32), "rte": (106, 24, 8)}
+
+
+@pytest.mark.parametrize("grain", distilling.GRAINS)
+def test_coefficients(adapters, tokenizer, tmp_path, grain):
+    """They find an adapter that stands alone, and are as many as was said."""
+    own = {"openbookqa": adapters["openbookqa"]}
+    recipe = replace(RECIPE, epochs=16, parts=1, learning_rate=0.1)
+    run = Coefficients(base(), tokenizer, own, grain, 0.5, recipe, tmp_path / "c", ridge=0.0)
+    run.run()
+    assert len(run.factors) == {"adapter": 1, "kind": 2, "module": 4}[grain]
+    assert run.log["loss"][-1] < 0.7 * run.log["loss"][0]
+
+
+def test_a_ridge_holds_coefficients_together(adapters, tokenizer, tmp_path):
+    recipe = replace(RECIPE, epochs=4, learning_rate=0.1)
+
+    def apart(ridge):
+        run = Coefficients(
+            base(), tokenizer, adapters, "module", 0.3, recipe, tmp_path / "c", ridge=ridge
+        )
+        run.run()
+        run.saved.unlink()
+        return torch.stack(list(run.factors.values())).std(0).mean().item()
+
+    assert apart(1e3) < apart(0.0) / 2

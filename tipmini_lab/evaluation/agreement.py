@@ -1,0 +1,169 @@
+r"""How far a model's answers are from those of each task's own adapter, on rows without labels.
+
+With p_t the answers of task t's adapter, the objective of a distilled merge is
+
+    R = \frac1T \sum_t \frac{KL(p_t \| p_{merged})}{\max(KL(p_t \| p_{base}), floor)},
+
+0 where the merge answers as each adapter does, 1 where it answers as the base does. Of multiple
+choice p is the softmax over the listed choices of score / T, as training reads them (`objective`);
+of generated text the distribution of every token of the adapter's own greedy answer. The floor
+keeps a task whose adapter hardly changes an answer from being divided by next to nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lm_eval.api.task import ConfigurableTask
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
+
+from tipmini_lab.evaluation import objective, tasks
+from tipmini_lab.evaluation.model import TRAINED, HeadLogprobs, target_hidden
+from tipmini_lab.evaluation.objective import Example
+from tipmini_lab.evaluation.packing import Batch, batches, collate, pack
+
+SAID = 32  # tokens of a generated answer at most
+LINE = "\n"  # ends it
+
+
+@dataclass(kw_only=True)
+class Answered(Example):
+    """An example and what the adapter answers: the (choices,) scores, or where it speaks its
+    (P, D) last hidden states, of which the head makes the distributions."""
+
+    own: Tensor
+
+
+def divergences(model: nn.Module, group: Sequence[Answered], temperature: float = 1.0) -> Tensor:
+    """(len(group),) KL(own || model), nats; of generated answers the mean over their tokens."""
+    batch, hidden = _hidden(model, group)
+    if group[0].lengths:
+        scores = objective.choice_scores(_logp(model, batch, hidden), batch, group)
+        own = pad_sequence([each.own for each in group], True, padding_value=-torch.inf)
+        return choice_divergences(own / temperature, scores / temperature)
+    own = torch.cat([each.own for each in group]).to(hidden)
+    each = HeadDivergence.apply(hidden, model.lm_head.weight, own)
+    total = torch.zeros(len(group)).index_add(0, batch.rows, each)
+    return total / torch.bincount(batch.rows, minlength=len(group))
+
+
+def choice_divergences(own: Tensor, other: Tensor) -> Tensor:
+    """(questions, choices) scores of both -> (questions,) KL of their softmaxes; absent: -inf."""
+    p, q = own.log_softmax(-1), other.log_softmax(-1)
+    there = own.isfinite()
+    return (p.exp() * torch.where(there, p - torch.where(there, q, 0.0), 0.0)).sum(-1)
+
+
+class HeadDivergence(torch.autograd.Function):
+    """(P, D) hidden states, (V, D) frozen head, (P, D) the adapter's -> (P,) float32 KL.
+
+    The gradient is made on the way, in chunks, as in `HeadLogprobs`:
+
+        d KL / d h = sum_v (q_v - p_v) W_v
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, own: Tensor) -> Tensor:
+        found, slopes = [], []
+        for h, o in zip(hidden.split(TRAINED), own.split(TRAINED), strict=True):
+            q, p = ((x @ head.T).float().log_softmax(-1) for x in (h, o))
+            found.append((p.exp() * (p - q)).sum(-1))
+            if ctx.needs_input_grad[0]:
+                slopes.append((q.exp_() - p.exp_()).to(head.dtype) @ head)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes.dtype), None, None
+
+
+# What the adapter answers -------------------------------------------------------------------------
+@torch.no_grad()
+def answered(model: nn.Module, every: Sequence[Example], tokens: int) -> list[Answered]:
+    """The examples with what the model, its adapter active, answers."""
+    found: list[Answered | None] = [None] * len(every)
+    for part in batches([len(example.row) for example in every], tokens):
+        group = [every[i] for i in part]
+        batch, hidden = _hidden(model, group)
+        if group[0].lengths:
+            scores = objective.choice_scores(_logp(model, batch, hidden), batch, group)
+            own = [row[: len(e.lengths)] for row, e in zip(scores, group, strict=True)]
+        else:
+            own = hidden.float().split(torch.bincount(batch.rows).tolist())
+        for i, example, answer in zip(part, group, own, strict=True):
+            found[i] = Answered(**vars(example), own=answer.cpu().clone())
+    return found
+
+
+def unlabelled(
+    model: nn.Module, tokenizer, source: tasks.Source, count: int, passed: int = 0
+) -> list[Example]:
+    """`count` train rows after the first `passed` of the fixed order, of which no label is used.
+
+    Listed choices are all read. An open question is answered by the model itself, whose adapter is
+    to be active; of a text without a question every token counts.
+    """
+    definition, docs = tasks.training(source, passed + count)
+    if definition.config.doc_to_choice is not None:
+        return [objective.question(definition, doc, tokenizer) for doc in docs[passed:]]
+    return [_spoken(model, tokenizer, definition, doc) for doc in docs[passed:]]
+
+
+@torch.no_grad()
+def _spoken(model: nn.Module, tokenizer, definition: ConfigurableTask, doc: dict) -> Example:
+    """A prompt with the model's greedy answer, or a conversation with all that it answers."""
+    turns = _turns(definition, doc)
+    if not turns[0]:
+        return objective.plain(tokenizer(tasks.text(definition, doc))["input_ids"])
+    ids, reads, last = [], [], None
+    cache = DynamicCache(config=model.config)
+    for number, turn in enumerate(turns):
+        asked = tokenizer(turn, add_special_tokens=not number)["input_ids"]
+        if len(ids) + len(asked) + SAID > model.config.max_position_embeddings:
+            break
+        ids, said = [*ids, *asked], 0
+        while True:
+            new = torch.tensor([ids[cache.get_seq_length() :]], device=model.device)
+            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            last = int(logits[0, -1].argmax())
+            reads.append(len(ids) - 1)
+            ends = last == tokenizer.eos_token_id or LINE in tokenizer.decode([last]).lstrip(" ")
+            if ends or said == SAID:
+                break
+            ids, said = [*ids, last], said + 1
+    row = pack(ids, [])
+    for index in reads:  # what ends an answer is predicted too, whatever follows it
+        row.read(index, [*ids, last][index + 1], 0)
+    return Example(row, content=row.tokens)
+
+
+def _turns(definition: ConfigurableTask, doc: dict) -> list[str]:
+    """What is asked one after the other, each up to where its answer begins."""
+    prompt = definition.doc_to_text(doc)
+    if definition.config.task != "coqa":
+        return [prompt]
+    first, *others = (f"Q: {asked}\n\nA:" for asked in doc["questions"]["input_text"])
+    return [prompt[: prompt.index(first)] + first, *(f"\n\n{turn}" for turn in others)]
+
+
+def spread(every: Sequence[Answered]) -> float:
+    """The temperature of choices of several tokens where no training told one: the mean over
+    questions of the standard deviation of the adapter's scores. 1 of choices of one token."""
+    if all(set(example.lengths) <= {1} for example in every):
+        return 1.0
+    return max(1.0, math.fsum(e.own.std(correction=0).item() for e in every) / len(every))
+
+
+def _hidden(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    batch = collate([example.row for example in group], multiple=8)
+    return batch, target_hidden(model, batch)
+
+
+def _logp(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+    return HeadLogprobs.apply(hidden, model.lm_head.weight, batch.targets)

@@ -1,0 +1,378 @@
+r"""Distillation: one adapter that answers as each task's own adapter does on its own rows.
+
+What is learnt on R (`agreement`), without labels, is either all factors of a merged adapter, or
+few coefficients of the adapters' exact sum. The controls are the same run from an adapter that
+knows nothing (start=None), and on the right answers (`gold`): then a task's loss is divided by the
+base's, as in `weighing`.
+
+Distilling experts into one model by their outputs on a few unlabelled rows: layer by layer in Xu
+et al. (ProDistill, 2025), end to end in Yang et al. (SurgeryV2, 2024); R and its weights are ours.
+"""
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import tipmini as tm
+from tipmini.errors import require
+from tipmini.methods.weighting import adapter_digest
+from tipmini.models.lowrank import truncate
+from tipmini_lab.evaluation import agreement, objective, tasks
+from tipmini_lab.evaluation.agreement import Answered
+from tipmini_lab.evaluation.objective import Example
+from tipmini_lab.evaluation.packing import Row, batches
+from tipmini_lab.evaluation.tasks import Source
+from tipmini_lab.experiments.training import add_lora, by_module, named_factors
+from tipmini_lab.experiments.weighing import OverTasks, weighed
+from tipmini_lab.results import digests, store
+
+MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
+STORY = "distilled.json"  # beside the adapter, how it was made
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """How it is learnt; settled on validation examples, with the adapters of this project."""
+
+    rank: int = 56
+    rows: int = 96  # of a task, the first of `tasks.rows`' order
+    stopping: int = 32  # those after them, by which the best epoch is chosen
+    stories: float = 0.25  # of that many rows where a row is a conversation
+    passed: Mapping[str, int] | None = None  # rows of each task that are left out before
+    epochs: int = 6
+    parts: int = 12  # steps an epoch: each takes a part of every task's rows
+    learning_rate: float = 5e-4
+    floor: float = 0.01  # nats
+    gold: bool = False  # learn the right answers instead
+    tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.parts
+
+    def rate(self, step: int) -> float:
+        """Warm-up over half an epoch, and a cosine to zero."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * min(2 * (step + 1) / self.parts, 1) * cosine
+
+
+class Agreeing(OverTasks):
+    """One run over the rows of several tasks; it goes on where it was killed.
+
+    A subclass wraps the model, says which of its parameters are `factors`, and how each adapter,
+    or none, is put in the place of what is learnt.
+    """
+
+    every = 6
+    clip = 1.0
+
+    def __init__(
+        self,
+        tokenizer,
+        adapters: Mapping[str, tm.LoraAdapter],
+        recipe: DistillRecipe,
+        saved: Path,
+        sources: Mapping[str, Source],
+        temperatures: Mapping[str, float],
+    ):
+        self.adapters, self.tasks, self.saved = dict(adapters), list(adapters), saved
+        self.recipe, self.floor = recipe, recipe.floor
+        self.tokenizer, self.tokens = tokenizer, recipe.tokens
+        self.sources = {task: sources.get(task, task) for task in adapters}
+        self.counts = {task: self._counts(task) for task in adapters}
+        self.told = {t: temperatures[t] for t in adapters if t in temperatures}
+        self.log: dict = {"loss": [], "stopping": [], "seconds": 0.0}
+        self.rows: dict[str, list[Example]] = {}
+        self.factors: dict[str, nn.Parameter] = {}
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+
+    @abstractmethod
+    def alone(self, task: str) -> AbstractContextManager:
+        """The model with a task's own adapter, for the while."""
+
+    @abstractmethod
+    def bare(self) -> AbstractContextManager:
+        """The base model, for the while."""
+
+    def identity(self) -> str:
+        """Hash of all that it depends on: another run's checkpoint is not continued."""
+        adapters = {task: adapter_digest(each) for task, each in self.adapters.items()}
+        rows = {
+            task: tasks.rows(source, "train", sum(self.counts[task]))
+            if isinstance(source, str)
+            else list(source.training_docs())
+            for task, source in self.sources.items()
+        }
+        return digests.digest([type(self).__name__, asdict(self.recipe), adapters, rows, self.told])
+
+    # Before the first step: what the adapters answer, and how far from it the base is -------------
+    def _counts(self, task: str) -> tuple[int, int, int]:
+        """How many rows are passed over, learnt of and kept to stop by: three to one, or so."""
+        source, passed = self.sources[task], (self.recipe.passed or {}).get(task, 0)
+        every = tasks.rows(task, "train") if source == task else source.training_docs()
+        share = self.recipe.stories if task == "coqa" else 1
+        wanted = share * (self.recipe.rows + self.recipe.stopping)
+        share *= min(1, (len(every) - passed) / wanted)
+        return passed, *(max(1, int(share * n)) for n in (self.recipe.rows, self.recipe.stopping))
+
+    def ask(self) -> None:
+        """Note each adapter's answers on its rows, and the base's distance from them."""
+        self.log |= {"temperature": {}, "base": {}}
+        for task in tqdm(self.adapters, desc="answers", unit="task"):
+            passed, *counts = self.counts[task]
+            if self.recipe.gold:
+                every = objective.examples(
+                    self.sources[task], self.tokenizer, passed + sum(counts)
+                )[passed:]
+            else:
+                with self.alone(task):
+                    every = agreement.unlabelled(
+                        self.model, self.tokenizer, self.sources[task], sum(counts), passed
+                    )
+                    every = agreement.answered(self.model, every, self.tokens)
+            objective.refuse_unpredicted(task, every)
+            self.rows[task] = every
+            self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
+            with self.bare():
+                self.log["base"][task] = self._mean(task, self.learnt(task))
+
+    def _temperature(self, every: Sequence[Example]) -> float:
+        """Where no training told one: by the adapter's answers, or by the base's right ones."""
+        if not every[0].lengths:
+            return 1.0
+        if not self.recipe.gold:
+            return agreement.spread(every)
+        with self.bare():
+            scores = objective.all_scores(self.model, every, self.tokens)
+        return objective.fit_temperature(scores, objective.gold(every))
+
+    def learnt(self, task: str) -> list[Example]:
+        return self.rows[task][: self.counts[task][1]]
+
+    def _stopping(self, task: str) -> list[Example]:
+        return self.rows[task][self.counts[task][1] :]
+
+    # Steps ----------------------------------------------------------------------------------------
+    def losses(self, rows: Sequence[Example]) -> Tensor:
+        read = objective.losses if self.recipe.gold else agreement.divergences
+        return read(self.model, rows, self.temperature)
+
+    @torch.no_grad()
+    def _mean(self, task: str, rows: Sequence[Example]) -> float:
+        self.temperature = self.log["temperature"][task]
+        parts = batches([len(example.row) for example in rows], self.tokens)
+        return math.fsum(self.losses([rows[i] for i in p]).sum().item() for p in parts) / len(rows)
+
+    def score(self, number: int) -> None:
+        """Note R on the rows to stop by; remember the factors of the lowest."""
+        found = {task: self._mean(task, self._stopping(task)) for task in self.adapters}
+        total = math.fsum(found[task] * self.share(task) for task in found)
+        told = {task: round(value, 5) for task, value in found.items()}
+        self.log["stopping"].append({"step": number, "R": round(total, 5), "divergence": told})
+        if self.best is None or total < self.best[0]:
+            self.best = (total, {n: p.detach().clone() for n, p in self.factors.items()})
+
+    def kept(self) -> dict:
+        """The best so far, and the rows with what the adapters answered."""
+        told = lambda example: vars(example) | {"row": vars(example.row)}  # noqa: E731
+        return {"best": self.best, "rows": {t: list(map(told, e)) for t, e in self.rows.items()}}
+
+    def restore(self, kept: dict) -> None:
+        kind = Example if self.recipe.gold else Answered
+        made = lambda told: kind(**told | {"row": Row(**told["row"])})  # noqa: E731
+        self.best = kept["best"]
+        self.rows = {task: list(map(made, rows)) for task, rows in kept["rows"].items()}
+
+    # The run --------------------------------------------------------------------------------------
+    def run(self) -> tm.LoraAdapter:
+        """The adapter of the lowest R on the rows to stop by, the start among them."""
+        done = self.resume()
+        if not self.rows:
+            self.ask()
+            self.score(0)
+            self.checkpoint(0)
+        epochs = {self.recipe.parts * (n + 1) for n in range(self.recipe.epochs)}
+        self.advance(done, self.recipe.steps, "distill", epochs)
+        return self.found(self.best[1])
+
+    @abstractmethod
+    def found(self, factors: Mapping[str, Tensor]) -> tm.LoraAdapter:
+        """The adapter that these values of `factors` make."""
+
+    def story(self) -> dict:
+        """How it was made, for the file beside it."""
+        return {
+            "identity": self.identity(),
+            "recipe": asdict(self.recipe),
+            "rows": {
+                t: {"passed": p, "learnt": n, "stop": m} for t, (p, n, m) in self.counts.items()
+            },
+            "tokens": {t: sum(len(e.row) for e in self.learnt(t)) for t in self.rows},
+            "adapters": {task: adapter_digest(each) for task, each in self.adapters.items()},
+            **self.made(),
+        }
+
+
+class Distilling(Agreeing):
+    """All factors of one adapter are learnt.
+
+    model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
+    start: a merge of them, cut to the recipe's rank; None: A drawn from the seed, B = 0.
+    saved: the checkpoint's file; who keeps the result deletes it. sources: what a task's rows are
+    read of, where it is no packaged one. temperatures: of tasks whose training told one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        adapters: Mapping[str, tm.LoraAdapter],
+        start: tm.LoraAdapter | None,
+        recipe: DistillRecipe,
+        saved: Path,
+        sources: Mapping[str, Source] = {},
+        temperatures: Mapping[str, float] = {},
+    ):
+        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures)
+        self.start = start
+        modules = sorted({module for each in adapters.values() for module in each.modules})
+        self.peft = add_lora(model, recipe.rank, recipe.rank, modules, recipe.seed, light=True)
+        self.model = self.peft.get_base_model()
+        if start:
+            _fill(self.peft, MERGED, start.map(lambda _, pair: truncate(pair, recipe.rank)))
+        self.factors = named_factors(self.peft)
+        self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
+
+    def identity(self) -> str:
+        return digests.digest([super().identity(), self.start and adapter_digest(self.start)])
+
+    @contextmanager
+    def alone(self, task: str) -> Iterator[None]:
+        adapter = self.adapters[task]
+        rank, modules = max(adapter.ranks.values()), adapter.modules
+        self.peft.add_adapter(OWN, LoraConfig(r=rank, lora_alpha=rank, target_modules=modules))
+        _fill(self.peft, OWN, adapter)
+        self.peft.set_adapter(OWN)
+        try:
+            yield
+        finally:
+            self.peft.set_adapter(MERGED)
+            self.peft.delete_adapter(OWN)
+
+    def bare(self) -> AbstractContextManager:
+        return self.peft.disable_adapter()
+
+    def found(self, factors: Mapping[str, Tensor]) -> tm.LoraAdapter:
+        first = next(iter(self.adapters.values()))
+        return tm.LoraAdapter(by_module(factors, 1.0), base_model=first.base_model)
+
+
+def _fill(peft: nn.Module, name: str, adapter: tm.LoraAdapter) -> None:
+    """Put an adapter's factors into PEFT's of a name, whose rank is no smaller.
+
+    A's further rows stay as PEFT draws them, B's further columns 0, so that nothing is added.
+    """
+    layers = dict(peft.get_base_model().named_modules())
+    with torch.no_grad():
+        for module, pair in adapter.factors.items():
+            a, b = (getattr(layers[module], f"lora_{x}")[name].weight for x in "AB")
+            a[: pair.rank] = pair.a
+            b.zero_()[:, : pair.rank] = pair.b * pair.scaling
+
+
+def kept(run: Agreeing, places: Sequence[Path]) -> tm.LoraAdapter:
+    """What the very same run found, from one of the places, PEFT folders; else it is run now and
+    written to the last, with its story beside it."""
+    identity = run.identity()
+    for folder in places:
+        told = folder / STORY
+        if told.is_file() and json.loads(told.read_text())["identity"] == identity:
+            return tm.load_adapter(folder)
+    found, folder = run.run(), places[-1]
+    (folder / STORY).unlink(missing_ok=True)
+    found.save(folder, torch.float16)
+    store.write(folder / STORY, json.dumps(run.story()) + "\n")
+    run.saved.unlink(missing_ok=True)
+    return tm.load_adapter(folder)
+
+
+# Few coefficients of the exact sum ----------------------------------------------------------------
+GRAINS = ("adapter", "kind", "module")  # q_proj of all layers is a kind
+
+
+class Coefficients(Agreeing):
+    """One number for each adapter, for each and kind of module, or for each and module, is learnt.
+
+    Arguments as `Distilling`'s. start: the number that all begin with. ridge: what the mean square
+    of the numbers' distance from their adapter's mean counts, beside R.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        adapters: Mapping[str, tm.LoraAdapter],
+        grain: str,
+        start: float,
+        recipe: DistillRecipe,
+        saved: Path,
+        sources: Mapping[str, Source] = {},
+        temperatures: Mapping[str, float] = {},
+        ridge: float = 0.1,
+    ):
+        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures)
+        require("grain", grain, GRAINS)
+        self.model, self.ridge, self.settled = model, ridge, [grain, start, ridge]
+        self.layers = weighed(model, adapters, start)
+        named = {"adapter": lambda _: "all", "kind": lambda module: module.rpartition(".")[2]}
+        self.group = {module: named.get(grain, str)(module) for module in self.layers}
+        for module, layer in self.layers.items():
+            layer.weights = self.factors.setdefault(self.group[module], layer.weights)
+        self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
+
+    def identity(self) -> str:
+        return digests.digest([super().identity(), self.settled])
+
+    def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
+        """As usual, and a task's part of the ridge."""
+        every = torch.stack(list(self.factors.values()))  # (groups, adapters)
+        ridge = self.ridge * (every - every.mean(0)).square().mean() / len(self.tasks)
+        if ridge.requires_grad:
+            ridge.backward()
+        return super().backward(group, share) + ridge.item()
+
+    @contextmanager
+    def _set(self, values: Tensor) -> Iterator[None]:
+        before = {name: each.detach().clone() for name, each in self.factors.items()}
+        with torch.no_grad():
+            for each in self.factors.values():
+                each.copy_(values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, each in self.factors.items():
+                    each.copy_(before[name])
+
+    def alone(self, task: str) -> AbstractContextManager:
+        return self._set(torch.eye(len(self.tasks))[self.tasks.index(task)])
+
+    def bare(self) -> AbstractContextManager:
+        return self._set(torch.zeros(len(self.tasks)))
+
+    def found(self, factors: Mapping[str, Tensor]) -> tm.LoraAdapter:
+        weights = {
+            task: {module: factors[self.group[module]][i].item() for module in self.layers}
+            for i, task in enumerate(self.tasks)
+        }
+        return tm.merge(self.adapters, "cat", weights=weights)
