@@ -92,9 +92,9 @@ def test_a_method_is_a_row_with_mean_and_retention():
 
 def test_retention_and_of_which_tasks_it_is_told():
     frame = tables.retention_table(made_up.ROWS, SMOKE, ["good", "ties"], TITLES)
-    assert list(frame.columns) == ["OBQA", "mean of 1"]
+    assert list(frame.columns) == ["mean of 1", "OBQA"]
     assert frame.loc["Good", "mean of 1"].startswith("150%<br>[")
-    assert list(frame.loc["TIES"]) == [EMPTY, MISSING]
+    assert list(frame.loc["TIES"]) == [MISSING, EMPTY]
     gains = tables.single_gains(made_up.ROWS, SMOKE)
     assert list(gains.loc["OpenBookQA"]) == ["+50.0", "< 0.001", "reported"]
     assert list(gains.loc["RTE†"]) == ["+2.5", "1.000", "not reported"]

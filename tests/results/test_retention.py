@@ -34,7 +34,8 @@ def test_retention_by_hand():
     assert found["rte"] == pytest.approx((20 / 40, 10 / 29, 25 / 38))
     assert found["boolq"] == pytest.approx((-5 / 20, -10 / 17, -0.05))
     assert found["mean"] == pytest.approx(((0.5 - 0.25) / 2, -0.060304626, 0.256115187))
-    assert list(found) == ["rte", "boolq", "mean"]
+    assert list(found) == ["rte", "boolq", "mean", "without"]
+    assert found["without"] == found["boolq"]
 
 
 @pytest.mark.parametrize(("name", "kept"), [("base", 0.0), ("single", 1.0)])

@@ -125,8 +125,10 @@ def retained(rows: pd.DataFrame, swept: Iterable[Place], profile: Profile) -> pd
     """
     known, lines = learnt(rows, profile.tasks), []
     for place in swept:
-        found = retention(rows, place.variant, [t for t in place.tasks if t in known])
-        lines.append((place.line, place.value, place.x, max(len(found) - 1, 0), found.get(MEAN)))
+        own = [task for task in place.tasks if task in known]
+        found = retention(rows, place.variant, own)
+        count = sum(task in found for task in own)
+        lines.append((place.line, place.value, place.x, count, found.get(MEAN)))
     return pd.DataFrame(lines, columns=["line", "at", "x", "tasks", "kept"])
 
 

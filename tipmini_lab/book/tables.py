@@ -318,6 +318,8 @@ def by_method(
 ) -> pd.DataFrame:
     """Mean accuracy, retention, and accuracy by task of every variant, a row each.
 
+    Below the retention stands that without the task that keeps most.
+
     facts: {name: `merging.sizes` of its merge}, for a column of the merges' sizes. guess: {task:
     accuracy without looking at the question}, for a first row.
     """
@@ -331,10 +333,13 @@ def by_method(
         }
     for name in names:
         mean = mean_of(rows, name, tasks)
-        kept = retention.retention(rows, name, tasks).get(retention.MEAN) if mean else None
+        found = retention.retention(rows, name, tasks) if mean else {}
+        kept = "<br>".join(
+            share(found[k]) for k in (retention.MEAN, retention.WITHOUT) if k in found
+        )
         by_definition = {"base": "0%", "single": "100%"}.get(name) if mean else None
         line = lines[narrow(titles.get(name, name), 14)] = {
-            **{means: _narrow_estimate(mean, MISSING), kept_of: by_definition or share(kept)},
+            **{means: _narrow_estimate(mean, MISSING), kept_of: by_definition or kept or EMPTY},
             **{head(t, profile): _narrow_estimate(mean_of(rows, name, [t])) for t in tasks},
         }
         if facts is not None:
@@ -360,7 +365,9 @@ def retention_table(
 ) -> pd.DataFrame:
     """Retention of every variant on each task whose adapter knows it, and in the mean."""
     tasks = retention.learnt(rows, profile.tasks)
-    heads = {t: head(t, profile) for t in tasks} | {retention.MEAN: f"mean of {len(tasks)}"}
+    heads = {retention.MEAN: f"mean of {len(tasks)}"}
+    heads |= {retention.WITHOUT: "without<br>the highest"} if len(tasks) > 1 else {}
+    heads |= {task: head(task, profile) for task in tasks}
     lines = {}
     for name in names:
         found = retention.retention(rows, name, profile.tasks)

@@ -22,6 +22,7 @@ from tipmini_lab.results.statistics import (
 
 OWN = ("base", "single")
 MEAN = "mean"  # of the tasks' ratios
+WITHOUT = "without"  # that of all but the highest, which one task can't carry alone
 
 
 def single_gains(rows: pd.DataFrame, tasks: Iterable[str]) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def learnt(rows: pd.DataFrame, tasks: Iterable[str]) -> list[str]:
 
 
 def retention(rows: pd.DataFrame, name: str, tasks: Iterable[str]) -> dict[str, Interval]:
-    """{task: (merged - Base) / (Single - Base)} of the `learnt` tasks, and of MEAN.
+    """{task: (merged - Base) / (Single - Base)} of the `learnt` tasks, of MEAN, and of WITHOUT.
 
     1 keeps all of what the adapters add, 0 nothing. Empty where no task is learnt, or with a hole.
     The mean is that of the ratios, so every task counts alike however much its adapter adds. Rows
@@ -61,8 +62,11 @@ def retention(rows: pd.DataFrame, name: str, tasks: Iterable[str]) -> dict[str, 
         ratios[task] = float(_ratio(own.mean(0)[None])[0])
         drawn[task] = _ratio(resampled(own, generator_of(task), DRAWS))
     found = {task: interval(ratios[task], drawn[task]) for task in kept}
-    mean = math.fsum(ratios.values()) / len(kept)
-    return found | {MEAN: interval(mean, np.mean(list(drawn.values()), axis=0))}
+    others = sorted(kept, key=ratios.get)[:-1]
+    for name, tasks in {MEAN: kept, **({WITHOUT: others} if others else {})}.items():
+        mean = math.fsum(ratios[task] for task in tasks) / len(tasks)
+        found[name] = interval(mean, np.mean([drawn[task] for task in tasks], axis=0))
+    return found
 
 
 def _ratio(means: np.ndarray) -> np.ndarray:
