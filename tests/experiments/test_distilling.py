@@ -121,3 +121,21 @@ def test_a_ridge_holds_coefficients_together(adapters, tokenizer, tmp_path):
         return torch.stack(list(run.factors.values())).std(0).mean().item()
 
     assert apart(1e3) < apart(0.0) / 2
+
+
+def test_interference_of_pairs(adapters, tokenizer, tmp_path):
+    """By hand: the exact sum of both in place of a task's own, on the rows to stop by."""
+    run = Coefficients(base(), tokenizer, adapters, "adapter", 0.3, RECIPE, tmp_path / "c")
+    run.ask()
+    both = distilled(adapters, tokenizer, tmp_path, tm.merge(adapters, "cat"))
+    both.ask()
+    for task, other in (TASKS, TASKS[::-1]):
+        apart = both._mean(task, both.stopping(task))
+        expected = apart / max(both.log["base"][task], RECIPE.floor)
+        assert run.log["interference"][task] == {other: pytest.approx(expected, abs=2e-4, rel=1e-3)}
+
+
+def test_a_task_may_have_its_own_counts(adapters, tokenizer, tmp_path):
+    recipe = replace(RECIPE, counts={"openbookqa": (3, 2), "rte": (1, 1)})
+    run = distilled(adapters, tokenizer, tmp_path, recipe=recipe)
+    assert run.counts == {"openbookqa": (0, 3, 2), "rte": (0, 1, 1)}

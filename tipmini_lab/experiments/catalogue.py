@@ -51,9 +51,11 @@ class Distilled(Declared):
     fresh: bool = False  # from an adapter that knows nothing, not from the merge
     gold: bool = False  # from the right answers
     unseen: bool = False  # from rows that the adapters were not trained on
+    trained: bool = False  # from all rows that they were trained on, stopped as they were
     rows: int = Field(96, ge=1)
     stopping: int = Field(32, ge=1)
     epochs: int = Field(6, ge=0)
+    parts: int = Field(12, ge=1)  # steps an epoch
     learning_rate: float = 5e-4
     floor: float = 0.01
     seed: int = 0

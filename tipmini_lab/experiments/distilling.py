@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ class DistillRecipe:
     stopping: int = 32  # those after them, by which the best epoch is chosen
     stories: float = 0.25  # of that many rows where a row is a conversation
     passed: Mapping[str, int] | None = None  # rows of each task that are left out before
+    counts: Mapping[str, tuple[int, int]] | None = None  # of a task its own rows and stopping
     epochs: int = 6
     parts: int = 12  # steps an epoch: each takes a part of every task's rows
     learning_rate: float = 5e-4
@@ -113,12 +115,15 @@ class Agreeing(OverTasks):
             else list(source.training_docs())
             for task, source in self.sources.items()
         }
-        return digests.digest([type(self).__name__, asdict(self.recipe), adapters, rows, self.told])
+        recipe = {key: value for key, value in asdict(self.recipe).items() if value is not None}
+        return digests.digest([type(self).__name__, recipe, adapters, rows, self.told])
 
     # Before the first step: what the adapters answer, and how far from it the base is -------------
     def _counts(self, task: str) -> tuple[int, int, int]:
         """How many rows are passed over, learnt of and kept to stop by: three to one, or so."""
         source, passed = self.sources[task], (self.recipe.passed or {}).get(task, 0)
+        if self.recipe.counts:
+            return passed, *self.recipe.counts[task]
         every = tasks.rows(task, "train") if source == task else source.training_docs()
         share = self.recipe.stories if task == "coqa" else 1
         wanted = share * (self.recipe.rows + self.recipe.stopping)
@@ -159,7 +164,7 @@ class Agreeing(OverTasks):
     def learnt(self, task: str) -> list[Example]:
         return self.rows[task][: self.counts[task][1]]
 
-    def _stopping(self, task: str) -> list[Example]:
+    def stopping(self, task: str) -> list[Example]:
         return self.rows[task][self.counts[task][1] :]
 
     # Steps ----------------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ class Agreeing(OverTasks):
 
     def score(self, number: int) -> None:
         """Note R on the rows to stop by; remember the factors of the lowest."""
-        found = {task: self._mean(task, self._stopping(task)) for task in self.adapters}
+        found = {task: self._mean(task, self.stopping(task)) for task in self.adapters}
         total = math.fsum(found[task] * self.share(task) for task in found)
         told = {task: round(value, 5) for task, value in found.items()}
         self.log["stopping"].append({"step": number, "R": round(total, 5), "divergence": told})
@@ -364,11 +369,30 @@ class Coefficients(Agreeing):
                 for name, each in self.factors.items():
                     each.copy_(before[name])
 
+    def ask(self) -> None:
+        super().ask()
+        self.log["interference"] = self.interference()
+
+    def interference(self) -> dict[str, dict[str, float]]:
+        """{task: {other: its R, on the rows to stop by, with the other's adapter added whole}}."""
+        found: dict[str, dict[str, float]] = {}
+        for task, other in tqdm([*product(self.tasks, repeat=2)], desc="pairs", unit="pair"):
+            if task != other:
+                with self._set(self._of(task, other)):
+                    apart = self._mean(task, self.stopping(task))
+                at_base = max(self.log["base"][task], self.floor)
+                found.setdefault(task, {})[other] = round(apart / at_base, 4)
+        return found
+
+    def _of(self, *tasks: str) -> Tensor:
+        """(adapters,) 1 at these, else 0."""
+        return torch.tensor([float(task in tasks) for task in self.tasks])
+
     def alone(self, task: str) -> AbstractContextManager:
-        return self._set(torch.eye(len(self.tasks))[self.tasks.index(task)])
+        return self._set(self._of(task))
 
     def bare(self) -> AbstractContextManager:
-        return self._set(torch.zeros(len(self.tasks)))
+        return self._set(self._of())
 
     def found(self, factors: Mapping[str, Tensor]) -> tm.LoraAdapter:
         weights = {

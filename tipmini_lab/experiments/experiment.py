@@ -413,11 +413,14 @@ class Lab:
     def distilled(self, merge: Merge, start: tm.LoraAdapter) -> tm.LoraAdapter:
         """What is learnt from a merge on, as its variant says."""
         chosen, own = merge.variant.distill, {task: self.adapters[task] for task in merge.tasks}
-        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen"})
-        passed = {task: RECIPES[task].rows for task in own} if chosen.unseen else None
+        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained"})
+        if chosen.unseen:
+            settled["passed"] = {task: RECIPES[task].rows for task in own}
+        if chosen.trained:
+            settled["counts"] = {t: (RECIPES[t].rows, RECIPES[t].held_out) for t in own}
         scratch = self.profile.scratch / "distilled" / merge.name
         given = {
-            "recipe": DistillRecipe(**settled, passed=passed),
+            "recipe": DistillRecipe(**settled),
             "saved": scratch.with_suffix(".checkpoint.safetensors"),
             "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
         }
