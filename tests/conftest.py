@@ -55,8 +55,11 @@ def tiny(tmp_path_factory, embedded, tokenizer) -> Path:
     """The embedded data beside a tiny random model: what `assets.embedded()` may stand in for."""
     from labs import save_llama
 
+    from tipmini_lab import intact
+
     folder = tmp_path_factory.mktemp("tiny")
     save_llama(folder / "model", tokenizer)
+    intact.seal(folder)
     (folder / "data").symlink_to(embedded / "data")
     return folder
 

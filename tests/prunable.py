@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tipmini.methods.groups import Family
-from tipmini_lab import paths
+from tipmini_lab import intact, paths
 from tipmini_lab.evaluation import assets
 from tipmini_lab.evaluation import model as evaluated
 from tipmini_lab.experiments import pruning
@@ -94,6 +94,7 @@ def embed(patch: pytest.MonkeyPatch, place: Path, data: Path, tokenizer) -> Path
     """A folder in `place` with such a model, and the data of folder `data`, is the embedded one."""
     folder = place / "embedded"
     save_model(folder / "model", tokenizer)
+    intact.seal(folder)
     (folder / "data").symlink_to(data / "data")
     patch.setattr(assets, "embedded", lambda: folder)
     return folder

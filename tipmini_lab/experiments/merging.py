@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from tipmini.models.lowrank import product_norm
 from tipmini_lab.evaluation import packing, tasks
 from tipmini_lab.experiments.catalogue import Inputs
 from tipmini_lab.locks import alone
-from tipmini_lab.results import digests
+from tipmini_lab.results import checked, digests
 
 if TYPE_CHECKING:
     from tipmini_lab.experiments.experiment import Lab
@@ -139,6 +138,7 @@ class InputNorms:
             file = kept
         if not _is_of(file, key):
             norms = self.measure(task, self.texts(task, chosen), chosen.statistic, chosen.source)
+            self.lab.require_same_model()
             told = {"key": key, "inputs": json.dumps(inputs), "dtype": self.lab.dtype}
             save_tensors(norms, file, told | {"code": calibration_code()})
         return _read(file)
@@ -240,21 +240,21 @@ def _is_of(file: Path, key: str) -> bool:
 
 
 def _told(file: Path) -> dict[str, str]:
-    """What a file of norms says of itself; nothing without a file."""
-    if not file.is_file():
+    """What a file of norms says of itself; nothing without a file, or of one that is damaged."""
+    if not checked.is_whole(file):
         return {}
     with safe_open(file, "pt") as opened:
         return opened.metadata() or {}
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, "pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".norms-") as work:
-        save_file(tensors, Path(work) / file.name, metadata)
+        checked.save_file(tensors, Path(work) / file.name, metadata)
         (Path(work) / file.name).replace(file)

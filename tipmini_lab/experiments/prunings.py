@@ -19,7 +19,7 @@ from tipmini_lab.experiments.declared import FILE, Grid, Planned, grid
 from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run_named
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.paths import experiment_files
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
 FACTS = ("removed_share", "removed_of_model", "seconds", "rows", "steps", "loss", "gone")
@@ -96,7 +96,7 @@ class Pruned(Experiment):
         return {name: story[name] for name in FACTS if name in story} | shares
 
     def run(self, only: Sequence[str] = ()) -> Iterator[Cell]:
-        lacks_masks = self.has_masks and not self.masks_file.is_file()
+        lacks_masks = self.has_masks and not checked.is_whole(self.masks_file)
         if (missing := self.missing(only)) or lacks_masks:
             folder = self.build()
             if self.has_masks:

@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,6 +29,8 @@ from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.results import store
+from tipmini_lab.results.checked import open_checkpoint as safe_open
+from tipmini_lab.results.checked import save_file
 
 
 def _apart(state: object, tensors: dict[str, Tensor]) -> object:

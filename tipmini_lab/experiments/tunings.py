@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tipmini.errors import TipminiError
@@ -26,11 +26,12 @@ from tipmini_lab.evaluation import evaluator, model, objective, tasks
 from tipmini_lab.experiments import tuning
 from tipmini_lab.experiments.catalogue import Named
 from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run
+from tipmini_lab.experiments.merging import save_tensors
 from tipmini_lab.experiments.profiles import Profile, Rows, known_tasks
 from tipmini_lab.experiments.training import by_module
 from tipmini_lab.experiments.tuning import Tuning, TuningRecipe, tunable
 from tipmini_lab.paths import own_groups
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
 HELD_OUT = "held-out"  # a measure beside the tasks: losses of rows that nothing is trained on
@@ -162,8 +163,7 @@ class Tuned(Experiment):
         found = Tuning(self.lab.trainable, self.way.parts, self.recipe, every, degrees)
         found.run()
         if self.way.keep:
-            self.factors_file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: f.detach() for n, f in found.factors.items()}, self.factors_file)
+            save_tensors({n: f.detach() for n, f in found.factors.items()}, self.factors_file, {})
         return found
 
     @property
@@ -174,7 +174,7 @@ class Tuned(Experiment):
 
     def factors(self) -> dict[str, Tensor]:
         """A and B by PEFT's names."""
-        if not self.factors_file.is_file():
+        if not checked.is_whole(self.factors_file):
             self.tuning  # noqa: B018  is run
         return load_file(self.factors_file)
 

@@ -22,11 +22,12 @@ import tipmini as tm
 from tipmini.methods import weighting
 from tipmini.methods.weighting import ByModule as Weights
 from tipmini.models.adapter import LoraFactors
+from tipmini.models.sealed import sealed
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import Resumable
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Weighing(OverTasks):
     def weights(self) -> Weights:
         """Those learnt before of the very same things; else they are learnt now and written."""
         for file in self.files:
-            found = weighting.read(file) if file.is_file() else None
+            found = weighting.read(file) if checked.text(file) else None
             if found and found.made.identity == self.identity():
                 return found.weights
         return self.run()
@@ -217,7 +218,7 @@ class Weighing(OverTasks):
             self.measure_base()
         self.advance(done, self.recipe.steps, "weigh")
         found = {"weights": self._found(), "made": self.story()}
-        store.write(self.files[-1], json.dumps(found) + "\n")
+        store.write(self.files[-1], sealed(json.dumps(found)))
         self.saved.unlink(missing_ok=True)
         return found["weights"]
 

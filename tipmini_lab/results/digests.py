@@ -15,13 +15,14 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from tipmini_lab.intact import file_digest as file_digest
 from tipmini_lab.paths import REPOSITORY as ROOT
 
 EQUAL = ROOT / "results" / "code.json"  # {kind: [digests whose results are the same]}
 OURS = ("tipmini", "tipmini_lab")
 # What stores a result has no say in it; what is read, from the rows on, is hashed by itself.
 APART = ("tipmini.errors", "tipmini_lab.locks", "tipmini_lab.paths", "tipmini_lab.results.digests")
-APART += ("tipmini_lab.results.store",)
+APART += ("tipmini_lab.intact", "tipmini_lab.results.store", "tipmini_lab.results.checked")
 APART += tuple(f"tipmini_lab.evaluation.{name}" for name in ("assets", "documents", "tasks"))
 
 Codes = Mapping[str, str]  # {kind of work, e.g. "evaluation": digest of the code that did it}
@@ -31,11 +32,6 @@ Definition = tuple[str, str]  # (module, name of a definition at its top level)
 def digest(content: object) -> str:
     """SHA-256 of anything JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def is_same_code(then: Codes, now: Codes) -> bool:

@@ -1,7 +1,7 @@
 """What was measured: cells, keyed by what went into them, and what measured them.
 
 A cell of the paper's methods has a file of its own; a variant's or a pruned model's stand together
-in a bundle. Everything is written whole or not at all.
+in a bundle. Everything is written whole or not at all, and carries a digest of itself: `checked`.
 """
 
 import json
@@ -18,7 +18,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tipmini.errors import TipminiError
+from tipmini.models.sealed import sealed
 from tipmini_lab.locks import alone
+from tipmini_lab.results import checked
 from tipmini_lab.results.digests import Codes, digest
 from tipmini_lab.results.statistics import accuracy, sign_p
 
@@ -101,14 +103,16 @@ def text(cell: Cell) -> str:
 
 
 def save(path: Path, cell: Cell) -> None:
-    write(path, text(cell) + "\n")
+    write(path, sealed(text(cell)))
 
 
 def load(path: Path, kind: type[Stored] = Cell) -> Stored | None:
-    """The stored cell or bundle; None where there is none, or one of another format."""
+    """The stored cell or bundle; None where there is none, or one that is damaged or of another
+    format."""
     try:
-        return kind.model_validate_json(path.read_text())
-    except (FileNotFoundError, ValidationError):
+        found = checked.text(path)
+        return kind.model_validate_json(found) if found else None
+    except ValidationError:
         return None
 
 
@@ -212,7 +216,7 @@ def _text(bundle: Bundle, every: list[Cell]) -> str:
     """A line for what holds of all cells, and one a cell."""
     head = json.dumps(bundle.model_dump(exclude={"cells"}))[:-1]
     lines = ",\n".join(text(cell) for cell in every)
-    return f'{head}, "cells": [\n{lines}\n]}}\n'
+    return sealed(f'{head}, "cells": [\n{lines}\n]}}')
 
 
 def find(stores: Iterable[Path], key: str) -> Cell | None:
