@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file
 from torch import Tensor
 
 import tipmini as tm
@@ -28,7 +27,7 @@ from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.catalogue import UNMERGED, WEIGHTS_TOLD, Inputs, catalogue
 from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
-from tipmini_lab.results import store
+from tipmini_lab.results import checked, store
 from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import accuracy, difference
 
@@ -87,7 +86,7 @@ def _adapters() -> dict[str, tuple[tm.LoraAdapter, Norms]]:
     return {
         t: (
             tm.load_adapter(paths.ADAPTERS / t),
-            load_file(profile.store / "norms" / f"{t}.safetensors"),
+            checked.load_file(profile.store / "norms" / f"{t}.safetensors"),
         )
         for t in profile.tasks
     }

@@ -18,6 +18,7 @@ from tipmini_lab.evaluation.model import load_base
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.declared import Grid, Planned
 from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.results import checked
 from tipmini_lab.results import store as storage
 
 BLOCK = 16  # weights a side that one cell of a picture averages
@@ -79,7 +80,7 @@ def read(store: Path, runs: Mapping[str, Planned]) -> pd.DataFrame:
     lines, stored = [], storage.names(store)
     for run in runs.values():
         file = store / "masks" / f"{run.name}.safetensors"
-        if run.name in stored and file.is_file() and run.share and not run.longer:
+        if run.name in stored and checked.is_whole(file) and run.share and not run.longer:
             masks = load_masks(file)
             for kind, end in OF_KIND.items():
                 gone = np.stack([~m.numpy() for name, m in masks.items() if name.endswith(end)])

@@ -64,6 +64,15 @@ def is_whole(file: Path) -> bool:
     return whole
 
 
+def load_file(file: Path) -> dict:
+    """safetensors' own; raises TipminiError where the file is not whole."""
+    from safetensors.torch import load_file
+
+    if not is_whole(file):
+        raise TipminiError(f"{file}: missing or damaged; `git restore` it, or measure it again")
+    return load_file(file)
+
+
 def save_file(tensors: Mapping, file: Path, metadata: Mapping[str, str]) -> None:
     """safetensors' own; a digest of it all stands among the metadata.
 

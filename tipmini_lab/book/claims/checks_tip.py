@@ -27,6 +27,7 @@ from tipmini_lab.book.claims.checks import (
 )
 from tipmini_lab.book.claims.choices import choice
 from tipmini_lab.book.tables import TITLES, p_text
+from tipmini_lab.results import checked
 from tipmini_lab.results.statistics import LEVEL, holm
 
 COLUMNS = ("single", "linear", "dare", "tip")
@@ -253,7 +254,7 @@ def stored_adapters(evidence: Evidence) -> dict[str, tuple[Tensor, set[int]]]:
     found = {}
     for task in evidence.profile.tasks:
         file = evidence.profile.store / "norms" / f"{task}.safetensors"
-        if file.is_file():
+        if checked.is_whole(file):
             own = tm.load_adapter(paths.REPOSITORY / evidence.profile.adapters.format(task=task))
             ranks = {pair.rank for pair in own.factors.values()}
             found[task] = tm.tip_importance(own, load_file(file)), ranks
