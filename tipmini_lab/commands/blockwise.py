@@ -1,0 +1,75 @@
+"""`tipmini blockwise`: merges that run the base model over rows of each adapter's task."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tipmini as tm
+from tipmini.errors import TipminiError, require
+from tipmini.methods.table import BY_BLOCK
+from tipmini.models.peft_folder import adapter_folder, refuse_taken
+from tipmini_lab.commands.arguments import (
+    Base,
+    Dtype,
+    Include,
+    Overwrite,
+    Texts,
+    option,
+    task_names,
+)
+from tipmini_lab.commands.one import laboratory
+
+
+def blockwise(
+    adapters: Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")],
+    out: option(Path, "PEFT folder to write"),
+    method: option(str, ", ".join(BY_BLOCK), known=lambda: BY_BLOCK) = "regmean++",
+    task: option(
+        list[str] | None, "one per adapter, in order; default: the folders' names", known=task_names
+    ) = None,
+    text: Texts = None,
+    include_path: Include = None,
+    base: Base = "embedded",
+    rows: option(int, "training examples per task", min=1) = 128,
+    rank: option(int | None, "of drift's result; default: all ranks together") = None,
+    shrink: option(float | None, "of what is off the Gram matrices' diagonal; 0.9") = None,
+    balance: option(float | None, "power of each update's own output, 0 to 1; 0") = None,
+    correction: option(float | None, "of drift: of what the merge's inputs are off by; 1") = None,
+    dtype: Dtype = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge block by block, on what the blocks merged so far make of each adapter's own examples.
+
+    It runs the base model, each adapter over its examples, which takes some minutes.
+    """
+    require("method", method, BY_BLOCK)
+    given = {"rank": rank, "shrink": shrink, "balance": balance, "correction": correction}
+    names = [*(task or ()), *(file.name for file in text or ())]
+    names = names or [adapter_folder(each).name for each in adapters]
+    if len(names) != len(adapters):
+        told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
+        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    own = list(map(tm.load_adapter, adapters))
+    if not overwrite:
+        refuse_taken(out)
+    from tqdm import tqdm
+
+    from tipmini.methods.blockwise import merge_blockwise
+    from tipmini_lab.evaluation import tasks
+
+    sources = tasks.sources(task or (() if text else names), text or (), include_path)
+    lab = laboratory(base, dtype=dtype)
+    encoded = [lab.tokenizer(tasks.texts(of, rows))["input_ids"] for of in sources.values()]
+    merged = merge_blockwise(
+        lab.base,
+        dict(zip(sources, own, strict=True)),
+        dict(zip(sources, map(lab.norms.padded, encoded), strict=True)),
+        method,
+        base_model=base if Path(base).is_dir() else None,
+        progress=partial(tqdm, desc=method, unit="block", disable=None, leave=False),
+        **{name: value for name, value in given.items() if value is not None},
+    ).of_one_rank()
+    merged.save(out, overwrite=overwrite)
+    print(f"{out}: {', '.join(names)} merged by {method}, rank {max(merged.ranks.values())}")
