@@ -295,6 +295,20 @@ def test_a_mean_can_be_clear_where_no_task_is():
     assert read(made, **asked, mean=True).readings[DECLARED] is Verdict.CONTRARY
 
 
+def test_a_claim_that_asks_what_the_chapters_ask_has_their_result():
+    """Another question beside it keeps its own correction; another way round has the same p."""
+    made = cells(tip=0, linear=20, dare=20)
+    asked = {"higher": ["tip"], "lower": ["linear", "dare"], "tasks": ["rte"], "mean": True}
+    assert read(made, **asked).verdict is HOLDS
+    made.answers[Pair("tip", "linear", ("rte",))] = {"corrected": 0.2}
+    told = read(made, **asked)
+    assert told.readings[DECLARED] is IN_PART
+    assert told.readings["p values not corrected"] is HOLDS
+    assert read(made, **asked | {"mean": False}).verdict is HOLDS
+    made.answers[Pair("tip", "dare", ("rte", "piqa"))] = {"corrected": 0.2}  # another question
+    assert read(made, **asked).readings[DECLARED] is IN_PART
+
+
 # Other choices ------------------------------------------------------------------------------------
 
 NOT, HOLDS, IN_PART = Verdict.NOT_SUPPORTED, Verdict.HOLDS, Verdict.IN_PART
