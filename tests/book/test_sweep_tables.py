@@ -66,6 +66,17 @@ def test_lines_are_named_and_left_out_where_nothing_is_measured():
     assert sweeps.lines(made_up.rows({}), swept("rows", 1, 2)) == {}
 
 
+def test_a_line_is_told_by_its_ends_and_its_highest_value():
+    lines = sweeps.lines(ROWS, swept("weights", 1, 2, 3, lines=("tip",)))
+    told = "TIP 0.500 at 1, highest 1.000 at 3, 1.000 at 3"
+    assert sweeps.in_words(lines) == told
+    assert (
+        sweeps.in_words({**lines, "again": lines["TIP"]})
+        == f"{told}; {told.replace('TIP', 'again')}"
+    )
+    assert sweeps.in_words({}) == sweeps.MISSING
+
+
 def test_what_the_setting_does_not_touch_is_of_the_same_tasks():
     places = sweeps.beside(declared("adapters", 1, 2), SMOKE, {"single": "Single"})
     xs, bands = sweeps.lines(ROWS, places)["Single"]

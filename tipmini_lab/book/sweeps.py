@@ -10,7 +10,7 @@ from tipmini_lab.book.tables import EMPTY, TITLES, Titles, points, share
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results.retention import MEAN, learnt, retention
-from tipmini_lab.results.statistics import Interval, Pair, Verdict, compare, mean_interval
+from tipmini_lab.results.statistics import MISSING, Interval, Pair, Verdict, compare, mean_interval
 
 Line = tuple[list[float], list[Interval]]  # x, and y with its band
 
@@ -65,6 +65,17 @@ def lines(rows: pd.DataFrame, swept: Iterable[Place]) -> dict[str, Line]:
             x.append(place.x)
             y.append(band)
     return found
+
+
+def in_words(lines: dict[str, Line]) -> str:
+    """Of each line its first value, its highest and its last: "Linear 0.401 at 1, highest ..."."""
+    parts = []
+    for title, (xs, found) in lines.items():
+        values = [one.value for one in found]
+        top = values.index(max(values))
+        first, highest, last = (f"{values[i]:.3f} at {xs[i]:g}" for i in (0, top, -1))
+        parts.append(f"{title} {first}, highest {highest}, {last}")
+    return "; ".join(parts) or MISSING
 
 
 def by_task(

@@ -28,7 +28,7 @@ from tipmini_lab.book.site.finishing import finish
 from tipmini_lab.book.site.origin import Origin, origin, settings
 from tipmini_lab.book.site.provenance import Facts
 from tipmini_lab.book.site.standalone import begin
-from tipmini_lab.book.tables import VALUE, svg
+from tipmini_lab.book.tables import ALT, VALUE, svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
 MATHJAX = "sphinx-mathjax-offline"
@@ -118,6 +118,9 @@ def published(source: Path, executed: Path) -> nbformat.NotebookNode:
         kept = [output for output in done.outputs if output.get("name") != "stderr"]
         cell.outputs = nbformat.from_dict(json.loads(_portable(json.dumps(kept))))
         cell.execution_count = done.execution_count
+        for output in cell.outputs:
+            if alt := output.get("data", {}).pop(ALT, ""):
+                cell.metadata["mystnb"]["image"]["alt"] = alt
     place = next((i + 1 for i, c in enumerate(page.cells) if "parameters" in _tags(c)), 0)
     for cell in parameters:  # those that were used stand below their defaults
         used = {"id": "parameters-used", "execution_count": cell.execution_count}
