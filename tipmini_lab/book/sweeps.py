@@ -68,13 +68,15 @@ def lines(rows: pd.DataFrame, swept: Iterable[Place]) -> dict[str, Line]:
 
 
 def in_words(lines: dict[str, Line]) -> str:
-    """Of each line its first value, its highest and its last: "Linear 0.401 at 1, highest ..."."""
+    """Of each line its ends, and its highest value if it lies between: "TIP 0.401 at 1, ..."."""
     parts = []
     for title, (xs, found) in lines.items():
         values = [one.value for one in found]
-        top = values.index(max(values))
-        first, highest, last = (f"{values[i]:.3f} at {xs[i]:g}" for i in (0, top, -1))
-        parts.append(f"{title} {first}, highest {highest}, {last}")
+        top, last = values.index(max(values)), len(values) - 1
+        told = {i: f"{values[i]:.3f} at {xs[i]:.3g}" for i in sorted({0, top, last})}
+        if top not in (0, last):
+            told[top] = f"highest {told[top]}"
+        parts.append(f"{title} {', '.join(told.values())}")
     return "; ".join(parts) or MISSING
 
 
