@@ -130,6 +130,8 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
     stage, out = standins.stage(tmp_path), tmp_path / "html"
     staging.build(stage, out)
     assert contents(out) == first
+    described = re.findall(r"^:alt: (.*)$", (stage / "index.md").read_text(), re.MULTILINE)
+    assert described and "0.500" in described[0] and "{{" not in described[0]
 
     staged, values = contents(stage), standins.values()
     values.pop("printed_tip")

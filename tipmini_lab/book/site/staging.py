@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nbformat
@@ -32,6 +32,7 @@ from tipmini_lab.book.tables import ALT, VALUE, svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
 MATHJAX = "sphinx-mathjax-offline"
+DESCRIBED = re.compile(r"^:alt: .*$", re.MULTILINE)
 FACTS = "facts.json"  # of the stage, for the last step of its build
 
 
@@ -67,6 +68,8 @@ def stage(
     for name, picture in pictures.items():
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
     explorer.write(stage_dir / "book/assets/explorer")
+    for page in (stage_dir / "book").glob("*.md"):  # where MyST itself replaces nothing
+        page.write_text(DESCRIBED.sub(lambda line: filled(line[0], values), page.read_text()))
     # The front page is the stage's index, or it would be built below book/.
     front = (stage_dir / "book/index.md").rename(stage_dir / "index.md")
     front.write_text(front.read_text().replace("{figure} pictures/", "{figure} book/pictures/"))
@@ -92,6 +95,10 @@ def stage(
         | {name: plotted(picture) for name, picture in pictures.items()},
     )
     (stage_dir / FACTS).write_text(facts.model_dump_json())
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    return VALUE.sub(lambda named: values[named[1]], text)
 
 
 def published(source: Path, executed: Path) -> nbformat.NotebookNode:
