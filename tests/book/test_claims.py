@@ -93,7 +93,8 @@ def change(folder, edit) -> None:
     """Edit TIP's file; anchors are written out."""
     content = json.loads(json.dumps(yaml.safe_load((folder / "tip.yaml").read_text())))
     edit(content)
-    (folder / "tip.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    kept = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)  # so are readings, in order
+    (folder / "tip.yaml").write_text(kept)
 
 
 def first(**fields):
