@@ -50,7 +50,7 @@ def test_a_chapter_has_at_most_six_tables_and_folds_what_makes_them(file):
     """All but examples, the cells called -check, which are there to be read."""
     own = [c for c in cells(file) if c.cell_type == "code"]
     assert sum(len(standins.TABLE.findall(c.source)) for c in own) <= 6
-    shows = ("tables.numbered(", "tables.figure(", "tables.found(")
+    shows = ("tables.numbered(", "tables.figure(", "tables.found(", "tables.source(")
     made = [c for c in own if any(word in c.source for word in shows)]
     assert all(tags(c) & FOLDED or c.id.endswith("-check") for c in made)
 
