@@ -44,6 +44,14 @@ def test_bars_have_the_lengths_of_their_counts(counts):
     assert widths == pytest.approx(list(shares.to_numpy().T.ravel()))
 
 
+def test_criteria_are_told_from_the_lowest_perplexity_on():
+    rows = {"unpruned": (20, 25), "vanilla, Eq. 3": (300, 90), "random": (200, math.nan)}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["short", "long"])
+    told = "after few steps random, vanilla (Eq. 3); after many steps "
+    assert answers.in_order(frame) == f"{told}vanilla (Eq. 3)"
+    assert answers.in_order(frame.assign(long=math.nan)) == f"{told}{MISSING}"
+
+
 def test_what_is_not_measured_has_no_mark():
     merges = dict.fromkeys(("Base", "Single", "TIP"), Interval(0.5, 0.4, 0.6)) | {"DARE": None}
     rows = {"unpruned": (20.0, math.nan), "LoRAPrune": (300.0, 100.0), "random": (9e4, math.nan)}

@@ -17,6 +17,8 @@ FILES = {
     ARCHIVED: "$Format:%H %cI$\n",
     ".gitattributes": f"{ARCHIVED} export-subst\n",
     ".gitignore": "_build/\n.venv\n__pycache__/\n",
+    ".github/workflows/book.yml": "on: push\n",
+    ".binder/postBuild": "#!/bin/sh\n",
     "results/a.json": "{}\n",
     "scripts/run": "#!/bin/sh\n",
 }

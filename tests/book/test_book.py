@@ -17,6 +17,7 @@ from tipmini.methods import merge
 from tipmini.methods.pruner import Pruner
 from tipmini.models import calibration
 from tipmini_lab import paths
+from tipmini_lab.book import tables
 from tipmini_lab.book.site import appendices, staging
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.pruning import Run
@@ -37,7 +38,9 @@ def ran(tmp_path):
     ]
     nbformat.write(new_notebook(cells=cells), source)
 
-    def published(change=lambda run: None, heading="# Heading"):
+    def published(change=lambda run: None, heading="# Heading", metadata=None):
+        cells[2].metadata = nbformat.from_dict(metadata or {})
+        nbformat.write(new_notebook(cells=cells), source)
         standins.execute(source, executed)
         run = nbformat.read(executed / source.name, 4)
         change(run)
@@ -84,6 +87,22 @@ def test_text_comes_from_the_source_and_outputs_from_the_run(ran):
     assert [len(c.outputs) for c in page.cells[1:]] == [2, 2]  # one of them says what was read
 
 
+def test_a_figure_says_what_its_run_found(ran):
+    """In place of its cell's own words, where the run has any."""
+    own = {"mystnb": {"image": {"alt": "lines"}}}
+
+    def figure(run, **data):
+        run.cells[2].outputs = [new_output("display_data", {"image/svg+xml": "<svg/>"} | data)]
+
+    def page(**data):
+        return ran(lambda run: figure(run, **data), metadata=own).cells[2]
+
+    assert page().metadata["mystnb"]["image"]["alt"] == "lines"
+    told = page(**{tables.ALT: "TIP is the highest"})
+    assert told.metadata["mystnb"]["image"]["alt"] == "TIP is the highest"
+    assert {*told.outputs[0].data} == {"image/svg+xml"}
+
+
 def test_used_parameters_stand_below_their_defaults(ran):
     tags = {"tags": ["injected-parameters"]}
     used = new_code_cell('profile = "smoke"', metadata=tags, execution_count=2)
@@ -111,6 +130,8 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
     stage, out = standins.stage(tmp_path), tmp_path / "html"
     staging.build(stage, out)
     assert contents(out) == first
+    described = re.findall(r"^:alt: (.*)$", (stage / "index.md").read_text(), re.MULTILINE)
+    assert described and "0.500" in described[0] and "{{" not in described[0]
 
     staged, values = contents(stage), standins.values()
     values.pop("printed_tip")

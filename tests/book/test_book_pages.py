@@ -194,7 +194,7 @@ def test_every_figure_and_table_says_where_it_comes_from_and_offers_its_data(htm
     lines.first.locator("summary").press("Enter")
     told = lines.first.inner_text()
     for fact in ("notebooks/b_readings.ipynb", "Profile", "Machine", "SHA-256"):
-        assert html == BUILT or fact in told
+        assert fact in told
     with page.expect_download() as download:
         lines.first.get_by_role("link", name="Download the data").click()
     assert "," in download.value.path().read_text()

@@ -93,7 +93,8 @@ def change(folder, edit) -> None:
     """Edit TIP's file; anchors are written out."""
     content = json.loads(json.dumps(yaml.safe_load((folder / "tip.yaml").read_text())))
     edit(content)
-    (folder / "tip.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
+    kept = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)  # so are readings, in order
+    (folder / "tip.yaml").write_text(kept)
 
 
 def first(**fields):
@@ -293,6 +294,20 @@ def test_a_mean_can_be_clear_where_no_task_is():
     assert told.words.startswith("TIP − Linear is +10.0 points, significantly for the sentence")
     asked |= {"higher": ["linear"], "lower": ["tip"]}
     assert read(made, **asked, mean=True).readings[DECLARED] is Verdict.CONTRARY
+
+
+def test_a_claim_that_asks_what_the_chapters_ask_has_their_result():
+    """Another question beside it keeps its own correction; another way round has the same p."""
+    made = cells(tip=0, linear=20, dare=20)
+    asked = {"higher": ["tip"], "lower": ["linear", "dare"], "tasks": ["rte"], "mean": True}
+    assert read(made, **asked).verdict is HOLDS
+    made.answers[Pair("tip", "linear", ("rte",))] = {"corrected": 0.2}
+    told = read(made, **asked)
+    assert told.readings[DECLARED] is IN_PART
+    assert told.readings["p values not corrected"] is HOLDS
+    assert read(made, **asked | {"mean": False}).verdict is HOLDS
+    made.answers[Pair("tip", "dare", ("rte", "piqa"))] = {"corrected": 0.2}  # another question
+    assert read(made, **asked).readings[DECLARED] is IN_PART
 
 
 # Other choices ------------------------------------------------------------------------------------

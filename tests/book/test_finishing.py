@@ -165,7 +165,7 @@ def test_the_whole_book_in_one_page_keeps_its_links(book):
         '<article class="bd-article"><p><a href="notebooks/x.html#tab-x">there</a></p></article>'
     )
     assert printing.pages(book) == ["index.html", "notebooks/x.html"]
-    whole = BeautifulSoup(printing.one_page(book), "html.parser")
+    whole = printing.one_page(book)
     assert whole.select_one("article a")["href"] == "#notebooks-x--tab-x"
     assert whole.select("table#notebooks-x--tab-x") and not whole.select("details.provenance")
     assert whole.select_one("use")["href"] == "#notebooks-x--m1"

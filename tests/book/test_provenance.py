@@ -59,7 +59,7 @@ def test_stored_files_say_what_they_are_of(tmp_path, monkeypatch):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
     told = provenance.facts(Shown("tab-x", "notebooks/x.ipynb", 3, "mini", ["a.json", "b.json"]))
-    assert told["Measured"] == "2 runs, 2026-01-01 to 2026-01-02"
+    assert told["Measured"] == "2 measurements, 2026-01-01 to 2026-01-02"
     assert told["Time of measuring"] == "2 min" and told["Machine"] == "A CPU, 2 cores"
     assert told["Number format"] == "float32" and told["Model, SHA-256"] == "f" * 12
     assert len(told["Stored results, SHA-256"]) == 12
@@ -84,7 +84,7 @@ def test_all_that_is_stored_is_on_the_page_of_all_runs():
         f for f in (paths.REPOSITORY / "results").rglob("*.json") if '"machine"' in f.read_text()
     ]
     assert len(files) == len(set(files)) and set(stored) <= set(files)
-    assert runs_page.table(found).loc[runs_page.TITLES["mini/cells"], "runs"] == "35"
+    assert runs_page.table(found).loc[runs_page.TITLES["mini/cells"], "measurements"] == "35"
     values = runs_page.page_values()
     assert values["runs_details"].count(":::{dropdown}") == sum(
         len(own) > 1 for own in found.values()

@@ -85,6 +85,17 @@ def test_a_pruned_model_answers_as_much_where_there_is_something_to_keep(right, 
     assert ("nothing that a pruned model could keep" in told.words) == (right["base"] == 27)
 
 
+def test_the_claim_and_the_table_have_one_result():
+    """6 of 100 lost: p is .03 alone, .06 as one of two."""
+    asked = {"arguments": {"of": "lora-guided", "share": 0.2}, "words": "-", "shown": "{points}"}
+    assert found(evidence(base=60, ours=54), "few_shot_kept", **asked).verdict != "holds"
+    both = {"base": 60, "ours": 54, "other": 54}
+    assert found(evidence(**both), "few_shot_kept", **asked).verdict == "holds"
+    table = pruning_mmlu.table(cells(**both), {"base": "unpruned", OURS: "LoRAPrune"})
+    assert table.loc["LoRAPrune"].iloc[-1] == "0.062"
+    assert "0 of 1 differ" in pruning_mmlu.told(cells(**both), {"base": "", OURS: "LoRAPrune"})
+
+
 def test_shots_are_counted_of_what_is_measured():
     words = "{questions} of {subjects} by {models}: {words}"
     told = found(evidence(base=50, ours=40), "shots", equals=5, words=words)

@@ -233,7 +233,7 @@ def chapter(monkeypatch):
         monkeypatch.setattr(method_tables, "same_answer", lambda task: 0.6)
         monkeypatch.setattr(Lab, "definition", lambda lab, task: task)
         monkeypatch.setattr(tables, "text", told.append)
-        monkeypatch.setattr(tables, "figure", lambda figure: None)
+        monkeypatch.setattr(tables, "figure", lambda figure, alt="": told.append(alt))
         for chapter in ("08_pruning", "e_pruning_tables", "f_pruning_cost"):
             names = {}
             for cell in nbformat.read(paths.NOTEBOOKS / f"{chapter}.ipynb", 4).cells:

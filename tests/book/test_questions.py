@@ -47,6 +47,28 @@ def test_the_other_way_round_has_the_other_sign_and_the_same_p():
     assert (other.verdict, other.better, other.corrected) == ("better", one.worse, one.corrected)
 
 
+def test_what_is_measured_is_answered_either_way_round():
+    found = questions.answers(FULL)
+    assert {*found} == {
+        Pair(*names, SMOKE.tasks)
+        for names in (("good", "tip"), ("tip", "good"), ("base", "tip"), ("tip", "base"))
+    }
+    one, other = (found[Pair(*names, SMOKE.tasks)] for names in (("base", "tip"), ("tip", "base")))
+    assert (one["verdict"], other["verdict"]) == ("worse", "better")
+    assert one["corrected"] == other["corrected"]
+
+
+def test_a_profile_of_fewer_tasks_has_the_pairs_on_all_tasks_too(monkeypatch):
+    """A page at `smoke` tells what is measured at `full`."""
+    fewer = SMOKE.model_copy(update={"tasks": SMOKE.tasks[:1]})
+    own = {p.name: [Pair(*pair[:2], p.tasks) for pair in EVERY] for p in (FULL, fewer)}
+    own["full"] = EVERY
+    monkeypatch.setattr(questions, "load_profile", {"full": FULL, "smoke": fewer}.get)
+    monkeypatch.setattr(questions, "declared", lambda _, profile: own[profile.name])
+    assert list(questions.tested(EVERY, fewer).verdict[:2]) == ["better", "worse"]
+    assert list(questions.tested(own["smoke"], fewer).profile) == ["full", "full", "smoke"]
+
+
 def test_an_undeclared_pair_is_refused():
     with pytest.raises(KeyError):
         questions.tested([Pair("base", "good", SMOKE.tasks)], SMOKE)

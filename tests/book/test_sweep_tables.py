@@ -66,6 +66,21 @@ def test_lines_are_named_and_left_out_where_nothing_is_measured():
     assert sweeps.lines(made_up.rows({}), swept("rows", 1, 2)) == {}
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((1, 3), "TIP 0.500 at 1, 1.000 at 3"),
+        ((1, 3, 4), "TIP 0.500 at 1, 1.000 at 3"),  # 4 isn't measured
+        ((0.5, 1, 2), "TIP 0.500 at 1, 0.500 at 2"),
+        (("mean", 1, 2), "TIP 0.487 at 0.5, highest 0.500 at 1, 0.500 at 2"),
+        ((1,), "TIP 0.500 at 1"),
+        ((4,), sweeps.MISSING),
+    ],
+)
+def test_a_line_is_told_by_its_ends_and_its_highest_value(values, told):
+    assert sweeps.in_words(sweeps.lines(ROWS, swept("weights", *values))) == told
+
+
 def test_what_the_setting_does_not_touch_is_of_the_same_tasks():
     places = sweeps.beside(declared("adapters", 1, 2), SMOKE, {"single": "Single"})
     xs, bands = sweeps.lines(ROWS, places)["Single"]

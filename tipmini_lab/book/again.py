@@ -85,7 +85,7 @@ def page_values() -> dict[str, str]:
     report.refuse_others()
     rows = pd.Series(report.rows)
     counts = {
-        "rows": rows,
+        "examples": rows,
         "answers": len(TABLE_1) * rows,
         "same": report.same,
         "ties": report.ties,

@@ -71,6 +71,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     counts = verdict_counts(audited)
     return {
         "glance_corpus": next(iter(CORPORA)),
+        "glance_order": in_order(pruned()),
         **{f"steps_{words}": str(steps(longer)) for longer, words in STEPS.items()},
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
@@ -135,6 +136,15 @@ def pruned() -> pd.DataFrame:
         index=[*models],
         dtype=float,
     )
+
+
+def in_order(perplexities: pd.DataFrame) -> str:
+    """The criteria of `pruned` from the lowest perplexity on, after few steps and after many."""
+    words = {"short": "few", "long": "many"}
+    rest = perplexities.drop("unpruned")
+    rest.index = rest.index.str.replace(r", (.*)", r" (\1)", regex=True)
+    orders = {w: rest[name].dropna().sort_values().index for name, w in words.items()}
+    return "; ".join(f"after {w} steps {', '.join(own) or MISSING}" for w, own in orders.items())
 
 
 @styled

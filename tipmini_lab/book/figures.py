@@ -214,7 +214,8 @@ def growth(lines: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
     """
     figure = Figure((WIDTH, 5.2), layout="constrained")
     for axes, (what, methods) in zip(figure.subplots(len(lines), 1), lines.items(), strict=True):
-        for (method, (numbers, taken)), style in zip(methods.items(), SERIES, strict=False):
+        drawn = zip(methods.items(), styles_of(methods), strict=True)
+        for (method, (numbers, taken)), style in drawn:
             colour, _, marker = style
             axes.plot((0, numbers[-1]), (0, taken[-1]), color=GREY, linewidth=0.9)
             label = method if axes is figure.axes[0] else None

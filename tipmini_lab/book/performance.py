@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import figures, pruning_costs
-from tipmini_lab.book.tables import markdown_table
+from tipmini_lab.book.tables import TITLES, markdown_table
 
 NEEDED = ("limits", "evaluation", "calibration", "merging")  # by the page; pruning's can wait
 AXES = (("adapters", "blocks"), ("blocks", "adapters"))  # what grows, and what is held
@@ -57,7 +57,9 @@ def page_values() -> dict[str, str]:
 def pictures() -> dict[str, Figure]:
     """The page's figures, by file name."""
     found = read()
-    return {"growth": figures.growth({along: growth_lines(found, along, f) for along, f in AXES})}
+    lines = {along: growth_lines(found, along, fixed) for along, fixed in AXES}
+    titled = {a: {TITLES[m]: line for m, line in own.items()} for a, own in lines.items()}
+    return {"growth": figures.growth(titled)}
 
 
 def made(found: dict) -> str:
@@ -118,7 +120,7 @@ def evaluation_table(found: dict) -> pd.DataFrame:
     rows.loc["all"] = rows.sum()
     ours, peer, decided = rows["ours_seconds"], rows["peer_seconds"], rows["decided"]
     columns = {
-        "rows": ("{:.0f}", rows["rows"]),
+        "examples": ("{:.0f}", rows["rows"]),
         "tokens needed": ("{:,.0f}", rows["needed"]),
         "computed": ("{:,.0f}", rows["ours_tokens"]),
         "by `hf`": ("{:,.0f}", rows["peer_tokens"]),
@@ -132,7 +134,7 @@ def evaluation_table(found: dict) -> pd.DataFrame:
     }
     table = pd.DataFrame({name: own.map(form.format) for name, (form, own) in columns.items()})
     table["same, decided"] += decided.map(" of {:.0f}".format)
-    return table.rename_axis("task")
+    return table.rename(TITLES).rename_axis("task")
 
 
 def tokens_at_peak(found: dict) -> float:
@@ -147,7 +149,8 @@ def calibration_table(found: dict) -> pd.DataFrame:
         "seconds": [f"{row['seconds']:.1f}", f"{row['peer_seconds']:.1f}"],
         "memory": [gigabytes(row["bytes"]), gigabytes(row["peer_bytes"])],
     }
-    sides = pd.Index(["tipmini", "Wanda's procedure"], name=f"{row['rows']} rows of {row['task']}")
+    told = f"{row['rows']} examples of {TITLES[row['task']]}"
+    sides = pd.Index(["tipmini", "Wanda's procedure"], name=told)
     return pd.DataFrame(columns, index=sides)
 
 
@@ -165,7 +168,9 @@ def growth_lines(found: dict, along: str, fixed: str) -> dict[str, tuple[list, l
 def slopes(found: dict, along: str, fixed: str) -> str:
     """The exponents of growth, method by method, in words."""
     lines = growth_lines(found, along, fixed)
-    return ", ".join(f"{exponent(*line):.2f} for {method}" for method, line in lines.items())
+    return ", ".join(
+        f"{exponent(*line):.2f} for {TITLES[method]}" for method, line in lines.items()
+    )
 
 
 def exponent(numbers: list, taken: list) -> float:

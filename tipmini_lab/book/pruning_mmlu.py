@@ -55,14 +55,19 @@ def gaps(cells: Cells, pairs: Iterable[Pair], corrected: bool = True) -> dict[Pa
     return found
 
 
+def beside_unpruned(cells: Cells) -> dict[str, Gap]:
+    """{model: its `gaps` from the unpruned one}: all that are stored are one family of tests."""
+    others = [name for name in cells if name != BASE] if BASE in cells else []
+    return {name: gap for (name, _), gap in gaps(cells, [(n, BASE) for n in others]).items()}
+
+
 def table(cells: Cells, titles: Mapping[str, str]) -> pd.DataFrame:
     """{run: title} down: accuracy, its interval, and the difference from the unpruned model."""
-    others = [name for name in titles if name in cells and name != BASE]
-    beside = gaps(cells, [(name, BASE) for name in others]) if BASE in cells else {}
+    beside = beside_unpruned(cells)
     heads = ["accuracy", "95% interval", "− unpruned, points", "p, corrected"]
     lines = {"chance": [f"{CHANCE:.3f}", "-", "-", "-"]}
     for name, title in titles.items():
-        gap, cell = beside.get((name, BASE)), cells.get(name)
+        gap, cell = beside.get(name), cells.get(name)
         told = [MISSING, "-"] if cell is None else [f"{cell.mean:.3f}", _ends(interval(cell))]
         lines[title] = told + (["-", "-"] if gap is None else [_points(gap), p_text(gap.p)])
     return pd.DataFrame.from_dict(lines, orient="index", columns=heads).rename_axis("model")
@@ -81,8 +86,8 @@ def told(cells: Cells, titles: Mapping[str, str]) -> str:
     own = {name: cell for name, cell in cells.items() if name in titles}
     if BASE not in own:
         return f"The unpruned model: {MISSING}."
-    apart = gaps(own, [(name, BASE) for name in own if name != BASE])
-    clear = sum(gap.p < LEVEL for gap in apart.values())
+    apart = [gap for name, gap in beside_unpruned(cells).items() if name in own]
+    clear = sum(gap.p < LEVEL for gap in apart)
     differ = f"{clear} of {len(apart)} differ significantly from the unpruned model. "
     counted = (
         f"{len(own)} of {len(titles)} models are measured, {own[BASE].count} questions each. "

@@ -203,6 +203,13 @@ def lines(rows: pd.DataFrame, wanted: Mapping[str, tuple[str, bool]], corpus: st
     return pd.concat(found[1:] or found, ignore_index=True)
 
 
+def ends_in_words(found: pd.DataFrame) -> str:
+    """Of `lines` their first and last y: "LoRAPrune 26.3 and 1,860; ..."."""
+    ends = found.groupby("line", sort=False)["y"].agg(["first", "last"]).map(three_digits)
+    parts = [f"{one.Index} {one.first} and {one.last}" for one in ends.itertuples()]
+    return "; ".join(parts) or MISSING
+
+
 def long_beside_short(scores: pd.DataFrame) -> pd.DataFrame:
     """The scores of the long runs that are stored, and of the short ones of the same seeds."""
     same = ["method", "share", "tuned", "seed"]
@@ -381,7 +388,10 @@ def takeaways(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -
 
 
 def halved(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> pd.DataFrame:
-    """Every criterion at one half, fine-tuned: perplexities, mean accuracy, and the verdict."""
+    """Every criterion at one half, fine-tuned: the verdict, perplexities, mean accuracy.
+
+    The verdict stands first: it is what a telephone shows of the table.
+    """
     models = {"unpruned": UNPRUNED}
     models |= {one.title: (one.name, 0.5, True) for one in declared.methods}
     columns = {n: own for n, own in PERPLEXITIES.items() if n != "seeds"}
@@ -390,4 +400,5 @@ def halved(outcomes: Outcomes, runs: Mapping[str, Planned], declared: Grid) -> p
     table = shown(scores, models, columns)
     found = takeaways(outcomes, runs, declared)[HALF]
     verdicts = found.str.partition(",")[0].reindex(table.index, fill_value="-")
-    return table.assign(**{"perplexity beside LoRAPrune's": verdicts}).rename_axis("criterion")
+    table.insert(0, "perplexity beside LoRAPrune's", verdicts)
+    return table.rename_axis("criterion")

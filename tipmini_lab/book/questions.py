@@ -8,6 +8,7 @@ profile of the page. All pairs that are tested at the same profile are corrected
 import json
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain, permutations, product
 from pathlib import Path
 
 import pandas as pd
@@ -132,16 +133,20 @@ def _compared(at: Profile, every: Sequence[Pair]) -> list[dict]:
 
 @cache
 def _tested(profile: str) -> dict[tuple, dict]:
-    """Every declared pair: at `full`, where it is not measured there at the profile."""
-    lab, full = load_profile(profile), load_profile("full")
-    every = declared(catalogue(), lab)
+    """Every declared pair: at `full`, where it is not measured there at the profile.
+
+    A profile of fewer tasks has the pairs on its own tasks beside those on all.
+    """
+    profiles = [load_profile(name) for name in dict.fromkeys(("full", profile))]
+    asked = [declared(catalogue(), own) for own in profiles]
     found: dict[tuple, dict] = {}
-    for at in dict.fromkeys((full.name, lab.name)):
+    for every, at in product(asked, profiles):
         left = [pair for pair in every if _key(pair) not in found]
-        for one in _compared(load_profile(at), left):
+        for one in _compared(at, left) if left else ():
             pair = Pair(one["name"], one["against"], tuple(one["tasks"]))
-            found[_key(pair)] = one | {"tasks": pair.tasks, "profile": at}
-    missing = compare(pd.DataFrame(), [pair for pair in every if _key(pair) not in found])
+            found[_key(pair)] = one | {"tasks": pair.tasks, "profile": at.name}
+    left = [pair for pair in chain.from_iterable(asked) if _key(pair) not in found]
+    missing = compare(pd.DataFrame(), left)
     lines = missing.assign(profile="").to_dict("records")
     return found | {_key(Pair(one["name"], one["against"], one["tasks"])): one for one in lines}
 
@@ -149,6 +154,17 @@ def _tested(profile: str) -> dict[tuple, dict]:
 def tested(every: Sequence[Pair], profile: Profile) -> pd.DataFrame:
     """What the one test of each pair found; KeyError for a pair that isn't declared."""
     return pd.DataFrame([turned(_tested(profile.name)[_key(pair)], pair) for pair in every])
+
+
+def answers(profile: Profile) -> dict[Pair, dict]:
+    """What the one test of each pair that is measured found, by the pair either way round."""
+    found = [one for one in _tested(profile.name).values() if one["profile"]]
+    both = [
+        (Pair(*names, one["tasks"]), one)
+        for one in found
+        for names in permutations((one["name"], one["against"]))
+    ]
+    return {pair: turned(one, pair) for pair, one in both}
 
 
 def turned(found: dict, pair: Pair) -> dict:

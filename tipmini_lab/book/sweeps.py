@@ -10,7 +10,7 @@ from tipmini_lab.book.tables import EMPTY, TITLES, Titles, points, share
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results.retention import MEAN, learnt, retention
-from tipmini_lab.results.statistics import Interval, Pair, Verdict, compare, mean_interval
+from tipmini_lab.results.statistics import MISSING, Interval, Pair, Verdict, compare, mean_interval
 
 Line = tuple[list[float], list[Interval]]  # x, and y with its band
 
@@ -65,6 +65,19 @@ def lines(rows: pd.DataFrame, swept: Iterable[Place]) -> dict[str, Line]:
             x.append(place.x)
             y.append(band)
     return found
+
+
+def in_words(lines: dict[str, Line]) -> str:
+    """Of each line its ends, and its highest value if it lies between: "TIP 0.401 at 1, ..."."""
+    parts = []
+    for title, (xs, found) in lines.items():
+        values = [one.value for one in found]
+        top, last = values.index(max(values)), len(values) - 1
+        told = {i: f"{values[i]:.3f} at {xs[i]:.3g}" for i in sorted({0, top, last})}
+        if top not in (0, last):
+            told[top] = f"highest {told[top]}"
+        parts.append(f"{title} {', '.join(told.values())}")
+    return "; ".join(parts) or MISSING
 
 
 def by_task(

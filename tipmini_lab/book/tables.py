@@ -33,6 +33,7 @@ tracing.start()  # every notebook imports this module first
 CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
 POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
+ALT = "text/x-alt"  # the kind of output that describes the figure beside it
 VALUE = re.compile(r"{{\s*(\w+)\s*}}")  # what a page of text has from the results
 
 
@@ -63,14 +64,17 @@ def _named_clips(picture: str) -> str:
     return CLIP.sub(lambda m: f"{m[1]}{own}-{order[m[2]]}", picture)
 
 
-def figure(figure: Figure) -> None:
+def figure(figure: Figure, alt: str = "") -> None:
     """Show a figure once, as SVG, and keep what it shows as numbers for the book to offer.
 
-    Figures here never enter pyplot, so none is left to close.
+    alt: what it shows, in words made of results, for who doesn't see it; in the book it takes the
+    place of the text in the cell's metadata. Figures here never enter pyplot, so none is left to
+    close.
     """
     from IPython.display import display
 
-    display({"image/svg+xml": svg(figure), "text/csv": plotted(figure)}, raw=True)
+    shown = {"image/svg+xml": svg(figure), "text/csv": plotted(figure)}
+    display(shown | ({ALT: alt} if alt else {}), raw=True)
 
 
 def table(frame: pd.DataFrame) -> None:
@@ -244,8 +248,8 @@ def provenance(cells: Mapping[Place, Cell]) -> pd.DataFrame:
         kind = (("number format", cell.dtype), *cell.machine.items(), *cell.versions.items(), code)
         kinds.setdefault(kind, []).append(cell)
     runs = {
-        f"run {number}": {
-            "cells": len(group),
+        f"group {number}": {
+            "measurements": len(group),
             "measured": " to ".join(sorted({min(dates := [c.date for c in group]), max(dates)})),
             "seconds": f"{math.fsum(cell.seconds for cell in group):.0f}",
             "model (SHA-256)": str(group[0].inputs.get("model", "-"))[:12],

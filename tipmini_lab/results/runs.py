@@ -1,6 +1,7 @@
 """What was measured when, on what and for how long, of whatever is stored as JSON.
 
-A run is any part of a stored file that names the machine it is of: a cell, a benchmark, a training.
+Here a run is a measurement: any part of a stored file that names the machine it is of, so a cell, a
+benchmark or a training.
 """
 
 import json

@@ -17,7 +17,7 @@ import yaml
 from tipmini.errors import TipminiError
 from tipmini.models.files import one_line
 from tipmini_lab import paths
-from tipmini_lab.book import pruning_costs, pruning_mmlu, pruning_tables, tables
+from tipmini_lab.book import pruning_costs, pruning_mmlu, pruning_tables, questions, tables
 from tipmini_lab.book.claims import Check, Claim, Verdict
 from tipmini_lab.book.claims.choices import DECLARED, choice, left_out, readings
 from tipmini_lab.book.pruning_costs import Found
@@ -26,7 +26,14 @@ from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import store
 from tipmini_lab.results.frame import wide
-from tipmini_lab.results.statistics import LEVEL, flip_p, gains_of, holm_of, mean_of_tasks
+from tipmini_lab.results.statistics import (
+    LEVEL,
+    Pair,
+    flip_p,
+    gains_of,
+    holm_of,
+    mean_of_tasks,
+)
 from tipmini_lab.results.store import Cell, paired_p
 
 WORDS = {"mean": "the mean of the tasks", **tables.TITLES}
@@ -45,6 +52,7 @@ class Evidence:
     benched: Found = field(default_factory=dict)  # what the bench measured of pruning
     sizes: dict[str, float] = field(default_factory=dict)  # norm of a merge over the exact sum's
     few_shot: dict[str, Cell] = field(default_factory=dict)  # MMLU of pruned models
+    answers: Mapping[Pair, dict] = field(default_factory=dict)  # of the chapters, `questions`
 
     def cell(self, name: str, task: str) -> Cell | None:
         """The stored cell; of a name that stands for several seeds the mean of theirs, row by row.
@@ -82,7 +90,8 @@ def gathered() -> Evidence:
     }
     sizes = {name: own["norm"] / own["sum"] for name, own in facts.items() if own}
     cells = tables.variant_cells(full)
-    return Evidence(printed, records, full, cells, prunings, benched, sizes, few_shot)
+    answers = questions.answers(full)
+    return Evidence(printed, records, full, cells, prunings, benched, sizes, few_shot, answers)
 
 
 class Finding(NamedTuple):
@@ -268,9 +277,9 @@ def paired(
     """Whether cells of `higher` lie above those of `lower`, by tests on the same rows.
 
     On every task by the sign test; or, of the `mean` of the tasks, by the test that the chapters
-    have, `statistics.flip_p`. The p values are corrected (Holm) for the number of comparisons of
-    this claim. It holds where all are clear, or with `some` one at least; see `verdict_of`. A
-    missing cell makes it not run.
+    have, `statistics.flip_p`. A question that the chapters ask too has their p, corrected there;
+    the others are corrected (Holm) for the number of comparisons of this claim. It holds where all
+    are clear, or with `some` one at least; see `verdict_of`. A missing cell makes it not run.
     """
     tasks = tuple(tasks or evidence.profile.tasks)
     every = tuple(product(higher, lower, tasks))
@@ -283,7 +292,10 @@ def paired(
         tests = {place: _test(evidence, *place) for place in every}
     places = tuple(tests)
     gaps, ps = ({place: test[i] for place, test in tests.items()} for i in (0, 1))
-    ps = holm_of(ps) if corrected else ps
+    if corrected:
+        known = {p: evidence.answers.get(Pair(*p[:2], tasks)) for p in places} if mean else {}
+        answered = {place: one["corrected"] for place, one in known.items() if one}
+        ps = holm_of({p: ps[p] for p in places if p not in answered}) | answered
     clear = {place: gap for place, gap in gaps.items() if ps[place] < LEVEL}
     better = sum(gap > 0 for gap in clear.values())
     worse = len(clear) - better

@@ -73,10 +73,10 @@ def few_shot_kept(evidence: Evidence, *, of: str, share: float) -> dict:
     """Whether a model that is not fine-tuned answers as much of MMLU as the unpruned one.
 
     That asks for something to keep: value is whether the unpruned model is above chance, and the
-    pruned one not significantly below it.
+    pruned one not significantly below it, by the test of the appendix's table.
     """
     name = run_name(of, share, False, 0)
-    gap = pruning_mmlu.gaps(_measured(evidence, [name]), [(name, BASE)])[name, BASE]
+    gap = pruning_mmlu.beside_unpruned(_measured(evidence, [name]))[name]
     kept = is_above_chance(evidence.few_shot[BASE]) and not (gap.p < LEVEL and gap.mean < 0)
     points = f"{100 * gap.mean:+.1f} ± {100 * gap.reach:.1f} points"
     return {"value": kept, "points": points, "unpruned": _unpruned(evidence)}

@@ -5,17 +5,22 @@ import re
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
+from pypdf import PdfReader
+from pypdf.errors import PdfReadError
 
 from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FLAGS += ["--no-pdf-header-footer", "--generate-pdf-document-outline"]
+PRINTED = ["--no-pdf-header-footer", "--generate-pdf-document-outline"]
 PATIENCE = 600_000  # milliseconds of the page's own clock, for its equations
+ENDING = 20  # letters at the book's end by which a whole print is known
 UNPRINTED = "details.provenance, details.hide, .headerlink, .parts, script, .tooltip"
 REFERS = re.compile(r"url\(#([^)]+)\)")
 
@@ -23,27 +28,52 @@ REFERS = re.compile(r"url\(#([^)]+)\)")
 def pdf(html: Path, out: Path) -> None:
     """Print the book in the folder `html` to the file `out`.
 
-    Raises TipminiError where no browser is found, there is no book, or nothing was printed.
+    Raises TipminiError where no browser is found, there is no book, or not all of it was printed.
     """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise TipminiError("pdf: no Chromium on this machine; install it, then try again")
+    browser = chromium("pdf")
     if not (html / "index.html").is_file():
         raise TipminiError(f"pdf: no book in {html}; run `tipmini book` first")
     page = html / "whole-book.html"  # in the folder, so that addresses beside it hold
-    page.write_text(one_page(html))
+    whole = one_page(html)
+    page.write_text(str(whole))
     try:
-        with tempfile.TemporaryDirectory() as profile:
-            command = [browser, *FLAGS, f"--user-data-dir={profile}"]
-            command += [f"--virtual-time-budget={PATIENCE}", f"--print-to-pdf={out.resolve()}"]
+        with tempfile.TemporaryDirectory() as folder:
+            printed = Path(folder) / "book.pdf"
+            command = [browser, *FLAGS, *PRINTED, f"--user-data-dir={folder}/profile"]
+            command += [f"--virtual-time-budget={PATIENCE}", f"--print-to-pdf={printed}"]
             run = subprocess.run([*command, page.resolve().as_uri()], capture_output=True)
+            if run.returncode or not printed.is_file():
+                raise TipminiError(f"pdf: {browser} wrote no file (exit {run.returncode})")
+            refuse_unfinished(printed, whole.body.get_text())
+            shutil.move(printed, out)
     finally:
         page.unlink()
-    if run.returncode or not out.is_file():
-        raise TipminiError(f"pdf: {browser} wrote no file (exit {run.returncode})")
 
 
-def one_page(html: Path) -> str:
+def chromium(command: str) -> str:
+    """The path of a browser that prints and opens pages; TipminiError where there is none."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise TipminiError(f"{command}: no Chromium on this machine; install it, then try again")
+    return browser
+
+
+def refuse_unfinished(file: Path, text: str) -> None:
+    """Raise TipminiError unless a file is a PDF whose last page ends as the text does."""
+    try:
+        last = PdfReader(file).pages[-1].extract_text()
+    except (PdfReadError, IndexError) as error:
+        raise TipminiError(f"pdf: what was printed is no PDF: {one_line(error)}") from None
+    if _letters(text)[-ENDING:] not in _letters(last):
+        raise TipminiError("pdf: what was printed ends before the book does; print it again")
+
+
+def _letters(text: str) -> str:
+    """Without what print spaces, breaks and joins in another way."""
+    return "".join(filter(str.isalpha, unicodedata.normalize("NFKC", text)))
+
+
+def one_page(html: Path) -> BeautifulSoup:
     """All pages of the book in the order of its contents, each link to where its target now is."""
     order = pages(html)
     soups = {name: BeautifulSoup((html / name).read_text(), "html.parser") for name in order}
@@ -56,7 +86,7 @@ def one_page(html: Path) -> str:
         chapter = whole.new_tag("article", attrs={"class": "bd-article", "id": _anchor(name)})
         chapter.extend(list(soup.select_one("article.bd-article").children))
         body.append(moved(chapter, name, order))
-    return str(whole)
+    return whole
 
 
 def pages(html: Path) -> list[str]:

@@ -132,7 +132,7 @@ _file_digest = cache(digests.file_digest)
 
 
 def _count(measured: list[runs.Run]) -> str:
-    return f"{len(measured):,} {'run' if len(measured) == 1 else 'runs'}" if measured else ""
+    return f"{len(measured):,} measurement{'s' * (len(measured) > 1)}" if measured else ""
 
 
 def _folders(files: Iterable[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The page of all runs: what was measured when, on what machine, in which format, for how long."""
+"""The page of all measurements: what, when, on what machine, in which format, for how long."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,17 @@ TITLES = {
     "selection/finals": "finalists on the whole validation set",
     "pruning": "pruned models",
     "pruning/mmlu": "pruned models on MMLU",
+    "lora/lora-methods": "ways to tune a model side by side",
+    "lora/lora-matrices": "LoRA on other matrices",
+    "lora/lora-ranks": "LoRA of other ranks",
+    "lora/lora-prefixes": "prefixes of other lengths",
+    "lora/lora-scalings": "learning rates at other scales of LoRA",
+    "elastic": "elastic adapters and their searches",
     "formats/bfloat16-avx512": "the five methods in bfloat16, AVX512",
     "formats/bfloat16-emulated": "the five methods in bfloat16, emulated",
     "formats/float32-avx2": "the five methods in float32, AVX2",
     "bench.json": "time and memory of the main steps",
+    "lora-bench.json": "time and memory of LoRA",
     "serving.json": "time and memory of serving",
     "parity.json": "agreement with other libraries",
     "adapters": "training of the adapters",
@@ -85,7 +92,7 @@ def _name(file: Path) -> str:
 def _told(own: list[Run]) -> dict[str, str]:
     return {
         "time": runs.duration(runs.seconds(own)),
-        "runs": f"{len(own):,}",
+        "measurements": f"{len(own):,}",
         "measured": runs.dates(own) or "–",
         "number format": ", ".join(runs.formats(own)) or "–",
         "machine": "<br>".join(runs.machines(own)),

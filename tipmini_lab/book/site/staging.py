@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import nbformat
@@ -28,10 +28,11 @@ from tipmini_lab.book.site.finishing import finish
 from tipmini_lab.book.site.origin import Origin, origin, settings
 from tipmini_lab.book.site.provenance import Facts
 from tipmini_lab.book.site.standalone import begin
-from tipmini_lab.book.tables import VALUE, svg
+from tipmini_lab.book.tables import ALT, VALUE, svg
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory: differs from run to run
 MATHJAX = "sphinx-mathjax-offline"
+DESCRIBED = re.compile(r"^:alt: .*$", re.MULTILINE)
 FACTS = "facts.json"  # of the stage, for the last step of its build
 
 
@@ -67,6 +68,8 @@ def stage(
     for name, picture in pictures.items():
         (stage_dir / f"book/pictures/{name}.svg").write_text(svg(picture))
     explorer.write(stage_dir / "book/assets/explorer")
+    for page in (stage_dir / "book").glob("*.md"):  # where MyST itself replaces nothing
+        page.write_text(DESCRIBED.sub(lambda line: filled(line[0], values), page.read_text()))
     # The front page is the stage's index, or it would be built below book/.
     front = (stage_dir / "book/index.md").rename(stage_dir / "index.md")
     front.write_text(front.read_text().replace("{figure} pictures/", "{figure} book/pictures/"))
@@ -94,6 +97,10 @@ def stage(
     (stage_dir / FACTS).write_text(facts.model_dump_json())
 
 
+def filled(text: str, values: Mapping[str, str]) -> str:
+    return VALUE.sub(lambda named: values[named[1]], text)
+
+
 def published(source: Path, executed: Path) -> nbformat.NotebookNode:
     """The notebook as the book shows it: text and captions of `source`, outputs of its run.
 
@@ -118,6 +125,9 @@ def published(source: Path, executed: Path) -> nbformat.NotebookNode:
         kept = [output for output in done.outputs if output.get("name") != "stderr"]
         cell.outputs = nbformat.from_dict(json.loads(_portable(json.dumps(kept))))
         cell.execution_count = done.execution_count
+        for output in cell.outputs:
+            if alt := output.get("data", {}).pop(ALT, ""):
+                cell.metadata["mystnb"]["image"]["alt"] = alt
     place = next((i + 1 for i, c in enumerate(page.cells) if "parameters" in _tags(c)), 0)
     for cell in parameters:  # those that were used stand below their defaults
         used = {"id": "parameters-used", "execution_count": cell.execution_count}
