@@ -31,6 +31,7 @@ from tipmini_lab import paths
 from tipmini_lab.commands.arguments import (
     OWN,
     Base,
+    Device,
     Dtype,
     Include,
     Overwrite,
@@ -54,6 +55,7 @@ def calibrate(
     adapter: option(Path | None, "default `adapters/TASK`") = None,
     rows: option(int, "training examples", min=1) = 128,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what a merge needs of an adapter's inputs, on training examples or your own text.
@@ -80,7 +82,8 @@ def calibrate(
     with tempfile.TemporaryDirectory() as work:
         folder = _as_peft_reads_it(own, read, _lab(base).model_path, work)
         place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
-        lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
+        given = {"dtype": dtype, "device": device}
+        lab = _lab(base, adapters=place, calibration_rows=rows, **given)
         measured = lab.norms.measure(task, texts, statistic)
     own = hub.source(own) or own
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
@@ -122,6 +125,7 @@ def weigh(
     epochs: option(int, "over these examples", min=1) = 4,
     seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Learn the merging coefficients, one per adapter and module, on training examples.
 
@@ -146,7 +150,7 @@ def weigh(
     from tipmini_lab.evaluation.objective import refuse_unpredicted
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
-    lab = _lab(base, dtype=dtype)
+    lab = _lab(base, dtype=dtype, device=device)
     recipe = WeighingRecipe(
         rows=rows, stories=min(rows, WeighingRecipe.stories), epochs=epochs, seed=seed
     )
@@ -233,6 +237,7 @@ def evaluate(
     include_path: Include = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -251,7 +256,7 @@ def evaluate(
         _refuse_unwritable(out)
         if not overwrite:
             _refuse_anothers(out, _are_results)
-    lab = _lab(base, evaluation_rows=limit, dtype=dtype)
+    lab = _lab(base, evaluation_rows=limit, dtype=dtype, device=device)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
     ours = [name for name in names if name in KNOWN and not include_path]
@@ -322,7 +327,9 @@ def fetch() -> None:
 
 
 def adapters(
-    task: Tasks = None, out: option(Path | None, "folder; default `adapters`") = None
+    task: Tasks = None,
+    out: option(Path | None, "folder; default `adapters`") = None,
+    device: Device = "cpu",
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
     if not out:
@@ -332,7 +339,7 @@ def adapters(
 
     assets.fetch()
     for name in task or training.RECIPES:
-        print(training.train(name, (out or paths.ADAPTERS) / name))
+        print(training.train(name, (out or paths.ADAPTERS) / name, device=device))
 
 
 def lm_eval(context: typer.Context) -> None:
@@ -388,6 +395,7 @@ def prune(
     int8: option(bool, "base weights in 8 bits (simulated arithmetic)", "--int8") = False,
     recompute: option(bool, "gradient checkpointing: less memory, slower", "--recompute") = False,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     seed: option(int, "of the adapter, the examples' order, random") = 0,
     dry_run: option(bool, "show what would be removed, write nothing", "--dry-run") = False,
     as_json: AsJson = False,
@@ -416,7 +424,7 @@ def prune(
     if dry_run:
         facts = pruning.plan(folder, recipe, out, semi)
     else:
-        facts = pruning.prune(folder, recipe, out, dtype, semi, sources)
+        facts = pruning.prune(folder, recipe, out, dtype, semi, sources, device)
     if as_json:
         print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return

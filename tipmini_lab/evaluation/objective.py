@@ -107,10 +107,11 @@ def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
 
 
 def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
-    """The examples' batch and the (P,) log-probabilities of its targets."""
+    """The examples' batch and the (P,) log-probabilities of its targets, both on the CPU."""
     batch = collate([example.row for example in group], multiple=8)
-    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
-    return batch, logp
+    head = model.lm_head.weight
+    hidden, targets = target_hidden(model, batch).to(head.device), batch.targets.to(head.device)
+    return batch, HeadLogprobs.apply(hidden, head, targets).cpu()
 
 
 def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:
