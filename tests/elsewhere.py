@@ -86,17 +86,18 @@ def _computed(func, args: tuple, kwargs: dict):
         kwargs = kwargs | {"device": "cpu"}
         to_there = torch.device(asked).type == DEVICE.type
     else:
-        to_there = bool(there) and not (func is ATEN.copy_.default and tensors[0] not in there)
-    if func is ATEN.copy_.default:
-        to_there = isinstance(args[0], Elsewhere)
+        to_there = bool(there) if func is not ATEN.copy_.default else isinstance(args[0], Elsewhere)
     _refuse_both(func, tensors, there)
     here = lambda x: x.here if isinstance(x, Elsewhere) else x  # noqa: E731
     found = func(*tree_map(here, args), **tree_map(here, kwargs))
-    if not (there or to_there):
-        return found
     same = {id(x.here): x for x in there}  # what is changed in place stays itself
-    wrap = lambda x: same.get(id(x)) or (Elsewhere(x) if to_there else x)  # noqa: E731
-    return tree_map(lambda x: wrap(x) if isinstance(x, Tensor) else x, found)
+
+    def wrapped(x: object) -> object:
+        if not isinstance(x, Tensor) or not to_there:
+            return x
+        return same[id(x)] if id(x) in same else Elsewhere(x)
+
+    return tree_map(wrapped, found)
 
 
 def _refuse_both(func, tensors: list[Tensor], there: list[Tensor]) -> None:
@@ -122,6 +123,11 @@ def to(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def device() -> Iterator[None]:
-    """For the while NAME is a device that tensors can be made on and taken to."""
+    """For the while NAME is a device that tensors can be made on and taken to, in this thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with warnings.catch_warnings(action="ignore", category=UserWarning), _Factories(), _Literals():
-        yield
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

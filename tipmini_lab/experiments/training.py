@@ -36,7 +36,7 @@ from tipmini_lab.results import store
 def _apart(state: object, tensors: dict[str, Tensor]) -> object:
     """A state as JSON can hold it, its tensors put into `tensors` by their numbers."""
     if isinstance(state, Tensor):
-        tensors[str(len(tensors))] = state.contiguous().clone()
+        tensors[str(len(tensors))] = state.cpu().contiguous().clone()  # also of a GPU
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(state, dict):  # also of keys that are no text
         return {"pairs": [[key, _apart(value, tensors)] for key, value in state.items()]}
