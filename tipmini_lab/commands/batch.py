@@ -127,11 +127,14 @@ def rehearse(profile: Profile = "a40", as_json: AsJson = False) -> None:
     In minutes and a few GB it counts what each path computes, moves and holds, and projects the
     time and the memory on a 48 GB GPU. What is found is stored, and shown in the book.
     """
+    from transformers.utils import logging
+
     from tipmini_lab.book import rehearsed
     from tipmini_lab.experiments import rehearsal
     from tipmini_lab.paths import REHEARSAL
     from tipmini_lab.results import store
 
+    logging.disable_progress_bar()  # of loading a model, which is done for every walk
     found = rehearsal.rehearse(_profile(profile))
     store.write(REHEARSAL, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found) if as_json else rehearsed.told(found))

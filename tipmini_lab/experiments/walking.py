@@ -65,7 +65,7 @@ def calibrate(place: Place) -> Work:
     lab = place.lab(calibration_rows=place.rows)
     _activate(lab, TASK)
     tokens = sum(map(len, lab.tokenizer(lab.norms.texts(TASK))["input_ids"]))
-    run, passed = lambda: lab.norms.measure(TASK), lab.profile.tokens // 2  # noqa: E731
+    run, passed = lambda: lab.norms.measure(TASK), lab.profile.tokens // 2
     return Work(run, lab.base, lambda: tokens, passed)
 
 
