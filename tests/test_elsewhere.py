@@ -18,6 +18,7 @@ import tipmini as tm
 from tipmini.models.adapter import LoraFactors
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import pruning, training
+from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.pruning import PruningRecipe
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
@@ -101,6 +102,23 @@ def test_weigh(profile, both, tmp_path):
     here, there = both(weights)
     for task in TASKS:
         assert_close(there[task], here[task])
+
+
+def test_distill(profile, both, tmp_path):
+    recipe = DistillRecipe(rank=4, rows=3, stopping=2, epochs=1, parts=1)
+    files = iter(tmp_path / f"{number}.safetensors" for number in range(2))
+
+    def distances():
+        lab = Lab(profile)
+        start = tm.merge(lab.adapters, "cat", weights="chosen")
+        told = lab.adapters, start, recipe, next(files)
+        run = Distilling(lab.trainable, lab.tokenizer, *told)
+        assert run.run().modules == start.modules
+        return [each["R"] for each in run.log["stopping"]]
+
+    here, there = both(distances)
+    assert len(here) == 2 and here[0] != here[1]
+    assert_close(there, here)
 
 
 @pytest.mark.parametrize("method", ["lora-guided", "vanilla", "wanda"])

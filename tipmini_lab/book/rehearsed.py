@@ -13,6 +13,7 @@ WALKED = {  # path -> for the reader
     "evaluate": "score questions with choices",
     "generate": "generate answers",
     "weigh": "learn a merge's weights",
+    "distill": "distil a merge",
     "prune": "prune by LoRAPrune",
     "train": "train an adapter",
 }

@@ -182,6 +182,7 @@ def distill(
     learning_rate: option(float, "then a cosine") = 5e-4,
     seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Merge by teaching: one adapter that answers as each does on its own examples, unlabelled.
 
@@ -210,7 +211,7 @@ def distill(
         learning_rate=learning_rate,
         seed=seed,
     )
-    lab = _lab(base, dtype=dtype)
+    lab = _lab(base, dtype=dtype, device=device)
     run = distilling.Distilling(
         lab.trainable,
         lab.tokenizer,

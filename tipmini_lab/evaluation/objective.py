@@ -107,11 +107,21 @@ def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
 
 
 def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
-    """The examples' batch and the (P,) log-probabilities of its targets, both on the CPU."""
+    """The examples' batch and the (P,) log-probabilities of its targets, on the CPU."""
+    batch, hidden = read_at_targets(model, group)
+    return batch, target_logp(model, batch, hidden)
+
+
+def read_at_targets(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    """The examples' batch and the (P, D) last hidden states there, on the head's device."""
     batch = collate([example.row for example in group], multiple=8)
-    head = model.lm_head.weight
-    hidden, targets = target_hidden(model, batch).to(head.device), batch.targets.to(head.device)
-    return batch, HeadLogprobs.apply(hidden, head, targets).cpu()
+    return batch, target_hidden(model, batch).to(model.lm_head.weight.device)
+
+
+def target_logp(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+    """(P,) log-probabilities of the batch's targets, on the CPU."""
+    targets = batch.targets.to(hidden.device)
+    return HeadLogprobs.apply(hidden, model.lm_head.weight, targets).cpu()
 
 
 def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:

@@ -21,6 +21,7 @@ from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.experiments import standins
 from tipmini_lab.experiments.counting import Counted, Peaks, all_flops, least_seconds
+from tipmini_lab.experiments.distilling import DistillRecipe
 from tipmini_lab.experiments.experiment import TABLE_1, Lab, one_bar
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import PruningRecipe
@@ -167,6 +168,8 @@ def workload(few: Profile, profile: Profile) -> dict[str, dict[str, object]]:
     asked = [task for task in profile.tasks if task != STORY]
     ways, recipe, cut = len(TABLE_1), WeighingRecipe(), PruningRecipe()
     stories = {t: recipe.stories if t == STORY else recipe.rows for t in profile.tasks}
+    taught = DistillRecipe()
+    learnt = {t: taught.rows * (taught.stories if t == STORY else 1) for t in profile.tasks}
     short = _mean(min(cut.length, length) for length in mean.values())
     own = RECIPES[TASK]
     found = {
@@ -185,6 +188,10 @@ def workload(few: Profile, profile: Profile) -> dict[str, dict[str, object]]:
         "weigh": (
             (recipe.epochs + 1) * sum(stories[t] * packed[t] for t in profile.tasks),
             f"{recipe.epochs} epochs of {sum(stories.values())} examples",
+        ),
+        "distill": (
+            (taught.epochs + 1) * sum(learnt[t] * packed[t] for t in profile.tasks),
+            f"{taught.epochs} epochs of {sum(learnt.values()):.0f} examples",
         ),
         "prune": (cut.rows * cut.epochs * short, f"{cut.epochs} epochs of {cut.rows:,} examples"),
         "train": (

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from torch import nn
 
+import tipmini as tm
 from tipmini.methods.pruner import masked
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.experiments import pruning, training
+from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
 from tipmini_lab.experiments.experiment import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import PruningRecipe
@@ -109,6 +111,19 @@ def weigh(place: Place) -> Work:
     return Work(lambda: weighing.step(0), weighing.model, _read(every), recipe.tokens)
 
 
+def distill(place: Place) -> Work:
+    """One step towards an adapter that answers as two do."""
+    lab, tasks = place.lab(), place.profile.tasks[:2]
+    adapters = {task: lab.adapters[task] for task in tasks}
+    start = tm.merge(adapters, "cat", weights="chosen")
+    recipe = DistillRecipe(rows=place.rows, stopping=1, epochs=1, parts=1)
+    told = adapters, start, recipe, place.work / "distilled.safetensors"
+    run = Distilling(lab.trainable, lab.tokenizer, *told)
+    run.ask()
+    every = [example for task in tasks for example in run.learnt(task)]
+    return Work(lambda: run.step(0), run.model, _read(every), recipe.tokens)
+
+
 def prune(place: Place) -> Work:
     """One step of LoRAPrune: gradients, importances, an update, removal."""
     recipe = PruningRecipe(tasks=(TASK,), rows=place.rows, batch=place.rows, steps=1, every=1)
@@ -135,5 +150,5 @@ def _read(every: Sequence[Example]) -> Callable[[], int]:
 
 
 STEPS: dict[str, Callable[[Place], Work]] = {
-    step.__name__: step for step in (calibrate, evaluate, generate, weigh, prune, train)
+    step.__name__: step for step in (calibrate, evaluate, generate, weigh, distill, prune, train)
 }
