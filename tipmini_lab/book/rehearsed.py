@@ -71,11 +71,12 @@ def told(found: dict) -> str:
     """The same for a terminal."""
     made, gpu = found["made"], found["gpu"]
     into = duration(found["merges"]["into"]["seconds"])
+    took = f"{duration(found['seconds'])} of its time, {gigabytes(found['resident'])} of memory"
     lines = [
         f"{found['model']}, random weights, {found['dtype']}; projected for {gpu['name']}",
         table(found).to_string(),
         f"merging {into} to write a base; each method's seconds are in {paths.REHEARSAL}",
-        f"walked on {made['machine']['processor']}; at most {gigabytes(found['resident'])} held",
+        f"walked on {made['machine']['processor']}: {took}",
     ]
     return "\n".join(lines)
 

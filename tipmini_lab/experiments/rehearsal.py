@@ -79,7 +79,7 @@ def rehearse(profile: Profile) -> dict:
     return {
         **{"profile": profile.name, "model": profile.model, "weights": "random", "made": made},
         **{"dtype": DTYPE, "gpu": gpu, "own": own, "steps": steps, "merges": merges},
-        "resident": peak_resident(),
+        **{"resident": peak_resident(), "seconds": time.process_time()},  # of this process
     }
 
 
