@@ -26,7 +26,7 @@ from tipmini_lab.experiments import standins
 from tipmini_lab.experiments.experiment import one_bar
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.rehearsal import MEMORY, SHAPES, grams, norms, peak_resident
-from tipmini_lab.experiments.walking import STEPS, TASK, Place
+from tipmini_lab.experiments.walking import STEPS, TASK, Place, Work
 from tipmini_lab.results import store
 
 DTYPES = ("bfloat16", "float16")
@@ -45,16 +45,19 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", choices=(*DTYPES, "float32"), help="again ...")
     parser.add_argument("--out", type=Path, default=paths.GPU, help="folder of the results")
     given = parser.parse_args()
-    if given.device == "cuda":
-        cap_memory()
-    for dtype in given.dtype or DTYPES:
-        print(check(given.device, dtype, given.out, tiny=given.tiny), flush=True)
+    try:
+        if given.device == "cuda":
+            cap_memory()
+        for dtype in given.dtype or DTYPES:
+            print(check(given.device, dtype, given.out, tiny=given.tiny), flush=True)
+    except TipminiError as error:
+        parser.exit(2, f"gpu-check: {error}\n")
 
 
 def cap_memory(count: float = MEMORY) -> None:
     """No more of the GPU's memory than an A40 has; TipminiError without a GPU."""
     if not torch.cuda.is_available():
-        raise TipminiError("gpu-check: no GPU here; --device cpu --tiny tries the script itself")
+        raise TipminiError("no GPU here; --device cpu --tiny tries the script itself")
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, count / total))
 
@@ -111,7 +114,7 @@ def beside_cpu(a40: Profile, work: Path, device: str, dtype: str) -> dict[str, d
         for way, (where, kind) in ways.items():
             profile = tiny.model_copy(update={"device": where, "dtype": kind})
             at = Place(profile, Path(place) / way)
-            answers[way] = {name: numbers(step(at).run()) for name, step in STEPS.items()}
+            answers[way] = {name: twice(step(at)) for name, step in STEPS.items()}
     here, found = answers.pop("plain"), {}
     for way, there in answers.items():
         found[way] = {name: distance(there[name], here[name]) for name in STEPS}
@@ -121,6 +124,11 @@ def beside_cpu(a40: Profile, work: Path, device: str, dtype: str) -> dict[str, d
                 told = f"{name} in {way} on {device}: {apart:.2g} from the CPU's float32"
                 raise TipminiError(f"{told}, {APART[way]:g} at most")
     return found
+
+
+def twice(work: Work) -> list[float]:
+    """What a path tells, and what it tells again: of training, after an update."""
+    return numbers(work.run()) + numbers(work.run())
 
 
 def numbers(result: object) -> list[float]:
