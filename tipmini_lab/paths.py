@@ -22,6 +22,8 @@ PRINTED = BOOK / "printed.yaml"
 RECORDS = BOOK / "records.yaml"
 CLAIMS = BOOK / "claims"  # a file a paper
 BENCH = REPOSITORY / "results" / "bench.json"
+REHEARSAL = REPOSITORY / "results" / "rehearsal.json"
+GPU = REPOSITORY / "results" / "gpu"  # a file a machine
 
 
 def cache() -> Path:

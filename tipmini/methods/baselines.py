@@ -171,8 +171,8 @@ def root_of(module: str, whole: Tensor) -> Tensor:
 def _grams(module: str, parts: Parts, shrink: float, balance: float) -> Iterator[Tensor]:
     """Weighted and shrunk, one at a time: each is large."""
     for part in parts:
-        channels = part.adapter.factors[module].shape[1]
-        gram = input_gram(part.grams, module, channels).double()
+        a = part.adapter.factors[module].a  # (r, k)
+        gram = input_gram(part.grams, module, a.shape[1]).to(a.device, torch.float64)
         if not gram.isfinite().all():
             raise TipminiError(f"{module} needs a finite Gram matrix, got NaN or Inf")
         yield balanced_weight(part, module, gram, balance) * shrunk(gram, shrink)

@@ -142,6 +142,7 @@ def signals_of(module: nn.Module, norm: Tensor | None = None) -> Signals:
     """What a criterion may read of a linear module, with PEFT's LoRA around it or not."""
     base = base_layer(module)
     adapter = next(iter(getattr(module, "active_adapters", [])), None)
+    norm = norm if norm is None else norm.to(base.weight.device)
     facts: dict[str, object] = {"scale": getattr(base, "scale", None)}  # of Int8Linear
     if adapter in getattr(module, "lora_A", ()):
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight

@@ -116,7 +116,7 @@ def tip_change(parts: Parts, reading: Reading) -> Transform:
             return tensor  # B, where A alone is pruned
         sparsity = shares[part.name, module, name]
         if reading.group == "row" and reading.score == "wanda":
-            norm = input_norm(part.norms, module, name, tensor.shape[1])
+            norm = _norm_of(part.norms, module, name, tensor)
             # A delta is made for this alone, unlike a factor.
             pruned = prune_scored(tensor, norm, sparsity, out=tensor if name == "delta" else None)
         else:
@@ -142,7 +142,12 @@ def _score(part: Part, place: Place, tensor: Tensor, by: str) -> Tensor:
         return torch.rand(tensor.shape, generator=generator).to(tensor.device)
     if by == "magnitude":
         return tensor.abs()
-    return wanda_score(tensor, input_norm(part.norms, module, name, tensor.shape[1]))
+    return wanda_score(tensor, _norm_of(part.norms, module, name, tensor))
+
+
+def _norm_of(norms: Norms, module: str, name: str, tensor: Tensor) -> Tensor:
+    """The norms of what a (d, k) tensor reads, (k,), on its device."""
+    return input_norm(norms, module, name, tensor.shape[1]).to(tensor.device)
 
 
 @torch.no_grad()
@@ -222,7 +227,7 @@ def tip_scores(adapter: LoraAdapter, norms: Norms, on: str = "factors") -> Score
     for module, own in scores.items():
         for name in TARGETS[on]:
             tensor = tip_tensor(adapter.factors[module], name)
-            own[name] = wanda_score(tensor, input_norm(norms, module, name, tensor.shape[1]))
+            own[name] = wanda_score(tensor, _norm_of(norms, module, name, tensor))
     return scores
 
 
@@ -246,7 +251,7 @@ def tip_importance(adapter: LoraAdapter, norms: Norms, **options: object) -> Ten
             tensor = delta = factors.delta(out=delta if fits else None)
         else:
             tensor = tip_tensor(factors, name)
-        norm = input_norm(norms, module, name, tensor.shape[1])
+        norm = _norm_of(norms, module, name, tensor)
         chunks = tensor.split(whole_pieces(tensor.shape[1], ROWS))
         room = torch.empty_like(chunks[0], dtype=torch.result_type(tensor, norm))
         return (wanda_score(rows, norm, out=room[: len(rows)]) for rows in chunks)

@@ -37,7 +37,8 @@ def adapter_digest(adapter: "LoraAdapter") -> str:
     """SHA-256 of the factors' values, wherever and in whatever precision they are stored."""
 
     def digest(tensor: "Tensor") -> str:
-        return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+        own = tensor.detach().cpu().float().contiguous()
+        return hashlib.sha256(own.numpy().tobytes()).hexdigest()
 
     factors = sorted(adapter.factors.items())
     values = [(module, f.scaling, digest(f.a), digest(f.b)) for module, f in factors]

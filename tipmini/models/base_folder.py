@@ -317,7 +317,7 @@ def _added(
     module = name.removesuffix(".weight")
     if base.is_transposed(module, transposed) if square else delta.shape != tensor.shape:
         delta = delta.T
-    total = (at_least_float32(tensor) + delta).to(tensor.dtype)
+    total = (at_least_float32(tensor) + delta.to(tensor.device)).to(tensor.dtype)
     if not total.isfinite().all():
         raise TipminiError(f"{base.folder}: {name} overflows in {tensor.dtype} once merged")
     return total

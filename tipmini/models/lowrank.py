@@ -73,10 +73,12 @@ def factorise(delta: Tensor, rank: int) -> LoraFactors:
     import numpy as np
     from scipy.sparse.linalg import svds
 
-    start = np.random.default_rng(0).standard_normal(smaller).astype(delta.numpy().dtype)
-    u, s, vh = svds(delta.numpy(), k=rank, v0=start)  # ascending
+    dense = delta.cpu().numpy()
+    start = np.random.default_rng(0).standard_normal(smaller).astype(dense.dtype)
+    u, s, vh = svds(dense, k=rank, v0=start)  # ascending
     order = s.argsort()[::-1].copy()
-    u, s, vh = (torch.from_numpy(x.copy()) for x in (u[:, order], s[order], vh[order]))
+    parts = (torch.from_numpy(x.copy()) for x in (u[:, order], s[order], vh[order]))
+    u, s, vh = (part.to(delta.device) for part in parts)
     return _split(u, s, vh)
 
 

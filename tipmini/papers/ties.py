@@ -70,7 +70,8 @@ def _elect_and_average(
     tensors: Sequence[Tensor], weights: Sequence[float], by_weight: bool, zero: float
 ) -> Tensor:
     stacked = torch.stack(list(tensors))  # (T, ...)
-    scale = torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * (stacked.ndim - 1))
+    scale = torch.tensor(weights, dtype=stacked.dtype, device=stacked.device)
+    scale = scale.view(-1, *[1] * (stacked.ndim - 1))
     weighted = stacked * scale
     votes = weighted if by_weight else stacked
     agrees = votes.sign() == elect(votes, zero)

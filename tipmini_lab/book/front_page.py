@@ -15,6 +15,7 @@ from tipmini_lab.book import (
     pruning_costs,
     pruning_tables,
     questions,
+    rehearsed,
 )
 from tipmini_lab.book.pruning_tables import HALF, LONG
 from tipmini_lab.book.tables import (
@@ -43,7 +44,7 @@ def front_page_values() -> dict[str, str]:
     }
     values = shared | {"calibration_rows": str(mini.calibration_rows)}
     values |= parity.page_values() | performance.page_values()
-    values |= explorer.page_values()
+    values |= explorer.page_values() | rehearsed.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
     values |= {"training": markdown_table(training()), "answers": _answers(full)}
     values |= {"formats": markdown_table(formats.table(TITLES))}

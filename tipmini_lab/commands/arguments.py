@@ -11,6 +11,7 @@ from tipmini.errors import require
 from tipmini_lab import paths
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("cpu", "cuda")
 
 
 def option(
@@ -38,11 +39,17 @@ def _known_dtype(dtype: str) -> str:
     return dtype
 
 
+def _known_device(device: str) -> str:
+    require("device", device, DEVICES)
+    return device
+
+
 FORMAT = "of the model; auto: bfloat16 where this machine is faster in it, else float32"
 YAML = "smoke, mini, full, a40, or a YAML file"
 
 Base = option(str, "model folder, hub id, or `embedded`")
 Dtype = option(str, FORMAT, known=lambda: DTYPES, callback=_known_dtype)
+Device = option(str, "cpu or cuda", known=lambda: DEVICES, callback=_known_device)
 Overwrite = option(bool, "replace a file of something else", "--overwrite")
 Profile = option(str, YAML, known=lambda: paths.declared("profiles"))
 OWN = "your own examples: a .txt (one per line) or .jsonl (text, or prompt and answer)"

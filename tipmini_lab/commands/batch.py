@@ -32,9 +32,10 @@ def measure(
     The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml; a file that
     names a `module` is measured by that one of tipmini_lab/experiments.
     """
-    from tipmini_lab.experiments import experiment, prunings
+    from tipmini_lab.experiments import experiment, prunings, readiness
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
+    readiness.refuse_unready(chosen)
     own = own_groups()
     if task and (group in own or group in experiment_files(prunings=True)):
         raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
@@ -59,9 +60,11 @@ def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") 
 
     Those of the first examples alone are stored too, for `again` to compare with.
     """
+    from tipmini_lab.experiments import readiness
     from tipmini_lab.experiments.experiment import Lab
 
     lab = Lab(_profile(profile, dtype))
+    readiness.refuse_unready(lab.profile)
     for name in task or lab.profile.tasks:
         lab.norms.of(name, lab.norms.first)
         print(f"norms   {name:14} of {len(lab.input_norms(name))} inputs", flush=True)
@@ -100,16 +103,41 @@ def reproduce(profile: Profile = "mini") -> None:
     """
     from tipmini_lab.book.again import line
     from tipmini_lab.book.recomputing import run
+    from tipmini_lab.experiments import readiness
 
-    print(line(run(_profile(profile), whole=True)))
+    chosen = _profile(profile)
+    readiness.refuse_unready(chosen)
+    print(line(run(chosen, whole=True)))
 
 
 @in_checkout
 def book(profile: Profile = "mini") -> None:
     """Recompute what changed, execute the notebooks, build `_build/html/index.html`."""
     from tipmini_lab.book import workflow
+    from tipmini_lab.experiments import readiness
 
+    readiness.refuse_unready(_profile(profile))
     workflow.run(profile)
+
+
+@in_checkout
+def rehearse(profile: Profile = "a40", as_json: AsJson = False) -> None:
+    """Walk a profile's paths with random weights of its model's shapes, on this CPU.
+
+    In minutes and a few GB it counts what each path computes, moves and holds, and projects the
+    time and the memory on a 48 GB GPU. What is found is stored, and shown in the book.
+    """
+    from transformers.utils import logging
+
+    from tipmini_lab.book import rehearsed
+    from tipmini_lab.experiments import rehearsal
+    from tipmini_lab.paths import REHEARSAL
+    from tipmini_lab.results import store
+
+    logging.disable_progress_bar()  # of loading a model, which is done for every walk
+    found = rehearsal.rehearse(_profile(profile))
+    store.write(REHEARSAL, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found) if as_json else rehearsed.told(found))
 
 
 @in_checkout

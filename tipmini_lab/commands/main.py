@@ -45,6 +45,7 @@ COMMANDS = {
     batch.claims: ["tipmini claims", "tipmini claims --json"],
     batch.again: ["tipmini again", "tipmini again --minutes 1"],
     batch.reproduce: ["tipmini reproduce --profile mini"],
+    batch.rehearse: ["tipmini rehearse --profile a40", "tipmini rehearse --json"],
     batch.book: ["tipmini book --profile mini"],
     batch.publish: ["tipmini publish _build/executed/mini"],
     batch.archive: ["tipmini archive"],

@@ -31,6 +31,7 @@ from tipmini_lab import paths
 from tipmini_lab.commands.arguments import (
     OWN,
     Base,
+    Device,
     Dtype,
     Include,
     Overwrite,
@@ -54,6 +55,7 @@ def calibrate(
     adapter: option(Path | None, "default `adapters/TASK`") = None,
     rows: option(int, "training examples", min=1) = 128,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what a merge needs of an adapter's inputs, on training examples or your own text.
@@ -80,7 +82,8 @@ def calibrate(
     with tempfile.TemporaryDirectory() as work:
         folder = _as_peft_reads_it(own, read, laboratory(base).model_path, work)
         place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
-        lab = laboratory(base, adapters=place, calibration_rows=rows, dtype=dtype)
+        given = {"dtype": dtype, "device": device}
+        lab = laboratory(base, adapters=place, calibration_rows=rows, **given)
         measured = lab.norms.measure(task, texts, statistic)
     own = hub.source(own) or own
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
@@ -122,6 +125,7 @@ def weigh(
     epochs: option(int, "over these examples", min=1) = 4,
     seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Learn the merging coefficients, one per adapter and module, on training examples.
 
@@ -146,7 +150,7 @@ def weigh(
     from tipmini_lab.evaluation.objective import refuse_unpredicted
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
-    lab = laboratory(base, dtype=dtype)
+    lab = laboratory(base, dtype=dtype, device=device)
     recipe = WeighingRecipe(
         rows=rows, stories=min(rows, WeighingRecipe.stories), epochs=epochs, seed=seed
     )
@@ -178,6 +182,7 @@ def distill(
     learning_rate: option(float, "then a cosine") = 5e-4,
     seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
 ) -> None:
     """Merge by teaching: one adapter that answers as each does on its own examples, unlabelled.
 
@@ -206,7 +211,7 @@ def distill(
         learning_rate=learning_rate,
         seed=seed,
     )
-    lab = laboratory(base, dtype=dtype)
+    lab = laboratory(base, dtype=dtype, device=device)
     run = distilling.Distilling(
         lab.trainable,
         lab.tokenizer,
@@ -233,6 +238,7 @@ def evaluate(
     include_path: Include = None,
     out: option(Path | None, "JSON file of the results") = None,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -251,7 +257,7 @@ def evaluate(
         _refuse_unwritable(out)
         if not overwrite:
             _refuse_anothers(out, _are_results)
-    lab = laboratory(base, evaluation_rows=limit, dtype=dtype)
+    lab = laboratory(base, evaluation_rows=limit, dtype=dtype, device=device)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
     ours = [name for name in names if name in KNOWN and not include_path]
@@ -323,7 +329,9 @@ def fetch() -> None:
 
 
 def adapters(
-    task: Tasks = None, out: option(Path | None, "folder; default `adapters`") = None
+    task: Tasks = None,
+    out: option(Path | None, "folder; default `adapters`") = None,
+    device: Device = "cpu",
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
     if not out:
@@ -333,7 +341,7 @@ def adapters(
 
     assets.fetch()
     for name in task or training.RECIPES:
-        print(training.train(name, (out or paths.ADAPTERS) / name))
+        print(training.train(name, (out or paths.ADAPTERS) / name, device=device))
 
 
 def lm_eval(context: typer.Context) -> None:
@@ -389,6 +397,7 @@ def prune(
     int8: option(bool, "base weights in 8 bits (simulated arithmetic)", "--int8") = False,
     recompute: option(bool, "gradient checkpointing: less memory, slower", "--recompute") = False,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     seed: option(int, "of the adapter, the examples' order, random") = 0,
     dry_run: option(bool, "show what would be removed, write nothing", "--dry-run") = False,
     as_json: AsJson = False,
@@ -417,7 +426,7 @@ def prune(
     if dry_run:
         facts = pruning.plan(folder, recipe, out, semi)
     else:
-        facts = pruning.prune(folder, recipe, out, dtype, semi, sources)
+        facts = pruning.prune(folder, recipe, out, dtype, semi, sources, device)
     if as_json:
         print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return

@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from tipmini_lab.evaluation import objective, tasks
-from tipmini_lab.evaluation.model import TRAINED, HeadLogprobs, target_hidden
+from tipmini_lab.evaluation.model import TRAINED
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.evaluation.packing import Batch, batches, collate, pack
+from tipmini_lab.evaluation.packing import batches, pack
 
 SAID = 32  # tokens of a generated answer at most
 LINE = "\n"  # ends it
@@ -39,13 +39,14 @@ class Answered(Example):
 
 def divergences(model: nn.Module, group: Sequence[Answered], temperature: float = 1.0) -> Tensor:
     """(len(group),) KL(own || model), nats; of generated answers the mean over their tokens."""
-    batch, hidden = _hidden(model, group)
+    batch, hidden = objective.read_at_targets(model, group)
     if group[0].lengths:
-        scores = objective.choice_scores(_logp(model, batch, hidden), batch, group)
+        logp = objective.target_logp(model, batch, hidden)
+        scores = objective.choice_scores(logp, batch, group)
         own = pad_sequence([each.own for each in group], True, padding_value=-torch.inf)
         return choice_divergences(own / temperature, scores / temperature)
     own = torch.cat([each.own for each in group]).to(hidden)
-    each = HeadDivergence.apply(hidden, model.lm_head.weight, own)
+    each = HeadDivergence.apply(hidden, model.lm_head.weight, own).cpu()
     total = torch.zeros(len(group)).index_add(0, batch.rows, each)
     return total / torch.bincount(batch.rows, minlength=len(group))
 
@@ -90,9 +91,10 @@ def answered(model: nn.Module, every: Sequence[Example], tokens: int) -> list[An
     found: list[Answered | None] = [None] * len(every)
     for part in batches([len(example.row) for example in every], tokens):
         group = [every[i] for i in part]
-        batch, hidden = _hidden(model, group)
+        batch, hidden = objective.read_at_targets(model, group)
         if group[0].lengths:
-            scores = objective.choice_scores(_logp(model, batch, hidden), batch, group)
+            logp = objective.target_logp(model, batch, hidden)
+            scores = objective.choice_scores(logp, batch, group)
             own = [row[: len(e.lengths)] for row, e in zip(scores, group, strict=True)]
         else:
             own = hidden.float().split(torch.bincount(batch.rows).tolist())
@@ -158,12 +160,3 @@ def spread(every: Sequence[Answered]) -> float:
     if all(set(example.lengths) <= {1} for example in every):
         return 1.0
     return max(1.0, math.fsum(e.own.std(correction=0).item() for e in every) / len(every))
-
-
-def _hidden(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
-    batch = collate([example.row for example in group], multiple=8)
-    return batch, target_hidden(model, batch)
-
-
-def _logp(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
-    return HeadLogprobs.apply(hidden, model.lm_head.weight, batch.targets)

@@ -78,8 +78,10 @@ Ends = Callable[[list[int]], bool]  # whether nothing more need be said after th
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether `hidden_states` computes what the model itself does."""
-    return type(model).__name__ == "LlamaForCausalLM"
+    """Whether `hidden_states` computes what the model itself does: not where accelerate has divided
+    the layers among several devices and takes what a layer reads to its own."""
+    apart = len({*getattr(model, "hf_device_map", {}).values()}) > 1
+    return type(model).__name__ == "LlamaForCausalLM" and not apart
 
 
 class Cache:

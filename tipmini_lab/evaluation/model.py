@@ -79,14 +79,18 @@ def load_base(
 
     dtype: a name in torch, or "auto" for `number_format`'s.
     attention="eager" trains faster on a CPU: the backward pass of sdpa's takes five times as long.
-    Raises TipminiError where there is no such device or neither folder nor hub has the model.
+    With several GPUs its layers are divided among them. Raises TipminiError where there is no such
+    device or neither folder nor hub has the model.
     """
     chosen = getattr(torch, number_format(path, dtype, device))
+    several = device == "cuda" and torch.cuda.device_count() > 1
+    divided = {"device_map": "auto"} if several else {}  # by accelerate, which moves what is read
     with _from_hub(path):
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=chosen, attn_implementation=attention
+            path, dtype=chosen, attn_implementation=attention, **divided
         )
-    return model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    return model if several else model.to(device)
 
 
 def recompute(model: nn.Module) -> None:
@@ -153,7 +157,8 @@ def scored_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     The (P, V) logits are made and read in chunks: whole they would take a gigabyte.
     """
     logp, greedy = [], []
-    hidden, targets = target_hidden(model, batch), batch.targets.to(model.device)
+    hidden = target_hidden(model, batch).to(model.lm_head.weight.device)
+    targets = batch.targets.to(hidden.device)
     for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         logits = model.lm_head(h)
         for few, own in zip(logits.split(FEW), t.split(FEW), strict=True):

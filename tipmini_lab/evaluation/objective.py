@@ -107,10 +107,21 @@ def choice_losses(scores: Tensor, right: Tensor, temperature: float) -> Tensor:
 
 
 def _scored(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
-    """The examples' batch and the (P,) log-probabilities of its targets."""
+    """The examples' batch and the (P,) log-probabilities of its targets, on the CPU."""
+    batch, hidden = read_at_targets(model, group)
+    return batch, target_logp(model, batch, hidden)
+
+
+def read_at_targets(model: nn.Module, group: Sequence[Example]) -> tuple[Batch, Tensor]:
+    """The examples' batch and the (P, D) last hidden states there, on the head's device."""
     batch = collate([example.row for example in group], multiple=8)
-    logp = HeadLogprobs.apply(target_hidden(model, batch), model.lm_head.weight, batch.targets)
-    return batch, logp
+    return batch, target_hidden(model, batch).to(model.lm_head.weight.device)
+
+
+def target_logp(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+    """(P,) log-probabilities of the batch's targets, on the CPU."""
+    targets = batch.targets.to(hidden.device)
+    return HeadLogprobs.apply(hidden, model.lm_head.weight, targets).cpu()
 
 
 def choice_scores(logp: Tensor, batch: Batch, group: Sequence[Example]) -> Tensor:

@@ -88,6 +88,21 @@ def load(
     return found
 
 
+def resolve(task: str) -> None:
+    """Raise TipminiError, one line, unless the hub, or its cache, has a task's data set.
+
+    Its description is fetched, no rows.
+    """
+    told = _definition(task)
+    name, source = told.get("dataset_name"), told["dataset_path"]
+    try:
+        datasets.load_dataset_builder(source, name)
+    except Exception as error:  # of the several libraries that reach the hub
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = f"data {source}: not in the hub's cache and not fetched: {first}"
+        raise TipminiError(f"task {task}: {why}") from error
+
+
 def held_out(task: str, after: int, count: int) -> ConfigurableTask:
     """lm-eval's task, but scored are embedded train rows: `count` of the order after `after`.
 

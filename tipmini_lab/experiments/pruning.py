@@ -223,15 +223,16 @@ class Run(Resumable):
         out: Path,
         dtype: str = "auto",
         sources: Mapping[str, Source] = {},
+        device: str = "cpu",
     ):
         keep_memory()
         self.base, self.recipe, self.out = open_base(base), recipe, out
         refuse_taken(out, self.base.size)
-        self.dtype, self.tokens = number_format(base, dtype), recipe.tokens
+        self.dtype, self.tokens = number_format(base, dtype, device), recipe.tokens
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         tokenizer = load_tokenizer(base)
         self.rows = rows_of(recipe, tokenizer, sources)
-        model = load_base(base, self.dtype, attention="eager")
+        model = load_base(base, self.dtype, device, attention="eager")
         self.families = find_families(model)
         self.pruner = start(self.families, recipe, self.base)
         if recipe.int8:
@@ -318,8 +319,9 @@ class Run(Resumable):
         return self.out
 
     def adapter(self) -> dict[str, tm.LoraFactors]:
-        """The factors by module."""
-        return by_module({n: p.detach() for n, p in self.factors.items()}, self.recipe.scaling)
+        """The factors by module, on the CPU."""
+        factors = {n: p.detach().cpu() for n, p in self.factors.items()}
+        return by_module(factors, self.recipe.scaling)
 
     def _save_masked(self, beside: Mapping[str, bytes], read: Rounding | None) -> None:
         """Write the adapter and files beside it into the folder, all at once or not at all.
@@ -427,6 +429,7 @@ def prune_elements(
     dtype: str = "auto",
     sources: Mapping[str, Source] = {},
     pattern: str = "2:4",
+    device: str = "cpu",
 ) -> Path:
     """Write the base with zeros in all attention and MLP matrices; nothing is trained.
 
@@ -437,7 +440,7 @@ def prune_elements(
     keep_memory()
     folder = open_base(base)
     refuse_taken(out, folder.size)
-    model = load_base(base, dtype)
+    model = load_base(base, dtype, device)
     modules = [m.module for family in find_families(model) for m in family.members]
     norms: dict[str, Tensor] = {}
     if score == "wanda":
@@ -493,12 +496,13 @@ def prune(
     dtype: str,
     semi_structured: bool = False,
     sources: Mapping[str, Source] = {},
+    device: str = "cpu",
 ) -> dict:
     """Prune into `out`; what there is to tell of it."""
     if semi_structured:
-        prune_elements(base, recipe, out, recipe.method, dtype, sources)
+        prune_elements(base, recipe, out, recipe.method, dtype, sources, device=device)
         return _semi(open_base(base), families_of(open_base(base)))
-    run = Run(base, recipe, out, dtype, sources)
+    run = Run(base, recipe, out, dtype, sources, device)
     objective.refuse_unpredicted(", ".join(recipe.tasks), run.rows)
     run.run()
     story = json.loads((out / STORY).read_text())

@@ -86,7 +86,7 @@ class Pruned(Experiment):
 
     def build(self, measure: str = "") -> Path:
         if not self.folder.is_dir():  # it is written whole or not at all
-            _make(self.base, self.planned, self.folder, self.lab.dtype)
+            _make(self.base, self.planned, self.folder, self.lab.dtype, self.profile.device)
         return self.folder
 
     def facts(self) -> dict[str, float | list[float]]:
@@ -145,7 +145,7 @@ def _rows_digest(names: tuple[str, ...], rows: int, length: int, tokenizer) -> s
     return digests.digest([list(example.content) for example in found])
 
 
-def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:
+def _make(base: Path, planned: Planned, out: Path, dtype: str, device: str) -> None:
     """Write the model of a run; a killed pruning goes on."""
     if planned.recipe is None:
         opened, families = open_base(base), pruning.families_of(open_base(base))
@@ -153,9 +153,9 @@ def _make(base: Path, planned: Planned, out: Path, dtype: str) -> None:
         removal.save_pruned(opened, families, whole, out, read=read)
     elif planned.score:
         told = (planned.recipe, out, planned.score, dtype)
-        pruning.prune_elements(base, *told, pattern=planned.pattern)
+        pruning.prune_elements(base, *told, pattern=planned.pattern, device=device)
     else:
-        pruning.Run(base, planned.recipe, out, dtype).run()
+        pruning.Run(base, planned.recipe, out, dtype, device=device).run()
 
 
 def experiments(profile: Profile, declared: Grid | None = None) -> dict[str, Pruned]:

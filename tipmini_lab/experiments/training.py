@@ -36,7 +36,7 @@ from tipmini_lab.results.checked import save_file
 def _apart(state: object, tensors: dict[str, Tensor]) -> object:
     """A state as JSON can hold it, its tensors put into `tensors` by their numbers."""
     if isinstance(state, Tensor):
-        tensors[str(len(tensors))] = state.contiguous().clone()
+        tensors[str(len(tensors))] = state.cpu().contiguous().clone()  # also of a GPU
         return {"tensor": str(len(tensors) - 1)}
     if isinstance(state, dict):  # also of keys that are no text
         return {"pairs": [[key, _apart(value, tensors)] for key, value in state.items()]}
@@ -282,20 +282,31 @@ def schedule(rows: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
 
 
 class Run(Resumable):
-    """One training run that can be killed at any step and goes on from its last checkpoint."""
+    """One training run that can be killed at any step and goes on from its last checkpoint.
 
-    def __init__(self, task: str, recipe: TrainingRecipe, out: Path):
+    base: a model's folder; the embedded model's by default.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        recipe: TrainingRecipe,
+        out: Path,
+        base: Path | None = None,
+        dtype: str = "auto",
+        device: str = "cpu",
+    ):
         keep_memory()
         self.task, self.recipe, self.out = task, recipe, out
         self.saved = out.with_name(f"{out.name}.checkpoint.safetensors")
         self.tokens = recipe.tokens
-        model_path = assets.embedded() / "model"
+        model_path = base or assets.embedded() / "model"
         tokenizer = load_tokenizer(model_path)
         every = objective.examples(task, tokenizer, recipe.rows + recipe.held_out)
         self.train, self.held_out = every[: recipe.rows], every[recipe.rows :]
-        base = load_base(model_path, attention="eager")
-        self.dtype = str(base.dtype).removeprefix("torch.")
-        self.peft = add_lora(base, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
+        model = load_base(model_path, dtype, device, attention="eager")
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.peft = add_lora(model, recipe.rank, recipe.alpha, recipe.targets, recipe.seed)
         self.model = self.peft.get_base_model()
         self.factors = named_factors(self.peft)
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
@@ -397,9 +408,15 @@ class Run(Resumable):
         }
 
 
-def train(task: str, out: Path | None = None, recipe: TrainingRecipe | None = None) -> Path:
+def train(
+    task: str,
+    out: Path | None = None,
+    recipe: TrainingRecipe | None = None,
+    device: str = "cpu",
+) -> Path:
     """Train one task's adapter into `out` (default `adapters/TASK`)."""
-    return Run(task, recipe or RECIPES[task], out or paths.ADAPTERS / task).run()
+    out = out or paths.ADAPTERS / task
+    return Run(task, recipe or RECIPES[task], out, device=device).run()
 
 
 def temperatures(folders: Mapping[str, Path]) -> dict[str, float]:
