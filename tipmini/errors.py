@@ -62,16 +62,19 @@ check_rank = partial(
 )
 CHECKS: dict[str, Check] = {
     "assignment": _one_of("layer", "mean", "shuffled"),
+    "balance": _must_be("a finite number from 0 on", lambda p: is_finite(p) and p >= 0),
     "bounds": _one_of("clip", "mean_preserving"),
     "density": require_share,
     "drop_rate": _must_be("a number in [0, 1)", lambda p: is_number(p) and 0 <= p < 1),
     "group": _one_of("row", "matrix"),
+    "isotropic": _one_of(True, False),
     "layer": _one_of("block", "module", "factor"),
     "mean": _one_of("elements", "modules"),
     "normalized": _one_of("within", "across"),
     "on": _one_of("factors", "delta"),
     "rank": lambda _, value: value is None or check_rank(value),
     "rescale": _must_be("'expected', 'l1' or None", lambda r: r in ("expected", "l1", None)),
+    "ridge": _must_be("a finite number from 0 on", lambda r: is_finite(r) and r >= 0),
     "scale": _must_be("finite", is_finite),
     "scaled": _one_of(True, False),
     "score": _one_of("wanda", "magnitude", "random"),
@@ -107,8 +110,8 @@ def check_options(method: str, options: Mapping[str, object]) -> None:
         raise TipminiError("variant 'mergekit' merges whole weights; it needs on='delta'")
 
 
-RULES = "sum, mean, sqrt, chosen or a total such as 0.7/T"
-TOTAL = re.compile(r"([0-9]{0,9}\.?[0-9]{1,9})/T")
+RULES = "sum, mean, sqrt, chosen or a total such as 0.7/norm or 0.7/T"
+TOTAL = re.compile(r"([0-9]{0,9}\.?[0-9]{1,9})/(T|norm|module-norm)")
 
 
 def is_rule(text: str) -> bool:

@@ -42,15 +42,21 @@ def tipmini(
 
 @app.command(epilog=examples("tipmini methods", "tipmini methods --json"))
 def methods(as_json: AsJson = False) -> None:
-    """List the merge methods, then their presets, one line each."""
+    """List the merge methods and what each needs, then their presets, one line each.
+
+    What needs the base model is `tipmini blockwise`'s, everything else `tipmini merge`'s.
+    """
+    from tipmini.methods.table import BY_BLOCK, NEEDS
+
     found: dict[str, dict] = {}
-    for name in (*tm.METHODS, *tm.PRESETS):
-        found[name] = {"what": first_line(name), "options": tm.method_options(name)}
-        if preset := tm.PRESETS.get(name):
-            found[name] |= {"preset_of": preset.method, "weights": preset.weights}
-        else:
-            row = tm.METHODS[name]
-            found[name] |= {"needs": row.needs, "reference": row.reference}
+    for name, row in (tm.METHODS | BY_BLOCK).items():
+        told = {"needs": row.needs, "reference": row.reference}
+        found[name] = {"what": row.summary, "options": row.options} | told
+        if not as_json:
+            print(f"{name:12} {row.summary} [{NEEDS[row.needs]}]")
+    for name, preset in tm.PRESETS.items():
+        told = {"preset_of": preset.method, "weights": preset.weights}
+        found[name] = {"what": first_line(name), "options": tm.method_options(name)} | told
         if not as_json:
             print(f"{name:12} {found[name]['what']}")
     if as_json:

@@ -54,7 +54,10 @@ the command line counts there, and paths are as on the command line:
 """
 
 INTO = "folder of the base model: write it merged instead of an adapter"
-RULES = "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), chosen, 0.7/T; 0.5,0.5; weigh's .json file"
+RULES = (
+    "or: sum (1 each), mean (1/T), sqrt (1/sqrt(T)), chosen, 0.7/T; 0.7/norm (adds up to 0.7, in"
+    " proportion to 1 / each update's norm), 0.7/module-norm; 0.5,0.5; weigh's .json file"
+)
 EACH = "one file an adapter; it says which, else they stand in the adapters' order"
 ONE_BASE = "name or folder of the adapters' one base, where they name it or its modules unlike"
 HEADS = "of modules trained whole: the adapter's name whose are kept, or average"
@@ -180,9 +183,12 @@ def _card(request: "Request", inputs: "Inputs", parts: "list[Part]", fidelity: "
     from tipmini.models.hub import source
 
     learnt = isinstance(request.weights, Path)
+    by_module = not learnt and str(request.weights).endswith("/module-norm")
     used = {}
     for part, folder in zip(parts, inputs.folders.values(), strict=True):
-        weight = told(inputs.weights[part.name].values()) if learnt else part.weight
+        weight = request.weights if by_module else part.weight
+        if learnt:
+            weight = told(inputs.weights[part.name].values())
         used[part.name] = CardInput(_sha256(folder), weight, source(folder))
     return model_card(
         request.method,

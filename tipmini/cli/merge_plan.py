@@ -121,11 +121,12 @@ class _Module:
 
     @property
     def rank(self) -> int:
-        """Of the merged factors; of knots at most, since null directions are left out."""
+        """Of the merged factors; at most, where null directions are left out."""
         top = max(pair.rank for pair in self.pairs.values())
         cut = min(self.options.get("rank") or top, *self.shape)
-        stacked = min(self.ranks, *self.shape) if self.method == "knots" else self.ranks
-        return {"cat": stacked, "delta": cut, "svd": min(cut, self.ranks), "linear": top}[self.how]
+        spanned = min(self.ranks, *self.shape)
+        ranks = {"cat": self.ranks, "span": spanned, "linear": top}
+        return (ranks | {"delta": cut, "svd": min(cut, self.ranks)})[self.how]
 
     @property
     def by_adapter(self) -> bool:
@@ -161,6 +162,9 @@ class _Module:
             "svd": 8 * (d + k) * r**2 + 20 * r**3,
             "regmean": k**3 / 3 + 4 * r * k * k,
             "knots": 8 * (d + n * k) * r**2,
+            "tsv": 10 * (d + k) * r**2 + 20 * r**3,
+            "iso": 8 * (d + k) * r**2 + 20 * r**3,
+            "wudi": 8 * (d + k) * r**2 + 20 * r**3,
         }
         flops = merging.get(self.how, merging.get(self.method, 0))
         # The fidelity: QR decompositions of the exact sum's factors, and of the difference's.

@@ -13,11 +13,13 @@ from tipmini.cli.arguments import nearest
 from tipmini.errors import RULES, TipminiError, check_options, is_rule
 from tipmini.methods.table import (
     ALIASES,
+    BY_BLOCK,
     METHODS,
     PRESETS,
     equal_weight,
     method_options,
     preset,
+    total_over_norms,
 )
 from tipmini.models import base_folder, hub, peft_folder
 from tipmini.models.base_folder import BaseFolder, open_base
@@ -124,6 +126,8 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     read = _read(config) if config else {}
     given = read | dict(flags)
     method = given.get("method", "cat" if is_file(given.get("weights")) else "recommended")
+    if method in BY_BLOCK:
+        raise TipminiError(f"method {method} runs the base model; use `tipmini blockwise`")
     known = [*METHODS, *PRESETS]
     method = ALIASES.get(method, method) if isinstance(method, str) else method
     if method not in known:
@@ -438,6 +442,6 @@ def describe(request: Request, inputs: Inputs) -> dict[str, object]:
     facts = {name: plain[name] for name in told}
     of = {path: hub.source(inputs.folders[name]) for name, path in named(request.adapters).items()}
     facts["adapters"] = [of[path] or str(path) for path in request.adapters]
-    if isinstance(request.weights, str):
+    if isinstance(request.weights, str) and not total_over_norms(request.weights):
         facts["weight"] = equal_weight(request.weights, len(request.adapters))
     return facts | {"modules": len(inputs.shapes), "notes": inputs.notes}

@@ -129,21 +129,25 @@ def _elected(parts: Parts, change: Transform, variant: str, on: str, rank: int |
 
 
 # RegMean: in the space of the inputs --------------------------------------------------------------
-def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> Update:
+def merge_regmean(
+    parts: Parts, *, shrink: float = 0.9, scale: float = 1.0, balance: float = 0.0
+) -> Update:
     r"""The update whose outputs are nearest to each adapter's on its own inputs (RegMean).
 
     $\Delta^* = \left(\sum_i w_i \Delta_i G_i\right) \left(\sum_i w_i G_i\right)^{-1}$ with the Gram
     matrices $G_i = X_i^\top X_i$ of the modules' inputs (`calibrate(..., statistic="gram")`), which
     minimises $\sum_i w_i \lVert X_i (\Delta - \Delta_i)^\top \rVert^2$. So the weights, from 0 on,
     matter in proportion alone; scale multiplies the whole result. shrink multiplies what is off
-    the diagonal of the G_i. Source: Jin et al., "Dataless knowledge fusion by merging weights of
-    language models" (ICLR 2023), Eq. 2 and section 3.3.
+    the diagonal of the G_i. balance is the power p of $w_i / \operatorname{tr}(\Delta_i G_i
+    \Delta_i^\top)^p$ in the place of $w_i$, module by module: at 1 each adapter's error counts in
+    parts of its own output, however large its update is. Source: Jin et al., "Dataless knowledge
+    fusion by merging weights of language models" (ICLR 2023), Eq. 2 and section 3.3.
     """
     refuse_negative({part.name: part.weight for part in parts})
 
     def regmean(module: str, own: Parts) -> LoraFactors:
-        root, pairs = _root(module, _grams(module, own, shrink)), []
-        for part, gram in zip(own, _grams(module, own, shrink), strict=True):
+        root, pairs = root_of(module, sum(_grams(module, own, shrink, balance))), []
+        for part, gram in zip(own, _grams(module, own, shrink, balance), strict=True):
             factors = part.adapter.factors[module]
             a = scale * factors.scaling * factors.a.double() @ gram
             solved = torch.cholesky_solve(a.T, root).T
@@ -153,9 +157,8 @@ def merge_regmean(parts: Parts, *, shrink: float = 0.9, scale: float = 1.0) -> U
     return lazy(parts, regmean)
 
 
-def _root(module: str, grams: Iterator[Tensor]) -> Tensor:
-    """The Cholesky factor of the Gram matrices' sum, (k, k)."""
-    whole = sum(grams)
+def root_of(module: str, whole: Tensor) -> Tensor:
+    """The Cholesky factor of the Gram matrices' sum, (k, k), which is overwritten."""
     diagonal = whole.diagonal()
     diagonal *= 1 + RIDGE
     diagonal[diagonal == 0] = 1  # a channel that nothing drives: its column comes out 0
@@ -165,14 +168,29 @@ def _root(module: str, grams: Iterator[Tensor]) -> Tensor:
     return root
 
 
-def _grams(module: str, parts: Parts, shrink: float) -> Iterator[Tensor]:
+def _grams(module: str, parts: Parts, shrink: float, balance: float) -> Iterator[Tensor]:
     """Weighted and shrunk, one at a time: each is large."""
     for part in parts:
         channels = part.adapter.factors[module].shape[1]
         gram = input_gram(part.grams, module, channels).double()
         if not gram.isfinite().all():
             raise TipminiError(f"{module} needs a finite Gram matrix, got NaN or Inf")
-        yield part.weight * (shrink * gram + (1 - shrink) * torch.diag(gram.diagonal()))
+        yield balanced_weight(part, module, gram, balance) * shrunk(gram, shrink)
+
+
+def shrunk(gram: Tensor, shrink: float) -> Tensor:
+    """The matrix with what is off its diagonal times shrink."""
+    return shrink * gram + (1 - shrink) * torch.diag(gram.diagonal())
+
+
+def balanced_weight(part: Part, module: str, gram: Tensor, balance: float) -> float:
+    r"""$w / \operatorname{tr}(\Delta G \Delta^\top)^p$, what the update puts out; 0 of nothing."""
+    if not balance:
+        return part.weight
+    pair = part.adapter.factors[module]
+    a, b = pair.a.double() * pair.scaling, pair.b.double()
+    output = ((a @ gram @ a.T) * (b.T @ b)).sum().item()
+    return part.weight * output**-balance if output > 0 else 0.0
 
 
 # KnOTS: in the space of the outputs ---------------------------------------------------------------

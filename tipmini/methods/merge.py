@@ -24,7 +24,14 @@ from tipmini.errors import (
     is_number,
 )
 from tipmini.masks import in_threads
-from tipmini.methods.table import METHODS, equal_weight, method_options, preset
+from tipmini.methods.balancing import balanced
+from tipmini.methods.table import (
+    METHODS,
+    equal_weight,
+    method_options,
+    preset,
+    total_over_norms,
+)
 from tipmini.models.adapter import LoraAdapter, LoraFactors
 from tipmini.models.identity import (
     common_base,
@@ -86,9 +93,11 @@ def merge(
     sparsity, sign, on and summation (see `method_options`).
     weights: one number for all, or one for each adapter; by default the preset's (1 for an adapter
     alone), else 1 each, a plain sum ("sum"). For T adapters "mean" is 1 / T each, "sqrt"
-    1 / sqrt(T), and "0.7/T" adds up to 0.7. In place of a number, {module: number} multiplies the
-    modules' scalings before anything else is done (`tipmini weigh` learns such weights). With ties
-    and knots an adapter of weight 0 still votes on signs, as in PEFT: leave it out instead.
+    1 / sqrt(T), and "0.7/T" adds up to 0.7; so does "0.7/norm", in proportion to 1 / the norm of
+    each update, and "0.7/module-norm", module by module. In place of a number, {module: number}
+    multiplies the modules' scalings before anything else is done (`tipmini weigh` learns such
+    weights). With ties and knots an adapter of weight 0 still votes on signs, as in PEFT: leave it
+    out instead.
     norms: one dict for each adapter as `calibrate_adapter` returns it; tip and wanda need them.
     grams: the same with statistic="gram"; regmean needs them.
     Lists go with a list of adapters, mappings with a mapping.
@@ -112,15 +121,22 @@ def merge(
         if isinstance(found, Tensor):
             found = factorise(found, options.get("rank") or top(module, having(module, parts)))
         merged[module] = found
+    return assembled(parts, merged, heads)
+
+
+COMMON = ("base_model", "task_type", "revision", "auto_mapping")  # kept where all have the same
+
+
+def assembled(
+    parts: Sequence[Part], merged: Mapping[str, LoraFactors], heads: str = "refuse"
+) -> LoraAdapter:
+    """The adapter of merged factors, with all that is kept of the parts' beside them."""
     kept = {name: _common(getattr(part.adapter, name) for part in parts) for name in COMMON}
     kept["fan_in_fan_out"] = any(part.adapter.fan_in_fan_out for part in parts)
     if found := merged_heads(parts, heads):
         owner = next(part.adapter for part in parts if found.keys() <= part.adapter.heads.keys())
         kept |= {"heads": found, "modules_to_save": owner.modules_to_save}
     return LoraAdapter(merged, **kept)
-
-
-COMMON = ("base_model", "task_type", "revision", "auto_mapping")  # kept where all have the same
 
 
 def _common(values: Iterable[object]) -> object:
@@ -179,8 +195,9 @@ def merge_update(
     called = spellings({name: a.factors for name, a in adapters.items()}, modules_of_base(base))
     if weights is None:
         weights = chosen.weights
+    total = total_over_norms(weights) if isinstance(weights, str) else None
     if isinstance(weights, str):
-        weights = equal_weight(weights, len(adapters))
+        weights = 1.0 if total else equal_weight(weights, len(adapters))
     if is_number(weights):
         weights = dict.fromkeys(adapters, weights)
     weights = _beside(adapters, "weights", weights)
@@ -191,6 +208,8 @@ def merge_update(
             adapters[name] = replace(adapters[name], factors=factors)
             for given in (norms, grams, weights):
                 given[name] = _renamed(given[name], names)
+    if total:
+        weights = balanced(total, adapters)
     pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
     dtypes = [factor.dtype for pair in pairs for factor in (pair.a, pair.b)]
     dtype = reduce(torch.promote_types, dtypes, torch.float32)

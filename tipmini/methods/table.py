@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tipmini import source
-from tipmini.errors import RULES, TipminiError, is_rule
+from tipmini.errors import RULES, TOTAL, TipminiError, is_rule
 
 
 @dataclass(frozen=True)
 class Method:
     """place: "module:function". reference: of book/references.bib. needs: what must be told of
-    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams". What a dry run
+    each adapter's inputs, by the name of `merge`'s argument, "norms" or "grams"; "rows": the
+    batches of `merge_blockwise`. What a dry run
     reckons with: cost, about how many nanoseconds it takes for each number that it changes and adds
     up; summed, how it puts factors together where no option says; whole, whether it takes all
     adapters' deltas of a module at once, not row by row."""
@@ -25,7 +26,7 @@ class Method:
     reference: str
     needs: str | None = None
     cost: float = 30
-    summed: str = "linear"  # or "cat", "svd"
+    summed: str = "linear"  # or "cat", "svd", "span": as cat, less what is null
     whole: bool = False
 
     @cached_property
@@ -69,8 +70,26 @@ METHODS = {
         summed="cat",
     ),
     "knots": Method(
-        "tipmini.methods.baselines:merge_knots", "stoica2025knots", cost=40, summed="cat"
+        "tipmini.methods.baselines:merge_knots", "stoica2025knots", cost=40, summed="span"
     ),
+    "tsv": Method("tipmini.methods.subspace:merge_tsv", "gargiulo2025tsv", cost=5, summed="span"),
+    "iso": Method("tipmini.methods.subspace:merge_iso", "marczak2025iso", cost=5, summed="span"),
+    "wudi": Method("tipmini.methods.subspace:merge_wudi", "cheng2025wudi", cost=5, summed="cat"),
+}
+# Methods that run the base model over rows of each adapter's task, and merge block by block: see
+# `tipmini.methods.blockwise`. They need the base and unlabelled rows.
+BY_BLOCK = {
+    "regmean++": Method(
+        "tipmini.methods.blockwise:regmean_block", "nguyen2025regmeanpp", needs="rows"
+    ),
+    "drift": Method("tipmini.methods.blockwise:drift_block", "jin2023regmean", needs="rows"),
+}
+# What a method needs besides the adapters, in words.
+NEEDS = {
+    None: "adapters alone",
+    "norms": "unlabelled rows",
+    "grams": "unlabelled rows",
+    "rows": "base model, unlabelled rows",
 }
 # Other tools' names of the same: PEFT's, mergekit's.
 ALIASES = {
@@ -123,13 +142,28 @@ def plain_rule(rule: str, count: int) -> str:
     return CHOSEN[min(count, max(CHOSEN))] if rule == "chosen" else rule
 
 
+@dataclass(frozen=True)
+class Total:
+    """What weights add up to, shared out over the adapters' norms: "0.7/norm" by those of whole
+    updates, "0.7/module-norm" by those of each module."""
+
+    sum: float
+    over: str
+
+
+def total_over_norms(rule: str) -> Total | None:
+    """None where the rule needs no norms: then each adapter has the same weight."""
+    found = TOTAL.fullmatch(rule)
+    return Total(float(found[1]), found[2]) if found and found[2] != "T" else None
+
+
 def equal_weight(rule: str, count: int) -> float:
     """The weight that a rule gives each of T = `count` adapters.
 
     "sum" is 1, "mean" 1 / T, "sqrt" 1 / sqrt(T), "0.7/T" what adds up to 0.7, and "chosen" the rule
-    that `CHOSEN` has for T. Raises TipminiError for anything else.
+    that `CHOSEN` has for T. Raises TipminiError for anything else, and for a total over norms.
     """
-    if not is_rule(rule):
+    if not is_rule(rule) or total_over_norms(rule):
         raise TipminiError(f"weights must be numbers, {RULES}, got {rule!r}")
     rule = plain_rule(rule, count)
     named = {"sum": 1.0, "mean": 1 / count, "sqrt": 1 / math.sqrt(count)}

@@ -4,7 +4,7 @@ Wanda's released statistic for channel j is $n_j^2 = \frac1N \sum x_j^2$ over al
 sequences (sequences, not tokens). `norms[name]` is always the norm of what the module `name` reads:
 for a LoRA adapter on "model.layers.0.self_attn.q_proj" that is x under this very name, which goes
 with A, and A x under "model.layers.0.self_attn.q_proj.lora_B", which goes with B. RegMean needs
-more than norms: the whole Gram matrix, whose diagonal is $n_j^2$.
+more than norms: the whole Gram matrix, by token, so that long texts weigh no more than short ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -21,7 +21,9 @@ from tipmini.errors import TipminiError, require
 Batch = Mapping[str, Tensor]
 Progress = Callable[[Iterable[Batch]], Iterable[Batch]]
 
-STATISTICS = ("wanda", "rms", "mean_l2", "gram")
+STATISTICS = ("wanda", "rms", "mean_l2", "gram", "gram_sequences")
+GRAMS = ("gram", "gram_sequences")  # matrices, where the others are norms
+PER_TOKEN = ("rms", "gram")  # the others are divided by sequences
 
 
 def calibrate(
@@ -39,8 +41,10 @@ def calibrate(
     which side the padding lies and how sequences are batched does not matter.
     modules: names as in the base model, also below a PEFT layer ("...q_proj.lora_B.default").
     statistic: "wanda" as above; "rms" divides by tokens instead of sequences; "mean_l2" is the
-    mean over sequences of a sequence's L2 norm (the words of TIP). "gram" returns no norms but
-    $\frac1N \sum x x^\top$, (k, k) for each module; until the end all are held in float64.
+    mean over sequences of a sequence's L2 norm (the words of TIP). "gram" returns no norms but the
+    mean of $x x^\top$ over tokens, as RegMean's authors take it, (k, k) for each module; until the
+    end all are held in float64. "gram_sequences" divides by sequences instead: its diagonal is
+    $n_j^2$.
     progress: wraps the batches, e.g. `tqdm.tqdm`.
 
     The LM head never runs, so no logits are computed, and gradients are off. Modules that read the
@@ -52,7 +56,7 @@ def calibrate(
     found = _find_modules(model, causal, modules)
     sums = _InputSums(statistic)
     device = next(decoder.parameters()).device
-    with torch.no_grad(), _evaluating(decoder), sums.hooked(found):
+    with torch.no_grad(), evaluating(decoder), sums.hooked(found):
         for batch in progress(batches):
             decoder(**sums.start(batch, device), use_cache=False)
     return {name: sums.result(name) for name in found}
@@ -69,7 +73,7 @@ def calibrate_adapter(
     """What a merge needs of one adapter: the norms of x and of A x for each of its modules.
 
     model is a PeftModel that holds `adapter`, which alone is active during the run. Returns
-    {"<module>": (k,), "<module>.lora_B": (r,)}, float32; with statistic="gram", which is for
+    {"<module>": (k,), "<module>.lora_B": (r,)}, float32; with a statistic of GRAMS, which are for
     RegMean, {"<module>": (k, k)}. Else as `calibrate`; raises TipminiError also when the model has
     no such adapter.
     """
@@ -79,7 +83,7 @@ def calibrate_adapter(
     layers = model.get_base_model().named_modules()
     names = [name for name, layer in layers if adapter in getattr(layer, "lora_A", ())]
     reads = {name: name for name in names}
-    if statistic != "gram":
+    if statistic not in GRAMS:
         reads |= {f"{name}.lora_B": f"{name}.lora_B.{adapter}" for name in names}
     with _active(model, adapter):
         norms = calibrate(model, batches, reads.values(), statistic=statistic, progress=progress)
@@ -99,16 +103,13 @@ class _InputSums:
 
     def start(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         """Note the batch's tokens; return what the decoder is to be called with."""
-        ids = batch["input_ids"].to(device)
-        mask = batch.get("attention_mask", torch.ones_like(ids)).to(device)
-        self.mask = mask.bool()
+        given = decoder_inputs(batch, device)
+        self.mask = given["attention_mask"].bool()
         # Weak keys, so that no activation outlives its use for the sharing's sake.
         self.shared = WeakTensorKeyDictionary()
         self.sequences += int(self.mask.any(1).sum())
         self.tokens += int(self.mask.sum())
-        # Counted from each sequence's first token, so that left padding changes nothing.
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return given
 
     @contextmanager
     def hooked(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -136,7 +137,7 @@ class _InputSums:
                 f"{tuple(self.mask.shape)} of them"
             )
         x = x.reshape(*self.mask.shape, -1).float()
-        if self.statistic == "gram":
+        if self.statistic in GRAMS:
             rows = x[self.mask.to(x.device)].double()  # (tokens, k)
             return rows.T @ rows
         weights = self.mask[:, None].to(x)  # (B, 1, T), 0 at padding: a product sums fastest
@@ -152,11 +153,20 @@ class _InputSums:
             raise TipminiError(
                 f"module {name!r} read nothing; the LM head never runs, an inactive adapter neither"
             )
-        mean = self.totals[name] / (self.tokens if self.statistic == "rms" else self.sequences)
+        mean = self.totals[name] / (self.tokens if self.statistic in PER_TOKEN else self.sequences)
         done = mean.sqrt() if self.statistic in ("wanda", "rms") else mean
         if not done.isfinite().all():
             raise TipminiError(f"module {name!r} read NaN or Inf; check the model and its dtype")
         return done.float().cpu()
+
+
+def decoder_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What a decoder is called with, (B, T) each; without a mask every token counts."""
+    ids = batch["input_ids"].to(device)
+    mask = batch.get("attention_mask", torch.ones_like(ids)).to(device)
+    # Counted from each sequence's first token, so that left padding changes nothing.
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def _find_modules(
@@ -173,7 +183,7 @@ def _find_modules(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off for the while, then every module in its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -50,6 +50,14 @@ def truncate(factors: LoraFactors, rank: int) -> LoraFactors:
     return _split(q_b @ u[:, :rank], s[:rank], vh[:rank] @ q_a.T)
 
 
+def product_svd(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
+    """(d, n), (n,), (n, k) singular vectors and values of s B A, in float64; n is min(d, r, k)."""
+    q_b, r_b = torch.linalg.qr(factors.b.double() * factors.scaling)
+    q_a, r_a = torch.linalg.qr(factors.a.double().T)
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    return q_b @ u, s, vh @ q_a.T
+
+
 def factorise(delta: Tensor, rank: int) -> LoraFactors:
     """The best approximation of a dense (d, k) delta of rank at most `rank`, scaling 1.
 

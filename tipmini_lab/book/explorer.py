@@ -16,7 +16,7 @@ from torch import Tensor
 import tipmini as tm
 from tipmini.errors import input_norm
 from tipmini.methods.merge import Norms
-from tipmini.methods.table import CHOSEN, METHODS, equal_weight, preset
+from tipmini.methods.table import BY_BLOCK, CHOSEN, METHODS, equal_weight, preset, total_over_norms
 from tipmini.methods.tip import tip_importance, tip_layers
 from tipmini.papers.tip import layer_sparsity, prune_scored
 from tipmini_lab import paths
@@ -215,6 +215,8 @@ def asked(made: dict, profile: Profile) -> dict | None:
         or merged != profile.tasks[: len(merged)]
         or isinstance(given, dict)
         or given == "learnt"
+        or (isinstance(given, str) and total_over_norms(given))
+        or made["method"] in BY_BLOCK
     ):
         return None
     chosen = preset(made["method"])

@@ -22,9 +22,18 @@ FORMULAS = {
     "tip": r"lowest $\lvert W_{ij} \rvert \lVert X_j \rVert$ set to 0,<br>a sparsity a layer",
     "regmean": r"$(\sum_t \Delta_t X_t^\top X_t)(\sum_t X_t^\top X_t)^{-1}$",
     "knots": r"$\Delta_1, \dots, \Delta_T$ in a basis<br>that they share (SVD), there TIES",
+    "tsv": r"$P(U)\, \Sigma\, P(V)^\top$: singular vectors<br>of all $\Delta_t$ made orthogonal",
+    "iso": r"$\bar\sigma U V^\top$ of $\sum_t \Delta_t = U \Sigma V^\top$",
+    "wudi": r"$(\sum_t \Delta_t G_t)(\sum_t G_t)^+$,<br>"
+    r"$G_t = \Delta_t^\top \Delta_t / \lVert \Delta_t \rVert^2$",
 }
 NEEDS = {None: "adapters", "norms": "adapters, input norms", "grams": "adapters, Gram matrices"}
-RANKS = {"linear": "$r$", "svd": "$r$", "cat": r"$\sum_t r_t$"}  # by how factors are put together
+RANKS = {
+    "linear": "$r$",
+    "svd": "$r$",
+    "cat": r"$\sum_t r_t$",
+    "span": r"$\sum_t r_t$",
+}  # by how factors are put together
 
 
 def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:

@@ -41,7 +41,7 @@ from tipmini_lab.commands.arguments import (
 )
 from tipmini_lab.commands.batch import show_cell
 
-STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices, for regmean: gram"
+STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices: gram (by token), gram_sequences"
 
 
 def calibrate(
@@ -86,7 +86,7 @@ def calibrate(
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     facts["factors"] = factors  # by which a merge finds the adapter
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
-    what = "Gram matrices" if statistic == "gram" else "input norms"
+    what = "Gram matrices" if statistic.startswith("gram") else "input norms"
     print(f"{out}: {what} of {own} on {len(texts) if texts else rows} examples of {task}")
 
 

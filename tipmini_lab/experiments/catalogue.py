@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 import tipmini as tm
 from tipmini.errors import RULES, TipminiError, is_rule
-from tipmini.methods.table import METHODS, preset
+from tipmini.methods.table import BY_BLOCK, METHODS, preset
 from tipmini_lab.declared_files import Declared, read, what_is_wrong
 from tipmini_lab.experiments.profiles import Profile, known_tasks
 from tipmini_lab.paths import EXPERIMENTS, experiment_files
@@ -36,7 +36,7 @@ Option = bool | int | float | str | None
 class Inputs(Declared):
     """How the inputs of the adapters' modules are measured, for methods that need it."""
 
-    statistic: Literal["wanda", "mean_l2", "rms", "gram"] = "wanda"
+    statistic: Literal["wanda", "mean_l2", "rms", "gram", "gram_sequences"] = "wanda"
     source: Literal["adapter", "base"] = "adapter"  # whose activations
     rows: int | None = Field(None, ge=1)  # train rows a task; null: the profile's
     answers: bool = True  # whether the text ends with the right answer
@@ -114,7 +114,8 @@ class Variant(Named):
         merges = self.method not in UNMERGED
         if not merges and (self.options or self.norm_of):
             raise ValueError(f"{self.method} merges nothing and has no options")
-        known = tm.method_options(self.method) if merges else {}
+        by_block = BY_BLOCK.get(self.method)
+        known = by_block.options if by_block else tm.method_options(self.method) if merges else {}
         for option in self.options:
             if option not in known:
                 raise ValueError(f"method {self.method} has no option {option!r}")
@@ -127,14 +128,14 @@ class Variant(Named):
 
     @property
     def needs(self) -> str | None:
-        """`merge`'s argument for what was measured of the inputs: "norms", "grams" or nothing."""
-        return None if self.method in UNMERGED else METHODS[self.base_method].needs
+        """What the method needs of the inputs: "norms" or "grams" of them, "rows" themselves."""
+        return None if self.method in UNMERGED else (METHODS | BY_BLOCK)[self.base_method].needs
 
     @property
     def measured(self) -> Inputs:
         """How the inputs are measured; for Gram matrices, where it needs those."""
-        grams = {"statistic": "gram"} if self.needs == "grams" else {}
-        return self.inputs.model_copy(update=grams)
+        of_norms = self.needs == "grams" and not self.inputs.statistic.startswith("gram")
+        return self.inputs.model_copy(update={"statistic": "gram"} if of_norms else {})
 
     def tasks(self, every: Sequence[str]) -> tuple[str, ...]:
         """Those whose adapters are merged, in the order of `every`; they alone are evaluated.

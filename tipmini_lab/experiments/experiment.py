@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
@@ -21,7 +21,8 @@ from tqdm import tqdm
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods import merge
-from tipmini.methods.table import plain_rule
+from tipmini.methods.blockwise import merge_blockwise
+from tipmini.methods.table import BY_BLOCK, plain_rule
 from tipmini.models.sealed import sealed
 from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
@@ -242,8 +243,8 @@ class Merge(Experiment):
         """
         if self.name in PAPER:
             return save_merge(self.profile.store / "merged" / self.name, self.merge())
-        folder, code = self._note.with_suffix(""), digests.code_digest(merge.merge, scaled_to)
-        recipe = digests.digest([code, self.settings()])
+        folder, made_by = self._note.with_suffix(""), (merge.merge, merge_blockwise, scaled_to)
+        recipe = digests.digest([digests.code_digest(*made_by), self.settings()])
         known = json.loads(checked.text(self._note) or "{}")
         made = known.get("recipe") == recipe and (folder / "adapter_model.safetensors").is_file()
         if not made or known.get("adapter") != adapter_hash(folder):
@@ -265,6 +266,8 @@ class Merge(Experiment):
             learnt = self.lab.weighing.weights()
             weights = {task: learnt[task] for task in self.tasks}
         given = {"weights": weights, "seed": self.seed}
+        if variant.needs == "rows":
+            return self._merged_by_block(weights)
         if variant.needs:
             norms = self.lab.norms
             given[variant.needs] = {task: norms.of(task, variant.measured) for task in self.tasks}
@@ -273,6 +276,21 @@ class Merge(Experiment):
             merged = self.lab.distilled(self, merged)
         like = variant.norm_of and tm.load_adapter(self.lab.merged(variant.norm_of))
         return scaled_to(merged, like, variant.norm_by) if like else merged
+
+    def _merged_by_block(self, weights: object) -> tm.LoraAdapter:
+        """By a method that runs the base model, without the adapters that evaluation puts on it."""
+        lab, chosen = self.lab, self.variant.measured
+        texts = {task: lab.norms.texts(task, chosen) for task in self.tasks}
+        rows = {t: lab.norms.padded(lab.tokenizer(own)["input_ids"]) for t, own in texts.items()}
+        return merge_blockwise(
+            model.load_base(lab.model_path, lab.dtype, lab.profile.device),
+            self._adapters(),
+            rows,
+            self.variant.method,
+            weights=weights,
+            progress=partial(tqdm, desc=self.name, unit="block", disable=None, leave=False),
+            **self.options(),
+        )
 
     def exact(self) -> tm.LoraAdapter:
         """The plain sum of the updates that are merged."""
@@ -462,7 +480,7 @@ class Lab:
     def options(self, method: str) -> dict:
         """The profile's settings of a merge; everything else is the library's default."""
         settings = {"drop_rate": self.profile.drop_rate, "sparsity": self.profile.base_sparsity}
-        known = {} if method in UNMERGED else tm.method_options(method)
+        known = {} if method in (*UNMERGED, *BY_BLOCK) else tm.method_options(method)
         return {name: value for name, value in settings.items() if name in known}
 
     def merged(self, name: str) -> Path:

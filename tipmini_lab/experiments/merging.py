@@ -170,6 +170,8 @@ class InputNorms:
             "parameters": self.profile.model_dump(include={"device", "tokens"}),
         }
         other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
+        if chosen.statistic == "gram":
+            other["mean over"] = "tokens"  # what is stored without this was over sequences
         return inputs | ({"inputs": other} if other else {})
 
     def texts(self, task: str, chosen: Inputs = DEFAULT) -> list[str]:
