@@ -64,6 +64,7 @@ CHECKS: dict[str, Check] = {
     "assignment": _one_of("layer", "mean", "shuffled"),
     "balance": _must_be("a finite number from 0 on", lambda p: is_finite(p) and p >= 0),
     "bounds": _one_of("clip", "mean_preserving"),
+    "correction": require_share,
     "density": require_share,
     "drop_rate": _must_be("a number in [0, 1)", lambda p: is_number(p) and 0 <= p < 1),
     "group": _one_of("row", "matrix"),

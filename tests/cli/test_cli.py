@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import tipmini as tm
 from tipmini.cli import arguments, merge
 from tipmini.cli import main as listing
+from tipmini.methods.table import BY_BLOCK, NEEDS
 from tipmini_lab.commands import main
 
 ADAPTERS = ["adapters/openbookqa", "adapters/boolq"]
@@ -72,14 +73,18 @@ def test_help_shows_the_whole_configuration_and_how_completion_is_installed():
 
 
 def test_methods_lists_each_merge_and_preset():
-    names = [*tm.METHODS, *tm.PRESETS]
+    names = [*tm.METHODS, *BY_BLOCK, *tm.PRESETS]
     found = json.loads(run("methods", "--json")[1])
     assert list(found) == names
-    assert all(found[name]["options"] == tm.method_options(name) for name in names)
+    for name in names:
+        options = BY_BLOCK[name].options if name in BY_BLOCK else tm.method_options(name)
+        assert found[name]["options"] == options
     assert found["tip-inverted"]["preset_of"] == "tip"
     lines = run("methods")[1].splitlines()
     assert [line.split()[0] for line in lines] == names
     assert "tip with sign=-1" in lines[names.index("tip-inverted")]
+    for name, need in {"tsv": None, "regmean": "grams", "drift": "rows"}.items():
+        assert lines[names.index(name)].endswith(f"[{NEEDS[need]}]")
 
 
 def test_inspect_tells_rank_scaling_and_targets():

@@ -67,7 +67,10 @@ def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkey
     monkeypatch.setattr(experiment, "Lab", None)
     given = ["calibrate", "--task", "rte", "--statistic", "grams", "--out", "x"]
     refused = CliRunner().invoke(main.app, given).exception
-    assert str(refused) == "statistic must be one of wanda, rms, mean_l2, gram, got 'grams'"
+    assert (
+        str(refused)
+        == "statistic must be one of wanda, rms, mean_l2, gram, gram_sequences, got 'grams'"
+    )
     assert not (small / "x").exists()
 
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 import pytest
 import yaml
 from pydantic import ValidationError
-from tiny import random_adapter, random_grams, random_norms
+from tiny import llama, random_adapter, random_grams, random_norms, tokens
 
 import tipmini as tm
 from tipmini.errors import TipminiError
+from tipmini.methods.blockwise import merge_blockwise
 from tipmini_lab import paths
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.evaluation.documents import TASKS
@@ -47,10 +48,16 @@ def merged(variant: Variant) -> tm.LoraAdapter:
     given = {"weights": variant.shares(names), "seed": variant.seed or 0}
     if variant.weights == "learnt":
         given["weights"] = {task: dict.fromkeys(ADAPTERS[task].modules, 0.3) for task in names}
+    options = {k: 64 if v == "whole" else v for k, v in variant.options.items()}
+    if variant.needs == "rows":
+        rows = {task: [{"input_ids": tokens(2, 20, seed=len(task))}] for task in names}
+        own = {task: ADAPTERS[task] for task in names}
+        return merge_blockwise(
+            llama(), own, rows, variant.method, weights=given["weights"], **options
+        )
     if variant.needs:
         measured = {"norms": NORMS, "grams": GRAMS}[variant.needs]
         given[variant.needs] = {task: measured[task] for task in names}
-    options = {k: 64 if v == "whole" else v for k, v in variant.options.items()}
     plain = tm.merge({t: ADAPTERS[t] for t in names}, variant.method, **given, **options)
     if variant.norm_of is None:
         return plain
@@ -205,10 +212,22 @@ def test_a_changed_variant_is_checked():
 
 @pytest.mark.parametrize(
     ("method", "needs"),
-    [("linear", None), ("tip-dlp", "norms"), ("wanda", "norms"), ("regmean", "grams")],
+    [
+        *[("linear", None), ("tip-dlp", "norms"), ("wanda", "norms"), ("regmean", "grams")],
+        ("drift", "rows"),
+    ],
 )
 def test_what_must_be_measured_of_the_inputs(method, needs):
     assert Variant(**ONE, method=method).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured"),
+    [("wanda", "gram"), ("gram", "gram"), ("gram_sequences", "gram_sequences")],
+)
+def test_which_gram_matrices_regmean_is_given(asked, measured):
+    one = Variant(**ONE, method="regmean", inputs={"statistic": asked, "answers": False})
+    assert one.measured.statistic == measured and not one.measured.answers
 
 
 # Prunings -----------------------------------------------------------------------------------------

@@ -577,7 +577,7 @@ def test_of_the_base_are_those_of_no_adapter(profile, tiny, tokenizer):
     base = model.load_base(tiny / "model", "float32")
     rows = [dict(tokenizer(text, return_tensors="pt")) for text in lab.norms.texts("rte")]
     expected = tm.calibrate(base, rows, adapter.modules)
-    grams = tm.calibrate(base, rows, adapter.modules, statistic="gram")
+    grams = tm.calibrate(base, rows, adapter.modules, statistic="gram_sequences")
     for module in adapter.modules:
         a = adapter.factors[module].a
         through = (a @ grams[module] @ a.T).diagonal().sqrt()

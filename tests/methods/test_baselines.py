@@ -280,6 +280,24 @@ def test_regmean_is_the_closed_form(shrink):
         torch.testing.assert_close(merged.delta(module), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_balance_divides_each_objective_by_the_adapters_own_output(power):
+    """The weights by hand; an adapter of zeros, which puts out nothing, has none."""
+    zeros = DOUBLE["piqa"].map(lambda _, f: LoraFactors(f.a, 0 * f.b, f.scaling))
+    adapters = DOUBLE | {"piqa": zeros}
+    merged = tm.merge(adapters, "regmean", weights=SHARES, grams=X_GRAMS, balance=power)
+    for module in MODULES:
+        own = {n: X[n] @ adapters[n].delta(module).T for n in ("boolq", "coqa")}
+        weights = {n: SHARES[n] / out.square().sum().item() ** power for n, out in own.items()}
+        expected = tm.merge(
+            {n: DOUBLE[n] for n in own},
+            "regmean",
+            weights=weights,
+            grams={n: X_GRAMS[n] for n in own},
+        )
+        torch.testing.assert_close(merged.delta(module), expected.delta(module))
+
+
 def test_with_equal_inputs_regmean_is_the_mean():
     same = dict.fromkeys(ADAPTERS, GRAMS["boolq"])
     merged = tm.merge(ADAPTERS, "regmean", grams=same)

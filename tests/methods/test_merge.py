@@ -20,7 +20,7 @@ from tipmini import source
 from tipmini.errors import CHECKS, TipminiError, check_options
 from tipmini.methods import criteria
 from tipmini.methods.merge import Fidelity
-from tipmini.methods.table import CHOSEN, equal_weight
+from tipmini.methods.table import BY_BLOCK, CHOSEN, NEEDS, equal_weight
 from tipmini.models import calibration
 from tipmini.models.adapter import LoraAdapter, LoraFactors
 from tipmini.papers import loraprune
@@ -58,6 +58,10 @@ KEPT_WHOLE = [
     ("tip", {"sparsity": 0, "shift_range": 0}),
     ("regmean", {}),
     ("knots", {"density": 1.0}),
+    ("tsv", {}),
+    ("wudi", {}),
+    ("wudi", {"ridge": 0.5}),
+    ("regmean", {"balance": 1.0}),
 ]
 
 
@@ -92,8 +96,45 @@ def test_weights_by_rule(rule, weight):
     )
 
 
+@pytest.mark.parametrize("rule", ["0.6/norm", "0.6/module-norm"])
+def test_weights_over_norms_make_the_updates_as_large_as_one_another(rule):
+    """Of an adapter without one module the others' parts there add up to the total."""
+    few = replace(ADAPTERS["piqa"], factors=dict(list(ADAPTERS["piqa"].factors.items())[1:]))
+    adapters = {"zeros": ADAPTERS["boolq"].map(lambda _, f: replace(f, b=0 * f.b))}
+    adapters |= {"boolq": ADAPTERS["boolq"], "coqa": ADAPTERS["coqa"], "piqa": few}
+    parts, _ = tm.merge_update(adapters, "cat", weights=rule)
+    found = {p.name: replace(p.adapter, factors=dict(p.adapter.factors)) for p in parts}
+    weighed = {
+        (name, module): weight * own.delta(module).norm().item()
+        for (name, own), weight in zip(found.items(), [p.weight for p in parts], strict=True)
+        for module in own.modules
+    }
+    plain = {(n, m): a.delta(m).norm().item() for n, a in adapters.items() for m in a.modules}
+    if rule == "0.6/norm":
+        sizes = [math.hypot(*(v for (n, _), v in weighed.items() if n == name)) for name in found]
+        wholes = [math.hypot(*(v for (n, _), v in plain.items() if n == name)) for name in found]
+        groups = [dict(zip(found, zip(sizes, wholes, strict=True), strict=True))]
+    else:
+        groups = [
+            {n: (v, plain[n, m]) for (n, m), v in weighed.items() if m == module}
+            for module in MODULES
+        ]
+    for group in groups:
+        sizes = [size for name, (size, _) in group.items() if name != "zeros"]
+        assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=1e-5)
+        assert sum(s / w for s, w in group.values() if w) == pytest.approx(0.6, rel=1e-5)
+    assert all(p.adapter.base_model == "tiny" for p in parts)
+
+
+def test_weights_over_norms_of_nothing_are_zero():
+    zeros = ADAPTERS["boolq"].map(lambda _, f: replace(f, b=0 * f.b))
+    merged = tm.merge([zeros, zeros], "cat", weights="0.7/norm")
+    assert not any(merged.delta(module).any() for module in MODULES)
+
+
 @pytest.mark.parametrize(
-    "method", ["linear", "cat", "dare", "magnitude", "wanda", "tip", "regmean"]
+    "method",
+    ["linear", "cat", "dare", "magnitude", "wanda", "tip", "regmean", "tsv", "iso", "wudi"],
 )
 def test_an_adapter_of_weight_zero_adds_nothing(method):
     weights = {"boolq": 1.0, "coqa": 0.0, "piqa": 0.5}
@@ -201,7 +242,8 @@ BY_MODULE = dict.fromkeys(ADAPTERS, dict.fromkeys(MODULES, 1.0))
         (ADAPTERS["boolq"], {}, "got a single one"),
         (ADAPTERS, {"weights": {"boolq": 1.0}}, r"weights must be one .* \(boolq, coqa, piqa\)"),
         (ADAPTERS, {"weights": [1.0, 1.0, 1.0]}, r"weights must be .*, got \(0, 1, 2\)"),
-        (ADAPTERS, {"weights": "median"}, "such as 0.7/T, got 'median'"),
+        (ADAPTERS, {"weights": "median"}, "such as 0.7/norm or 0.7/T, got 'median'"),
+        (ADAPTERS, {"weights": "0/norm"}, "got '0/norm'"),
         (ONE, {"weights": [1.0, 2.0]}, r"each adapter \(0\), got \(0, 1\)"),
         (ONE, {"weights": ["1"]}, "weight of adapter 0 must be finite, got 1"),
         (ONE, {"norms": NORMS}, r"norms must be one for each adapter \(0\)"),
@@ -265,6 +307,9 @@ RATE = r"drop_rate must be a number in \[0, 1\), got "
         ("knots", {"density": 5}, SHARE + "5"),
         ("knots", {"variant": "authors"}, "variant must be one of peft, mergekit, got 'authors'"),
         ("knots", {"scaled": "yes"}, "scaled must be one of True, False, got 'yes'"),
+        ("tsv", {"isotropic": 2}, "isotropic must be one of True, False, got 2"),
+        ("wudi", {"ridge": -1}, "ridge must be a finite number from 0 on, got -1"),
+        ("regmean", {"balance": math.inf}, "balance must be a finite number from 0 on, got inf"),
     ],
 )
 def test_options_that_there_are_not_or_that_do_nothing_are_refused(method, options, message):
@@ -276,9 +321,10 @@ def test_options_that_there_are_not_or_that_do_nothing_are_refused(method, optio
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *BY_BLOCK])
 def test_a_row_is_what_its_function_declares(name):
-    method, function = tm.METHODS[name], pkgutil.resolve_name(tm.METHODS[name].place)
+    method = (tm.METHODS | BY_BLOCK)[name]
+    function = pkgutil.resolve_name(method.place)
     declared = inspect.signature(function).parameters
     named = {p.name: p for p in declared.values() if p.kind is p.KEYWORD_ONLY}
     assert method.options == {option: p.default for option, p in named.items()}
@@ -288,7 +334,7 @@ def test_a_row_is_what_its_function_declares(name):
     assert method.summary.endswith((".", ").")) and list(tm.METHODS) == METHODS
     known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.M)
     assert method.reference in known
-    assert method.options.keys() <= CHECKS.keys()
+    assert method.options.keys() <= CHECKS.keys() and method.needs in NEEDS
     check_options(name, method.options)
 
 

@@ -66,8 +66,9 @@ def test_statistics_are_the_slow_ones(model, statistic):
     assert list(found) == [Q, DOWN]
     for module, own in found.items():
         inputs = slow_inputs(model, module)
-        if statistic == "gram":  # pair by pair of channels, token by token
-            expected = sum(torch.outer(x, x) for x in torch.cat(inputs)) / len(LENGTHS)
+        if statistic.startswith("gram"):  # pair by pair of channels, token by token
+            count = sum(LENGTHS) if statistic == "gram" else len(LENGTHS)
+            expected = sum(torch.outer(x, x) for x in torch.cat(inputs)) / count
             assert torch.equal(own, own.T)
         else:
             expected = slow_norm(inputs, statistic)
@@ -95,10 +96,11 @@ def test_wanda_worked_by_hand():
         assert result.tolist() == pytest.approx(norm)
 
 
-def test_the_diagonal_of_a_gram_matrix_is_the_norms_square(model):
+@pytest.mark.parametrize(("statistic", "of"), [("gram", "rms"), ("gram_sequences", "wanda")])
+def test_the_diagonal_of_a_gram_matrix_is_the_norms_square(model, statistic, of):
     batches = [batch_of(sequences()[:2], "left"), batch_of(sequences()[2:])]
-    norms = calibrate(model, batches, [Q, GATE, DOWN])
-    for module, gram in calibrate(model, batches, norms, statistic="gram").items():
+    norms = calibrate(model, batches, [Q, GATE, DOWN], statistic=of)
+    for module, gram in calibrate(model, batches, norms, statistic=statistic).items():
         torch.testing.assert_close(gram.diagonal(), norms[module].square(), rtol=1e-5, atol=1e-7)
 
 
@@ -190,7 +192,7 @@ REFUSED = [
     (["zzz"], [TWO], {}, "no module 'zzz'$"),
     (["lm_head"], [TWO], {}, "'lm_head' read nothing; the LM head never runs"),
     ([Q], [], {}, "no token to calibrate with"),
-    ([Q], [TWO], {"statistic": "l2"}, "wanda, rms, mean_l2, gram, got 'l2'"),
+    ([Q], [TWO], {"statistic": "l2"}, "gram, gram_sequences, got 'l2'"),
     (["model.embed_tokens"], [tokens(2, 2)], {}, r"reads \(2, 2\); calibration needs one row"),
     ([Q], [torch.full((1, 2), 63)], {}, "read NaN or Inf"),
 ]
@@ -229,7 +231,7 @@ def test_adapter_norms_are_of_x_and_of_A_x(peft_model):
 def test_grams_are_of_x_alone_and_do_for_regmean(peft_model, tmp_path):
     batches = [batch_of(sequences())]
     grams = calibrate_adapter(peft_model, batches, "two", statistic="gram")
-    norms = calibrate_adapter(peft_model, batches, "two")
+    norms = calibrate_adapter(peft_model, batches, "two", statistic="rms")
     assert list(grams) == [name for name in norms if not name.endswith("lora_B")]
     torch.testing.assert_close(grams[Q].diagonal(), norms[Q].square(), rtol=1e-5, atol=1e-7)
     adapter = saved(peft_model, tmp_path, ["two"])["two"]

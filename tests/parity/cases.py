@@ -79,6 +79,10 @@ ONE_LEAST = grid([SQUARE], [(1.0,)], [0.001])
 TINY = grid([LLAMA], [PLAIN, SIGNED])
 FEW = grid([SQUARE], [SIGNED], [0.3, 0.5])
 FEW_EQUAL = grid([SQUARE], [PLAIN], [0.3, 0.5])
+# For singular vectors: a rank that leaves no room for null ones, or that reaches all channels.
+FULL = grid([SMALL], [PLAIN, SIGNED], [0.5])
+WIDE = grid([SMALL, TALL], [SEVEN], [0.5])
+LOW = grid([((24, 12), 4)], [SEVEN], [0.5])
 FEW_TINY = grid([LLAMA], [PLAIN, SIGNED], [0.5])
 
 # Reasons that several rows share ---------------------------------------------------------------
@@ -204,6 +208,24 @@ def _fusion_bench() -> Iterable[Comparison]:
         yield row(call, partial(theirs.fusion_knots, scaled=scaled), mine, RANDOM, A_LOT)
 
 
+def _fusion_bench_subspaces() -> Iterable[Comparison]:
+    row = partial(Comparison, "fusion-bench")
+    tsv, iso = "TSVM_utils.compute_and_sum_svd_mem_reduction", "iso_utils.iso_c"
+    yield row(tsv, theirs.fusion_tsv, merge("tsv"), FULL, A_LOT)
+    null = "the peer turns the vectors by arbitrary ones of the singular value 0, tipmini has none"
+    yield row(tsv, theirs.fusion_tsv, merge("tsv"), FEW, null)
+    yield row(iso, theirs.fusion_iso, merge("iso"), WIDE, A_LOT)
+    zeros = "the peer's mean has the values 0 in it, and makes them as large; tipmini leaves them 0"
+    yield row(iso, theirs.fusion_iso, merge("iso"), FEW, zeros)
+    name = "wudi_merging, {} steps on {} times the deltas"
+    for steps, times, apart in (
+        (5000, 0.001, A_LOT),
+        (300, 1, "300 steps of 1e-5 end near the sum where they start; tipmini's is the minimum"),
+    ):
+        side = partial(theirs.fusion_wudi, steps=steps, times=times)
+        yield row(name.format(steps, times), side, merge("wudi"), LOW, apart)
+
+
 def _loralib() -> Iterable[Comparison]:
     for function, side, call, mine, within in (
         ("scaling", theirs.lora_scaling, "load_adapter(...).scaling", ours.stored_scaling, 0.0),
@@ -226,5 +248,6 @@ COMPARISONS: tuple[Comparison, ...] = (
     *_pitfalls(),
     *_mergekit(),
     *_fusion_bench(),
+    *_fusion_bench_subspaces(),
     *_loralib(),
 )

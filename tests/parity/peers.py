@@ -7,6 +7,7 @@ project's. It comes last on the path: whatever both have is taken from the envir
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from types import ModuleType
 
@@ -20,15 +21,23 @@ NAMES = ("peft", "mergekit", "fusion-bench", "loralib")
 # fusion-bench's packages import lightning, hydra and more as soon as they are touched. The files
 # compared with need none of it: their packages are left bare but for the names they import.
 BARE: dict[str, tuple[str, ...]] = {
-    "fusion_bench": (),
-    "fusion_bench.utils": (),
-    "fusion_bench.mixins": ("SimpleProfilerMixin", "auto_register_config"),
+    "fusion_bench": ("BaseAlgorithm", "BaseModelPool", "auto_register_config"),
+    "fusion_bench.utils": ("timeit_context",),
+    "fusion_bench.mixins": (
+        *("LightningFabricMixin", "SimpleProfilerMixin"),
+        "auto_register_config",
+    ),
     "fusion_bench.modelpool": ("BaseModelPool",),
     "fusion_bench.method": ("BaseAlgorithm",),
     "fusion_bench.method.dare": (),
+    "fusion_bench.method.isotropic_merging": (),
     "fusion_bench.method.knots": (),
     "fusion_bench.method.regmean": (),
+    "fusion_bench.method.regmean_plusplus": (),
+    "fusion_bench.method.task_singular_vector": (),
+    "fusion_bench.method.task_singular_vector.utils": (),
     "fusion_bench.method.ties_merging": (),
+    "fusion_bench.method.wudi": (),
 }
 
 
@@ -60,7 +69,7 @@ def _bare(package: str, names: tuple[str, ...]) -> ModuleType:
     module = ModuleType(package)
     module.__path__ = [str(FOLDER / package.replace(".", "/"))]
     for name in names:
-        # Base classes without content; the one decorator among them gives the class back.
+        # Base classes without content; a decorator that gives the class back, and a stopwatch.
         stand_in = (lambda cls: cls) if name.islower() else type(name, (), {})
-        setattr(module, name, stand_in)
+        setattr(module, name, nullcontext if name.endswith("_context") else stand_in)
     return module

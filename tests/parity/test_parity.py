@@ -1,11 +1,4 @@
-"""Every declared relation to a peer holds, and results/parity.json is what was declared.
-
-Nothing is skipped: the peers are installed where they are missing.
-"""
-
-import os
-import subprocess
-import sys
+"""Every declared relation to a peer holds, and results/parity.json is what was declared."""
 
 import pytest
 import torch
@@ -14,16 +7,9 @@ from tests.parity import measure, peers
 from tests.parity.cases import BITS, COMPARISONS, DIFFERS, ROUNDING, Comparison
 from tests.parity.inputs import MODULES, Inputs
 from tipmini.errors import TipminiError
-from tipmini_lab import paths
 from tipmini_lab.book import parity
 
 GIVEN = Inputs(seed=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _installed():
-    environment = os.environ | {"PYTHON": sys.executable}
-    subprocess.run([paths.REPOSITORY / "scripts/peers"], check=True, env=environment)
 
 
 def name(comparison: Comparison) -> str:

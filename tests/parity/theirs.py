@@ -155,6 +155,39 @@ def fusion_knots(given: Inputs, scaled: bool) -> list[Tensor]:
     return merged
 
 
+def task_vectors(given: Inputs, times: float = 1.0) -> list[dict[str, Tensor]]:
+    """Each adapter's deltas by module, times its weight."""
+    return [
+        {m: weight * times * given.deltas(m)[place].double() for m in MODULES}
+        for place, weight in enumerate(given.weights)
+    ]
+
+
+def fusion_tsv(given: Inputs) -> list[Tensor]:
+    """compute_and_sum_svd_mem_reduction of TSVM_utils, on the deltas."""
+    place = f"{FUSION}.task_singular_vector.utils.TSVM_utils:compute_and_sum_svd_mem_reduction"
+    with contextlib.redirect_stdout(io.StringIO()):
+        merged = load(place)(task_vectors(given), accelerator="cpu")
+    return [merged[module] for module in MODULES]
+
+
+def fusion_iso(given: Inputs) -> list[Tensor]:
+    """iso_c on the deltas."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        merged = load(f"{FUSION}.isotropic_merging.iso_utils:iso_c")(task_vectors(given), "cpu")
+    return [merged[module] for module in MODULES]
+
+
+def fusion_wudi(given: Inputs, steps: int, times: float) -> list[Tensor]:
+    """wudi_merging, which steps by 1e-5: on the deltas made smaller, and the result as much larger,
+    it goes as much further in so many steps."""
+    silent = io.StringIO()
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        merge = load(f"{FUSION}.wudi.wudi:wudi_merging")
+        merged = merge(task_vectors(given, times), accelerator="cpu", iter_num=steps)
+    return [merged[module].detach() / times for module in MODULES]
+
+
 # loralib ---------------------------------------------------------------------------------------
 def lora_layers(given: Inputs) -> list[nn.Module]:
     """loralib's layers over the base, with the factors of the first adapter, in training mode."""

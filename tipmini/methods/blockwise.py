@@ -252,10 +252,10 @@ def _blocks(model: nn.Module, parts: Sequence[Part]) -> list[Block]:
         linear, shape = known.get(module), tuple(pair.shape)
         if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != shape:
             raise TipminiError(f"{module}: the model has no linear layer {shape} of this name")
-    parents = sorted({block_of(module).rpartition(".")[0] for module in factors})
-    parent = parents[0]
-    if len(parents) > 1 or not isinstance(known.get(parent), nn.ModuleList):
-        told = ", ".join(parents) or "none"
+    stacks = {block_of(module).rpartition(".")[0]: module for module in factors}
+    parent, *others = stacks
+    if others or not isinstance(known.get(parent), nn.ModuleList):
+        told = ", ".join(stacks.values())
         raise TipminiError(f"merging by blocks needs modules of one stack of blocks, got {told}")
     return [Block(f"{parent}.{i}", layer) for i, layer in enumerate(known[parent])]
 

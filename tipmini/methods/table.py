@@ -153,7 +153,7 @@ class Total:
 
 def total_over_norms(rule: str) -> Total | None:
     """None where the rule needs no norms: then each adapter has the same weight."""
-    found = TOTAL.fullmatch(rule)
+    found = TOTAL.fullmatch(rule) if is_rule(rule) else None
     return Total(float(found[1]), found[2]) if found and found[2] != "T" else None
 
 

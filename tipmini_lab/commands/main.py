@@ -3,6 +3,7 @@
 from tipmini.cli.arguments import examples
 from tipmini.cli.main import app, main
 from tipmini_lab.commands import batch, one
+from tipmini_lab.commands.blockwise import blockwise
 
 COMMANDS = {
     one.calibrate: [
@@ -24,6 +25,12 @@ COMMANDS = {
         "tipmini distill --text a.jsonl --text b.jsonl --rows 64 --out both"
         " adapters/piqa adapters/rte",
         "tipmini distill --rank 8 --rows 64 --out small adapters/piqa adapters/rte",
+    ],
+    blockwise: [
+        "tipmini blockwise --task piqa --task rte --out merged",
+        "tipmini blockwise --method drift --rank 8 --task piqa --task rte --out merged",
+        "tipmini blockwise --text a.jsonl --text b.jsonl --adapter adapters/piqa"
+        " --adapter adapters/rte --out merged",
     ],
     one.evaluate: [
         "tipmini evaluate --adapter adapters/rte --task rte --limit 20",

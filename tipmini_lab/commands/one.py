@@ -78,9 +78,9 @@ def calibrate(
     ((task, of),) = found.items()
     texts = None if isinstance(of, str) else tasks.texts(of, rows)
     with tempfile.TemporaryDirectory() as work:
-        folder = _as_peft_reads_it(own, read, _lab(base).model_path, work)
+        folder = _as_peft_reads_it(own, read, laboratory(base).model_path, work)
         place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
-        lab = _lab(base, adapters=place, calibration_rows=rows, dtype=dtype)
+        lab = laboratory(base, adapters=place, calibration_rows=rows, dtype=dtype)
         measured = lab.norms.measure(task, texts, statistic)
     own = hub.source(own) or own
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
@@ -146,7 +146,7 @@ def weigh(
     from tipmini_lab.evaluation.objective import refuse_unpredicted
     from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 
-    lab = _lab(base, dtype=dtype)
+    lab = laboratory(base, dtype=dtype)
     recipe = WeighingRecipe(
         rows=rows, stories=min(rows, WeighingRecipe.stories), epochs=epochs, seed=seed
     )
@@ -206,7 +206,7 @@ def distill(
         learning_rate=learning_rate,
         seed=seed,
     )
-    lab = _lab(base, dtype=dtype)
+    lab = laboratory(base, dtype=dtype)
     run = distilling.Distilling(
         lab.trainable,
         lab.tokenizer,
@@ -251,7 +251,7 @@ def evaluate(
         _refuse_unwritable(out)
         if not overwrite:
             _refuse_anothers(out, _are_results)
-    lab = _lab(base, evaluation_rows=limit, dtype=dtype)
+    lab = laboratory(base, evaluation_rows=limit, dtype=dtype)
     names = [name for given in task for name in given.split(",")]
     way = "adapter" if adapter else "base"
     ours = [name for name in names if name in KNOWN and not include_path]
@@ -284,7 +284,7 @@ def _are_results(file: Path) -> bool:
     return isinstance(found, list) and all(isinstance(x, dict) and "task" in x for x in found)
 
 
-def _lab(base: str, **settings: object):
+def laboratory(base: str, **settings: object):
     """A Lab of its own for one command, which stores nothing."""
     from tipmini_lab.experiments.experiment import Lab
     from tipmini_lab.experiments.profiles import Profile

@@ -1,0 +1,59 @@
+"""`tipmini blockwise`: what it writes is what the library merges."""
+
+import pytest
+import torch
+from labs import llama
+from merge_command import run
+from peft import PeftModel
+
+import tipmini as tm
+from tipmini.methods.blockwise import merge_blockwise
+from tipmini_lab.commands import main
+from tipmini_lab.commands.blockwise import blockwise
+from tipmini_lab.evaluation import tasks
+
+pytestmark = pytest.mark.usefixtures("small")
+
+TASKS = ("piqa", "rte")
+GIVEN = ["--task", "piqa", "--task", "rte", "--rows", "3", "--dtype", "float32", "--out", "m"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("regmean++", {"shrink": 0.5}), ("drift", {"rank": 4, "balance": 1.0})]
+)
+def test_it_is_the_librarys_merge(small, tokenizer, method, options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    told = run("blockwise", "--method", method, *flags, *GIVEN)
+    found = tm.load_adapter("m")
+    assert told == f"m: piqa, rte merged by {method}, rank {max(found.ranks.values())}\n"
+    own = {task: tm.load_adapter(f"adapters/{task}") for task in TASKS}
+    rows = {t: [dict(tokenizer(x, return_tensors="pt")) for x in tasks.texts(t, 3)] for t in TASKS}
+    expected = merge_blockwise(llama().float(), own, rows, method, **options)
+    for module in expected.modules:
+        torch.testing.assert_close(
+            found.delta(module), expected.delta(module), rtol=1e-3, atol=1e-4
+        )
+    PeftModel.from_pretrained(llama(), small / "m")
+
+
+@pytest.mark.parametrize("example", main.COMMANDS[blockwise])
+def test_every_example_runs(small, example):
+    run(*example.split()[1:], "--rows", "2")
+    assert tm.load_adapter(small / "merged").modules
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--out", "m"], "give --task or --text: what each adapter's examples are"),
+        (
+            ["--text", "a.jsonl", "--out", "m"],
+            "--text needs --adapter: the folders that are merged",
+        ),
+        ([*GIVEN, "--adapter", "adapters/rte"], "--adapter must be one a task, 2, got 1"),
+        ([*GIVEN, "--method", "regmean"], "method must be one of regmean++, drift, got 'regmean'"),
+        ([*GIVEN, "--rank", "4"], "merge method regmean++ has no option 'rank'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(refused, given, line):
+    assert line in refused("blockwise", *given, beside=True)
