@@ -15,7 +15,8 @@ from tipmini_lab.evaluation import tasks
 pytestmark = pytest.mark.usefixtures("small")
 
 TASKS = ("piqa", "rte")
-GIVEN = ["--task", "piqa", "--task", "rte", "--rows", "3", "--dtype", "float32", "--out", "m"]
+ADAPTERS = [f"adapters/{task}" for task in TASKS]
+GIVEN = [*ADAPTERS, "--rows", "3", "--dtype", "float32", "--out", "m"]
 
 
 @pytest.mark.parametrize(
@@ -38,19 +39,15 @@ def test_it_is_the_librarys_merge(small, tokenizer, method, options):
 
 @pytest.mark.parametrize("example", main.COMMANDS[blockwise])
 def test_every_example_runs(small, example):
-    run(*example.split()[1:], "--rows", "2")
-    assert tm.load_adapter(small / "merged").modules
+    words = example.split()[1:]
+    run(*words, "--rows", "2")
+    assert tm.load_adapter(small / words[words.index("--out") + 1]).modules
 
 
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["--out", "m"], "give --task or --text: what each adapter's examples are"),
-        (
-            ["--text", "a.jsonl", "--out", "m"],
-            "--text needs --adapter: the folders that are merged",
-        ),
-        ([*GIVEN, "--adapter", "adapters/rte"], "--adapter must be one a task, 2, got 1"),
+        ([*GIVEN, "--text", "a.jsonl"], "2 adapters and 1 tasks and texts; give each adapter one"),
         ([*GIVEN, "--method", "regmean"], "method must be one of regmean++, drift, got 'regmean'"),
         ([*GIVEN, "--rank", "4"], "merge method regmean++ has no option 'rank'"),
     ],

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini.errors import TipminiError
+from tipmini.methods.blockwise import merge_blockwise
 from tipmini.methods.table import equal_weight
 from tipmini_lab import intact, locks
 from tipmini_lab.commands import main
@@ -583,6 +584,32 @@ def test_of_the_base_are_those_of_no_adapter(profile, tiny, tokenizer):
         through = (a @ grams[module] @ a.T).diagonal().sqrt()
         torch.testing.assert_close(found[module], expected[module], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[f"{module}.lora_B"], through, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["regmean++", "drift"])
+def test_a_merge_that_runs_the_base_is_the_librarys(profile, tiny, tokenizer, method):
+    """On the prompts alone where they are asked for, and known by what they are."""
+    told = {"name": "one", "title": "One", "method": method, "inputs": {"answers": False}}
+    lab, variant = Lab(profile), Variant(**told)
+    found = experiment.Merge(lab, variant)
+    texts = {task: lab.norms.texts(task, Inputs(answers=False)) for task in profile.tasks}
+    rows = {t: [dict(tokenizer(x, return_tensors="pt")) for x in own] for t, own in texts.items()}
+    expected = merge_blockwise(
+        model.load_base(tiny / "model", "float32"), lab.adapters, rows, method
+    )
+    for module, delta in ((m, found.merge().delta(m)) for m in expected.modules[:2]):
+        torch.testing.assert_close(delta, expected.delta(module), rtol=1e-3, atol=1e-4)
+    answered = experiment.Merge(lab, variant.changed(inputs={}))
+    assert found.settings()["measured"].keys() == set(profile.tasks)
+    assert found.settings()["measured"] != answered.settings()["measured"]
+
+
+def test_gram_matrices_by_token_are_others_than_those_by_sequence(profile):
+    """Stored under another name than what was once divided by sequences and called the same."""
+    norms = Lab(profile).norms
+    inputs = [norms.inputs("rte", Inputs(statistic=s)) for s in ("gram", "gram_sequences", "wanda")]
+    assert inputs[0]["inputs"] == {"statistic": "gram", "mean over": "tokens"}
+    assert inputs[1]["inputs"] == {"statistic": "gram_sequences"} and "inputs" not in inputs[2]
 
 
 def test_calibration_reads_train_rows(profile):

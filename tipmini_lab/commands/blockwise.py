@@ -2,11 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 import tipmini as tm
 from tipmini.errors import TipminiError, require
 from tipmini.methods.table import BY_BLOCK
-from tipmini.models.peft_folder import refuse_taken
+from tipmini.models.peft_folder import adapter_folder, refuse_taken
 from tipmini_lab.commands.arguments import (
     Base,
     Dtype,
@@ -20,38 +23,35 @@ from tipmini_lab.commands.one import laboratory
 
 
 def blockwise(
-    out: option(Path, "folder of the merged adapter"),
+    adapters: Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")],
+    out: option(Path, "PEFT folder to write"),
     method: option(str, ", ".join(BY_BLOCK), known=lambda: BY_BLOCK) = "regmean++",
-    task: option(list[str] | None, "again for several", known=task_names) = None,
+    task: option(
+        list[str] | None, "one per adapter, in order; default: the folders' names", known=task_names
+    ) = None,
     text: Texts = None,
     include_path: Include = None,
     base: Base = "embedded",
-    adapter: option(
-        list[Path] | None, "one per task and text, in this order; default `adapters/TASK`"
-    ) = None,
     rows: option(int, "training examples per task", min=1) = 128,
-    rank: option(int | None, "of drift's result; the adapters' together by default") = None,
+    rank: option(int | None, "of drift's result; default: all ranks together") = None,
     shrink: option(float | None, "of what is off the Gram matrices' diagonal; 0.9") = None,
     balance: option(float | None, "power of each update's own output, 0 to 1; 0") = None,
     correction: option(float | None, "of drift: of what the merge's inputs are off by; 1") = None,
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge adapters block by block on what the merged blocks make of unlabelled examples.
+    """Merge block by block, on what the blocks merged so far make of each adapter's own examples.
 
-    It runs the base model, each adapter over its own examples: about three passes over all of them.
+    It runs the base model, each adapter over its examples, which takes some minutes.
     """
     require("method", method, BY_BLOCK)
     given = {"rank": rank, "shrink": shrink, "balance": balance, "correction": correction}
     names = [*(task or ()), *(file.name for file in text or ())]
-    if not names:
-        raise TipminiError("give --task or --text: what each adapter's examples are")
-    if text and not adapter:
-        raise TipminiError("--text needs --adapter: the folders that are merged")
-    folders = adapter or [Path("adapters") / name for name in names]
-    if len(folders) != len(names):
-        raise TipminiError(f"--adapter must be one a task, {len(names)}, got {len(folders)}")
-    own = [tm.load_adapter(folder) for folder in folders]
+    names = names or [adapter_folder(each).name for each in adapters]
+    if len(names) != len(adapters):
+        told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
+        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    own = list(map(tm.load_adapter, adapters))
     if not overwrite:
         refuse_taken(out)
     from tqdm import tqdm
@@ -59,7 +59,7 @@ def blockwise(
     from tipmini.methods.blockwise import merge_blockwise
     from tipmini_lab.evaluation import tasks
 
-    sources = tasks.sources(task or (), text or (), include_path)
+    sources = tasks.sources(task or (() if text else names), text or (), include_path)
     lab = laboratory(base, dtype=dtype)
     encoded = [lab.tokenizer(tasks.texts(of, rows))["input_ids"] for of in sources.values()]
     merged = merge_blockwise(

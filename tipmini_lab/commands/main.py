@@ -27,10 +27,9 @@ COMMANDS = {
         "tipmini distill --rank 8 --rows 64 --out small adapters/piqa adapters/rte",
     ],
     blockwise: [
-        "tipmini blockwise --task piqa --task rte --out merged",
-        "tipmini blockwise --method drift --rank 8 --task piqa --task rte --out merged",
-        "tipmini blockwise --text a.jsonl --text b.jsonl --adapter adapters/piqa"
-        " --adapter adapters/rte --out merged",
+        "tipmini blockwise --out both adapters/piqa adapters/rte",
+        "tipmini blockwise --text a.jsonl --text b.jsonl --out both adapters/piqa adapters/rte",
+        "tipmini blockwise --method drift --rank 8 --out small adapters/piqa adapters/rte",
     ],
     one.evaluate: [
         "tipmini evaluate --adapter adapters/rte --task rte --limit 20",

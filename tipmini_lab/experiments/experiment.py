@@ -266,12 +266,13 @@ class Merge(Experiment):
             learnt = self.lab.weighing.weights()
             weights = {task: learnt[task] for task in self.tasks}
         given = {"weights": weights, "seed": self.seed}
-        if variant.needs == "rows":
-            return self._merged_by_block(weights)
-        if variant.needs:
+        if variant.needs in ("norms", "grams"):
             norms = self.lab.norms
             given[variant.needs] = {task: norms.of(task, variant.measured) for task in self.tasks}
-        merged = tm.merge(self._adapters(), variant.method, **given, **self.options())
+        if variant.needs == "rows":
+            merged = self._merged_by_block(weights)
+        else:
+            merged = tm.merge(self._adapters(), variant.method, **given, **self.options())
         if variant.distill:
             merged = self.lab.distilled(self, merged)
         like = variant.norm_of and tm.load_adapter(self.lab.merged(variant.norm_of))
