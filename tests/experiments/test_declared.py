@@ -10,6 +10,7 @@ from tiny import llama, random_adapter, random_grams, random_norms, tokens
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.blockwise import merge_blockwise
+from tipmini.methods.table import BY_BLOCK
 from tipmini_lab import paths
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.evaluation.documents import TASKS
@@ -80,8 +81,9 @@ def test_a_scaled_sum_has_the_size_of_what_it_stands_beside():
 
 
 def test_every_method_and_preset_is_measured():
-    variants = KNOWN.groups["methods"].variants
-    assert {v.method for v in variants} == {*UNMERGED, *tm.METHODS, *tm.PRESETS}
+    variants = KNOWN.groups["methods"].variants + KNOWN.groups["nine-tenths"].variants
+    assert {v.method for v in variants} == {*UNMERGED, *tm.METHODS, *BY_BLOCK, *tm.PRESETS}
+    assert {v.name for v in variants} >= {*tm.METHODS, *tm.PRESETS}
     dare = [v.seed for v in variants if v.method == "dare"]
     assert len(set(dare)) == len(dare) == 5
 
