@@ -70,6 +70,8 @@ def test_an_option_counts_in_its_own_type(method, given, options):
         (["--weights", "mean"], "mean"),
         (["--weights", "sqrt"], "sqrt"),
         (["--weights", "0.6/T"], [0.2, 0.2, 0.2]),
+        (["--weights", "0.6/norm"], "0.6/norm"),
+        (["--weights", "0.6/module-norm"], "0.6/module-norm"),
         (["--weight", 0.5, "--weight", -2, "--weight", 0], [0.5, -2.0, 0.0]),
     ],
 )
@@ -294,6 +296,22 @@ def test_the_card_tells_an_adapter_as_often_as_it_is_merged(count, names):
     assert f"# A merge of {count} LoRA adapters" in card
     for name in names.format(ADAPTERS[0]).split(","):
         assert f"| `{name}` | 1 | `" in card
+
+
+@pytest.mark.parametrize("rule", ["0.6/norm", "0.6/module-norm"])
+def test_a_total_over_norms_is_told_as_what_it_is(rule):
+    """No weight is every adapter's, and with one a module the card has the rule."""
+    facts = merge("--method", "cat", "--weights", rule)
+    assert facts["weights"] == rule and "weight" not in facts
+    loaded = {task: tm.load_adapter(f"adapters/{task}") for task in TASKS}
+    parts, _ = tm.merge_update(loaded, "cat", weights=rule)
+    card = Path("m/README.md").read_text()
+    for part in parts:
+        shown = rule if rule.endswith("module-norm") else f"{part.weight:g}"
+        assert f"| `{part.name}` | {shown} | `" in card
+    assert f"weights {rule}" in run(
+        "merge", "--dry-run", "--weights", rule, "--out", "d", *ADAPTERS
+    )
 
 
 def test_a_method_is_a_function_and_a_row(on_disk, monkeypatch):

@@ -3,8 +3,9 @@ r"""Merges that run the base model: block by block, on what the blocks merged so
 RegMean takes each adapter's inputs as that adapter alone makes them. In the merged model a block
 reads what the merged blocks before it have made of the text, which is another thing, the more so
 the deeper it is. The methods here (`BY_BLOCK` of the table) take each block's inputs from there,
-and need the base model and unlabelled rows of each adapter's task. Two streams of hidden states are
-pushed through the blocks for every adapter, the merged model's and its own, (B, T, D) a batch.
+and need the base model and unlabelled rows of each adapter's task. For every adapter a stream of
+hidden states is pushed through the merged blocks and, where a method asks for it, another through
+the adapter's own, (B, T, D) a batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from tipmini.models.adapter import LoraAdapter, LoraFactors
 from tipmini.models.calibration import Batch, decoder_inputs, evaluating
 
 Factors = dict[str, LoraFactors]
+BOTH = ("drift",)  # methods that read the adapters' own streams as well
 
 
 @dataclass
@@ -100,7 +102,8 @@ def merge_blockwise(
             found = function(block, here, **known | options)
             for stream, own in zip(streams, here, strict=True):
                 stream.merged = _pushed(block, stream.merged, stream, found)
-                stream.own = _pushed(block, stream.own, stream, own.part.adapter.factors)
+                if method in BOTH:
+                    stream.own = _pushed(block, stream.own, stream, own.part.adapter.factors)
             merged |= found
     return assembled(parts, {module: merged[module] for module in update})
 
