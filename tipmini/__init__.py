@@ -17,6 +17,7 @@ _NAMES = {
     "errors": ["TipminiError"],
     "models.peft_folder": ["inspect_folder"],
     "papers.loraprune": ["lora_gradient", "lora_guided_importance", "taylor_importance"],
+    "methods.blockwise": ["merge_blockwise"],
     "methods.merge": ["merge", "merge_update"],
     "methods.table": ["METHODS", "PRESETS", "method_options"],
     "papers.tip": [

@@ -154,7 +154,8 @@ def drift_block(
     $\sum_i w_i \lVert X (W + \Delta)^\top - Y (W + \Delta_i)^\top \rVert^2$ over the $\Delta$ of
     that rank (`drift_corrected`), module by module in the order in which they are read. By default
     the rank is that of the exact sum. shrink and balance as in `merge_regmean`; correction
-    multiplies what is due to $Y \ne X$: at 0 it is RegMean on the merged model's inputs.
+    multiplies what is due to $Y \ne X$: at 0 it is RegMean on the merged model's inputs. The
+    objective is RegMean's (Jin et al., ICLR 2023), with each side's own inputs.
     """
     first, merged = streams[0], Factors()
     every = {name: None for stream in streams for name in stream.part.adapter.factors}
