@@ -40,6 +40,10 @@ COMMANDS = {
     batch.again: ["tipmini again", "tipmini again --minutes 1"],
     batch.reproduce: ["tipmini reproduce --profile mini"],
     batch.book: ["tipmini book --profile mini"],
+    batch.batch: [
+        "tipmini batch --profile mini --group sweeps --dry-run",
+        "tipmini batch --profile mini --group sweeps --jobs 8 --cluster workflow/slurm",
+    ],
     batch.publish: ["tipmini publish _build/executed/mini"],
     batch.archive: ["tipmini archive"],
     batch.pdf: ["tipmini pdf", "tipmini pdf book.pdf"],
