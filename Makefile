@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: setup book pdf reproduce test adapters bench parity archive links clean help
+.PHONY: setup book pdf reproduce test test-all adapters bench parity archive links clean help
 
 PROFILE ?= mini
 JOBS ?= 2
@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## put everything that is needed into .venv (nothing to do: under a second)
 	@echo "setup: .venv is ready"
@@ -23,18 +23,21 @@ pdf: $(READY) ## print the book that is built to _build/book.pdf (needs Chromium
 	$(BIN)/tipmini pdf
 
 reproduce: $(READY) ## compute every cell of the paper's methods from nothing (PROFILE=mini)
-	$(BIN)/tipmini fetch
-	$(BIN)/tipmini reproduce --profile $(PROFILE)
+	$(BIN)/tipmini batch reproduced --profile $(PROFILE)
 
-test: $(READY) ## lint, formatting and all tests (JOBS=2 at once, of some 1.5 GB each)
+test: $(READY) ## lint, formatting and all quick tests (JOBS=2 at once, of some 1.5 GB each)
 	scripts/debian-packages
 	scripts/peers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal --durations=10 -m "not slow"
+
+test-all: test ## and the slow tests, one after the other: the workflow on a Slurm of one node
+	scripts/slurm node
+	$(BIN)/python -m pytest -q --durations=0 -m slow
 
 adapters: $(READY) ## train the seven task adapters again (hours; resumes where it stopped)
-	$(BIN)/tipmini adapters
+	$(BIN)/tipmini batch trained
 
 bench: $(READY) ## measure the time and memory of the main steps
 	$(BIN)/python -m bench

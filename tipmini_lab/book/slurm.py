@@ -25,9 +25,13 @@ def options(settings: Path) -> list[str]:
         raise TipminiError(f"{settings}: no config.yaml there; workflow/slurm has one to copy")
     if not (ASIDE / PLUGIN).is_dir() and importlib.util.find_spec(PLUGIN) is None:
         raise TipminiError("Snakemake's plugin for Slurm is missing; run scripts/slurm")
-    name = f"tipmini-{hashlib.sha256(str(paths.REPOSITORY).encode()).hexdigest()[:12]}"
-    _cancel(name)
-    return ["--profile", str(settings), "--slurm-jobname-prefix", name]
+    _cancel(name())
+    return ["--profile", str(settings), "--slurm-jobname-prefix", name()]
+
+
+def name() -> str:
+    """What the names of this checkout's jobs begin with."""
+    return f"tipmini-{hashlib.sha256(str(paths.REPOSITORY).encode()).hexdigest()[:12]}"
 
 
 def environment() -> dict[str, str]:
@@ -61,4 +65,4 @@ def _jobs(prefix: str) -> list[str]:
     if told.returncode:
         raise TipminiError(f"Slurm does not answer: {told.stderr.strip().splitlines()[-1]}")
     lines = (line.split(maxsplit=1) for line in told.stdout.splitlines())
-    return [job for job, name in lines if name.startswith(prefix)]
+    return [job for job, called in lines if called.startswith(prefix)]

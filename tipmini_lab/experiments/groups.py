@@ -7,7 +7,6 @@ import yaml
 
 from tipmini.errors import TipminiError
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.declared import grid
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.paths import experiment_files, own_groups
 
@@ -29,6 +28,8 @@ def names(profile: Profile, group: str) -> list[str]:
     """
     module = module_of(group)
     if module == PRUNINGS:
+        from tipmini_lab.experiments.declared import grid  # and torch with it
+
         return [*grid(experiment_files(prunings=True)[group]).runs(profile.name)]
     if module == MERGES:
         return catalogue().names(group, profile)
