@@ -39,12 +39,12 @@ def test_another_setting_is_measured_again(profile, twice_as_slow):
 
 
 def test_as_many_cells_as_a_group_then_measures(profile, measured, twice_as_slow):
-    names = ["combined-plus-block-factors-sum-s0.7"]
-    found = estimate.estimate(profile, "combined", names)
+    names = ["cat"]
+    found = estimate.estimate(profile, "methods", names)
     assert (found.stored, found.missing) == (0, len(TASKS)) and found.seconds > 0
-    experiment.measure(profile, "combined", names)
+    experiment.measure(profile, "methods", names)
     assert len(measured) == found.missing
-    assert estimate.estimate(profile, "combined", names).stored == len(TASKS)
+    assert estimate.estimate(profile, "methods", names).stored == len(TASKS)
 
 
 def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
@@ -79,6 +79,11 @@ def test_the_speed_is_that_of_the_first_rows(profile, monkeypatch):
     first = cell.model_copy(update={"seconds": 1000.0})
     store.save(cell_file(profile, "base", TASKS[0]), first)
     assert 0 < estimate.slowness(profile, profile) < 0.1
+
+
+def test_a_name_that_the_group_has_not_is_refused(profile):
+    with pytest.raises(TipminiError, match="group methods: no 'cta' at profile tiny"):
+        estimate.estimate(profile, "methods", ["cta"])
 
 
 def test_a_module_of_its_own_is_refused(profile):

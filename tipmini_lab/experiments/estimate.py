@@ -78,6 +78,9 @@ def planned(
         yield from (lab.experiment(name) for name in names or TABLE_1)
         return
     known = groups.names(profile, group)
+    for name in names:
+        if name not in known:
+            raise TipminiError(f"group {group}: no {name!r} at profile {profile.name}")
     if groups.module_of(group) == groups.PRUNINGS:
         declared = grid(experiment_files(prunings=True)[group])
         runs = prunings.experiments(profile, declared)
