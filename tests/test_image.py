@@ -1,10 +1,13 @@
 """The definition of the clusters' image, read as Apptainer does: no Apptainer is here."""
 
+import os
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
+from checkouts import checkout
 
 from tipmini_lab import paths
 
@@ -54,6 +57,40 @@ def test_a_shell_reads_every_script(section):
 def test_the_image_holds_the_lock_and_nothing_newer():
     (installing,) = [line for line in SECTIONS["post"] if "pip install" in line]
     assert installing.endswith("--no-deps -r /opt/tipmini/requirements.lock")
+
+
+APPTAINER = """\
+#!/bin/sh
+[ "$1" = --version ] && echo apptainer version 1.3.0 && exit
+echo "$@" >> {told}
+for last; do :; done
+PATH={image}:$PATH exec bash -c "$last"
+"""
+
+
+def test_steps_run_in_the_image_where_that_is_asked_for(tmp_path):
+    """By an Apptainer that writes down what it is told, and a python of the image's."""
+    folder, told, image = checkout(tmp_path / "project"), tmp_path / "told", tmp_path / "image"
+    (folder / "workflow/tipmini.sif").touch()
+    programs = {tmp_path / "apptainer": APPTAINER.format(told=told, image=image)}
+    image.mkdir()
+    programs[image / "python"] = f'#!/bin/sh\necho python >> {told}\nexec {sys.executable} "$@"\n'
+    for file, content in programs.items():
+        file.write_text(content)
+        file.chmod(0o755)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "_build/fetched"]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*command, "--software-deployment-method", "apptainer"],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    called = told.read_text()
+    assert "exec " in called and f"{folder}/workflow/tipmini.sif" in called
+    assert "python -m tipmini_lab.commands.main fetch" in called and "\npython\n" in called
 
 
 def test_the_clusters_settings_are_options_of_snakemake():

@@ -26,7 +26,7 @@ def options(settings: Path) -> list[str]:
     if not (ASIDE / PLUGIN).is_dir() and importlib.util.find_spec(PLUGIN) is None:
         raise TipminiError("Snakemake's plugin for Slurm is missing; run scripts/slurm")
     _cancel(name())
-    return ["--profile", str(settings), "--slurm-jobname-prefix", name()]
+    return ["--profile", str(settings.resolve()), "--slurm-jobname-prefix", name()]
 
 
 def name() -> str:

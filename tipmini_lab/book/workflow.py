@@ -133,6 +133,8 @@ def run(
     require("step", step, STEPS)
     for group in chosen:
         require("group", group, paths.declared("experiments"))
+    if profile.endswith(".yaml"):
+        profile = str(Path(profile).resolve())
     snakefile = paths.REPOSITORY / "workflow" / "Snakefile"
     command = [sys.executable, "-m", "snakemake", step, "--snakefile", str(snakefile)]
     command += ["--directory", str(paths.REPOSITORY)]
