@@ -84,6 +84,25 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path, monkeypatch):
         workflow.run("smoke")
 
 
+def test_snakemake_keeps_others_out_when_it_alone_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    left = []
+
+    def run(command, **options):
+        left.append(subprocess.Popen(["sleep", "60"], **options))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(workflow.subprocess, "run", run)
+    workflow.run("smoke")
+    with pytest.raises(TipminiError, match="another run is at work"):
+        workflow.run("smoke")
+    left[0].kill()
+    left[0].wait()
+    workflow.run("smoke")
+    left[1].kill()
+    left[1].wait()
+
+
 # Steps as jobs ------------------------------------------------------------------------------------
 
 

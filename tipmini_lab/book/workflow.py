@@ -141,14 +141,16 @@ def run(
     command += ["--config", f"profile={profile}", f"groups=[{','.join(chosen)}]", f"jobs={jobs}"]
     command += ["--nolock", "--rerun-incomplete", "--quiet", "rules"]  # the lock is ours
     try:
-        with alone(paths.BUILD, wait=False):
+        with alone(paths.BUILD, wait=False) as held:  # Snakemake holds it when this is killed
             if not (paths.BUILD / "html" / "index.html").is_file():
                 (paths.BUILD / "published").unlink(missing_ok=True)
             if cluster:
-                done = subprocess.run(command + slurm.options(cluster), env=slurm.environment())
+                done = subprocess.run(
+                    command + slurm.options(cluster), env=slurm.environment(), pass_fds=[held]
+                )
             else:
                 command += ["--cores", "all", "--resources", "mem_mb=6000", "gpu=1"]  # side by side
-                done = subprocess.run(command)
+                done = subprocess.run(command, pass_fds=[held])
     except BlockingIOError:
         raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
     if done.returncode:

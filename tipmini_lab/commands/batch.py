@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tipmini.cli.arguments import AsJson
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 from tipmini_lab.commands.arguments import Dtype, Profile, Tasks, group_names, option
 from tipmini_lab.paths import in_checkout
 
@@ -45,7 +45,8 @@ def measure(
         if not method:  # there are more parts than variants
             return
     if dry_run:
-        print(estimate.estimate(chosen, group, method or (), task or ()).line)
+        found = estimate.estimate(chosen, group, method or (), task or ())
+        print(f"{group or 'Table 1'} at {chosen.name}: {found.line}")
     elif module:
         only = {"only": task or ()} if module == groups.MERGES else {}
         measured_by = import_module(f"tipmini_lab.experiments.{module}")
@@ -138,6 +139,7 @@ def batch(
     from tipmini_lab.book import workflow
 
     if dry_run:
+        require("step of a dry run", step, ("measured", "all"))
         for name in group or [None]:
             measure(group=name, profile=profile, dry_run=True)
         return
