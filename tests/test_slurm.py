@@ -16,7 +16,7 @@ from checkouts import checkout
 
 from tipmini_lab import paths
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = {
     "jobs": 2,
