@@ -23,8 +23,7 @@ pdf: $(READY) ## print the book that is built to _build/book.pdf (needs Chromium
 	$(BIN)/tipmini pdf
 
 reproduce: $(READY) ## compute every cell of the paper's methods from nothing (PROFILE=mini)
-	$(BIN)/tipmini fetch
-	$(BIN)/tipmini reproduce --profile $(PROFILE)
+	$(BIN)/tipmini batch reproduced --profile $(PROFILE)
 
 test: $(READY) ## lint, formatting and all quick tests (JOBS=2 at once, of some 1.5 GB each)
 	scripts/debian-packages
@@ -33,11 +32,12 @@ test: $(READY) ## lint, formatting and all quick tests (JOBS=2 at once, of some 
 	$(BIN)/ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $(JOBS) --dist worksteal --durations=10 -m "not slow"
 
-test-all: test ## and the slow tests, one after the other: 20 kills
+test-all: test ## and the slow tests, one after the other: 20 kills, a Slurm of one node
+	scripts/slurm node
 	$(BIN)/python -m pytest -q --durations=0 -m slow
 
 adapters: $(READY) ## train the seven task adapters again (hours; resumes where it stopped)
-	$(BIN)/tipmini adapters
+	$(BIN)/tipmini batch trained
 
 bench: $(READY) ## measure the time and memory of the main steps
 	$(BIN)/python -m bench

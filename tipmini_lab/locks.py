@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 @contextmanager
-def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def alone(folder: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold a folder, which leaves no trace there.
 
-    Another process waits here, or with wait=False gets a BlockingIOError.
+    Another process waits here, or with wait=False gets a BlockingIOError. A child that gets what is
+    yielded (`pass_fds`) holds the folder too, until both have ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield held
     finally:
         os.close(held)
 

@@ -1,13 +1,17 @@
 """What makes a step run again, and what doesn't."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
-from tipmini_lab.book import workflow
+from tipmini_lab.book import slurm, workflow
 from tipmini_lab.locks import alone
 
 
@@ -78,3 +82,85 @@ def test_a_second_run_beside_the_first_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     with alone(tmp_path), pytest.raises(TipminiError, match="another run is at work"):
         workflow.run("smoke")
+
+
+def test_snakemake_keeps_others_out_when_it_alone_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    left = []
+
+    def run(command, **options):
+        left.append(subprocess.Popen(["sleep", "60"], **options))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(workflow.subprocess, "run", run)
+    workflow.run("smoke")
+    with pytest.raises(TipminiError, match="another run is at work"):
+        workflow.run("smoke")
+    left[0].kill()
+    left[0].wait()
+    workflow.run("smoke")
+    left[1].kill()
+    left[1].wait()
+
+
+# Steps as jobs ------------------------------------------------------------------------------------
+
+
+def test_a_step_or_group_that_is_not_there_is_refused():
+    with pytest.raises(TipminiError, match="step must be one of all, measured, trained"):
+        workflow.run("smoke", "mesured")
+    with pytest.raises(TipminiError, match=r"group must be one of .*sweeps.*, got 'swepes'"):
+        workflow.run("smoke", "measured", ["swepes"])
+
+
+def test_an_edit_of_a_declaration_measures_its_groups_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "EXPERIMENTS", tmp_path / "experiments")
+    shutil.copytree(paths.REPOSITORY / "experiments", tmp_path / "experiments")
+    before, table = workflow.group_digest("mini", "few"), workflow.group_digest("mini", None)
+    with (tmp_path / "experiments/tip/few.yaml").open("a") as file:
+        file.write("# another line\n")
+    workflow._content.cache_clear()  # it is read once a run
+    assert workflow.group_digest("mini", "few") != before
+    assert workflow.group_digest("mini", None) == table
+
+
+def test_groups_are_split_into_jobs_and_adapters_trained_one_a_job():
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--directory", paths.REPOSITORY]
+    command += ["--config", "groups=[few, pruning, elastic]", "jobs=3", "--forceall", "--"]
+    done = subprocess.run(
+        [*command, "measured", "trained"], cwd=paths.REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counts = dict(re.findall(r"(?m)^(\w+) +(\d+)$", done.stdout + done.stderr))
+    assert (counts["part"], counts["adapter"], counts["fetch"]) == ("7", "7", "1")
+
+
+def test_a_cluster_needs_its_settings_its_plugin_and_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(slurm, "ASIDE", tmp_path / "slurm")
+    with pytest.raises(TipminiError, match=r"no config\.yaml there; workflow/slurm has one"):
+        slurm.options(tmp_path)
+    settings = paths.REPOSITORY / "workflow/slurm"
+    with pytest.raises(TipminiError, match="plugin for Slurm is missing; run scripts/slurm"):
+        slurm.options(settings)
+    (tmp_path / "slurm" / slurm.PLUGIN).mkdir(parents=True)
+    with pytest.raises(TipminiError, match="there is no squeue"):
+        slurm.options(settings)
+
+
+def test_jobs_that_were_left_are_cancelled_those_of_this_checkout_alone(tmp_path, monkeypatch):
+    """By a squeue and a scancel that know a file of jobs."""
+    monkeypatch.setattr(slurm, "ASIDE", tmp_path / "slurm")
+    (tmp_path / "slurm" / slurm.PLUGIN).mkdir(parents=True)
+    queue = tmp_path / "queue"
+    queue.write_text(f"7 {slurm.name()}_one\n8 tipmini-another_one\n9 {slurm.name()}_two\n")
+    for program, does in (
+        ("squeue", f"cat {queue}"),
+        ("scancel", f'for job; do sed -i "/^$job /d" {queue}; done'),
+    ):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    given = slurm.options(paths.REPOSITORY / "workflow/slurm")
+    assert given[-2:] == ["--slurm-jobname-prefix", slurm.name()]
+    assert queue.read_text() == "8 tipmini-another_one\n"

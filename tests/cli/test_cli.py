@@ -15,6 +15,7 @@ from tipmini.cli import arguments, merge
 from tipmini.cli import main as listing
 from tipmini.methods.table import BY_BLOCK, NEEDS
 from tipmini_lab.commands import main
+from tipmini_lab.experiments import estimate
 
 ADAPTERS = ["adapters/openbookqa", "adapters/boolq"]
 COMMANDS = {c.name or c.callback.__name__: c for c in main.app.registered_commands}
@@ -171,3 +172,18 @@ def test_lm_eval_asks_for_a_device_that_is_there(monkeypatch, given, handed):
 def test_lm_eval_needs_a_model(refused):
     told = refused("lm-eval", "run", "--model", "tipmini", "--tasks", "piqa", beside=True)
     assert "pretrained=FOLDER" in told
+
+
+def test_a_dry_run_says_what_is_stored_and_measures_nothing(monkeypatch, refused):
+    """Of Table 1 and of a group; a step whose work is not cells has none."""
+    found = estimate.Estimate(stored=8, missing=2, seconds=30.0)
+    asked = []
+    monkeypatch.setattr(estimate, "estimate", lambda *given: asked.append(given) or found)
+    line = "8 cells stored, 2 to measure, about 30 s on this machine"
+    given = ["--profile", "smoke", "--dry-run"]
+    assert run("measure", *given, "--part", "2/3") == (0, f"Table 1 at smoke: {line}\n")
+    assert asked[-1][1:] == (None, ["single", "tip"], ())
+    code, told = run("batch", *given, "--group", "sweeps", "--group", "pruning")
+    assert (code, told) == (0, f"sweeps at smoke: {line}\npruning at smoke: {line}\n")
+    assert [each[1] for each in asked[1:]] == ["sweeps", "pruning"]
+    assert "step of a dry run must be one of" in refused("batch", "trained", "--dry-run")

@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from tipmini_lab.book.tables import every_method
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.experiments import experiment, formats, merging
 from tipmini_lab.experiments.catalogue import UNMERGED, Inputs
+from tipmini_lab.experiments.estimate import PROBED, seconds_of_all
 from tipmini_lab.experiments.experiment import PAPER, TABLE_1, Bundled, Lab, one_bar
 from tipmini_lab.experiments.merging import DEFAULT, FIRST, ROUNDING, adapter_hash
 from tipmini_lab.experiments.profiles import Profile
@@ -34,8 +35,7 @@ from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
 
 MINUTES = 3.0  # that the book's part takes
-PROBED = 6  # rows a task by which the speed is measured ...
-PROBED_OF = {"coqa": 2}  # ... and stories
+PROBED_OF = {"coqa": 2}  # rows by which the speed is measured; of others as `estimate` has it
 NORMS_APART = 1e-4  # relative: sums of squares over thousands of tokens
 
 
@@ -138,26 +138,18 @@ def _plan(lab: Again, minutes: float | None, started: float) -> dict:
     for task in (lab.profile.tasks[0], *lab.profile.tasks):
         few = tasks.load(task, _probed(task), data=lab.profile.data)
         first = partial(lab.measure, "single", lab.adapter_path(task), few)
-        taken += [_seconds(first, lab.definition(task).eval_docs, _probed(task))]
+        taken += [seconds_of_all(first, lab.definition(task).eval_docs, _probed(task))]
     seconds = len(TABLE_1) * sum(taken[1:])  # before them the model was loaded
     spent = time.perf_counter() - started
     if minutes is None:
         for task in lab.profile.tasks:
             texts = lab.norms.texts(task)
-            seconds += _seconds(partial(lab.norms.measure, task, texts[:FIRST]), texts, FIRST)
+            seconds += seconds_of_all(partial(lab.norms.measure, task, texts[:FIRST]), texts, FIRST)
     else:
         part = min(1.0, max(0.0, 60 * minutes - spent) / seconds)
         rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
         seconds *= part
     return {"rows": rows, "estimate": round(spent + seconds), "minutes": minutes}
-
-
-def _seconds(first: Callable[[], object], every: Iterable[object], done: int) -> float:
-    """Of all, by the time that the first ones take; what one takes goes by its letters."""
-    letters = [len(str(one)) for one in every]
-    start = time.perf_counter()
-    first()
-    return (time.perf_counter() - start) * sum(letters) / sum(letters[:done])
 
 
 def _probed(task: str) -> int:

@@ -8,11 +8,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
+from tipmini_lab.book import slurm
+from tipmini_lab.experiments import groups
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
@@ -94,27 +97,61 @@ def notebook_digest(name: str, profile: str) -> str:
     return digest(profile, text, paths.ADAPTERS, *stored, *declared)
 
 
+def splits(group: str) -> bool:
+    """Whether jobs may share a group's variants."""
+    return groups.module_of(group) in (groups.MERGES, groups.PRUNINGS)
+
+
+def group_digest(profile: str, group: str | None) -> str:
+    """Of what measures a declared group, or without one TIP's Table 1, and of what declares it."""
+    module = groups.module_of(group) if group else groups.MERGES
+    declared = [paths.EXPERIMENTS] if group else []
+    program = f"import tipmini_lab.experiments.{module}"
+    return digest(profile, program, paths.ADAPTERS, *declared)
+
+
 # Running ------------------------------------------------------------------------------------------
+STEPS = ("all", "measured", "trained", "reproduced")
 
 
-def run(profile: str) -> None:
-    """Execute what is not up to date; after a kill, only what was lost.
+def run(
+    profile: str,
+    step: str = "all",
+    chosen: Sequence[str] = (),
+    jobs: int = 1,
+    cluster: Path | None = None,
+) -> None:
+    """Execute what is not up to date of a step; after a kill, only what was lost.
+
+    chosen: groups to measure. jobs: in which each is split. cluster: the folder of Snakemake's
+    settings for one; by default all runs here.
 
     Raises TipminiError where another run is at work here, or a step failed (its own message stands
     above).
     """
     load_profile(profile)
+    require("step", step, STEPS)
+    for group in chosen:
+        require("group", group, paths.declared("experiments"))
+    if profile.endswith(".yaml"):
+        profile = str(Path(profile).resolve())
     snakefile = paths.REPOSITORY / "workflow" / "Snakefile"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
-    command += ["--directory", str(paths.REPOSITORY), "--config", f"profile={profile}"]
-    command += ["--cores", "all", "--resources", "mem_mb=6000", "gpu=1"]  # side by side
+    command = [sys.executable, "-m", "snakemake", step, "--snakefile", str(snakefile)]
+    command += ["--directory", str(paths.REPOSITORY)]
+    command += ["--config", f"profile={profile}", f"groups=[{','.join(chosen)}]", f"jobs={jobs}"]
     command += ["--nolock", "--rerun-incomplete", "--quiet", "rules"]  # the lock is ours
     try:
-        with alone(paths.BUILD, wait=False):
+        with alone(paths.BUILD, wait=False) as held:  # Snakemake holds it when this is killed
             if not (paths.BUILD / "html" / "index.html").is_file():
                 (paths.BUILD / "published").unlink(missing_ok=True)
-            done = subprocess.run(command)
+            if cluster:
+                done = subprocess.run(
+                    command + slurm.options(cluster), env=slurm.environment(), pass_fds=[held]
+                )
+            else:
+                command += ["--cores", "all", "--resources", "mem_mb=6000", "gpu=1"]  # side by side
+                done = subprocess.run(command, pass_fds=[held])
     except BlockingIOError:
         raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
     if done.returncode:
-        raise TipminiError("book: a step failed, see above; the same command goes on from there")
+        raise TipminiError(f"{step}: a step failed, see above; the same command goes on from there")

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from tipmini.cli.arguments import AsJson
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 from tipmini_lab.commands.arguments import Dtype, Profile, Tasks, group_names, option
-from tipmini_lab.paths import experiment_files, in_checkout, own_groups
+from tipmini_lab.paths import in_checkout
 
 
 @in_checkout
@@ -24,6 +23,8 @@ def measure(
     task: Tasks = None,
     profile: Profile = "mini",
     dtype: Dtype = "auto",
+    part: option(str | None, "K/N: every Nth variant alone, from the Kth") = None,
+    dry_run: option(bool, "say what is stored, what would be measured and how long") = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure cells of a profile and store them; what is stored is read, in whatever format.
@@ -32,21 +33,25 @@ def measure(
     The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml; a file that
     names a `module` is measured by that one of tipmini_lab/experiments.
     """
-    from tipmini_lab.experiments import experiment, prunings, readiness
+    from tipmini_lab.experiments import estimate, experiment, groups, readiness
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
     readiness.refuse_unready(chosen)
-    own = own_groups()
-    if task and (group in own or group in experiment_files(prunings=True)):
+    module = group and groups.module_of(group)
+    if task and module and module != groups.MERGES:
         raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
-    if group in own:
-        module = yaml.safe_load(own[group].read_text())["module"]
+    if part:
+        every = method or (groups.names(chosen, group) if group else experiment.TABLE_1)
+        method = groups.part(every, part)
+        if not method:  # there are more parts than variants
+            return
+    if dry_run:
+        found = estimate.estimate(chosen, group, method or (), task or ())
+        print(f"{group or 'Table 1'} at {chosen.name}: {found.line}")
+    elif module:
+        only = {"only": task or ()} if module == groups.MERGES else {}
         measured_by = import_module(f"tipmini_lab.experiments.{module}")
-        measured_by.measure(chosen, group, method or (), show)
-    elif group in experiment_files(prunings=True):
-        prunings.measure(chosen, group, method or (), show)
-    elif group:
-        experiment.measure(chosen, group, method or (), task or (), show)
+        measured_by.measure(chosen, group, method or (), show=show, **only)
     else:
         lab = experiment.Lab(chosen)
         for name in task or chosen.tasks:
@@ -138,6 +143,35 @@ def rehearse(profile: Profile = "a40", as_json: AsJson = False) -> None:
     found = rehearsal.rehearse(_profile(profile))
     store.write(REHEARSAL, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found) if as_json else rehearsed.told(found))
+
+
+@in_checkout
+def batch(
+    step: Annotated[
+        str, typer.Argument(help="all (a book), measured, trained, or reproduced")
+    ] = "measured",
+    group: option(
+        list[str] | None,
+        "what experiments/*/GROUP.yaml declares; again for several",
+        known=group_names,
+    ) = None,
+    profile: Profile = "mini",
+    jobs: option(int, "in which each group is split", min=1) = 1,
+    cluster: option(Path | None, "folder of Snakemake settings, such as workflow/slurm") = None,
+    dry_run: option(bool, "say what is stored, what would be measured and how long") = False,
+) -> None:
+    """Run a step of the workflow and what it needs, here or as jobs of a cluster.
+
+    A killed one goes on by the same command; jobs that it left on the cluster are cancelled first.
+    """
+    from tipmini_lab.book import workflow
+
+    if dry_run:
+        require("step of a dry run", step, ("measured", "all"))
+        for name in group or [None]:
+            measure(group=name, profile=profile, dry_run=True)
+        return
+    workflow.run(profile, step, group or (), jobs, cluster)
 
 
 @in_checkout

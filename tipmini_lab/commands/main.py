@@ -47,6 +47,10 @@ COMMANDS = {
     batch.reproduce: ["tipmini reproduce --profile mini"],
     batch.rehearse: ["tipmini rehearse --profile a40", "tipmini rehearse --json"],
     batch.book: ["tipmini book --profile mini"],
+    batch.batch: [
+        "tipmini batch --profile mini --group sweeps --dry-run",
+        "tipmini batch --profile mini --group sweeps --jobs 8 --cluster workflow/slurm",
+    ],
     batch.publish: ["tipmini publish _build/executed/mini"],
     batch.archive: ["tipmini archive"],
     batch.pdf: ["tipmini pdf", "tipmini pdf book.pdf"],

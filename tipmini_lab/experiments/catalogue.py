@@ -221,26 +221,35 @@ class AxisValue(Declared):
     options: dict[str, Option] = Field({})
     weights: Weights | None = None
     adapters: int | None = None  # how many of the profile's
+    seed: int | None = Field(None, ge=0)  # of random methods
 
 
 class Grid(Declared):
-    """Several settings of one variant, each with each."""
+    """Several settings of one variant or of several, each with each."""
 
     name: str = Field(pattern=NAME)
-    of: str  # the variant that is changed
+    of: str | tuple[str, ...]  # what is changed; of several, each has its name in its places'
     axes: tuple[dict[str, AxisValue], ...] = Field(min_length=1)  # name of a place -> it
 
-    def places(self, variant: Variant) -> Iterator[Variant]:
+    def every(self, known: Mapping[str, Variant]) -> Iterator[Variant]:
+        """Raises KeyError for a variant that is not known."""
+        if isinstance(self.of, str):
+            yield from self.places(known[self.of], self.name)
+            return
+        for name in self.of:
+            yield from self.places(known[name], f"{self.name}-{name}")
+
+    def places(self, variant: Variant, name: str) -> Iterator[Variant]:
         for chosen in product(*(axis.items() for axis in self.axes)):
             changes = [change for _, change in chosen]
             told = ", ".join(change.title for change in changes if change.title)
             last = {
                 field: given[-1]
-                for field in ("weights", "adapters")
+                for field in ("weights", "adapters", "seed")
                 if (given := [v for each in changes if (v := getattr(each, field)) is not None])
             }
             yield variant.changed(
-                name="-".join([self.name, *(word for word, _ in chosen)]),
+                name="-".join([name, *(word for word, _ in chosen)]),
                 title=f"{variant.title} ({told or 'as it is'})",
                 full=False,
                 options=variant.options | dict(ChainMap(*(each.options for each in changes))),
@@ -395,7 +404,7 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
         pruned = [variants[name] for name in group.controls.of]
         names += [p.name for p in pruned]
         names += [new(v) for p in pruned for c in group.controls.each for v in c.beside(p)]
-    names += [new(v) for grid in group.grids for v in grid.places(variants[grid.of])]
+    names += [new(v) for grid in group.grids for v in grid.every(variants)]
     names += [choice.name for choice in group.choices if _called(choice, variants)]
     return list(dict.fromkeys(names))
 

@@ -613,11 +613,19 @@ def measure(
     only: Sequence[str] = (),
     show: Show = lambda cell: None,
 ) -> None:
-    """Measure a group of declared variants, or those of it that are in `names`.
+    """Measure a group of declared variants, or those of it that are in `names`: `stages`."""
+    for lab, stage in stages(profile, group, names):
+        run_all(lab, stage, only, show)
+
+
+def stages(
+    profile: Profile, group: str, names: Sequence[str] = ()
+) -> Iterator[tuple[Lab, list[str]]]:
+    """What is measured of a group, or of those of it that are in `names`, one after the other.
 
     For its choices all candidates are first scored on held-out rows; where a profile measures but
-    the important variants, the choice is read from the store. Raises TipminiError for an unknown
-    group or name.
+    the important variants, the choice is read from the store. Finalists are those of the stage
+    before, which is then measured. Raises TipminiError for an unknown group or name.
     """
     known = catalogue.catalogue()
     members = known.names(group, profile)
@@ -627,8 +635,8 @@ def measure(
     wanted = [name for name in members if not names or name in names]
     choices = [known.choices[name] for name in wanted if name in known.choices]
     if choices and not profile.important_only:
-        run_all(HeldOut(profile), [n for c in choices for n in known.candidates(c)], only, show)
+        yield HeldOut(profile), [n for c in choices for n in known.candidates(c)]
         several = [choice for choice in choices if choice.finalists]
         finals = [n for c in several for n in catalogue.finalists(c, known, profile)]
-        run_all(HeldOut(profile, final=True), finals, only, show)
-    run_all(Bundled(profile), wanted, only, show)
+        yield HeldOut(profile, final=True), finals
+    yield Bundled(profile), wanted

@@ -1,0 +1,91 @@
+"""What is told of a measurement before it is begun: what is stored, what is not, and how long."""
+
+import pytest
+from labs import TASKS
+
+from tipmini.errors import TipminiError
+from tipmini_lab.experiments import estimate, experiment, groups
+from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results import store
+
+
+@pytest.fixture
+def twice_as_slow(monkeypatch):
+    monkeypatch.setattr(estimate, "slowness", lambda like, profile: 2.0)
+
+
+def test_what_is_stored_needs_no_time(profile, measured, twice_as_slow):
+    lab = Lab(profile)
+    for task in TASKS:
+        lab.cell("base", task)
+        cell = experiment.stored(profile, "base", task).model_copy(update={"seconds": 10.0})
+        store.save(cell_file(profile, "base", task), cell)
+    done = len(measured)
+    found = estimate.estimate(profile, None)
+    assert (found.stored, found.missing, found.untimed) == (2, 2 * (len(TABLE_1) - 1), 0)
+    assert found.seconds == pytest.approx(2.0 * 10.0 * found.missing)
+    assert found.line == "2 cells stored, 8 to measure, about 3 min on this machine"
+    assert estimate.estimate(profile, None, ["base"]).line == "2 cells stored, 0 to measure"
+    assert estimate.estimate(profile, None, ["tip"], ["rte"]).missing == 1
+    assert len(measured) == done  # nothing was
+
+
+def test_another_setting_is_measured_again(profile, twice_as_slow):
+    Lab(profile).cell("base", "rte")
+    changed = profile.model_copy(update={"evaluation_rows": 3})
+    assert estimate.estimate(profile, None, ["base"], ["rte"]).stored == 1
+    assert estimate.estimate(changed, None, ["base"], ["rte"]).stored == 0
+
+
+def test_as_many_cells_as_a_group_then_measures(profile, measured, twice_as_slow):
+    names = ["cat"]
+    found = estimate.estimate(profile, "methods", names)
+    assert (found.stored, found.missing) == (0, len(TASKS)) and found.seconds > 0
+    experiment.measure(profile, "methods", names)
+    assert len(measured) == found.missing
+    assert estimate.estimate(profile, "methods", names).stored == len(TASKS)
+
+
+def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
+    found = estimate.estimate(profile, "few", ["few-2"])
+    assert found.unknown and "follow from what is measured first" in found.line
+    assert found.missing  # its candidates
+
+
+def test_prunings_count_their_making(twice_as_slow, monkeypatch):
+    mini = load_profile("mini")
+    assert estimate.estimate(mini, "pruning", ["base"]).missing == 0
+    monkeypatch.setattr(estimate, "lacks", lambda each, only=(): [*each.measures()])
+    name = groups.names(mini, "pruning")[-1]
+    bundles = store.bundles(mini.pruning_store)
+    one, made = estimate.estimate(mini, "pruning", [name]), "seconds"
+    least = min(bundle.facts[made] for bundle in bundles if made in bundle.facts)
+    assert one.missing > 2 and one.seconds > 2.0 * least
+
+
+def test_a_model_that_was_never_measured_has_no_time(profile, monkeypatch):
+    other = profile.model_copy(update={"model": "other/model"})
+    monkeypatch.setattr(estimate, "lacks", lambda each, only=(): [*each.measures()])
+    found = estimate.estimate(other, None)
+    assert found.untimed == found.missing == 10 and "about" not in found.line
+
+
+def test_the_speed_is_that_of_the_first_rows(profile, monkeypatch):
+    monkeypatch.setattr(estimate, "PROBED", 2)
+    for task in TASKS:
+        Lab(profile).cell("base", task)
+    cell = experiment.stored(profile, "base", TASKS[0])
+    first = cell.model_copy(update={"seconds": 1000.0})
+    store.save(cell_file(profile, "base", TASKS[0]), first)
+    assert 0 < estimate.slowness(profile, profile) < 0.1
+
+
+def test_a_name_that_the_group_has_not_is_refused(profile):
+    with pytest.raises(TipminiError, match="group methods: no 'cta' at profile tiny"):
+        estimate.estimate(profile, "methods", ["cta"])
+
+
+def test_a_module_of_its_own_is_refused(profile):
+    with pytest.raises(TipminiError, match=r"group elastic: elastic\.py measures it as a whole"):
+        estimate.estimate(profile, "elastic")
