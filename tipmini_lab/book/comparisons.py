@@ -131,7 +131,13 @@ def seeds_of(rows: pd.DataFrame, name: str) -> list[str]:
     return [match[0] for match in sorted(found, key=lambda match: int(match[1] or -1))]
 
 
-SPREADS = ("mean", "spread of seeds (sd)", "standard error of rows", "lowest seed", "highest seed")
+SPREADS = (
+    "mean",
+    "spread of seeds (sd)",
+    "standard error of examples",
+    "lowest seed",
+    "highest seed",
+)
 
 
 def seeds(rows: pd.DataFrame, names: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
