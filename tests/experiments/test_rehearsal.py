@@ -8,6 +8,7 @@ import torch
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import rehearsed
+from tipmini_lab.commands import batch
 from tipmini_lab.experiments import rehearsal, walking
 from tipmini_lab.experiments.counting import Counted, all_flops, least_seconds
 from tipmini_lab.experiments.profiles import load_profile
@@ -71,14 +72,17 @@ def test_one_layer_and_two_tell_of_three(tiny, step, tmp_path, monkeypatch):
     assert told["peak"] == pytest.approx(three["peak"], rel=0.1)
 
 
-def test_a_whole_rehearsal_is_stored_and_shown(tiny, capsys):
-    found = rehearsal.rehearse(A40)
-    paths.REHEARSAL.write_text(json.dumps(found))
+def test_a_whole_rehearsal_is_stored_and_shown(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "_profile", lambda name: A40)
+    batch.rehearse(as_json=True)
+    found = json.loads(paths.REHEARSAL.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
     assert found["weights"] == "random" and found["steps"].keys() == walking.STEPS.keys()
     for step in found["steps"].values():
         assert step["tokens"] > 0 and step["seconds"] > 0 and 0 < step["efficiency"] <= 1
         assert step["peak"] > step["weights"] > 0
-    assert found["steps"]["train"]["flops"] > found["steps"]["evaluate"]["flops"] > 0
+    a_token = {name: step["flops"] / step["tokens"] for name, step in found["steps"].items()}
+    assert a_token["train"] > a_token["evaluate"] > 0
     assert {"into", "tip", "regmean"} <= found["merges"].keys()
     values = rehearsed.page_values()
     assert "| score questions with choices | 1,172 questions, 5 ways |" in values["rehearsal"]
