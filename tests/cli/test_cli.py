@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import tipmini as tm
 from tipmini.cli import arguments, merge
 from tipmini.cli import main as listing
-from tipmini.methods.table import BY_BLOCK, NEEDS
+from tipmini.methods.table import BY_BLOCK, NEEDS, TRAINED
 from tipmini_lab.commands import main
 from tipmini_lab.experiments import estimate
 
@@ -74,10 +74,10 @@ def test_help_shows_the_whole_configuration_and_how_completion_is_installed():
 
 
 def test_methods_lists_each_merge_and_preset():
-    names = [*tm.METHODS, *BY_BLOCK, *tm.PRESETS]
+    names = [*tm.METHODS, *BY_BLOCK, *TRAINED, *tm.PRESETS]
     found = json.loads(run("methods", "--json")[1])
     assert list(found) == names
-    for name in names:
+    for name in (name for name in names if name not in TRAINED):
         options = BY_BLOCK[name].options if name in BY_BLOCK else tm.method_options(name)
         assert found[name]["options"] == options
     assert found["tip-inverted"]["preset_of"] == "tip"
@@ -86,6 +86,9 @@ def test_methods_lists_each_merge_and_preset():
     assert "tip with sign=-1" in lines[names.index("tip-inverted")]
     for name, need in {"tsv": None, "regmean": "grams", "drift": "rows"}.items():
         assert lines[names.index(name)].endswith(f"[{NEEDS[need]}]")
+    for name in TRAINED:  # each is a command
+        assert f" {name} [OPTIONS]" in run(name, "--help")[1]
+        assert lines[names.index(name)].endswith(f"[{TRAINED[name][1]}]")
 
 
 def test_inspect_tells_rank_scaling_and_targets():

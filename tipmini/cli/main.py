@@ -44,9 +44,10 @@ def tipmini(
 def methods(as_json: AsJson = False) -> None:
     """List the merge methods and what each needs, then their presets, one line each.
 
-    What needs the base model is `tipmini blockwise`'s, everything else `tipmini merge`'s.
+    What needs the base model is `tipmini blockwise`'s, or a command of its name where it needs
+    gradients; everything else is `tipmini merge`'s.
     """
-    from tipmini.methods.table import BY_BLOCK, NEEDS
+    from tipmini.methods.table import BY_BLOCK, NEEDS, TRAINED
 
     found: dict[str, dict] = {}
     for name, row in (tm.METHODS | BY_BLOCK).items():
@@ -54,6 +55,10 @@ def methods(as_json: AsJson = False) -> None:
         found[name] = {"what": row.summary, "options": row.options} | told
         if not as_json:
             print(f"{name:12} {row.summary} [{NEEDS[row.needs]}]")
+    for name, (what, needs, reference) in TRAINED.items():
+        found[name] = {"what": what, "options": {}, "needs": needs, "reference": reference}
+        if not as_json:
+            print(f"{name:12} {what} [{needs}]")
     for name, preset in tm.PRESETS.items():
         told = {"preset_of": preset.method, "weights": preset.weights}
         found[name] = {"what": first_line(name), "options": tm.method_options(name)} | told

@@ -84,6 +84,19 @@ BY_BLOCK = {
     ),
     "drift": Method("tipmini.methods.blockwise:drift_block", "jin2023regmean", needs="rows"),
 }
+# Commands that train on rows of each adapter's task: what they do, what they need, whose it is.
+TRAINED = {
+    "weigh": (
+        "One coefficient an adapter and module of the exact sum, learned (after AdaMerging).",
+        "base model, labelled rows, gradients",
+        "yang2024adamerging",
+    ),
+    "distill": (
+        "All factors taught to answer as each adapter does on its own rows.",
+        "base model, unlabelled rows, gradients",
+        "xu2025prodistill",
+    ),
+}
 # What a method needs besides the adapters, in words.
 NEEDS = {
     None: "adapters alone",
