@@ -113,7 +113,7 @@ def merge_wudi(parts: Parts, *, ridge: float = 0.0) -> Update:
         seen = [(a, _gram_of(b, a)) for b, a in pairs]
         whole = sum(gram for _, gram in seen)
         rho = ridge * whole.trace() / len(whole)
-        held = rho * torch.eye(len(whole), dtype=whole.dtype)
+        held = rho * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
         inverse = torch.linalg.pinv(whole + held, rtol=NULL**2, hermitian=True)
         solved = torch.cat([a @ (gram + held) @ inverse for a, gram in seen]) @ basis.T
         return LoraFactors(solved.to(exact.a.dtype), exact.b, scaling=1.0)
