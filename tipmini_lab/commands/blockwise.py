@@ -1,4 +1,4 @@
-"""`tipmini blockwise`: merges that run the base model over rows of each adapter's task."""
+"""`tipmini blockwise`: merges that run the base model over examples of each adapter's task."""
 
 from functools import partial
 from pathlib import Path

@@ -5,8 +5,8 @@ few coefficients of the adapters' exact sum. The controls are the same run from 
 knows nothing (start=None), and on the right answers (`gold`): then a task's loss is divided by the
 base's, as in `weighing`.
 
-Teaching a merged model its experts' outputs on few unlabelled rows is that of ProDistill (Xu et al.,
-ICML 2025), which goes layer by layer; end to end by R, with its weights, is ours.
+Teaching a merged model its experts' outputs on few unlabelled rows is that of ProDistill (Xu et
+al., ICML 2025), which goes layer by layer; end to end by R, with its weights, is ours.
 """
 
 import json

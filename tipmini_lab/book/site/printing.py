@@ -63,9 +63,9 @@ def refuse_unfinished(file: Path, text: str) -> None:
     try:
         last = PdfReader(file).pages[-1].extract_text()
     except (PdfReadError, IndexError) as error:
-        raise TipminiError(f"pdf: what was printed is no PDF: {one_line(error)}") from None
+        raise TipminiError(f"pdf: the file is no PDF: {one_line(error)}") from None
     if _letters(text)[-ENDING:] not in _letters(last):
-        raise TipminiError("pdf: what was printed ends before the book does; print it again")
+        raise TipminiError("pdf: the file ends before the book does; print it again")
 
 
 def _letters(text: str) -> str:
