@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from tipmini_lab.book import router
+from tipmini_lab.book.tables import EMPTY
 from tipmini_lab.experiments.profiles import load_profile
 
 PROFILE = load_profile("mini").model_copy(
@@ -21,6 +22,7 @@ def test_a_mark_or_the_end_of_a_line_tells_templates_apart():
 def test_questions_are_counted_once_and_a_wrong_way_is_wrong():
     counts = router.confusion(PROFILE)
     assert list(counts.sum(axis=1)) == [8, 8] and counts.loc["rte", "rte"] == 8
+    assert list(router.table(counts).loc["RTE"]) == [EMPTY, "100.0%"]
     index = pd.MultiIndex.from_product([PROFILE.tasks, range(8)], names=["task", "row"])
     found = router.at_least(pd.DataFrame({"single": np.ones(16)}, index=index), PROFILE)
     assert found == {task: counts.loc[task, task] / 8 for task in PROFILE.tasks}

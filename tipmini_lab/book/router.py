@@ -10,6 +10,7 @@ from functools import cache
 
 import pandas as pd
 
+from tipmini_lab.book.tables import EMPTY, TITLES
 from tipmini_lab.evaluation import tasks
 from tipmini_lab.experiments.profiles import Profile
 
@@ -51,6 +52,13 @@ def confusion(profile: Profile) -> pd.DataFrame:
     found = routed(names, tuple(map(profile.rows, names)))
     counts = {task: pd.Series(taken).value_counts() for task, taken in found.items()}
     return pd.DataFrame(counts).T.reindex(index=names, columns=names).fillna(0).astype(int)
+
+
+def table(counts: pd.DataFrame) -> pd.DataFrame:
+    """`confusion` in percent of each row's task; what none is taken for is left empty."""
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    text = shares.map(lambda share: f"{share:.1%}" if share else EMPTY)
+    return text.rename(index=TITLES, columns=TITLES).rename_axis("examples of")
 
 
 def at_least(rows: pd.DataFrame, profile: Profile) -> dict[str, float]:
