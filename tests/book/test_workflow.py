@@ -156,7 +156,8 @@ def test_jobs_that_were_left_are_cancelled_those_of_this_checkout_alone(tmp_path
     queue.write_text(f"7 {slurm.name()}_one\n8 tipmini-another_one\n9 {slurm.name()}_two\n")
     for program, does in (
         ("squeue", f"cat {queue}"),
-        ("scancel", f'for job; do sed -i "/^$job /d" {queue}; done'),
+        # It fails, as of a job that has ended since squeue was asked.
+        ("scancel", f'for job; do sed -i "/^$job /d" {queue}; done; exit 1'),
     ):
         (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / program).chmod(0o755)
@@ -164,3 +165,13 @@ def test_jobs_that_were_left_are_cancelled_those_of_this_checkout_alone(tmp_path
     given = slurm.options(paths.REPOSITORY / "workflow/slurm")
     assert given[-2:] == ["--slurm-jobname-prefix", slurm.name()]
     assert queue.read_text() == "8 tipmini-another_one\n"
+
+
+def test_a_squeue_that_fails_without_a_word_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "ASIDE", tmp_path / "slurm")
+    (tmp_path / "slurm" / slurm.PLUGIN).mkdir(parents=True)
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(TipminiError, match="Slurm does not answer: squeue: exit code 3"):
+        slurm.options(paths.REPOSITORY / "workflow/slurm")

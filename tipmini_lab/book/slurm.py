@@ -46,7 +46,7 @@ def _cancel(prefix: str) -> None:
     left = _jobs(prefix)
     if left:
         print(f"cancelling {len(left)} jobs that a killed run left in the queue", flush=True)
-        subprocess.run(["scancel", *left], check=True)
+        subprocess.run(["scancel", *left])  # it fails of one that has ended meanwhile
     end = time.monotonic() + GONE
     while left := _jobs(prefix):
         if time.monotonic() > end:
@@ -63,6 +63,7 @@ def _jobs(prefix: str) -> list[str]:
     except FileNotFoundError:
         raise TipminiError("no Slurm here: there is no squeue") from None
     if told.returncode:
-        raise TipminiError(f"Slurm does not answer: {told.stderr.strip().splitlines()[-1]}")
+        why = (told.stderr.strip().splitlines() or [f"squeue: exit code {told.returncode}"])[-1]
+        raise TipminiError(f"Slurm does not answer: {why}")
     lines = (line.split(maxsplit=1) for line in told.stdout.splitlines())
     return [job for job, called in lines if called.startswith(prefix)]
