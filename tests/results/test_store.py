@@ -142,5 +142,6 @@ def test_a_measurement_is_found_under_any_name(tmp_path):
     store.keep(tmp_path, bundle(keyed))
     single = BOOLQ.model_copy(update={"key": "bcd"})
     store.save(tmp_path / "single.json", single)
+    (tmp_path / "damaged.json").write_bytes(b"\xff\xfe abc")
     assert store.find([tmp_path / "none", tmp_path], "abc") == keyed
     assert store.find([tmp_path], "bcd") == single and store.find([tmp_path], "abcd") is None

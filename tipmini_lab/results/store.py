@@ -223,7 +223,7 @@ def _text(bundle: Bundle, every: list[Cell]) -> str:
 def find(stores: Iterable[Path], key: str) -> Cell | None:
     """A cell that was measured of the very same things, under whatever name."""
     for file in (file for store in stores for file in sorted(store.glob("*.json"))):
-        if key in file.read_text():
+        if key.encode() in file.read_bytes():  # a damaged one may be no text
             bundle = load(file, Bundle)
             for cell in bundle.cells if bundle else filter(None, [load(file)]):
                 if cell.key == key:
