@@ -453,7 +453,7 @@ class Lab:
         scratch = self.profile.scratch / "distilled" / merge.name
         given = {
             "recipe": DistillRecipe(**settled),
-            "saved": scratch.with_suffix(".checkpoint.safetensors"),
+            "saved": scratch.with_name(f"{scratch.name}.checkpoint.safetensors"),
             "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
         }
         model = self.trainable, self.tokenizer, own
