@@ -28,13 +28,23 @@ def test_it_is_the_librarys_merge(small, tokenizer, method, options):
     found = tm.load_adapter("m")
     assert told == f"m: piqa, rte merged by {method}, rank {max(found.ranks.values())}\n"
     own = {task: tm.load_adapter(f"adapters/{task}") for task in TASKS}
-    rows = {t: [dict(tokenizer(x, return_tensors="pt")) for x in tasks.texts(t, 3)] for t in TASKS}
+    rows = {}
+    for task in TASKS:
+        definition, docs = tasks.training(task, 3)
+        asked = [definition.doc_to_text(doc) for doc in docs]
+        rows[task] = [dict(tokenizer(prompt, return_tensors="pt")) for prompt in asked]
     expected = merge_blockwise(llama().float(), own, rows, method, **options)
     for module in expected.modules:
         torch.testing.assert_close(
             found.delta(module), expected.delta(module), rtol=1e-3, atol=1e-4
         )
     PeftModel.from_pretrained(llama(), small / "m")
+
+
+def test_no_answer_is_read_but_a_text_without_a_prompt_is(small):
+    """a.jsonl has one of each."""
+    (source,) = tasks.sources([], [small / "a.jsonl"]).values()
+    assert sorted(tasks.prompts(source, 2)) == ["The sky is ", "Water is wet."]
 
 
 @pytest.mark.parametrize("example", main.COMMANDS[blockwise])

@@ -42,7 +42,8 @@ def blockwise(
 ) -> None:
     """Merge block by block, on what the blocks merged so far make of each adapter's own examples.
 
-    It runs the base model, each adapter over its examples, which takes some minutes.
+    It runs the base model, each adapter over its examples, which takes some minutes. Of examples
+    with an answer the prompts alone are read.
     """
     require("method", method, BY_BLOCK)
     given = {"rank": rank, "shrink": shrink, "balance": balance, "correction": correction}
@@ -61,7 +62,8 @@ def blockwise(
 
     sources = tasks.sources(task or (() if text else names), text or (), include_path)
     lab = laboratory(base, dtype=dtype)
-    encoded = [lab.tokenizer(tasks.texts(of, rows))["input_ids"] for of in sources.values()]
+    prompts = [tasks.prompts(of, rows) for of in sources.values()]
+    encoded = [lab.tokenizer(own)["input_ids"] for own in prompts]
     merged = merge_blockwise(
         lab.base,
         dict(zip(sources, own, strict=True)),

@@ -179,6 +179,12 @@ def texts(source: Source, count: int) -> list[str]:
     return [text(definition, doc) for doc in docs]
 
 
+def prompts(source: Source, count: int) -> list[str]:
+    """The first `count` train rows without their answers; a text without a prompt is one itself."""
+    definition, docs = training(source, count)
+    return [definition.doc_to_text(doc) or text(definition, doc) for doc in docs]
+
+
 def is_normed(definition: ConfigurableTask) -> bool:
     """Whether choices are scored by their likelihood over their length."""
     if definition.config.task in METRIC:
