@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from labs import llama
+from labs import llama, save_llama
 from merge_command import run
 from peft import PeftModel
 
@@ -35,6 +35,52 @@ def test_a_second_call_reads_the_first_ones_and_another_replaces_it(monkeypatch)
         run("distill", "--out", "both", *SHORT, *ADAPTERS)
     run("distill", "--out", "both", *SHORT, "--rank", "3", *ADAPTERS)
     assert set(tm.load_adapter("both").ranks.values()) == {3}
+
+
+def test_another_base_or_template_is_another_run(small, tokenizer):
+    """By the R of the start: a story that was read instead would tell the first one's."""
+    texts = ["--task", "colours", "--include-path", "tasks", "--out", "one", "adapters/piqa"]
+
+    def started(*given) -> float:
+        run("distill", *SHORT, "--dtype", "float32", *texts, *given)
+        return json.loads((small / "one" / distilling.STORY).read_text())["base"]["colours"]
+
+    found = [started()]
+    save_llama(small / "other", tokenizer, seed=1)
+    found.append(started("--base", "other"))
+    file = small / "tasks/colours.yaml"
+    file.write_text(file.read_text().replace("{{thing}}", "a {{thing}}, a"))
+    found += [started("--base", "other"), started("--base", "other")]
+    assert len(set(found[:3])) == 3 and found[2] == found[3]
+
+
+def test_a_damaged_story_is_made_again(small):
+    run("distill", "--out", "both", *SHORT, *ADAPTERS)
+    file = small / "both" / distilling.STORY
+    file.write_text(file.read_text()[:100])
+    run("distill", "--out", "both", *SHORT, *ADAPTERS)
+    assert json.loads(file.read_text())["digest"]
+
+
+def test_files_beside_an_earlier_result_are_told_before_the_work(small, refused, monkeypatch):
+    run("distill", "--out", "both", *SHORT, *ADAPTERS)
+    (small / "both/README.md").write_text("mine")
+    monkeypatch.setattr(distilling.Distilling, "ask", None)
+    told = refused("distill", "--out", "both", *SHORT, "--rank", "3", *ADAPTERS, beside=True)
+    assert "both: also holds README.md" in told and (small / "both" / distilling.STORY).is_file()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("The sky is blue.", "x.txt: 1 training examples; it needs two"),
+        ("a\nb", "x.txt: 2 of 2 examples have one token"),
+    ],
+)
+def test_too_few_or_too_short_rows_are_one_line(small, refused, rows, told):
+    (small / "x.txt").write_text(rows)
+    given = ["--text", "x.txt", "--out", "one", "adapters/piqa"]
+    assert told in refused("distill", *SHORT, *given, beside=True)
 
 
 @pytest.mark.parametrize(

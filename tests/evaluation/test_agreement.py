@@ -5,6 +5,7 @@ import torch
 from labs import llama
 from torch.nn.functional import kl_div
 
+from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import agreement, objective, tasks
 from tipmini_lab.evaluation.agreement import HeadDivergence, answered, divergences, spread
 
@@ -101,3 +102,13 @@ def test_no_label_is_used(tokenizer, monkeypatch):
             patch.setattr(tasks, "rows", mislabelled)
             other, again = found(task)
         assert (told, own.tolist()) == (other, again.tolist())
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_one_line(tokenizer):
+    _, (doc,) = tasks.training("coqa", 1)
+    first = f"{doc['story']}\n\nQ: {doc['questions']['input_text'][0]}\n\nA:"
+    count = len(tokenizer(first)["input_ids"])
+    with pytest.raises(TipminiError, match=rf"coqa: a prompt of {count} tokens"):
+        agreement.unlabelled(llama(length=count + agreement.SAID - 1), tokenizer, "coqa", 1)
+    (row,) = agreement.unlabelled(llama(length=count + agreement.SAID), tokenizer, "coqa", 1)
+    assert len(row.row) >= count

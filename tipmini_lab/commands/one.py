@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,8 @@ from tipmini.methods.weighting import adapter_digest
 from tipmini.models import hub
 from tipmini.models.files import TensorFile, naming, one_line
 from tipmini.models.peft_folder import (
+    CONFIG,
+    WEIGHTS,
     adapter_folder,
     factor_names,
     read_adapter_header,
@@ -156,7 +158,8 @@ def weigh(
     )
     sources = tasks.sources(task or (), text or (), include_path)
     own = dict(zip(sources, own, strict=True))
-    weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources)
+    told = f"{lab.model_hash}, {lab.dtype}"
+    weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources, told)
     for name, read in weighing.rows.items():
         refuse_unpredicted(name, read)
     weighing.weights()
@@ -197,7 +200,9 @@ def distill(
     from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments import distilling, training
 
-    if not (out / distilling.STORY).is_file():  # of an earlier run, which this one replaces
+    if (out / distilling.STORY).is_file():  # of an earlier run, which this one replaces
+        _refuse_beside(out, {CONFIG, WEIGHTS, distilling.STORY})
+    else:
         refuse_taken(out)
     sources = tasks.sources(task or (() if text else names), text or (), include_path)
     own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
@@ -212,15 +217,17 @@ def distill(
         seed=seed,
     )
     lab = laboratory(base, dtype=dtype, device=device)
+    saved = Path(os.path.abspath(out))  # "." has no name
     run = distilling.Distilling(
         lab.trainable,
         lab.tokenizer,
         own,
         start,
         recipe,
-        out.with_name(f"{out.name}.checkpoint.safetensors"),
+        saved.with_name(f"{saved.name}.checkpoint.safetensors"),
         sources,
         training.temperatures(dict(zip(sources, adapters, strict=True))),
+        f"{lab.model_hash}, {lab.dtype}",
     )
     distilling.kept(run, [out])
     told = json.loads((out / distilling.STORY).read_text())
@@ -309,6 +316,12 @@ def _refuse_unwritable(out: Path) -> None:
             pass
     except OSError as error:
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+
+
+def _refuse_beside(out: Path, ours: Collection[str]) -> None:
+    """Raise TipminiError, before the long part, for other files in a folder that is replaced."""
+    if others := sorted({file.name for file in out.iterdir()} - {*ours}):
+        raise TipminiError(f"{out}: also holds {', '.join(others)}; choose another folder")
 
 
 def _refuse_anothers(out: Path, is_ours: Callable[[Path], bool]) -> None:

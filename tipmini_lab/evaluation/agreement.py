@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import objective, tasks
 from tipmini_lab.evaluation.model import TRAINED
 from tipmini_lab.evaluation.objective import Example
@@ -109,7 +110,8 @@ def unlabelled(
     """`count` train rows after the first `passed` of the fixed order, of which no label is used.
 
     Listed choices are all read. An open question is answered by the model itself, whose adapter is
-    to be active; of a text without a question every token counts.
+    to be active; of a text without a question every token counts. Raises TipminiError for a prompt
+    that leaves no room for an answer.
     """
     definition, docs = tasks.training(source, passed + count)
     if definition.config.doc_to_choice is not None:
@@ -139,6 +141,10 @@ def _spoken(model: nn.Module, tokenizer, definition: ConfigurableTask, doc: dict
             if ends or said == SAID:
                 break
             ids, said = [*ids, last], said + 1
+    if not ids:
+        most = model.config.max_position_embeddings
+        told = f"a prompt of {len(asked)} tokens, and {SAID} to answer it, of the model's {most}"
+        raise TipminiError(f"{definition.config.task}: {told}; shorten it, or leave it out")
     row = pack(ids, [])
     for index in reads:  # what ends an answer is predicted too, whatever follows it
         row.read(index, [*ids, last][index + 1], 0)

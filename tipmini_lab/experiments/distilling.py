@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import tipmini as tm
-from tipmini.errors import require
+from tipmini.errors import TipminiError, require
 from tipmini.methods.weighting import adapter_digest
 from tipmini.models.lowrank import truncate
+from tipmini.models.peft_folder import WEIGHTS
+from tipmini.models.sealed import sealed
 from tipmini_lab.evaluation import agreement, objective, tasks
 from tipmini_lab.evaluation.agreement import Answered
 from tipmini_lab.evaluation.objective import Example
@@ -34,7 +36,7 @@ from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import add_lora, by_module, named_factors
 from tipmini_lab.experiments.weighing import OverTasks, weighed
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
 STORY = "distilled.json"  # beside the adapter, how it was made
@@ -86,8 +88,10 @@ class Agreeing(OverTasks):
         saved: Path,
         sources: Mapping[str, Source],
         temperatures: Mapping[str, float],
+        base: str | None = None,
     ):
         self.adapters, self.tasks, self.saved = dict(adapters), list(adapters), saved
+        self.base = base
         self.recipe, self.floor = recipe, recipe.floor
         self.tokenizer, self.tokens = tokenizer, recipe.tokens
         self.sources = {task: sources.get(task, task) for task in adapters}
@@ -112,11 +116,17 @@ class Agreeing(OverTasks):
         rows = {
             task: tasks.rows(source, "train", sum(self.counts[task]))
             if isinstance(source, str)
-            else list(source.training_docs())
+            else self._as_read(task)
             for task, source in self.sources.items()
         }
         recipe = {key: value for key, value in asdict(self.recipe).items() if value is not None}
-        return digests.digest([type(self).__name__, recipe, adapters, rows, self.told])
+        base = [self.base] if self.base else []
+        return digests.digest([type(self).__name__, recipe, adapters, rows, self.told, *base])
+
+    def _as_read(self, task: str) -> list:
+        """A user's own rows in tokens: their template may change as well."""
+        every = objective.examples(self.sources[task], self.tokenizer, sum(self.counts[task]))
+        return [[list(e.content), e.row.targets, e.lengths] for e in every]
 
     # Before the first step: what the adapters answer, and how far from it the base is -------------
     def _counts(self, task: str) -> tuple[int, int, int]:
@@ -125,9 +135,12 @@ class Agreeing(OverTasks):
         if self.recipe.counts:
             return passed, *self.recipe.counts[task]
         every = tasks.rows(task, "train") if source == task else source.training_docs()
+        if (left := len(every) - passed) < 2:
+            told = "it needs two, one to learn from and one to stop by"
+            raise TipminiError(f"{task}: {max(left, 0)} training examples; {told}")
         share = self.recipe.stories if task == "coqa" else 1
         wanted = share * (self.recipe.rows + self.recipe.stopping)
-        share *= min(1, (len(every) - passed) / wanted)
+        share *= min(1, left / wanted)
         return passed, *(max(1, int(share * n)) for n in (self.recipe.rows, self.recipe.stopping))
 
     def ask(self) -> None:
@@ -139,13 +152,14 @@ class Agreeing(OverTasks):
                 every = objective.examples(
                     self.sources[task], self.tokenizer, passed + sum(counts)
                 )[passed:]
+                objective.refuse_unpredicted(task, every)
             else:
                 with self.alone(task):
                     every = agreement.unlabelled(
                         self.model, self.tokenizer, self.sources[task], sum(counts), passed
                     )
+                    objective.refuse_unpredicted(task, every)
                     every = agreement.answered(self.model, every, self.tokens)
-            objective.refuse_unpredicted(task, every)
             self.rows[task] = every
             self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
             with self.bare():
@@ -234,7 +248,8 @@ class Distilling(Agreeing):
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
     start: a merge of them, cut to the recipe's rank; None: A drawn from the seed, B = 0.
     saved: the checkpoint's file; who keeps the result deletes it. sources: what a task's rows are
-    read of, where it is no packaged one. temperatures: of tasks whose training told one.
+    read of, where it is no packaged one. temperatures: of tasks whose training told one. base: what
+    tells the model from others that may take its place.
     """
 
     def __init__(
@@ -247,8 +262,9 @@ class Distilling(Agreeing):
         saved: Path,
         sources: Mapping[str, Source] = {},
         temperatures: Mapping[str, float] = {},
+        base: str | None = None,
     ):
-        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures)
+        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures, base)
         self.start = start
         modules = sorted({module for each in adapters.values() for module in each.modules})
         self.peft = add_lora(model, recipe.rank, recipe.rank, modules, recipe.seed, light=True)
@@ -300,13 +316,13 @@ def kept(run: Agreeing, places: Sequence[Path]) -> tm.LoraAdapter:
     written to the last, with its story beside it."""
     identity = run.identity()
     for folder in places:
-        told = folder / STORY
-        if told.is_file() and json.loads(told.read_text())["identity"] == identity:
+        told = json.loads(checked.text(folder / STORY) or "{}")
+        if told.get("identity") == identity and checked.is_whole(folder / WEIGHTS):
             return tm.load_adapter(folder)
     found, folder = run.run(), places[-1]
     (folder / STORY).unlink(missing_ok=True)
     found.save(folder, torch.float16)
-    store.write(folder / STORY, json.dumps(run.story()) + "\n")
+    store.write(folder / STORY, sealed(json.dumps(run.story())))
     run.saved.unlink(missing_ok=True)
     return tm.load_adapter(folder)
 

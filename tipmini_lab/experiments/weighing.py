@@ -148,8 +148,9 @@ class Weighing(OverTasks):
 
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
     files: where weights may stand that were learnt before; new ones are written to the last.
-    sources: what a task's rows are read of, where it is no packaged one (`tasks.sources`). Raises
-    TipminiError for adapters that are not of the model's layers.
+    sources: what a task's rows are read of, where it is no packaged one (`tasks.sources`). base:
+    what tells the model from others that may take its place. Raises TipminiError for adapters that
+    are not of the model's layers.
     """
 
     every = 2
@@ -162,8 +163,9 @@ class Weighing(OverTasks):
         recipe: WeighingRecipe,
         files: Sequence[Path],
         sources: Mapping[str, Source] = {},
+        base: str | None = None,
     ):
-        self.model, self.recipe, self.files = model, recipe, files
+        self.model, self.recipe, self.files, self.base = model, recipe, files, base
         self.saved = files[-1].with_suffix(".checkpoint.safetensors")
         self.tokens, self.tasks, self.factors = recipe.tokens, list(adapters), {}
         counts = {t: recipe.stories if t == "coqa" else recipe.rows for t in self.tasks}
@@ -181,7 +183,8 @@ class Weighing(OverTasks):
         """Hash of recipe, adapters and rows: what was learnt of anything else is another's."""
         told = lambda e: [list(e.content), e.row.targets, e.gold]  # noqa: E731
         rows = {task: list(map(told, each)) for task, each in self.rows.items()}
-        return digests.digest([asdict(self.recipe), self.adapters, rows])
+        base = [self.base] if self.base else []
+        return digests.digest([asdict(self.recipe), self.adapters, rows, *base])
 
     @torch.no_grad()
     def measure_base(self) -> None:
