@@ -54,6 +54,15 @@ def test_another_base_or_template_is_another_run(small, tokenizer):
     assert len(set(found[:3])) == 3 and found[2] == found[3]
 
 
+def test_into_the_folder_where_one_stands(small, monkeypatch):
+    adapters = [str(small / each) for each in ADAPTERS]
+    (small / "empty").mkdir()
+    monkeypatch.chdir(small / "empty")
+    assert run("distill", "--out", ".", *SHORT, *adapters).startswith(".: rank ")
+    assert tm.load_adapter(small / "empty").modules
+    assert {each.name for each in small.glob("empty*")} == {"empty"}  # no checkpoint is left
+
+
 def test_a_damaged_story_is_made_again(small):
     run("distill", "--out", "both", *SHORT, *ADAPTERS)
     file = small / "both" / distilling.STORY
@@ -90,6 +99,9 @@ def test_too_few_or_too_short_rows_are_one_line(small, refused, rows, told):
         (["--text", "a.jsonl", *ADAPTERS], "2 adapters and 1 tasks and texts"),
         (["adapters/piqa", "adapters/none"], "adapters/none"),
         (["--out", "tasks", *ADAPTERS], "tasks: also holds colours.yaml"),
+        (["--out", "a.jsonl/both", *ADAPTERS], "cannot be written"),
+        (["--learning-rate", "nan", *ADAPTERS], "a finite number above 0, got nan"),
+        (["--learning-rate", "-1", *ADAPTERS], "a finite number above 0, got -1.0"),
     ],
 )
 def test_refused(refused, given, told):

@@ -91,6 +91,14 @@ def test_own_rows_are_read_all_of_them(place, tokenizer, monkeypatch, name, more
     assert story.get("recipe", {"tasks": [name]})["tasks"] == [name]
 
 
+def test_into_the_folder_where_one_stands(short, place, monkeypatch):
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    assert prune("--steps", "1", "--out", ".").startswith(".: ")
+    AutoModelForCausalLM.from_pretrained(place / "empty")
+    assert {each.name for each in place.glob("empty*")} == {"empty"}
+
+
 def test_a_folder_can_be_the_base(short, place):
     prune("--base", "embedded", "--no-tune", "--method", "random", "--share", "0.5", "--out", "one")
     prune("--base", "one", "--no-tune", "--method", "random", "--share", "0.5", "--out", "two")

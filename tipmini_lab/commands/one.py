@@ -1,6 +1,7 @@
 """The commands on one model, adapter or task at a time, and `tipmini prune`."""
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -197,6 +198,8 @@ def distill(
     if len(names) != len(adapters):
         told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
         raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    if not 0 < learning_rate < math.inf:
+        raise TipminiError(f"learning rate must be a finite number above 0, got {learning_rate}")
     from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments import distilling, training
 
@@ -204,6 +207,9 @@ def distill(
         _refuse_beside(out, {CONFIG, WEIGHTS, distilling.STORY})
     else:
         refuse_taken(out)
+    place = Path(os.path.abspath(out))  # "." has no name, and is another folder once it is written
+    saved = place.with_name(f"{place.name}.checkpoint.safetensors")
+    _refuse_unwritable(saved)
     sources = tasks.sources(task or (() if text else names), text or (), include_path)
     own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
     start = tm.merge(own, "cat", weights="chosen")
@@ -217,20 +223,19 @@ def distill(
         seed=seed,
     )
     lab = laboratory(base, dtype=dtype, device=device)
-    saved = Path(os.path.abspath(out))  # "." has no name
     run = distilling.Distilling(
         lab.trainable,
         lab.tokenizer,
         own,
         start,
         recipe,
-        saved.with_name(f"{saved.name}.checkpoint.safetensors"),
+        saved,
         sources,
         training.temperatures(dict(zip(sources, adapters, strict=True))),
         f"{lab.model_hash}, {lab.dtype}",
     )
-    distilling.kept(run, [out])
-    told = json.loads((out / distilling.STORY).read_text())
+    distilling.kept(run, [place])
+    told = json.loads((place / distilling.STORY).read_text())
     first, *others = (each["R"] for each in told["stopping"])
     print(f"{out}: rank {recipe.rank}, of {', '.join(names)}; on examples that only stopped it its")
     print(f"  answers are {min(first, *others):.0%} as far from the adapters' as the base's are")
@@ -436,10 +441,11 @@ def prune(
     chosen = PruningRecipe.__dataclass_fields__.keys() & given.keys()
     recipe, semi = PruningRecipe(**{name: given[name] for name in chosen}), method in SEMI
     folder = pruning.local_folder(base)
+    place = out if out.name else Path(os.path.abspath(out))  # a checkpoint is called by it
     if dry_run:
-        facts = pruning.plan(folder, recipe, out, semi)
+        facts = pruning.plan(folder, recipe, place, semi)
     else:
-        facts = pruning.prune(folder, recipe, out, dtype, semi, sources, device)
+        facts = pruning.prune(folder, recipe, place, dtype, semi, sources, device)
     if as_json:
         print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return

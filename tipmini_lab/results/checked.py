@@ -38,7 +38,7 @@ def text(file: Path) -> str | None:
             json.loads(content)
             return content.decode()
         _tell(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except ValueError:  # also TipminiError
         _tell(file)
