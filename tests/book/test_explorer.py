@@ -49,6 +49,7 @@ def test_a_merge_is_asked_for_by_its_settings_and_nothing_else_may_differ():
     assert made("recommended", weights="0.35/T")["weight"] == 0.05
     others = ["base", "tip-by-module", "tip-rows-8", "tip.static", "tip.scaled", "dare-s1"]
     others += ["dare-0.5", "cat-learnt", "ties-0.1", "tip-rescaled", "tip-other-rows"]
+    others += ["distilled-56"]
     assert [made(name) for name in others] == [None] * len(others)
     assert made("tip", adapters=dict.fromkeys(MINI.tasks[1:3])) is None
 

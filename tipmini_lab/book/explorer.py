@@ -211,6 +211,7 @@ def asked(made: dict, profile: Profile) -> dict | None:
         made["method"] in UNMERGED
         or Inputs(**made["inputs"]) != Inputs()
         or made["norm_of"]
+        or made.get("distill")  # which a merge that is not goes without
         or made["seed"] not in (None, profile.seed)
         or merged != profile.tasks[: len(merged)]
         or isinstance(given, dict)
