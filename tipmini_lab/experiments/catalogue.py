@@ -133,9 +133,13 @@ class Variant(Named):
 
     @property
     def measured(self) -> Inputs:
-        """How the inputs are measured; for Gram matrices, where it needs those."""
+        """How the inputs are measured; for Gram matrices, where it needs those.
+
+        Where nothing is said, they are means over sequences, as what is stored was measured; the
+        authors' are over tokens, "gram".
+        """
         of_norms = self.needs == "grams" and not self.inputs.statistic.startswith("gram")
-        return self.inputs.model_copy(update={"statistic": "gram"} if of_norms else {})
+        return self.inputs.model_copy(update={"statistic": "gram_sequences"} if of_norms else {})
 
     def tasks(self, every: Sequence[str]) -> tuple[str, ...]:
         """Those whose adapters are merged, in the order of `every`; they alone are evaluated.

@@ -171,7 +171,9 @@ class InputNorms:
         }
         other = chosen.model_dump(include={"statistic", "source"}, exclude_defaults=True)
         if chosen.statistic == "gram":
-            other["mean over"] = "tokens"  # what is stored without this was over sequences
+            other["mean over"] = "tokens"
+        if chosen.statistic == "gram_sequences":
+            other["statistic"] = "gram"  # its name when the first were measured
         return inputs | ({"inputs": other} if other else {})
 
     def texts(self, task: str, chosen: Inputs = DEFAULT) -> list[str]:
