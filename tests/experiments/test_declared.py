@@ -225,7 +225,7 @@ def test_what_must_be_measured_of_the_inputs(method, needs):
 
 @pytest.mark.parametrize(
     ("asked", "measured"),
-    [("wanda", "gram"), ("gram", "gram"), ("gram_sequences", "gram_sequences")],
+    [("wanda", "gram_sequences"), ("gram", "gram"), ("gram_sequences", "gram_sequences")],
 )
 def test_which_gram_matrices_regmean_is_given(asked, measured):
     one = Variant(**ONE, method="regmean", inputs={"statistic": asked, "answers": False})
