@@ -100,8 +100,8 @@ TRAINED = {
 # What a method needs besides the adapters, in words.
 NEEDS = {
     None: "adapters alone",
-    "norms": "unlabelled rows",
-    "grams": "unlabelled rows",
+    "norms": "rows of its task",
+    "grams": "rows of its task",
     "rows": "base model, unlabelled rows",
 }
 # Other tools' names of the same: PEFT's, mergekit's.
