@@ -49,7 +49,7 @@ def number_format(path: Path | str, dtype: str = "auto", device: str = "cpu") ->
     if dtype != "auto":
         return dtype
     with _from_hub(path):
-        stored = AutoConfig.from_pretrained(path).dtype
+        stored = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
     if stored == torch.float16:
         return "float32" if device == "cpu" else "float16"
     return fastest_dtype(device)
@@ -87,7 +87,12 @@ def load_base(
     divided = {"device_map": "auto"} if several else {}  # by accelerate, which moves what is read
     with _from_hub(path):
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=chosen, attn_implementation=attention, **divided
+            path,
+            dtype=chosen,
+            attn_implementation=attention,
+            trust_remote_code=False,  # else transformers asks, and a "y" runs the folder's code
+            use_safetensors=True,  # else it reads a pickle
+            **divided,
         )
     model = model.eval().requires_grad_(False)
     return model if several else model.to(device)
@@ -105,7 +110,7 @@ def load_tokenizer(path: Path | str):
     missing = f"{path}: has no tokenizer that can be read; save the model's there (tokenizer.json)"
     with _from_hub(path):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except HFValidationError:
             raise
         except (ValueError, KeyError) as error:  # there is none, or one that is damaged
@@ -130,12 +135,17 @@ def download(
 
 @contextmanager
 def _from_hub(name: Path | str) -> Iterator[None]:
-    """The hub's many failures as one line."""
+    """The hub's many failures as one line, and what is no model without code of its own."""
     try:
         yield
+    except TipminiError:
+        raise
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
         raise TipminiError(f"{name}: not in the hub's cache and not fetched: {first}") from error
+    except ValueError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TipminiError(f"{name}: no model of transformers' own: {first}") from error
 
 
 def target_hidden(model: nn.Module, batch: Batch) -> Tensor:

@@ -529,9 +529,9 @@ def families_of(folder: BaseFolder) -> list[Family]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder.folder)
+        config = AutoConfig.from_pretrained(folder.folder, trust_remote_code=False)
         with torch.device("meta"):
-            return find_families(AutoModelForCausalLM.from_config(config))
+            return find_families(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     except (OSError, ValueError) as error:
         if isinstance(error, TipminiError):
             raise

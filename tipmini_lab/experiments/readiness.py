@@ -52,7 +52,8 @@ def weights_size(folder: Path) -> int:
 
     try:
         with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         told = str(error).strip().partition("\n")[0]
         raise TipminiError(f"{folder}: no causal model ({told})") from None
