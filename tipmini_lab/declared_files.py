@@ -28,10 +28,11 @@ def read(model: type[Model], file: Path) -> Model:
     """
     try:
         return model.model_validate(yaml.safe_load(file.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise TipminiError(f"{file}: not valid YAML: {one_line(error)}") from error
     except ValidationError as error:
         raise TipminiError(f"{file}: {what_is_wrong(error, model)}") from error
+    # ValueError: also of what YAML takes for a date.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise TipminiError(f"{file}: not valid YAML: {one_line(error)}") from error
 
 
 def what_is_wrong(error: ValidationError, model: type[BaseModel] | None = None) -> str:

@@ -24,6 +24,7 @@ CLAIMS = BOOK / "claims"  # a file a paper
 BENCH = REPOSITORY / "results" / "bench.json"
 REHEARSAL = REPOSITORY / "results" / "rehearsal.json"
 GPU = REPOSITORY / "results" / "gpu"  # a file a machine
+NAME = r"^[a-z0-9][a-z0-9._-]{0,199}$"  # of what has files or folders of that name
 
 
 def cache() -> Path:

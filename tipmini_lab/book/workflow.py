@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
 from tipmini_lab.book import slurm
@@ -110,6 +112,13 @@ def group_digest(profile: str, group: str | None) -> str:
     return digest(profile, program, paths.ADAPTERS, *declared)
 
 
+def jobs(told: object) -> int:
+    """The number of jobs that a group is split in; TipminiError for any that is not in reason."""
+    if not re.fullmatch(r"[1-9]\d{0,2}", str(told)):
+        raise TipminiError(f"jobs must be a whole number from 1 to 999, got {told!r}")
+    return int(str(told))
+
+
 # Running ------------------------------------------------------------------------------------------
 STEPS = ("all", "measured", "trained", "reproduced")
 
@@ -135,6 +144,7 @@ def run(
         require("group", group, paths.declared("experiments"))
     if profile.endswith(".yaml"):
         profile = str(Path(profile).resolve())
+        _refuse_misread(profile)
     snakefile = paths.REPOSITORY / "workflow" / "Snakefile"
     command = [sys.executable, "-m", "snakemake", step, "--snakefile", str(snakefile)]
     command += ["--directory", str(paths.REPOSITORY)]
@@ -155,3 +165,14 @@ def run(
         raise TipminiError(f"{paths.BUILD}: another run is at work; wait for its end") from None
     if done.returncode:
         raise TipminiError(f"{step}: a step failed, see above; the same command goes on from there")
+
+
+def _refuse_misread(profile: str) -> None:
+    """Raise TipminiError for a path that is another in YAML, as which Snakemake reads settings."""
+    try:
+        same = yaml.load(profile.strip("'\""), yaml.BaseLoader) == profile
+    except yaml.YAMLError:
+        same = False
+    if not same:
+        told = "Snakemake would read this path as another; give the file or its folder a plain name"
+        raise TipminiError(f"profile {profile!r}: {told}")

@@ -36,6 +36,7 @@ def measure(
     from tipmini_lab.experiments import estimate, experiment, groups, readiness
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
+    _refuse_unknown(task, chosen)
     readiness.refuse_unready(chosen)
     module = group and groups.module_of(group)
     if task and module and module != groups.MERGES:
@@ -69,6 +70,7 @@ def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") 
     from tipmini_lab.experiments.experiment import Lab
 
     lab = Lab(_profile(profile, dtype))
+    _refuse_unknown(task, lab.profile)
     readiness.refuse_unready(lab.profile)
     for name in task or lab.profile.tasks:
         lab.norms.of(name, lab.norms.first)
@@ -81,6 +83,11 @@ def _profile(name: str, dtype: str = "auto"):
 
     found = load_profile(name)
     return found if dtype == "auto" else found.model_copy(update={"dtype": dtype})
+
+
+def _refuse_unknown(tasks: list[str] | None, profile) -> None:
+    for name in tasks or ():
+        require("task", name, profile.tasks)
 
 
 @in_checkout
@@ -156,7 +163,7 @@ def batch(
         known=group_names,
     ) = None,
     profile: Profile = "mini",
-    jobs: option(int, "in which each group is split", min=1) = 1,
+    jobs: option(int, "in which each group is split", min=1, max=999) = 1,
     cluster: option(Path | None, "folder of Snakemake settings, such as workflow/slurm") = None,
     dry_run: option(bool, "say what is stored, what would be measured and how long") = False,
 ) -> None:

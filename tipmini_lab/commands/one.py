@@ -307,7 +307,7 @@ def laboratory(base: str, **settings: object):
     from tipmini_lab.experiments.experiment import Lab
     from tipmini_lab.experiments.profiles import Profile
 
-    made = {"name": "command line", "description": "one command", "results": "_build/results/cli"}
+    made = {"name": "command-line", "description": "one command", "results": "_build/results/cli"}
     return Lab(Profile(**made, model=base, **settings))
 
 
@@ -357,6 +357,8 @@ def adapters(
     from tipmini_lab.evaluation import assets
     from tipmini_lab.experiments import training
 
+    for name in task or ():
+        require("task", name, training.RECIPES)
     assets.fetch()
     for name in task or training.RECIPES:
         print(training.train(name, (out or paths.ADAPTERS) / name, device=device))

@@ -22,12 +22,11 @@ from tipmini.errors import RULES, TipminiError, is_rule
 from tipmini.methods.table import BY_BLOCK, METHODS, preset
 from tipmini_lab.declared_files import Declared, read, what_is_wrong
 from tipmini_lab.experiments.profiles import Profile, known_tasks
-from tipmini_lab.paths import EXPERIMENTS, experiment_files
+from tipmini_lab.paths import EXPERIMENTS, NAME, experiment_files
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.store import Cell, in_one_format
 
 UNMERGED = ("base", "single")  # the model alone, and with each task's own adapter
-NAME = r"^[a-z0-9][a-z0-9._-]*$"  # also a file's name
 WEIGHTS_TOLD = {"mean": "1/T", "sqrt": "1/√T"}  # of weights, as a reader knows them
 Weights = float | dict[str, float] | str
 Option = bool | int | float | str | None
@@ -214,7 +213,9 @@ class Sweep(Declared):
             "sparsity": {"options": line.options | {"sparsity": value}},
             "rows": {"inputs": line.inputs.model_dump() | {"rows": value}},
         }.get(self.moves, {self.moves: value})
-        title = f"{line.title}, {self.label.format(value=WEIGHTS_TOLD.get(value, value))}"
+        title = (
+            f"{line.title}, {self.label.replace('{value}', str(WEIGHTS_TOLD.get(value, value)))}"
+        )
         return line.changed(name=self.place(line.name, value), title=title, full=False, **changes)
 
 
@@ -274,7 +275,7 @@ class Control(Named):
     full_of: tuple[str, ...] = ()  # beside which the profile `full` measures it
 
     def beside(self, pruned: Variant) -> Iterator[Variant]:
-        name, title = f"{pruned.name}.{self.name}", self.title.format(title=pruned.title)
+        name, title = f"{pruned.name}.{self.name}", self.title.replace("{title}", pruned.title)
         told = {"name": name, "title": title, "full": pruned.name in self.full_of}
         if self.unpruned:
             summed = str(pruned.options.get("summation", "linear"))

@@ -3,20 +3,21 @@
 import re
 from collections.abc import Sequence
 
-import yaml
-
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, require
 from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.paths import experiment_files, own_groups
 
 MERGES, PRUNINGS = "experiment", "prunings"
+OWN = ("elastic", "few_shot", "tunings")  # what a file may name
 
 
 def module_of(group: str) -> str:
     """The module of tipmini_lab.experiments whose `measure` measures a group."""
-    if group in (own := own_groups()):
-        return yaml.safe_load(own[group].read_text())["module"]
+    if file := own_groups().get(group):
+        module = re.findall(r"(?m)^module: (\w+)$", file.read_text())[0]
+        require(f"{file}: module", module, OWN)  # it is imported
+        return module
     return PRUNINGS if group in experiment_files(prunings=True) else MERGES
 
 

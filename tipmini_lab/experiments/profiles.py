@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator
@@ -29,7 +30,7 @@ Rows = Annotated[dict[str, int], AfterValidator(known_tasks)]  # so many of each
 class Profile(Declared):
     """Everything a run depends on besides code, model, adapters and data themselves."""
 
-    name: str
+    name: str = Field(pattern=paths.NAME)  # also a folder's name
     description: str  # one sentence for the reader of a table
     model: str = "embedded"  # or a hub id
     adapters: str = "adapters/{task}"  # folder or hub id; {task} is replaced
@@ -59,6 +60,14 @@ class Profile(Declared):
     @classmethod
     def _known(cls, names: Tasks) -> Tasks:
         return known_tasks(names)
+
+    @field_validator("adapters")
+    @classmethod
+    def _names_tasks(cls, pattern: str) -> str:
+        for _, *field in Formatter().parse(pattern):  # of single braces it raises ValueError itself
+            if field not in ([None] * 3, ["task", "", None]):
+                raise ValueError("only {task} is replaced; write other braces twice")
+        return pattern
 
     @property
     def store(self) -> Path:

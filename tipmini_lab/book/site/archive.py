@@ -34,6 +34,8 @@ def write(html: Path, into: Path, repository: Path = paths.REPOSITORY) -> Path:
     hashes = (f"{hashlib.sha256(files[name][0]).hexdigest()}  {name}" for name in sorted(files))
     files[MANIFEST] = "\n".join([*hashes, ""]).encode(), False
     name = f"{known.citation['title']}-{known.citation['version']}-{commit.name[:10]}"
+    if Path(name).name != name:
+        raise TipminiError(f"archive: {name!r} is no file's name; mend title or version")
     out, part = into / f"{name}.tar", into / f".{name}.part"
     with tarfile.open(part, "w") as archive:
         for inner, (content, executable) in sorted(files.items()):
@@ -72,5 +74,9 @@ def _sources(repository: Path) -> dict[str, tuple[bytes, bool]]:
 
 def _book(html: Path) -> dict[str, tuple[bytes, bool]]:
     """The pages, without Sphinx's own notes, which begin with a dot."""
-    files = {f.relative_to(html).as_posix(): f for f in html.rglob("*") if f.is_file()}
+    files = {
+        f.relative_to(html).as_posix(): f
+        for f in html.rglob("*")
+        if f.is_file() and not f.is_symlink()
+    }
     return {name: (f.read_bytes(), False) for name, f in files.items() if f.name[0] != "."}
