@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("folders", "merge_command")
+pytest.register_assert_rewrite("folders", "hostile", "merge_command")
 settings.register_profile("tipmini", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("tipmini")
 

@@ -18,6 +18,11 @@ class TipminiError(ValueError):
     """
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, and halves of characters, written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def require(what: str, value: object, known: Iterable) -> None:
     """Raise TipminiError unless the value is one of those known."""
     known = list(known)

@@ -20,7 +20,7 @@ def examples(*lines: str) -> str:
 
 def nearest(word: object, known: list[str]) -> str:
     """'; did you mean ...?', or nothing where no known word is near."""
-    near = get_close_matches(str(word), known, n=1)
+    near = get_close_matches(word, known, n=1) if isinstance(word, str) else ()
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

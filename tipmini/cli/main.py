@@ -1,5 +1,6 @@
 """The command line of those who merge; the laboratory adds its own commands to it."""
 
+import errno
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ import typer
 import tipmini as tm
 from tipmini.cli import merge
 from tipmini.cli.arguments import Adapters, AsJson, examples, first_line
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, printable
 
 UsageError = typer.BadParameter.__base__  # typer carries click inside and exports this alone
 
@@ -99,10 +100,15 @@ app.command(epilog=merge.EPILOG)(merge.merge)
 
 def main() -> None:
     """Run; what the user can mend is one line and exit code 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path may be no text
     try:
         sys.exit(app(prog_name="tipmini", standalone_mode=False) or 0)
     except TipminiError as error:
         line = f"tipmini: {' '.join(str(error).splitlines())}"  # a path can hold a line's end
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # only what was given can be so long
+            raise
+        line = f"tipmini: {str(error.filename)[:40]}...: {error.strerror}; name another"
     except ModuleNotFoundError as error:
         package = (error.name or "tipmini").partition(".")[0]
         if package == "tipmini" or find_spec(package):  # it is there: a bug
@@ -118,7 +124,7 @@ def main() -> None:
         line = f"{where}: {told}; see `{where} --help`"
     except typer.Abort:
         sys.exit(130)
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     sys.exit(2)
 
 

@@ -13,7 +13,7 @@ import typer
 
 import tipmini as tm
 from tipmini.cli.arguments import ADAPTERS, AsJson, complete_method, complete_option, examples
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, printable
 
 if TYPE_CHECKING:  # what the methods and torch are needed for comes after the arguments are read
     from tipmini.cli.merge_request import Inputs, Request
@@ -130,7 +130,7 @@ def merge(
     else:
         facts, tell = run(request, _bar(silent=quiet or as_json)), _tell
     for note in facts["notes"]:
-        print(f"tipmini: {note}", file=sys.stderr)
+        print(f"tipmini: {printable(note)}", file=sys.stderr)
     print(json.dumps(facts)) if as_json else tell(facts)
 
 

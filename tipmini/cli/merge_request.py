@@ -43,7 +43,14 @@ if TYPE_CHECKING:
 def _path(value: object) -> object:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError
+    os.fsencode(value)  # raises ValueError of half a character, which YAML can name
     return Path(value)
+
+
+def _name(value: object) -> object:
+    """Of a model: also a folder's path."""
+    _path(value)
+    return value
 
 
 def _paths(value: object) -> object:
@@ -92,7 +99,7 @@ class Request(BaseModel):
     grams: LIST | None = _must("grams must be a list of paths")
     seed: int = _must("seed must be a whole number", 0)
     into: A_PATH | None = _must("--into must be a folder")
-    base_model: Annotated[str, Field(min_length=1)] | None = _must(
+    base_model: Annotated[str, BeforeValidator(_name)] | None = _must(
         "base_model must be a model's name"
     )
     heads: str | None = _must("heads must be an adapter's name, or average")
@@ -126,14 +133,14 @@ def make_request(flags: Mapping[str, object], config: Path | None) -> Request:
     read = _read(config) if config else {}
     given = read | dict(flags)
     method = given.get("method", "cat" if is_file(given.get("weights")) else "recommended")
-    if method in BY_BLOCK:
+    if isinstance(method, str) and method in BY_BLOCK:
         raise TipminiError(f"method {method} runs the base model; use `tipmini blockwise`")
     known = [*METHODS, *PRESETS]
     method = ALIASES.get(method, method) if isinstance(method, str) else method
     if method not in known:
         listed = ", ".join(known)
         raise TipminiError(
-            f"no merge method {method!r}{nearest(method, known)}; there are {listed}"
+            f"no merge method {shown(method)}{nearest(method, known)}; there are {listed}"
         )
     options = {name: value for name, value in given.items() if name not in ARGUMENTS}
     for name in options:
@@ -190,14 +197,14 @@ def typed_options(method: str, given: Mapping[str, object]) -> dict[str, object]
         if name not in options:
             listed = f"it has {', '.join(options)}" if options else "it has none"
             raise TipminiError(f"merge method {method} has no option {name!r}; {listed}")
-        if "None" in types[name] and str(value).lower() in ("none", "null"):
-            options[name] = None
-            continue
         what, read = READERS[types[name][0]]
         try:
-            options[name] = read(str(value))
+            if isinstance(value, list | dict):  # few lines of YAML can name billions of parts
+                raise ValueError
+            none = "None" in types[name] and str(value).lower() in ("none", "null")
+            options[name] = None if none else read(str(value))
         except (KeyError, ValueError):
-            told = f"option {name} of {method} must be {what}, got {value!r}"
+            told = f"option {name} of {method} must be {what}, got {shown(value)}"
             raise TipminiError(told) from None
     return options
 
@@ -375,6 +382,8 @@ def open_inputs(
         told = f"{at_hand.folder if at_hand else base_model} has no module {unknown[0]}"
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         notes.append(f"{told}{more}, which PEFT then leaves out")
+    if request.options.get("on") == "delta":
+        _refuse_huge(inputs.shapes)
     if into:
         into.check(inputs.shapes)
         _compare(into, inputs.base_model, notes)
@@ -385,6 +394,15 @@ def open_inputs(
     else:
         peft_folder.refuse_taken(request.out)
     return inputs
+
+
+def _refuse_huge(shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise TipminiError for a delta that no memory here holds: of small factors it can be huge."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for module, (d, k) in shapes.items():
+        if 4 * d * k > memory:
+            told = f"its delta of {d:,} x {k:,} takes more than the {memory:,} bytes of memory here"
+            raise TipminiError(f"{module}: {told}; merge factors (on=factors)")
 
 
 def _smaller(adapter: "LoraAdapter") -> dict[str, float]:
@@ -414,7 +432,9 @@ def _matched(
         names = known.get(file.told["factors"])
         if names is None:
             of = file.told.get("adapter") or file.told.get("task", "another adapter")
-            raise TipminiError(f"{file.path}: measured of {of}, none of the adapters given")
+            raise TipminiError(
+                f"{file.path}: measured of {one_line(of)}, none of the adapters given"
+            )
         free = [name for name in names if name not in found]
         if not free:
             told = f"adapter {names[-1]} has its file already, it came twice"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tipmini.errors import TipminiError
-from tipmini.models.files import FLOATING, Entry, TensorFile, one_line, replacing
-from tipmini.models.identity import core
+from tipmini.models.files import FLOATING, Entry, TensorFile, one_line, replacing, shown
+from tipmini.models.identity import CACHED, core
 
 if TYPE_CHECKING:  # a dry run reads the headers alone
     from torch import Tensor
@@ -162,12 +162,13 @@ def _files(folder: Path) -> dict[str, TensorFile]:
         raise TipminiError(f"{folder / INDEX}: weight_map must give each tensor's file")
     shards = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise TipminiError(f"{folder / INDEX}: shard {name!r} lies outside the folder")
+        if Path(name).name != name or not name.isprintable():
+            told = f"shard {shown(name)} lies outside the folder, or is no name"
+            raise TipminiError(f"{folder / INDEX}: {told}")
         shards[name] = TensorFile(folder / name, finite=False)
     for tensor, name in places.items():
         if tensor not in shards[name]:
-            raise TipminiError(f"{folder / name}: lacks {tensor}, which {INDEX} names")
+            raise TipminiError(f"{folder / name}: lacks {one_line(tensor)}, which {INDEX} names")
     return {t: file for name, file in shards.items() for t in file if places.get(t) == name}
 
 
@@ -233,10 +234,21 @@ def save_merged(
             top = len(inside.parts) == 1  # further on are other layers', as of sentence models
             weights = file.name.endswith(WEIGHTS) if top else inside.parts[0] in STALE
             if file.is_file() and not (weights or hidden or str(inside) in LEFT):
+                _refuse_outside(file, base.folder)
                 (new / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, new / inside)
         for name, content in (beside or {}).items():
             (new / name).write_bytes(content() if callable(content) else content)
+
+
+def _refuse_outside(file: Path, folder: Path) -> None:
+    """Raise TipminiError for a link to what is neither in the folder nor in the hub's cache of it:
+    a copy would carry along whatever a stranger's folder points to."""
+    top = os.path.realpath(folder)
+    cached = CACHED.search(top)
+    top = top[: cached.end(2)] if cached else top
+    if not Path(os.path.realpath(file)).is_relative_to(top):
+        raise TipminiError(f"{file}: a link out of the folder; put a copy in its place, or none")
 
 
 def _write_tensors(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from tipmini.errors import TipminiError
+from tipmini.errors import TipminiError, printable
 
 if TYPE_CHECKING:  # a header is read without torch
     from torch import Tensor
@@ -31,8 +31,7 @@ def shown(value: object) -> str:
 
 def one_line(error: object) -> str:
     """A text on one line, its control characters escaped, of at most 300 characters."""
-    text = " ".join(str(error).split())
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    safe = printable(" ".join(str(error).split()))
     return safe if len(safe) <= 300 else f"{safe[:297]}..."
 
 

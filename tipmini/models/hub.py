@@ -13,7 +13,7 @@ from tipmini.errors import TipminiError
 from tipmini.models.files import one_line
 from tipmini.models.identity import CACHED
 
-ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)(?:@(\w[\w./-]*))?")
+ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)(?:@((?!.*\.\.)\w[\w./-]*))?")
 
 
 def folder_of(path: str | os.PathLike, files: Sequence[str]) -> Path:

@@ -445,7 +445,7 @@ def notes_of(folder: Path, smaller: Mapping[str, float]) -> list[str]:
     notes = [
         f"holds {name} as well, {what}, trained beside the adapter: no merge takes it along"
         for name, what in BESIDE.items()
-        if (folder / name).is_file()
+        if os.path.isfile(folder / name)
     ]
     if zero := sum(number == 0 for number in smaller.values()):
         told = f"lora_A or lora_B is 0 in {zero} of {len(smaller)} modules"
