@@ -12,7 +12,7 @@ BAD = [
     ([*TIP, "--out", "m", *ADAPTERS], "method tip needs --norms, one file an adapter"),
     ([*NORMS, "--out", "m", *ADAPTERS], "norms are read by wanda, tip; name one"),
     (["--sparsity", "0.6", *LINEAR[2:], *ADAPTERS], "an option of magnitude, wanda, tip; name one"),
-    ([*LINEAR, "--weights", "0/T", *ADAPTERS], "such as 0.7/T, or a .json file, got '0/T'"),
+    ([*LINEAR, "--weights", "0/T", *ADAPTERS], "or 0.7/T, or a .json file, got '0/T'"),
     ([*LINEAR, "--weights", "0.5", *ADAPTERS], "numbers (--weight), sum, mean"),
     (["--method", "regmean", "--out", "m", *ADAPTERS], "method regmean needs --grams"),
     # What is written takes the place of the whole folder.
@@ -27,7 +27,7 @@ BAD = [
     ([*LINEAR, "--sparsity", "0.5", *ADAPTERS], "linear has no option 'sparsity'; it has none"),
     ([*LINEAR, "--weight", "1", *ADAPTERS], "weights must be one an adapter, 3, got 1"),
     ([*LINEAR, "--weight", "nan", ADAPTERS[0]], "weights must be finite numbers"),
-    ([*LINEAR, "--weights", "avg", *ADAPTERS], "such as 0.7/T, or a .json file, got 'avg'"),
+    ([*LINEAR, "--weights", "avg", *ADAPTERS], "or 0.7/T, or a .json file, got 'avg'"),
     ([*LINEAR, "--weights", "mean", "--weight", "1", ADAPTERS[0]], "not both"),
     (["--method", "ties", "-o", "densty=1", *LINEAR[2:], *ADAPTERS], "did you mean 'density'?"),
     (["--method", "ties", "-o", "density", *LINEAR[2:], *ADAPTERS], "needs name=value"),

@@ -605,11 +605,11 @@ def test_a_merge_that_runs_the_base_is_the_librarys(profile, tiny, tokenizer, me
 
 
 def test_gram_matrices_by_token_are_others_than_those_by_sequence(profile):
-    """Stored under another name than what was once divided by sequences and called the same."""
+    """Those by sequence are known by the name that they had when the stored were measured."""
     norms = Lab(profile).norms
     inputs = [norms.inputs("rte", Inputs(statistic=s)) for s in ("gram", "gram_sequences", "wanda")]
     assert inputs[0]["inputs"] == {"statistic": "gram", "mean over": "tokens"}
-    assert inputs[1]["inputs"] == {"statistic": "gram_sequences"} and "inputs" not in inputs[2]
+    assert inputs[1]["inputs"] == {"statistic": "gram"} and "inputs" not in inputs[2]
 
 
 def test_calibration_reads_train_rows(profile):
