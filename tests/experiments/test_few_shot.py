@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from tipmini.errors import TipminiError
+from tipmini.methods.pruner import load_masks, save_masks
 from tipmini_lab import paths
 from tipmini_lab.experiments import declared, few_shot, pruning, prunings
 from tipmini_lab.experiments.few_shot import Group
@@ -70,9 +71,12 @@ def test_other_masks_or_other_questions_make_a_cell_stale(profile):
         profile, asked(ONCE).model_copy(update={"rows": 1}), GRID
     ).values()
     assert fewer.is_stale("mmlu") and not each.is_stale("mmlu")
-    masks = each.masks_file.read_bytes()
-    each.masks_file.write_bytes(masks + b" ")
+    other = {family: ~mask for family, mask in load_masks(each.masks_file).items()}
+    each.masks_file.write_bytes(save_masks(other))
     assert each.is_stale("mmlu")
+    each.masks_file.write_bytes(save_masks(other) + b" ")
+    with pytest.raises(TipminiError, match="no stored masks"):
+        each.is_stale("mmlu")
 
 
 @pytest.mark.parametrize(
