@@ -135,6 +135,19 @@ def test_groups_are_split_into_jobs_and_adapters_trained_one_a_job():
     assert (counts["part"], counts["adapter"], counts["fetch"]) == ("7", "7", "1")
 
 
+@pytest.mark.parametrize(("step", "job"), [("all", "book"), ("reproduced", "reproduced")])
+def test_what_is_fetched_anew_stops_nothing_that_rests_on_it(tmp_path, step, job):
+    """Snakemake passes over all that follows a job whose output is there and taken as `ancient`."""
+    (tmp_path / "notebooks").symlink_to(paths.NOTEBOOKS)
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_build/fetched").touch()
+    command = [sys.executable, "-m", "snakemake", step, "--dry-run", "--forcerun", "fetch"]
+    command += ["--snakefile", paths.REPOSITORY / "workflow/Snakefile", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"fetch", job} <= set(re.findall(r"(?m)^(\w+) +\d+$", done.stdout + done.stderr))
+
+
 def test_a_cluster_needs_its_settings_its_plugin_and_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(slurm, "ASIDE", tmp_path / "slurm")
