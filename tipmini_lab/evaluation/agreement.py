@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import objective, tasks
-from tipmini_lab.evaluation.model import TRAINED
+from tipmini_lab.evaluation.model import TRAINED, HeadLogprobs
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import batches, pack
 
@@ -79,10 +79,7 @@ class HeadDivergence(torch.autograd.Function):
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(found)
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (slopes,) = ctx.saved_tensors
-        return (gradient[:, None] * slopes).to(slopes.dtype), None, None
+    backward = staticmethod(HeadLogprobs.backward)  # slopes times what comes
 
 
 # What the adapter answers -------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig
@@ -35,7 +36,7 @@ from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import add_lora, by_module, named_factors
-from tipmini_lab.experiments.weighing import OverTasks, weighed
+from tipmini_lab.experiments.weighing import OverTasks, Recipe, weighed
 from tipmini_lab.results import checked, digests, store
 
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
@@ -43,7 +44,7 @@ STORY = "distilled.json"  # beside the adapter, how it was made
 
 
 @dataclass(frozen=True)
-class DistillRecipe:
+class DistillRecipe(Recipe):
     """How it is learnt; settled on validation examples, with the adapters of this project."""
 
     rank: int = 56
@@ -53,21 +54,11 @@ class DistillRecipe:
     passed: Mapping[str, int] | None = None  # rows of each task that are left out before
     counts: Mapping[str, tuple[int, int]] | None = None  # of a task its own rows and stopping
     epochs: int = 6
-    parts: int = 12  # steps an epoch: each takes a part of every task's rows
+    parts: int = 12
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
-    tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.parts
-
-    def rate(self, step: int) -> float:
-        """Warm-up over half an epoch, and a cosine to zero."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * min(2 * (step + 1) / self.parts, 1) * cosine
+    warmup: ClassVar[float] = 0.5
 
 
 class Agreeing(OverTasks):

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,26 +31,36 @@ from tipmini_lab.results import checked, digests, store
 
 
 @dataclass(frozen=True)
-class WeighingRecipe:
-    """How they are learnt; settled on held-out train rows, with the adapters of this project."""
+class Recipe:
+    """How long `OverTasks` learns, and how fast."""
 
-    rows: int = 64  # train rows a task, the first of `tasks.rows`' order
-    stories: int = 8  # of CoQA, each of which asks many questions
-    epochs: int = 4
-    parts: int = 4  # steps an epoch: each takes a part of every task's rows
-    learning_rate: float = 0.08
-    start: float = 0.3  # between the mean and the sum of seven
+    epochs: int
+    parts: int  # steps an epoch: each takes a part of every task's rows
+    learning_rate: float
     tokens: int = 2048  # padded tokens of one forward pass; a step accumulates several
     seed: int = 0
+    warmup: ClassVar[float] = 1.0  # epochs
 
     @property
     def steps(self) -> int:
         return self.epochs * self.parts
 
     def rate(self, step: int) -> float:
-        """Warm-up over an epoch, and a cosine to zero."""
+        """Warm-up, and a cosine to zero."""
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * min((step + 1) / self.parts, 1) * cosine
+        return self.learning_rate * min((step + 1) / (self.warmup * self.parts), 1) * cosine
+
+
+@dataclass(frozen=True)
+class WeighingRecipe(Recipe):
+    """How they are learnt; settled on held-out train rows, with the adapters of this project."""
+
+    rows: int = 64  # train rows a task, the first of `tasks.rows`' order
+    stories: int = 8  # of CoQA, each of which asks many questions
+    epochs: int = 4
+    parts: int = 4
+    learning_rate: float = 0.08
+    start: float = 0.3  # between the mean and the sum of seven
 
 
 class Weighed(nn.Module):
@@ -91,15 +101,6 @@ def weighed(
         found[module] = Weighed(layers[module], pairs, start)
         model.set_submodule(module, found[module])
     return found
-
-
-class Recipe(Protocol):
-    """What `OverTasks` asks of a recipe."""
-
-    parts: int  # steps an epoch
-    seed: int
-
-    def rate(self, step: int) -> float: ...
 
 
 class OverTasks(Resumable):
