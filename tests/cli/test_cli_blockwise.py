@@ -59,6 +59,7 @@ def test_every_example_runs(small, example):
     [
         ([*GIVEN, "--text", "a.jsonl"], "2 adapters and 1 tasks and texts; give each adapter one"),
         ([*GIVEN, "--method", "regmean"], "method must be one of regmean++, drift, got 'regmean'"),
+        (["--out", "a.jsonl/m", *ADAPTERS], "a.jsonl/m"),  # told before the work
         ([*GIVEN, "--rank", "4"], "merge method regmean++ has no option 'rank'"),
     ],
 )

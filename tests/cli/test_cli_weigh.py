@@ -110,14 +110,20 @@ def test_a_task_of_ones_own_is_weighed_by_its_choices(small, tokenizer):
     assert story["rows"] == {"colours": 3} and story["temperature"] == {"colours": 1.0}
 
 
-def test_an_adapter_of_another_base_is_one_line(refused, small):
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["weigh", "--text", "a.jsonl", "--adapter", "wide", "--out", "w.json"],
+        ["distill", "--text", "a.jsonl", "--out", "d", "wide"],
+    ],
+)
+def test_an_adapter_of_another_base_is_one_line(refused, small, given):
     wide = {
         m: tm.LoraFactors(pair.a.repeat(1, 2), pair.b, 1.0)
         for m, pair in tm.load_adapter(ADAPTERS[0]).factors.items()
     }
     tm.LoraAdapter(wide).save("wide")
-    given = ["--text", "a.jsonl", "--adapter", "wide", "--out", "w.json"]
-    assert "no layer of the base in the adapters' shape" in refused("weigh", *given, beside=True)
+    assert "no layer of the base in the adapters' shape" in refused(*given, beside=True)
 
 
 @pytest.mark.parametrize(

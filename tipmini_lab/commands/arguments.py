@@ -56,3 +56,6 @@ OWN = "your own examples: a .txt (one per line) or .jsonl (text, or prompt and a
 Texts = option(list[Path] | None, f"{OWN}; again for several", "--text")
 Include = option(Path | None, "folder of lm-eval's task YAMLs of your own")
 Tasks = option(list[str] | None, "again for several; all by default", "--task", known=task_names)
+OneEach = Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")]
+EACH = "one per adapter, in order; default: the folders' names"
+TaskEach = option(list[str] | None, EACH, "--task", known=task_names)

@@ -1,34 +1,31 @@
 """`tipmini blockwise`: merges that run the base model over examples of each adapter's task."""
 
+import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 import tipmini as tm
-from tipmini.errors import TipminiError, require
+from tipmini.errors import require
 from tipmini.methods.table import BY_BLOCK
-from tipmini.models.peft_folder import adapter_folder, refuse_taken
+from tipmini.models.peft_folder import refuse_taken
 from tipmini_lab.commands.arguments import (
     Base,
     Dtype,
     Include,
+    OneEach,
     Overwrite,
+    TaskEach,
     Texts,
     option,
-    task_names,
 )
-from tipmini_lab.commands.one import laboratory
+from tipmini_lab.commands.one import laboratory, refuse_unwritable, sources_named
 
 
 def blockwise(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")],
+    adapters: OneEach,
     out: option(Path, "PEFT folder to write"),
     method: option(str, ", ".join(BY_BLOCK), known=lambda: BY_BLOCK) = "regmean++",
-    task: option(
-        list[str] | None, "one per adapter, in order; default: the folders' names", known=task_names
-    ) = None,
+    task: TaskEach = None,
     text: Texts = None,
     include_path: Include = None,
     base: Base = "embedded",
@@ -47,20 +44,17 @@ def blockwise(
     """
     require("method", method, BY_BLOCK)
     given = {"rank": rank, "shrink": shrink, "balance": balance, "correction": correction}
-    names = [*(task or ()), *(file.name for file in text or ())]
-    names = names or [adapter_folder(each).name for each in adapters]
-    if len(names) != len(adapters):
-        told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
-        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    named = sources_named(adapters, task, text)
     own = list(map(tm.load_adapter, adapters))
     if not overwrite:
         refuse_taken(out)
+    refuse_unwritable(Path(f"{os.path.abspath(out)}.new"))  # before the minutes of work
     from tqdm import tqdm
 
     from tipmini.methods.blockwise import merge_blockwise
     from tipmini_lab.evaluation import tasks
 
-    sources = tasks.sources(task or (() if text else names), text or (), include_path)
+    sources = tasks.sources(*named, include_path)
     lab = laboratory(base, dtype=dtype)
     prompts = [tasks.prompts(of, rows) for of in sources.values()]
     encoded = [lab.tokenizer(own)["input_ids"] for own in prompts]
@@ -74,4 +68,4 @@ def blockwise(
         **{name: value for name, value in given.items() if value is not None},
     ).of_one_rank()
     merged.save(out, overwrite=overwrite)
-    print(f"{out}: {', '.join(names)} merged by {method}, rank {max(merged.ranks.values())}")
+    print(f"{out}: {', '.join(sources)} merged by {method}, rank {max(merged.ranks.values())}")

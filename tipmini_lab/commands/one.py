@@ -5,10 +5,9 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -37,7 +36,9 @@ from tipmini_lab.commands.arguments import (
     Device,
     Dtype,
     Include,
+    OneEach,
     Overwrite,
+    TaskEach,
     Tasks,
     Texts,
     option,
@@ -76,7 +77,7 @@ def calibrate(
     own = os.path.realpath(adapter_folder(adapter or Path("adapters") / task))
     read = tm.load_adapter(own)  # first: refused is what no merge would take
     factors = adapter_digest(read)
-    _refuse_unwritable(out)
+    refuse_unwritable(out)
     if not overwrite:
         _refuse_anothers(out, lambda file: "statistic" in TensorFile(file).told)
     found = tasks.sources([task] if task else [], [text] if text else [], include_path)
@@ -146,7 +147,7 @@ def weigh(
     if len(folders) != len(names):
         raise TipminiError(f"--adapter must be one a task, {len(names)}, got {len(folders)}")
     own = [tm.load_adapter(folder) for folder in folders]
-    _refuse_unwritable(out)
+    refuse_unwritable(out)
     if out.exists():
         weighting.read(out)  # refuses another's
     from tipmini_lab.evaluation import tasks
@@ -169,12 +170,23 @@ def weigh(
     print(f"{out}: weights of {', '.join(names)}, learned on {told}")
 
 
+def sources_named(
+    adapters: Sequence[Path], task: Sequence[str] | None, text: Sequence[Path] | None
+) -> tuple[list[str], list[Path]]:
+    """The tasks and the texts of adapters, one each, in order; by default the folders' names."""
+    tasks, texts = list(task or ()), list(text or ())
+    if not tasks and not texts:
+        tasks = [adapter_folder(each).name for each in adapters]
+    if (count := len(tasks) + len(texts)) != len(adapters):
+        told = f"{len(adapters)} adapters and {count} tasks and texts"
+        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    return tasks, texts
+
+
 def distill(
-    adapters: Annotated[list[Path], typer.Argument(help="PEFT folders, one per task or text")],
+    adapters: OneEach,
     out: option(Path, "PEFT folder to write"),
-    task: option(
-        list[str] | None, "one per adapter, in order; default: the folders' names", known=task_names
-    ) = None,
+    task: TaskEach = None,
     text: Texts = None,
     include_path: Include = None,
     base: Base = "embedded",
@@ -193,11 +205,7 @@ def distill(
     It starts from the recommended merge. Minutes for two adapters of the embedded model; a killed
     run goes on where it stopped.
     """
-    names = [*(task or ()), *(file.name for file in text or ())]
-    names = names or [adapter_folder(each).name for each in adapters]
-    if len(names) != len(adapters):
-        told = f"{len(adapters)} adapters and {len(names)} tasks and texts"
-        raise TipminiError(f"{told}; give each adapter one --task or --text, in order")
+    named = sources_named(adapters, task, text)
     if not 0 < learning_rate < math.inf:
         raise TipminiError(f"learning rate must be a finite number above 0, got {learning_rate}")
     from tipmini_lab.evaluation import tasks
@@ -209,8 +217,8 @@ def distill(
         refuse_taken(out)
     place = Path(os.path.abspath(out))  # "." has no name, and is another folder once it is written
     saved = place.with_name(f"{place.name}.checkpoint.safetensors")
-    _refuse_unwritable(saved)
-    sources = tasks.sources(task or (() if text else names), text or (), include_path)
+    refuse_unwritable(saved)
+    sources = tasks.sources(*named, include_path)
     own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
     start = tm.merge(own, "cat", weights="chosen")
     stopping = max(1, rows // 4)
@@ -237,7 +245,9 @@ def distill(
     distilling.kept(run, [place])
     told = json.loads((place / distilling.STORY).read_text())
     first, *others = (each["R"] for each in told["stopping"])
-    print(f"{out}: rank {recipe.rank}, of {', '.join(names)}; on examples that only stopped it its")
+    print(
+        f"{out}: rank {recipe.rank}, of {', '.join(sources)}; on examples that only stopped it its"
+    )
     print(f"  answers are {min(first, *others):.0%} as far from the adapters' as the base's are")
     print(f"  {first:.0%} as merged, before")
 
@@ -266,7 +276,7 @@ def evaluate(
         read_settings(adapter)  # before the model
         weights_file(adapter)
     if out:
-        _refuse_unwritable(out)
+        refuse_unwritable(out)
         if not overwrite:
             _refuse_anothers(out, _are_results)
     lab = laboratory(base, evaluation_rows=limit, dtype=dtype, device=device)
@@ -311,7 +321,7 @@ def laboratory(base: str, **settings: object):
     return Lab(Profile(**made, model=base, **settings))
 
 
-def _refuse_unwritable(out: Path) -> None:
+def refuse_unwritable(out: Path) -> None:
     """Raise TipminiError, before the long part, for a file that can't be written after it."""
     try:
         if out.is_dir():

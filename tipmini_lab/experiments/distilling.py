@@ -36,7 +36,7 @@ from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import add_lora, by_module, named_factors
-from tipmini_lab.experiments.weighing import OverTasks, Recipe, weighed
+from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bases, weighed
 from tipmini_lab.results import checked, digests, store
 
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
@@ -257,6 +257,7 @@ class Distilling(Agreeing):
     ):
         super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures, base)
         self.start = start
+        refuse_other_bases(model, adapters)
         modules = sorted({module for each in adapters.values() for module in each.modules})
         self.peft = add_lora(model, recipe.rank, recipe.rank, modules, recipe.seed, light=True)
         self.model = self.peft.get_base_model()

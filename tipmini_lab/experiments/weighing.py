@@ -79,6 +79,16 @@ class Weighed(nn.Module):
         return self.base(x) + (x @ self.a.T * each.to(x.dtype)) @ self.b.T
 
 
+def refuse_other_bases(model: nn.Module, adapters: Mapping[str, tm.LoraAdapter]) -> None:
+    """Raise TipminiError for an adapter that is not of the model's layers."""
+    layers = dict(model.named_modules())
+    for module, pair in (item for each in adapters.values() for item in each.factors.items()):
+        shape = getattr(getattr(layers.get(module), "weight", None), "shape", None)
+        if pair.shape != shape:
+            told = "no layer of the base in the adapters' shape; give the one they are of"
+            raise tm.TipminiError(f"{module}: {told}")
+
+
 def weighed(
     model: nn.Module, adapters: Mapping[str, tm.LoraAdapter], start: float
 ) -> dict[str, Weighed]:
@@ -91,13 +101,10 @@ def weighed(
         if adapter.modules != first.modules:
             told = f"weigh needs adapters of the same modules; {task}'s are others"
             raise tm.TipminiError(told)
+    refuse_other_bases(model, adapters)
     layers, found = dict(model.named_modules()), {}
     for module in first.modules:
         pairs = [adapter.factors[module] for adapter in adapters.values()]
-        shape = getattr(getattr(layers.get(module), "weight", None), "shape", None)
-        if any(pair.shape != shape for pair in pairs):
-            told = "no layer of the base in the adapters' shape; give the one they are of"
-            raise tm.TipminiError(f"{module}: {told}")
         found[module] = Weighed(layers[module], pairs, start)
         model.set_submodule(module, found[module])
     return found
