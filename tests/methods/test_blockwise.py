@@ -253,3 +253,11 @@ def test_what_does_not_fit_is_refused(changes, message):
     given = {"model": BASE, "adapters": SMALL, "batches": batches()} | changes
     with pytest.raises(TipminiError, match=message):
         merge_blockwise(**given)
+
+
+def test_blocks_of_several_kinds_of_attention_are_refused(monkeypatch):
+    """As Gemma's: what the first block is called with would be every block's."""
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    monkeypatch.setattr(BASE.config, "layer_types", kinds, raising=False)
+    with pytest.raises(TipminiError, match="one kind of attention, got full_attention, sliding"):
+        merge_blockwise(BASE, SMALL, batches())

@@ -88,6 +88,10 @@ def merge_blockwise(
     parts, update = merge_update(adapters, "cat", weights=weights, base_model=base_model)
     refuse_negative({part.name: part.weight for part in parts})
     blocks = _blocks(model, parts)
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if len(kinds) > 1:  # the first block's mask would be every block's
+        told = f"merging by blocks needs blocks of one kind of attention, got {', '.join(sorted(kinds))}"
+        raise TipminiError(told)
     named = isinstance(batches, Mapping)
     texts = dict(batches) if named else {str(i): own for i, own in enumerate(batches)}
     if texts.keys() != {part.name for part in parts}:

@@ -18,6 +18,7 @@ from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
 from tipmini_lab.book import slurm
 from tipmini_lab.experiments import groups
+from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests
@@ -100,8 +101,11 @@ def notebook_digest(name: str, profile: str) -> str:
 
 
 def splits(group: str) -> bool:
-    """Whether jobs may share a group's variants."""
-    return groups.module_of(group) in (groups.MERGES, groups.PRUNINGS)
+    """Whether jobs may share a group's variants. Not where some are chosen: each job would score
+    all candidates, and write the same bundles from several nodes."""
+    if groups.module_of(group) == groups.MERGES:
+        return not catalogue().groups[group].choices
+    return groups.module_of(group) == groups.PRUNINGS
 
 
 def group_digest(profile: str, group: str | None) -> str:
