@@ -90,8 +90,8 @@ def merge_blockwise(
     blocks = _blocks(model, parts)
     kinds = set(getattr(model.config, "layer_types", None) or ())
     if len(kinds) > 1:  # the first block's mask would be every block's
-        told = f"merging by blocks needs blocks of one kind of attention, got {', '.join(sorted(kinds))}"
-        raise TipminiError(told)
+        told = ", ".join(sorted(kinds))
+        raise TipminiError(f"merging by blocks needs one kind of attention, got {told}")
     named = isinstance(batches, Mapping)
     texts = dict(batches) if named else {str(i): own for i, own in enumerate(batches)}
     if texts.keys() != {part.name for part in parts}:
