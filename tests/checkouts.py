@@ -1,6 +1,7 @@
-"""A copy of the project to run the workflow in."""
+"""A copy of the project to run the workflow in, and git in a folder."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 from tipmini_lab import paths
@@ -14,3 +15,10 @@ def checkout(folder: Path) -> Path:
     for name in ("results", "adapters", "notebooks", "CITATION.cff", "CHANGELOG.md"):
         (folder / name).symlink_to(paths.REPOSITORY / name)
     return folder
+
+
+def git(folder: Path, *command: str, given: str = "") -> str:
+    """What git answers, as somebody whose settings sign nothing."""
+    who = ("-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgsign=false")
+    how = {"cwd": folder, "check": True, "capture_output": True, "text": True}
+    return subprocess.run(["git", *who, *command], input=given, **how).stdout

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_origin import git
+from checkouts import git
 
 from tipmini.errors import TipminiError
 from tipmini_lab.book.site import archive, buttons

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from checkouts import git
 
 from tipmini.errors import TipminiError
 from tipmini_lab.book.site import about, buttons
@@ -12,12 +13,6 @@ from tipmini_lab.book.site.origin import ARCHIVED, Commit, Origin, origin, setti
 CI = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "them/fork"}
 CITATION = "title: tipmini\nversion: 1.2.3\nauthors:\n- name: some people\n"
 COMMIT = Commit("0123456789abcdef0123456789abcdef01234567", "2026-01-02T03:04:05+00:00", False)
-
-
-def git(folder: Path, *command: str, given: str = "") -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=b", "-c", "commit.gpgsign=false")
-    how = {"cwd": folder, "check": True, "capture_output": True, "text": True}
-    return subprocess.run(["git", *who, *command], input=given, **how).stdout
 
 
 @pytest.fixture
