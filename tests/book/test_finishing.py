@@ -48,12 +48,16 @@ def test_marks_of_one_style_have_it_once_and_indents_are_left_out():
     assert kept.count('style="fill') == 2
 
 
-def test_what_a_bibliography_lists_are_items_of_a_list(tmp_path):
-    article = '<h1>A</h1><div class="citation-list" role="list"><div class="citation">A</div></div>'
+def test_what_a_bibliography_lists_are_items_of_a_list_without_icons(tmp_path):
+    link = '<a class="github reference external" href="https://github.com/a/b">a/b</a>'
+    item = f'<div class="citation">A {link}</div>'
+    article = f'<h1>A</h1><div class="citation-list" role="list">{item}</div>'
     page = f'<html><head></head><body><article class="bd-article">{article}</article></body></html>'
     (tmp_path / "x.html").write_text(page)
     finishing.finish(tmp_path, FACTS)
-    assert 'class="citation" role="listitem"' in (tmp_path / "x.html").read_text()
+    found = (tmp_path / "x.html").read_text()
+    assert 'class="citation" role="listitem"' in found
+    assert '<a class="reference external" href="https://github.com/a/b">a/b</a>' in found
 
 
 @pytest.fixture

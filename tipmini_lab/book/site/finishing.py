@@ -24,6 +24,7 @@ NEEDLESS = re.compile(
 SENTENCE = re.compile(r".+?[.!?:](?=\s|$)", re.DOTALL)
 UNREAD = "pre, script, style, details, svg, .headerlink, .eqno, .reading-time, .parts"
 BRANDS = re.compile(r"\bfab fa-git(?:hub|lab)\b")  # a font of 0.1 MB for one button
+SHORTENED = "a.reference.github, a.reference.gitlab"  # links that the theme gives the same font
 ICONS = re.compile(r"((?:\.fa-[\w-]+:+before,?)+)\{content:[^}]*\}")  # of the icons' style sheet
 FONT = re.compile(r"@font-face\{[^}]*Font ?Awesome[^}]*\}")
 URL = re.compile(r"url\(['\"]?([^'\")]+)")
@@ -56,6 +57,8 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
         scrollable(article)
         for citation in article.select('[role="list"] > .citation'):
             citation["role"] = "listitem"  # a list's children, to a screen reader
+        for link in article.select(SHORTENED):  # else an icon of the brand stands before it
+            link["class"] = ["reference", "external"]
         provenance_lines.add(soup, name, html, facts)
         if article.h1:
             say_how_long(soup, article, read)
