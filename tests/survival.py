@@ -35,6 +35,7 @@ from tipmini_lab.evaluation import assets
 from tipmini_lab.evaluation.model import load_tokenizer
 
 TASKS = ("openbookqa", "rte")
+ANEW = ("merge", "blockwise")  # commands that keep nothing of an earlier run
 TIMES = ("seconds", "date", "digest")  # of a run, in JSON
 PROFILE = """\
 name: survival
@@ -95,12 +96,15 @@ class World:
         named = [word for t, a in zip(TASKS, adapters, strict=True) for word in ("--task", t)]
         of = [word for a in adapters for word in ("--adapter", a)]
         named_rows = [*named, *of, "--rows", "8"]
+        few = ["--rows", "8", "--dtype", "float32"]
         small = ["--rows", "24", "--steps", "24", "--batch", "2", "--length", "24", "--every", "2"]
         return {
             "measure": ["measure", "--profile", f"{work}/profile.yaml"],
             "prune": ["prune", "--out", f"{work}/pruned", "--dtype", "float32", *named, *small],
             "weigh": ["weigh", "--out", f"{work}/weights.json", "--dtype", "float32", *named_rows],
             "merge": ["merge", *adapters, "--method", "ties", "--out", f"{work}/merged"],
+            "distill": ["distill", "--out", f"{work}/distilled", *adapters, *few, "--epochs", "2"],
+            "blockwise": ["blockwise", "--overwrite", "--out", f"{work}/blocks", *adapters, *few],
             "fetch": ["fetch"],
         }
 
@@ -233,7 +237,7 @@ class Trial:
         """The same command once more, whose results must be the undisturbed ones: how many whole
         files it kept, those it wrote anew, and what it printed.
 
-        What prune has written it refuses to write twice; merge starts from nothing.
+        What prune has written it refuses to write twice; `ANEW` start from nothing.
         """
         before, told = identities(work), ""
         if name != "prune" or not (work / "pruned").is_dir():
@@ -249,7 +253,7 @@ class Trial:
             work = self.world.fresh()
             caught += self.killed(name, work)
             same, anew, _ = self.again(name, work)
-            require(name == "merge" or not anew, f"{name}: computed again: {anew}")
+            require(name in ANEW or not anew, f"{name}: computed again: {anew}")
             kept, compared = kept + same, compared + len(self.expected[name])
         per = f"{compared} files equal, {kept} of them from before the kill, 0 computed twice"
         return f"kill -9: {self.kills} commands at random moments, {caught} still running; {per}"
@@ -322,7 +326,7 @@ class Trial:
 
     def damaged_checkpoint(self) -> str:
         """A pruning or weighing that was killed starts anew instead of going on from it."""
-        for name in ("prune", "weigh"):
+        for name in ("prune", "weigh", "distill"):
             work = self.world.fresh()
             child = self.world.start(self.world.commands(work)[name], work)
             while not (found := [*work.glob("*.checkpoint.safetensors")]):
@@ -333,7 +337,7 @@ class Trial:
             flip(found[0], self.chosen)
             _, _, told = self.again(name, work)
             require("damaged" in told, told)
-        return "damaged checkpoints: of prune and weigh named, started anew, results equal"
+        return "damaged checkpoints: of prune, weigh and distill named, started anew, results equal"
 
     def two_at_once(self) -> str:
         for name in ("measure", "fetch"):

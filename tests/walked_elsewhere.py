@@ -15,6 +15,8 @@ from torch.testing import assert_close
 from ways import each_way, merged_by
 
 import tipmini as tm
+from tipmini.methods.blockwise import merge_blockwise
+from tipmini.methods.table import BY_BLOCK
 from tipmini.models.adapter import LoraFactors
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import pruning, training
@@ -119,6 +121,20 @@ def test_distill(profile, both, tmp_path):
     here, there = both(distances)
     assert len(here) == 2 and here[0] != here[1]
     assert_close(there, here)
+
+
+@pytest.mark.parametrize("method", BY_BLOCK)
+def test_blockwise(profile, both, method):
+    def merged():
+        lab = Lab(profile)
+        texts = {task: lab.norms.texts(task) for task in lab.adapters}
+        rows = {t: lab.norms.padded(lab.tokenizer(own)["input_ids"]) for t, own in texts.items()}
+        base = model.load_base(lab.model_path, lab.dtype, lab.profile.device)
+        return merge_blockwise(base, lab.adapters, rows, method)
+
+    here, there = both(merged)
+    for module, pair in here.factors.items():
+        assert_close(there.factors[module].delta().cpu(), pair.delta(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["lora-guided", "vanilla", "wanda"])

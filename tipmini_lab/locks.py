@@ -1,10 +1,13 @@
-"""One process at a time in a folder; the kernel lets go when a process ends, however it does."""
+"""One process at a time in a folder or at a file; the kernel lets go of it when a process ends."""
 
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tipmini.errors import TipminiError
+from tipmini.models.files import one_line
 
 
 @contextmanager
@@ -20,6 +23,31 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[int]:
         fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield held
     finally:
+        os.close(held)
+
+
+@contextmanager
+def sole(out: Path) -> Iterator[None]:
+    """Be the only process that works towards a file or folder; what holds it is hidden beside it.
+
+    Raises TipminiError where another is, since the two would go on from one checkpoint, and where
+    nothing can be written.
+    """
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(lock, os.O_CREAT | os.O_WRONLY)
+    except OSError as error:
+        raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise TipminiError(f"{out}: another process writes it; wait, or name another") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
         os.close(held)
 
 

@@ -10,6 +10,7 @@ from tipmini.methods.table import BY_BLOCK
 from tipmini.models.peft_folder import refuse_taken
 from tipmini_lab.commands.arguments import (
     Base,
+    Device,
     Dtype,
     Include,
     OneEach,
@@ -35,6 +36,7 @@ def blockwise(
     balance: option(float | None, "power of each update's own output, 0 to 1; 0") = None,
     correction: option(float | None, "of drift: of what the merge's inputs are off by; 1") = None,
     dtype: Dtype = "auto",
+    device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Merge block by block, on what the blocks merged so far make of each adapter's own examples.
@@ -55,7 +57,7 @@ def blockwise(
     from tipmini_lab.evaluation import tasks
 
     sources = tasks.sources(*named, include_path)
-    lab = laboratory(base, dtype=dtype)
+    lab = laboratory(base, dtype=dtype, device=device)
     prompts = [tasks.prompts(of, rows) for of in sources.values()]
     encoded = [lab.tokenizer(own)["input_ids"] for own in prompts]
     merged = merge_blockwise(

@@ -45,6 +45,7 @@ from tipmini_lab.commands.arguments import (
     task_names,
 )
 from tipmini_lab.commands.batch import show_cell
+from tipmini_lab.locks import sole
 
 STATISTICS = "norms: wanda, rms or mean_l2; Gram matrices: gram (by token), gram_sequences"
 
@@ -164,7 +165,8 @@ def weigh(
     weighing = Weighing(lab.trainable, lab.tokenizer, own, recipe, [out], sources, told)
     for name, read in weighing.rows.items():
         refuse_unpredicted(name, read)
-    weighing.weights()
+    with sole(out):
+        weighing.weights()
     counts = {name: len(read) for name, read in weighing.rows.items()}
     told = f"{rows} examples per task" if {*counts.values()} == {rows} else f"examples: {counts}"
     print(f"{out}: weights of {', '.join(names)}, learned on {told}")
@@ -242,7 +244,8 @@ def distill(
         training.temperatures(dict(zip(sources, adapters, strict=True))),
         f"{lab.model_hash}, {lab.dtype}",
     )
-    distilling.kept(run, [place])
+    with sole(place):
+        distilling.kept(run, [place])
     told = json.loads((place / distilling.STORY).read_text())
     first, *others = (each["R"] for each in told["stopping"])
     print(
@@ -457,7 +460,8 @@ def prune(
     if dry_run:
         facts = pruning.plan(folder, recipe, place, semi)
     else:
-        facts = pruning.prune(folder, recipe, place, dtype, semi, sources, device)
+        with sole(place):
+            facts = pruning.prune(folder, recipe, place, dtype, semi, sources, device)
     if as_json:
         print(json.dumps(facts | {"out": str(out), "method": method, "dry_run": dry_run}))
         return
