@@ -373,6 +373,13 @@ GROUPS = [  # what stands in a group, and what is said of it
         {"variants": [ONE], "choices": [ONE | {"name": "best", "among": ["two*"]}]},
         "choice best: no variant is called 'two*'",
     ),
+    (
+        {
+            "variants": [ONE | {"distill": {"unseen": True}}],
+            "choices": [ONE | {"name": "best", "among": ["o*"]}],
+        },
+        "choice best: one learns of held-out rows",
+    ),
 ]
 PROFILES = [
     *(

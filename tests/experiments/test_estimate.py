@@ -53,6 +53,12 @@ def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
     assert found.missing  # its candidates
 
 
+def test_what_is_learnt_first_is_told(profile, twice_as_slow):
+    name = next(n for n in groups.names(profile, "distilled"))
+    found = estimate.estimate(profile, "distilled", [name])
+    assert found.line.endswith("; not counted is the training of merges that are learnt first: 1")
+
+
 def test_prunings_count_their_making(twice_as_slow, monkeypatch):
     mini = load_profile("mini")
     assert estimate.estimate(mini, "pruning", ["base"]).missing == 0

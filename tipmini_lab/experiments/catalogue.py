@@ -7,7 +7,7 @@ project's reading where they leave something open. A new paper's experiments are
 
 import math
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -414,14 +414,18 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
     return list(dict.fromkeys(names))
 
 
-def _called(choice: Choice, names: Iterable[str]) -> list[str]:
-    """Those of the names that a choice is among; TipminiError where a pattern fits none."""
+def _called(choice: Choice, variants: Mapping[str, Variant]) -> list[str]:
+    """The variants that a choice is among; TipminiError where a pattern fits none, or one that
+    learns of the rows that it would be scored on."""
     found: list[str] = []
     for pattern in choice.among:
-        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        fitting = [name for name in variants if fnmatchcase(name, pattern)]
         if not fitting:
             raise TipminiError(f"choice {choice.name}: no variant is called {pattern!r}")
         found += fitting
+    for name in found:
+        if (distill := variants[name].distill) and distill.unseen:
+            raise TipminiError(f"choice {choice.name}: {name} learns of held-out rows")
     return list(dict.fromkeys(found))
 
 

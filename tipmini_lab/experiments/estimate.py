@@ -33,6 +33,7 @@ class Estimate:
     missing: int = 0
     untimed: int = 0  # missing ones of a task that no stored cell is of
     seconds: float = 0.0  # that the timed ones of them take here, one after the other
+    learnt: int = 0  # merges that are learnt first, which no time counts
     unknown: int = 0  # experiments that follow from what is not measured yet
 
     @property
@@ -42,6 +43,10 @@ class Estimate:
             told += f", about {duration(self.seconds)} on this machine"
         if self.untimed:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
+        if self.learnt:
+            told += (
+                f"; not counted is the training of merges that are learnt first: {self.learnt:,}"
+            )
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
         return told
@@ -63,6 +68,7 @@ def estimate(
         lacking = lacks(each, only)
         found.stored += len(asked) - len(lacking)
         missing += [(each, lacking)] if lacking else []
+        found.learnt += bool(lacking and isinstance(each, experiment.Merge) and each.is_learnt)
     found.missing = sum(len(lacking) for _, lacking in missing)
     if missing:
         _time(found, profile, missing)
