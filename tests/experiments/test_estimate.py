@@ -56,7 +56,7 @@ def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
 def test_what_is_learnt_first_is_told(profile, twice_as_slow):
     name = next(n for n in groups.names(profile, "distilled"))
     found = estimate.estimate(profile, "distilled", [name])
-    assert found.line.endswith("; not counted is the training of merges that are learnt first: 1")
+    assert found.line.endswith("; without the training of merges that are learnt first: 1")
 
 
 def test_prunings_count_their_making(twice_as_slow, monkeypatch):

@@ -45,7 +45,7 @@ class Estimate:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
         if self.learnt:
             told += (
-                f"; not counted is the training of merges that are learnt first: {self.learnt:,}"
+                f"; without the training of merges that are learnt first: {self.learnt:,}"
             )
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
