@@ -44,9 +44,7 @@ class Estimate:
         if self.untimed:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
         if self.learnt:
-            told += (
-                f"; without the training of merges that are learnt first: {self.learnt:,}"
-            )
+            told += f"; without the training of merges that are learnt first: {self.learnt:,}"
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
         return told
