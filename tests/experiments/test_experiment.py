@@ -76,6 +76,20 @@ def test_the_number_format_is_told_of_a_cell_and_asked_for(profile, measured, mo
     assert other(profile, dtype="auto").cell("tip", "rte") == after
 
 
+def test_how_a_merge_was_learnt_is_kept_with_its_cells(profile):
+    few = {"learn": "adapter", "rows": 3, "stopping": 2, "epochs": 2, "parts": 1}
+    learnt = Variant(name="few", title="few", method="cat", distill=few)
+    for lab in (Bundled(profile), Bundled(profile)):  # the second reads what the first learnt
+        merge = experiment.Merge(lab, learnt)
+        facts = merge.facts()
+        assert facts["steps"] == 2 and len(facts["R"]) == 3 and facts["seconds"] > 0
+        assert facts["R"][0] != min(facts["R"])
+        own, other, another, itself = facts["interference"]
+        assert own == itself == 0.0 and min(other, another) > 0.0
+        assert len(facts["base"]) == len(facts["left"]) == len(TASKS)
+        assert facts["norm"] < facts["sum"]
+
+
 CHANGES = [{"evaluation_rows": 5}, {"evaluation_rows_of": {"rte": 3}}, {"tokens": 500}]
 
 

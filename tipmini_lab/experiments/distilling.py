@@ -39,6 +39,7 @@ from tipmini_lab.experiments.training import add_lora, by_module, named_factors
 from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bases, weighed
 from tipmini_lab.results import checked, digests, store
 
+Facts = dict[str, float | list[float]]
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
 STORY = "distilled.json"  # beside the adapter, how it was made
 
@@ -303,20 +304,36 @@ def _fill(peft: nn.Module, name: str, adapter: tm.LoraAdapter) -> None:
             b.zero_()[:, : pair.rank] = pair.b * pair.scaling
 
 
-def kept(run: Agreeing, places: Sequence[Path]) -> tm.LoraAdapter:
-    """What the very same run found, from one of the places, PEFT folders; else it is run now and
-    written to the last, with its story beside it."""
+def kept(run: Agreeing, places: Sequence[Path]) -> Path:
+    """The one of the places, PEFT folders, that has what the very same run found; else it is run
+    now and written to the last, with its story beside it."""
     identity = run.identity()
     for folder in places:
         told = json.loads(checked.text(folder / STORY) or "{}")
         if told.get("identity") == identity and checked.is_whole(folder / WEIGHTS):
-            return tm.load_adapter(folder)
+            return folder
     found, folder = run.run(), places[-1]
     (folder / STORY).unlink(missing_ok=True)
     found.save(folder, torch.float16)
     store.write(folder / STORY, sealed(json.dumps(run.story())))
     run.saved.unlink(missing_ok=True)
-    return tm.load_adapter(folder)
+    return folder
+
+
+def facts(folder: Path) -> Facts:
+    """Of a story: its seconds, steps and threads; R on the rows to stop by, at the start and after
+    each epoch; by task, in order, the base's distance on the rows learnt of and the best one left
+    on those to stop by; and of coefficients the `interference`, row by row, 0 with itself."""
+    story = json.loads(checked.text(folder / STORY))
+    scores, names = story["stopping"], list(story["base"])
+    best = min(scores, key=lambda score: score["R"])
+    found: Facts = {"seconds": round(story["seconds"], 1), "steps": len(story["loss"])}
+    found |= {"threads": story["threads"], "R": [score["R"] for score in scores]}
+    found |= {"base": [story["base"][task] for task in names]}
+    found |= {"left": [best["divergence"][task] for task in names]}
+    if every := story.get("interference"):
+        found["interference"] = [every[t].get(o, 0.0) for t, o in product(names, repeat=2)]
+    return found
 
 
 # Few coefficients of the exact sum ----------------------------------------------------------------

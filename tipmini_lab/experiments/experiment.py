@@ -250,7 +250,8 @@ class Merge(Experiment):
         if not made or known.get("adapter") != adapter_hash(folder):
             merged = self.merge()
             save_merge(folder, merged)
-            note = {"recipe": recipe, "facts": sizes(merged, self.exact())}
+            facts = sizes(merged, self.exact()) | (self.taught[1] if self.variant.distill else {})
+            note = {"recipe": recipe, "facts": facts}
             store.write(self._note, sealed(json.dumps(note | {"adapter": adapter_hash(folder)})))
         return folder
 
@@ -261,6 +262,17 @@ class Merge(Experiment):
     def merge(self) -> tm.LoraAdapter:
         """The merged adapter itself."""
         variant = self.variant
+        merged = self.taught[0] if variant.distill else self._merged_at_once()
+        like = variant.norm_of and tm.load_adapter(self.lab.merged(variant.norm_of))
+        return scaled_to(merged, like, variant.norm_by) if like else merged
+
+    @cached_property
+    def taught(self) -> tuple[tm.LoraAdapter, distilling.Facts]:
+        """What is learnt from the merge on, and what there is to tell of it."""
+        return self.lab.distilled(self, self._merged_at_once())
+
+    def _merged_at_once(self) -> tm.LoraAdapter:
+        variant = self.variant
         weights: object = variant.shares(self.tasks)
         if variant.weights == "learnt":
             learnt = self.lab.weighing.weights()
@@ -270,13 +282,8 @@ class Merge(Experiment):
             norms = self.lab.norms
             given[variant.needs] = {task: norms.of(task, variant.measured) for task in self.tasks}
         if variant.needs == "rows":
-            merged = self._merged_by_block(weights)
-        else:
-            merged = tm.merge(self._adapters(), variant.method, **given, **self.options())
-        if variant.distill:
-            merged = self.lab.distilled(self, merged)
-        like = variant.norm_of and tm.load_adapter(self.lab.merged(variant.norm_of))
-        return scaled_to(merged, like, variant.norm_by) if like else merged
+            return self._merged_by_block(weights)
+        return tm.merge(self._adapters(), variant.method, **given, **self.options())
 
     def _merged_by_block(self, weights: object) -> tm.LoraAdapter:
         """By a method that runs the base model, without the adapters that evaluation puts on it."""
@@ -305,8 +312,8 @@ class Merge(Experiment):
     def _adapters(self) -> dict[str, tm.LoraAdapter]:
         return {task: self.lab.adapters[task] for task in self.tasks}
 
-    def facts(self) -> dict[str, float]:
-        """`merging.sizes` of the merge; nothing of what isn't merged."""
+    def facts(self) -> distilling.Facts:
+        """`merging.sizes` of the merge, and how it was learnt; nothing of what isn't merged."""
         if self.variant.method in UNMERGED:
             return {}
         folder = self.folder
@@ -447,8 +454,10 @@ class Lab:
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
         return Weighing(self.trainable, self.tokenizer, self.adapters, WeighingRecipe(), files)
 
-    def distilled(self, merge: Merge, start: tm.LoraAdapter) -> tm.LoraAdapter:
-        """What is learnt from a merge on, as its variant says."""
+    def distilled(
+        self, merge: Merge, start: tm.LoraAdapter
+    ) -> tuple[tm.LoraAdapter, distilling.Facts]:
+        """What is learnt from a merge on, as its variant says, and what there is to tell of it."""
         chosen, own = merge.variant.distill, {task: self.adapters[task] for task in merge.tasks}
         settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained"})
         if chosen.unseen:
@@ -467,7 +476,8 @@ class Lab:
         else:
             run = Coefficients(*model, chosen.learn, 0.3, **given)
         kept = [place / "distilled" / merge.name for place in (self.kept,) if place]
-        return distilling.kept(run, [*kept, scratch])
+        folder = distilling.kept(run, [*kept, scratch])
+        return tm.load_adapter(folder), distilling.facts(folder)
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; raises TipminiError for an unknown one."""
