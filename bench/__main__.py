@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from bench import evaluation, lora_cost, merging, pruning, serving, timing
+from bench import costs, evaluation, lora_cost, merging, pruning, serving, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, pruning_costs
 from tipmini_lab.experiments.experiment import Lab
@@ -17,6 +17,7 @@ PARTS = {
     ),
     "calibration": evaluation.measure_calibration,
     "merging": lambda lab: merging.measure(),
+    "costs": costs.measure,
     **pruning.PARTS,
 }
 

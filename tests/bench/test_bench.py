@@ -7,9 +7,11 @@ import torch
 from labs import llama
 
 import tipmini as tm
-from bench import evaluation, merging, timing
+from bench import costs, evaluation, merging, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, tables
+from tipmini_lab.experiments import experiment
+from tipmini_lab.experiments.catalogue import Distilled, Variant
 
 ADAPTERS = {str(i): merging.random_adapter(i, blocks=1, size=96) for i in range(3)}
 NORMS = {name: merging.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
@@ -135,3 +137,15 @@ def test_parts_of_the_same_day_and_machine_are_named_together():
     dates = {"limits": "2026-01-01", "merging": "2026-01-01", "x": "later"}
     told = performance.made({name: {"made": same | {"date": d}} for name, d in dates.items()})
     assert told == "a CPU, 2 threads, Linux, torch 2: limits, merging on 2026-01-01, x on later"
+
+
+def test_what_a_merge_costs(profile, monkeypatch):
+    """Of one that reads the adapters alone, of one that reads inputs, of one that is learnt."""
+    given = [{"method": "ties"}, {"method": "wanda"}, {"method": "cat", "distill": Distilled()}]
+    compared = {v["method"]: Variant(name=v["method"], title="a", **v) for v in given}
+    monkeypatch.setattr(costs.frontier, "variants", lambda known, profile: compared)
+    monkeypatch.setattr(experiment.Lab, "variant", lambda lab, name: compared[name])
+    found = costs.measure(experiment.Lab(profile))["merges"]
+    assert found.keys() == {"ties", "wanda"}
+    assert found["ties"]["inputs"] == 0 < found["wanda"]["inputs"]
+    assert all(each["seconds"] > 0 and each["rank"] == 4 for each in found.values())

@@ -1,13 +1,14 @@
 """Figures of merges: mean accuracies beside their levels, and accuracy by an update's size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tipmini_lab.book.figures import DASHED, GREY, WIDTH, Line, styled, styles_of
+from tipmini_lab.book.figures import DASHED, GREY, STYLES, WIDTH, Line, styled, styles_of
 from tipmini_lab.results.statistics import MISSING, Interval
 
 LINES = (DASHED, ":", "-.")  # of levels
@@ -72,4 +73,40 @@ def by_size(series: Mapping[str, Line], levels: Mapping[str, float]) -> Figure:
         ylabel="mean accuracy of the tasks",
     )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
+def frontier(found: pd.DataFrame, kinds: Sequence[str], marked: Mapping[str, str]) -> Figure:
+    """Retention against seconds and against rank, a marker for what a merge needs.
+
+    found: a line a merge with kind, kept (an Interval), value, seconds and rank (`frontier.points`
+    of what is measured). marked: {a line's name: the sign beside its point}. At 100% is Single.
+    """
+    figure = Figure((WIDTH, 6.4), layout="constrained")
+    for axes, by in zip(figure.subplots(2, 1, sharey=True), ("seconds", "rank"), strict=True):
+        for n, (of, (colour, _, marker)) in enumerate(zip(kinds, STYLES, strict=False)):
+            own = found[found.kind == of].dropna(subset=[by, "value"])
+            low, high = np.array([(k.low, k.high) for k in own.kept]).reshape(-1, 2).T
+            bars = (own.value - low, high - own.value)
+            places = own[by] * 2 ** (0.08 * (n - 1.5) if by == "rank" else 0)  # side by side
+            told = {"fmt": marker, "color": colour, "elinewidth": 0.6, "markersize": 5}
+            axes.errorbar(places, own.value, bars, **told, label=of)
+            for name in marked.keys() & set(own.index):
+                place = places[name], own.value[name]
+                axes.annotate(marked[name], place, (4, 4), textcoords="offset points")
+        axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
+        if found[by].notna().any():
+            axes.set_xscale("log", base=10 if by == "seconds" else 2)
+        else:
+            axes.text(0.04, 0.5, MISSING, transform=axes.transAxes, style="italic")
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.set_ylabel("retention")
+        axes.margins(x=0.15)
+    top, bottom = figure.axes
+    top.set_xlabel("seconds of one thread, inputs included")
+    bottom.set_xlabel("rank of the merged adapter")
+    ranks = sorted(found["rank"].dropna().unique())
+    bottom.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
+    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

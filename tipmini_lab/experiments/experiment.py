@@ -248,12 +248,20 @@ class Merge(Experiment):
         known = json.loads(checked.text(self._note) or "{}")
         made = known.get("recipe") == recipe and (folder / "adapter_model.safetensors").is_file()
         if not made or known.get("adapter") != adapter_hash(folder):
+            start = time.perf_counter()
             merged = self.merge()
+            note = {"recipe": recipe, "facts": self._told(merged, time.perf_counter() - start)}
             save_merge(folder, merged)
-            facts = sizes(merged, self.exact()) | (self.taught[1] if self.variant.distill else {})
-            note = {"recipe": recipe, "facts": facts}
             store.write(self._note, sealed(json.dumps(note | {"adapter": adapter_hash(folder)})))
         return folder
+
+    def _told(self, merged: tm.LoraAdapter, seconds: float) -> distilling.Facts:
+        """Its sizes and rank, how it was learnt, and how long it took where the model is run: of
+        other methods the inputs may have been measured before."""
+        facts = sizes(merged, self.exact()) | {"rank": max(merged.ranks.values())}
+        if self.variant.distill:
+            return facts | self.taught[1]
+        return facts | ({"seconds": round(seconds, 1)} if self.variant.needs == "rows" else {})
 
     @property
     def _note(self) -> Path:
@@ -313,7 +321,7 @@ class Merge(Experiment):
         return {task: self.lab.adapters[task] for task in self.tasks}
 
     def facts(self) -> distilling.Facts:
-        """`merging.sizes` of the merge, and how it was learnt; nothing of what isn't merged."""
+        """What there is to tell of the merge; nothing of what isn't merged."""
         if self.variant.method in UNMERGED:
             return {}
         folder = self.folder

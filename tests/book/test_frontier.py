@@ -1,0 +1,94 @@
+"""What merges keep beside what they cost."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from tipmini_lab.book import frontier, merge_figures
+from tipmini_lab.book.frontier import ALONE, CONTROL, KINDS, LABELLED, UNLABELLED
+from tipmini_lab.experiments.catalogue import Distilled, Inputs, Variant, catalogue
+from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.statistics import Interval
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (ALONE, {"method": "ties"}),
+        (ALONE, {"method": "linear", "weights": "0.35/T"}),
+        (LABELLED, {"method": "tip"}),
+        (LABELLED, {"method": "cat", "weights": "learnt"}),
+        (LABELLED, {"method": "regmean"}),
+        (UNLABELLED, {"method": "regmean", "inputs": Inputs(statistic="gram", answers=False)}),
+        (UNLABELLED, {"method": "drift", "inputs": Inputs(answers=False)}),
+        (UNLABELLED, {"method": "cat", "distill": Distilled()}),
+        (CONTROL, {"method": "cat", "distill": Distilled(fresh=True)}),
+        (CONTROL, {"method": "cat", "distill": Distilled(gold=True)}),
+    ],
+)
+def test_what_a_merge_needs(kind, given):
+    assert frontier.kind(Variant(name="a", title="a", **given)) == kind
+
+
+def test_every_method_is_compared_once():
+    known, mini = catalogue(), load_profile("mini")
+    found = frontier.variants(known, mini)
+    assert {"linear", "tip", "drift", "distilled-56", "linear-tuned"} <= found.keys()
+    assert not {"base", "single", "recommended", "dare-s1"} & found.keys()
+    assert not {name for name in found if name.startswith(("balanced-", "core-", "grams-"))}
+
+
+@pytest.fixture
+def found() -> pd.DataFrame:
+    lines = {
+        "cheap": ("cheap", ALONE, 0.3, 8, 1.0),
+        "dear": ("dear", UNLABELLED, 0.7, 56, 90.0),
+        "dearer": ("dearer", LABELLED, 0.6, 56, 900.0),
+        "small": ("small", CONTROL, 0.8, 8, 9000.0),
+        "unknown": ("unknown", ALONE, math.nan, math.nan, math.nan),
+    }
+    names = ("title", "kind", "value", "rank", "seconds")
+    frame = pd.DataFrame({n: dict(zip(names, line, strict=True)) for n, line in lines.items()}).T
+    frame["kept"] = [Interval(v, v - 0.1, v + 0.1) for v in frame.value]
+    frame["without"] = [Interval(v - 0.05, v - 0.1, v) for v in frame.value]
+    return frame.astype({"value": float, "rank": float, "seconds": float})
+
+
+def test_the_front_keeps_more_than_all_that_cost_no_more(found):
+    assert frontier.front(found, "seconds") == ["cheap", "dear", "small"]
+    assert frontier.front(found, "rank") == ["small"]
+
+
+def test_the_table_says_what_is_not_measured(found):
+    told = frontier.table(found)
+    assert list(told.index) == ["cheap", "unknown", "dear", "dearer", "small"]
+    assert told.loc["cheap", "retention"] == "30%<br>[20, 40]"
+    assert told.loc["small"].to_list()[1:] == ["75%<br>[70, 80]", CONTROL, "8", "2.5 h"]
+    assert told.loc["unknown"].to_list() == ["not measured yet", "–", ALONE, "–", "–"]
+
+
+def test_the_figure_has_a_point_a_merge(found):
+    figure = merge_figures.frontier(found.dropna(subset="value"), KINDS, {"dear": "1"})
+    top, bottom = figure.axes
+    assert sum(len(line.get_xdata()) for line in top.get_lines()) == 4 + 2  # and the line of 100%
+    assert [text.get_text() for text in top.texts] == ["1"]
+    assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["8", "56"]
+
+
+def test_the_figure_of_what_has_no_cost_yet(found):
+    unknown = found.dropna(subset="value").assign(seconds=math.nan)
+    top, bottom = merge_figures.frontier(unknown, KINDS, {}).axes
+    assert [text.get_text() for text in top.texts] == ["not measured yet"] and not bottom.texts
+
+
+def test_costs_are_as_stored(monkeypatch):
+    stored = {"ties": {"rank": 8, "seconds": 2.0, "inputs": 3.0}, "cat": {"rank": 56}}
+    monkeypatch.setattr(frontier, "_costs", lambda: stored)
+    variant = lambda **given: Variant(name="a", title="a", **given)  # noqa: E731
+    assert frontier.cost("ties", variant(method="ties"), {}) == (8, 5.0)
+    taught = variant(method="cat", distill=Distilled(rank=8))
+    assert frontier.cost("x", taught, {"rank": 8, "seconds": 60.0}) == (8, 60.0)
+    assert all(map(math.isnan, frontier.cost("x", taught, {})))
+    rank, seconds = frontier.cost("cat-learnt", variant(method="cat", weights="learnt"), {})
+    assert rank == 56 and seconds > 100
