@@ -15,15 +15,18 @@ from labs import TASKS, llama, save_adapter
 from peft import PeftModel
 
 import tipmini as tm
+from tipmini.errors import TipminiError
 from tipmini.methods import pruner
 from tipmini.methods.groups import find_families
 from tipmini.methods.pruner import masked
 from tipmini.models.int8 import to_int8
 from tipmini_lab import paths
+from tipmini_lab.commands import one
 from tipmini_lab.evaluation import assets, documents, objective
 from tipmini_lab.evaluation.model import recompute
 from tipmini_lab.experiments import training
 from tipmini_lab.experiments.pruning import TARGETS
+from tipmini_lab.experiments.training import RECIPES as EVERY
 from tipmini_lab.experiments.training import LoraLinear, Run, TrainingRecipe, add_lora
 from tipmini_lab.experiments.weighing import Weighed, Weighing, WeighingRecipe
 
@@ -425,3 +428,19 @@ def test_what_is_written_tells_how_it_was_made_and_is_read(make, monkeypatch):
     assert make().weights() == weights
     with pytest.raises(TypeError):
         make(seed=1).weights()
+
+
+def test_a_second_set_has_a_seed_a_task(tmp_path, monkeypatch):
+    seeds = {}
+    monkeypatch.setattr(assets, "fetch", lambda: None)
+    monkeypatch.setattr(
+        training, "train", lambda task, out, recipe, device: seeds.update({out.name: recipe.seed})
+    )
+    one.adapters(own_seeds=1, out=tmp_path)
+    assert list(seeds) == list(EVERY) and list(seeds.values()) == [*range(1, 8)]
+    one.adapters(task=["rte"], own_seeds=1, out=tmp_path / "again")
+    assert seeds["rte"] == 1 + list(EVERY).index("rte")
+    one.adapters(task=["rte"])
+    assert seeds["rte"] == 0
+    with pytest.raises(TipminiError, match="--own-seeds needs --out"):
+        one.adapters(own_seeds=1)

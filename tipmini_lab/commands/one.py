@@ -362,9 +362,12 @@ def fetch() -> None:
 def adapters(
     task: Tasks = None,
     out: option(Path | None, "folder; default `adapters`") = None,
+    own_seeds: option(int | None, "a seed a task, from this one on; default: 0 for all") = None,
     device: Device = "cpu",
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
+    if own_seeds is not None and not out:
+        raise TipminiError("--own-seeds needs --out: the adapters of one seed are kept")
     if not out:
         paths.require_checkout("adapters without --out")
     from tipmini_lab.evaluation import assets
@@ -373,8 +376,11 @@ def adapters(
     for name in task or ():
         require("task", name, training.RECIPES)
     assets.fetch()
-    for name in task or training.RECIPES:
-        print(training.train(name, (out or paths.ADAPTERS) / name, device=device))
+    for number, (name, recipe) in enumerate(training.RECIPES.items()):
+        if own_seeds is not None:
+            recipe = replace(recipe, seed=own_seeds + number)
+        if not task or name in task:
+            print(training.train(name, (out or paths.ADAPTERS) / name, recipe, device))
 
 
 def lm_eval(context: typer.Context) -> None:
