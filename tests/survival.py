@@ -247,15 +247,19 @@ class Trial:
         return len(before) - len(anew), anew, told
 
     def kill(self) -> str:
-        caught, kept, compared = 0, 0, 0
+        caught, kept, compared, again = 0, 0, 0, 0
         for number in range(self.kills):
             name = [*self.expected][number % len(self.expected)]
             work = self.world.fresh()
             caught += self.killed(name, work)
             same, anew, _ = self.again(name, work)
             require(name in ANEW or not anew, f"{name}: computed again: {anew}")
+            again += len(anew)
             kept, compared = kept + same, compared + len(self.expected[name])
-        per = f"{compared} files equal, {kept} of them from before the kill, 0 computed twice"
+        per = (
+            f"{compared} files equal, {kept} of them from before the kill; computed twice: {again}"
+        )
+        per += f", of {' and '.join(ANEW)} alone"
         return f"kill -9: {self.kills} commands at random moments, {caught} still running; {per}"
 
     def full_disk(self) -> str:
@@ -325,7 +329,7 @@ class Trial:
         return f"damaged results: {len(stored)} files, each alone computed again, {named} named"
 
     def damaged_checkpoint(self) -> str:
-        """A pruning or weighing that was killed starts anew instead of going on from it."""
+        """A run that was killed starts anew instead of going on from it."""
         for name in ("prune", "weigh", "distill"):
             work = self.world.fresh()
             child = self.world.start(self.world.commands(work)[name], work)

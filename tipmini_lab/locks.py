@@ -36,18 +36,29 @@ def sole(out: Path) -> Iterator[None]:
     lock = out.with_name(f".{out.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = os.open(lock, os.O_CREAT | os.O_WRONLY)
+        held = _held(lock)
+    except BlockingIOError:
+        raise TipminiError(f"{out}: another process writes it; wait, or name another") from None
     except OSError as error:
         raise TipminiError(f"{out}: cannot be written ({one_line(error)})") from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise TipminiError(f"{out}: another process writes it; wait, or name another") from None
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _held(lock: Path) -> int:
+    """The open file, held; not one that its former holder takes away meanwhile."""
+    while True:
+        held = os.open(lock, os.O_CREAT | os.O_WRONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(lock) and os.path.samestat(os.fstat(held), os.stat(lock)):
+                return held
+        except OSError:
+            os.close(held)
+            raise
         os.close(held)
 
 

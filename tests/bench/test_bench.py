@@ -143,7 +143,7 @@ def test_what_a_merge_costs(profile, monkeypatch):
     """Of one that reads the adapters alone, of one that reads inputs, of one that is learnt."""
     given = [{"method": "ties"}, {"method": "wanda"}, {"method": "cat", "distill": Distilled()}]
     compared = {v["method"]: Variant(name=v["method"], title="a", **v) for v in given}
-    monkeypatch.setattr(costs.frontier, "variants", lambda known, profile: compared)
+    monkeypatch.setattr(costs.frontier, "variants", lambda known: compared)
     monkeypatch.setattr(experiment.Lab, "variant", lambda lab, name: compared[name])
     found = costs.measure(experiment.Lab(profile))["merges"]
     assert found.keys() == {"ties", "wanda"}

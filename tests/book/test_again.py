@@ -56,6 +56,15 @@ def test_the_same_comes_out(stored, whole, capsys):
     assert not again.file("tiny", whole).with_suffix("").exists()
 
 
+def test_a_stored_merge_comes_out_again_whatever_else_is_told_of_it(stored, monkeypatch):
+    experiment.measure(stored, "methods", ["cat"])
+    bundle = store.read(stored.variant_store, "cat")
+    assert bundle.facts.keys() == {"norm", "sum", "distance", "rank"}
+    assert recomputing.run(stored, minutes=0).merges["cat"] == 0.0
+    monkeypatch.setattr(recomputing, "_hash_of", lambda merged: "another")
+    assert recomputing.run(stored, minutes=0).merges["cat"] < 1e-6
+
+
 def test_no_time_leaves_the_rows_that_tell_the_speed(stored):
     report = recomputing.run(stored, minutes=0)
     assert report.rows == dict.fromkeys(TASKS, 2)

@@ -8,7 +8,6 @@ import pytest
 from tipmini_lab.book import frontier, merge_figures
 from tipmini_lab.book.frontier import ALONE, CONTROL, KINDS, LABELLED, UNLABELLED
 from tipmini_lab.experiments.catalogue import Distilled, Inputs, Variant, catalogue
-from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Interval
 
 
@@ -32,8 +31,7 @@ def test_what_a_merge_needs(kind, given):
 
 
 def test_every_method_is_compared_once():
-    known, mini = catalogue(), load_profile("mini")
-    found = frontier.variants(known, mini)
+    found = frontier.variants(catalogue())
     assert {"linear", "tip", "drift", "distilled-56", "linear-tuned"} <= found.keys()
     assert not {"base", "single", "recommended", "dare-s1"} & found.keys()
     assert not {name for name in found if name.startswith(("balanced-", "core-", "grams-"))}
@@ -56,16 +54,21 @@ def found() -> pd.DataFrame:
 
 
 def test_the_front_keeps_more_than_all_that_cost_no_more(found):
+    assert frontier.front(found, "seconds") == ["cheap", "dear"]
+    assert frontier.front(found, "rank") == ["cheap", "dear"]
+    found.loc["small", "kind"] = ALONE
     assert frontier.front(found, "seconds") == ["cheap", "dear", "small"]
     assert frontier.front(found, "rank") == ["small"]
 
 
 def test_the_table_says_what_is_not_measured(found):
-    told = frontier.table(found)
-    assert list(told.index) == ["cheap", "unknown", "dear", "dearer", "small"]
-    assert told.loc["cheap", "retention"] == "30%<br>[20, 40]"
-    assert told.loc["small"].to_list()[1:] == ["75%<br>[70, 80]", CONTROL, "8", "2.5 h"]
-    assert told.loc["unknown"].to_list() == ["not measured yet", "–", ALONE, "–", "–"]
+    less = found.copy()
+    less.loc["cheap", "value"] = math.nan
+    told = frontier.table({"full": less, "mini": found})
+    assert list(told.index) == ["cheap", "dear", "dearer", "small"]  # not what nobody measured
+    assert told.loc["cheap", "retention,<br>full"] == "not measured yet"
+    assert told.loc["cheap", "retention,<br>mini"] == "30%<br>[20, 40]<br>25%<br>[20, 30]"
+    assert told.loc["small"].to_list()[2:] == [CONTROL, "8", "2.5 h"]
 
 
 def test_the_figure_has_a_point_a_merge(found):
@@ -88,7 +91,7 @@ def test_costs_are_as_stored(monkeypatch):
     variant = lambda **given: Variant(name="a", title="a", **given)  # noqa: E731
     assert frontier.cost("ties", variant(method="ties"), {}) == (8, 5.0)
     taught = variant(method="cat", distill=Distilled(rank=8))
-    assert frontier.cost("x", taught, {"rank": 8, "seconds": 60.0}) == (8, 60.0)
+    assert frontier.cost("x", taught, {"rank": 8, "seconds": 60.0, "threads": 2}) == (8, 120.0)
     assert all(map(math.isnan, frontier.cost("x", taught, {})))
     rank, seconds = frontier.cost("cat-learnt", variant(method="cat", weights="learnt"), {})
     assert rank == 56 and seconds > 100

@@ -380,6 +380,13 @@ GROUPS = [  # what stands in a group, and what is said of it
         },
         "choice best: one learns of held-out rows",
     ),
+    (
+        {
+            "variants": [ONE | {"distill": {"trained": True}}],
+            "choices": [ONE | {"name": "best", "among": ["one"]}],
+        },
+        "choice best: one learns of held-out rows",
+    ),
 ]
 PROFILES = [
     *(

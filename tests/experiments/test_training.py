@@ -442,5 +442,6 @@ def test_a_second_set_has_a_seed_a_task(tmp_path, monkeypatch):
     assert seeds["rte"] == 1 + list(EVERY).index("rte")
     one.adapters(task=["rte"])
     assert seeds["rte"] == 0
-    with pytest.raises(TipminiError, match="--own-seeds needs --out"):
-        one.adapters(own_seeds=1)
+    for out in (None, paths.ADAPTERS):
+        with pytest.raises(TipminiError, match="--own-seeds needs another --out"):
+            one.adapters(own_seeds=1, out=out)

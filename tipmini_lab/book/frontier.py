@@ -10,6 +10,7 @@ import pandas as pd
 from tipmini.errors import TipminiError
 from tipmini.methods import weighting
 from tipmini_lab import paths
+from tipmini_lab.book import questions
 from tipmini_lab.book.tables import EMPTY, Titles, narrow, share
 from tipmini_lab.experiments.catalogue import UNMERGED, Catalogue, Variant, resolved
 from tipmini_lab.experiments.profiles import Profile, load_profile
@@ -20,22 +21,22 @@ from tipmini_lab.results.statistics import MISSING
 ALONE, UNLABELLED = "adapters alone", "unlabelled examples"
 LABELLED, CONTROL = "labelled examples", "control"
 KINDS = (ALONE, UNLABELLED, LABELLED, CONTROL)
-GROUPS = ("methods", "nine-tenths", "distilled")  # whose variants are compared
-OTHERS = ("linear-tuned", "cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
-APART = ("tip-printed", "recommended")  # another's merge under a second name
+GROUPS = ("nine-tenths", "distilled")  # whose variants are compared, with every method
+OTHERS = ("cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
 
 
-def variants(known: Catalogue, profile: Profile) -> dict[str, Variant]:
-    """All that are compared, by name; of random ones one draw, of choices those that were made."""
-    every = [name for group in GROUPS for name in known.names(group, profile)]
-    names = [n for n in every if n not in (*UNMERGED, *APART) and not n.startswith("dare-s")]
-    found = {}
-    for name in dict.fromkeys([*names, *OTHERS]):
-        try:
-            choice = known.choices.get(name)
-            found[name] = resolved(choice, known, profile) if choice else known.variant(name)
-        except TipminiError:  # its candidates are not measured
-            continue
+def variants(known: Catalogue) -> dict[str, Variant]:
+    """All that are compared, by name; choices are those that were made for `full`."""
+    mini, full, found = load_profile("mini"), load_profile("full"), {}
+    declared = [name for group in GROUPS for name in known.names(group, mini)]
+    for name in dict.fromkeys([*questions.methods(), *declared, *OTHERS]):
+        if name in known.choices:
+            try:
+                found[name] = resolved(known.choices[name], known, full)
+            except TipminiError:  # its candidates are not measured
+                continue
+        elif name not in UNMERGED:
+            found[name] = known.variant(name)
     return found
 
 
@@ -54,32 +55,38 @@ def points(
     rows: pd.DataFrame, profile: Profile, compared: Mapping[str, Variant], titles: Titles
 ) -> pd.DataFrame:
     """A line a variant: title, kind, kept and without (an Interval each), value of kept, rank
-    and seconds on one thread; nan of what is not measured.
+    and seconds of one core; nan of what is not measured.
 
     rows: `tables.variant_rows`. without: kept, but for the highest task.
     """
-    facts, lines = store.facts(profile.variant_store), {}
+    facts, lines = store.facts(profile.variant_store), []
     for name, variant in compared.items():
         found = retention.retention(rows, name, profile.tasks)
         kept = found.get(retention.MEAN)
         rank, seconds = cost(name, variant, facts.get(name, {}))
-        lines[name] = {
-            **{"title": titles.get(name, name), "kind": kind(variant)},
-            **{"kept": kept, "without": found.get(retention.WITHOUT)},
-            **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
-        }
-    return pd.DataFrame(lines).T.astype({"value": float, "rank": float, "seconds": float})
+        lines.append(
+            {
+                **{"title": titles.get(name, name), "kind": kind(variant)},
+                **{"kept": kept, "without": found.get(retention.WITHOUT)},
+                **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
+            }
+        )
+    frame = pd.DataFrame(lines, index=list(compared))
+    return frame.astype({"value": float, "rank": float, "seconds": float})
 
 
 def cost(name: str, variant: Variant, facts: Mapping) -> tuple[float, float]:
-    """(rank, seconds): as stored of what is learnt or runs the model, else as `python -m bench
-    costs` measured it."""
+    """(rank, seconds of one core): as stored of what is learnt or runs the model, else as `python
+    -m bench costs` measured it."""
     measured = _costs()
     if variant.weights == "learnt":
-        made = weighting.read(load_profile("full").store / "weights.json").made
-        return measured.get("cat", {}).get("rank", math.nan), made.seconds
+        file = load_profile("full").store / "weights.json"
+        made = weighting.read(file).made if file.is_file() else None
+        seconds = made.seconds * made.threads if made else math.nan
+        return measured.get("cat", {}).get("rank", math.nan), seconds
     if variant.distill or variant.needs == "rows":
-        return facts.get("rank", math.nan), facts.get("seconds", math.nan)
+        seconds = facts.get("seconds", math.nan) * facts.get("threads", 1)
+        return facts.get("rank", math.nan), seconds
     own = measured.get(name, {})
     return own.get("rank", math.nan), own.get("seconds", math.nan) + own.get("inputs", 0.0)
 
@@ -92,8 +99,11 @@ def _costs() -> dict[str, dict]:
 
 
 def front(found: pd.DataFrame, by: str) -> list[str]:
-    """Names of those that keep more than all that cost no more, from the cheapest on."""
-    measured = found.dropna(subset=[by, "value"])
+    """Names of those that keep more than all that cost no more, from the cheapest on; no controls.
+
+    by: "seconds" or "rank".
+    """
+    measured = found[found.kind != CONTROL].dropna(subset=[by, "value"])
     best, names = -math.inf, []
     for line in measured.sort_values([by, "value"], ascending=[True, False]).itertuples():
         if line.value > best:
@@ -102,16 +112,27 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
     return names
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """`points` to be read: by what is needed, then by what is kept."""
-    order = found.assign(of=found.kind.map(KINDS.index))
-    lines = {}
+def table(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`points` of several profiles by their names, to be read: by what is needed, then by what is
+    kept at the first. What no profile has measured is left out."""
+    first = next(iter(found.values()))
+    order = first.assign(of=first.kind.map(KINDS.index))
+    lines = []
     for line in order.sort_values(["of", "value"], ascending=[True, False]).itertuples():
-        lines[narrow(line.title, 24)] = {
-            "retention": MISSING if math.isnan(line.value) else share(line.kept),
-            "without<br>the highest": EMPTY if math.isnan(line.value) else share(line.without),
-            "needs": line.kind,
-            "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
-            "time": EMPTY if math.isnan(line.seconds) else duration(line.seconds),
-        }
-    return pd.DataFrame(lines).T.rename_axis("merge")
+        kept = {f"retention,<br>{at}": _kept(own.loc[line.Index]) for at, own in found.items()}
+        if {*kept.values()} != {MISSING}:
+            lines.append(
+                {
+                    **{"merge": narrow(line.title, 24), **kept, "needs": narrow(line.kind, 10)},
+                    "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
+                    "time": EMPTY if math.isnan(line.seconds) else duration(line.seconds),
+                }
+            )
+    return pd.DataFrame(lines).set_index("merge")
+
+
+def _kept(line: pd.Series) -> str:
+    """Below the retention that without the highest task."""
+    if math.isnan(line.value):
+        return MISSING
+    return "<br>".join(map(share, (line.kept, line.without)))

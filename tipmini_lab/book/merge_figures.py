@@ -104,7 +104,7 @@ def frontier(found: pd.DataFrame, kinds: Sequence[str], marked: Mapping[str, str
         axes.set_ylabel("retention")
         axes.margins(x=0.15)
     top, bottom = figure.axes
-    top.set_xlabel("seconds of one thread, inputs included")
+    top.set_xlabel("seconds of one core, inputs included")
     bottom.set_xlabel("rank of the merged adapter")
     ranks = sorted(found["rank"].dropna().unique())
     bottom.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])

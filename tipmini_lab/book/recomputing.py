@@ -210,9 +210,9 @@ def merges(lab: Again, own_norms: dict[str, float]) -> dict[str, float]:
         if name not in UNMERGED and variant.needs != "grams" and bundle:
             merged = bundled.experiment(name).merge()
             sizes = merging.sizes(merged, bundled.experiment(name).exact())
-            facts = [abs(sizes[fact] - then) / sizes["sum"] for fact, then in bundle.facts.items()]
+            apart = [abs(now - bundle.facts[fact]) / sizes["sum"] for fact, now in sizes.items()]
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
-            found[name] = 0.0 if bits else max(facts)
+            found[name] = 0.0 if bits else max(apart)
     for name in PAPER:
         then = experiment.stored(lab.before, name, lab.profile.tasks[0]).inputs["adapter"]
         folder, stored = lab.merged(name), tm.load_adapter(lab.before.store / "merged" / name)

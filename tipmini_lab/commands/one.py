@@ -366,8 +366,9 @@ def adapters(
     device: Device = "cpu",
 ) -> None:
     """Train the task adapters; a killed training goes on where it stopped."""
-    if own_seeds is not None and not out:
-        raise TipminiError("--own-seeds needs --out: the adapters of one seed are kept")
+    place = out or paths.ADAPTERS
+    if own_seeds is not None and place.resolve() == paths.ADAPTERS.resolve():
+        raise TipminiError("--own-seeds needs another --out: the adapters of one seed are kept")
     if not out:
         paths.require_checkout("adapters without --out")
     from tipmini_lab.evaluation import assets
@@ -380,7 +381,8 @@ def adapters(
         if own_seeds is not None:
             recipe = replace(recipe, seed=own_seeds + number)
         if not task or name in task:
-            print(training.train(name, (out or paths.ADAPTERS) / name, recipe, device))
+            with sole(place / name):
+                print(training.train(name, place / name, recipe, device))
 
 
 def lm_eval(context: typer.Context) -> None:

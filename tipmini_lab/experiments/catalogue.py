@@ -424,7 +424,7 @@ def _called(choice: Choice, variants: Mapping[str, Variant]) -> list[str]:
             raise TipminiError(f"choice {choice.name}: no variant is called {pattern!r}")
         found += fitting
     for name in found:
-        if (distill := variants[name].distill) and distill.unseen:
+        if (distill := variants[name].distill) and (distill.unseen or distill.trained):
             raise TipminiError(f"choice {choice.name}: {name} learns of held-out rows")
     return list(dict.fromkeys(found))
 

@@ -7,7 +7,7 @@ where the store has how long it took, which is so of prunings.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
@@ -33,7 +33,7 @@ class Estimate:
     missing: int = 0
     untimed: int = 0  # missing ones of a task that no stored cell is of
     seconds: float = 0.0  # that the timed ones of them take here, one after the other
-    learnt: int = 0  # merges that are learnt first, which no time counts
+    learnt: set[str] = field(default_factory=set)  # merges to be learnt first, in no time here
     unknown: int = 0  # experiments that follow from what is not measured yet
 
     @property
@@ -44,7 +44,7 @@ class Estimate:
         if self.untimed:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
         if self.learnt:
-            told += f"; without the training of merges that are learnt first: {self.learnt:,}"
+            told += f"; without the training of merges that are learnt first: {len(self.learnt):,}"
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
         return told
@@ -66,7 +66,8 @@ def estimate(
         lacking = lacks(each, only)
         found.stored += len(asked) - len(lacking)
         missing += [(each, lacking)] if lacking else []
-        found.learnt += bool(lacking and isinstance(each, experiment.Merge) and each.is_learnt)
+        if lacking and isinstance(each, experiment.Merge) and each.variant.distill:
+            found.learnt.add(each.name)
     found.missing = sum(len(lacking) for _, lacking in missing)
     if missing:
         _time(found, profile, missing)
@@ -127,13 +128,13 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
     if like is None or like.model != profile.model:
         found.untimed = found.missing
         return
-    stores = like.variant_store, like.pruning_store
-    bundles = [bundle for place in stores for bundle in store.bundles(place)]
+    prunings_of = store.bundles(like.pruning_store)
+    bundles = [*store.bundles(like.variant_store), *prunings_of]
     cells = [*_table(like), *(cell for bundle in bundles for cell in bundle.cells)]
     rows = {}  # measure -> seconds of a row
     for cell in cells:
         rows.setdefault(cell.task, []).append(cell.seconds / cell.count)
-    made = [bundle.facts["seconds"] for bundle in bundles if "seconds" in bundle.facts]
+    made = [bundle.facts["seconds"] for bundle in prunings_of if "seconds" in bundle.facts]
     seconds = 0.0
     for each, measures in missing:
         timed = [measure for measure in measures if measure in rows]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
+import torch
 from lm_eval.api.task import ConfigurableTask
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,7 +42,7 @@ from tipmini_lab.experiments.merging import (
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
-from tipmini_lab.locks import in_turn
+from tipmini_lab.locks import alone, in_turn
 from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
@@ -246,7 +247,8 @@ class Merge(Experiment):
         folder, made_by = self._note.with_suffix(""), (merge.merge, merge_blockwise, scaled_to)
         recipe = digests.digest([digests.code_digest(*made_by), self.settings()])
         known = json.loads(checked.text(self._note) or "{}")
-        made = known.get("recipe") == recipe and (folder / "adapter_model.safetensors").is_file()
+        made = known.get("recipe") == recipe and "rank" in known["facts"]
+        made = made and (folder / "adapter_model.safetensors").is_file()
         if not made or known.get("adapter") != adapter_hash(folder):
             start = time.perf_counter()
             merged = self.merge()
@@ -261,7 +263,9 @@ class Merge(Experiment):
         facts = sizes(merged, self.exact()) | {"rank": max(merged.ranks.values())}
         if self.variant.distill:
             return facts | self.taught[1]
-        return facts | ({"seconds": round(seconds, 1)} if self.variant.needs == "rows" else {})
+        if self.variant.needs == "rows":
+            facts |= {"seconds": round(seconds, 1), "threads": torch.get_num_threads()}
+        return facts
 
     @property
     def _note(self) -> Path:
@@ -283,7 +287,8 @@ class Merge(Experiment):
         variant = self.variant
         weights: object = variant.shares(self.tasks)
         if variant.weights == "learnt":
-            learnt = self.lab.weighing.weights()
+            with alone(self.lab.claims / "weights"):
+                learnt = self.lab.weighing.weights()
             weights = {task: learnt[task] for task in self.tasks}
         given = {"weights": weights, "seed": self.seed}
         if variant.needs in ("norms", "grams"):
@@ -381,6 +386,11 @@ class Lab:
         self._experiments: dict[str, Merge] = {}
         self.norms = InputNorms(self, self.kept and self.kept / "norms")
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    @property
+    def claims(self) -> Path:
+        """Folders that a process holds while it makes what they are called by."""
+        return self.profile.scratch / "claims"
 
     @cached_property
     def model_path(self) -> Path | str:
@@ -484,7 +494,8 @@ class Lab:
         else:
             run = Coefficients(*model, chosen.learn, 0.3, **given)
         kept = [place / "distilled" / merge.name for place in (self.kept,) if place]
-        folder = distilling.kept(run, [*kept, scratch])
+        with alone(self.claims / "distilled" / merge.name):  # of its checkpoint
+            folder = distilling.kept(run, [*kept, scratch])
         return tm.load_adapter(folder), distilling.facts(folder)
 
     def variant(self, name: str) -> Variant:
@@ -619,7 +630,7 @@ def run_all(
     lab: Lab, names: Sequence[str], only: Sequence[str] = (), show: Show = lambda cell: None
 ) -> None:
     """Measure variants on the tasks they merge, or on those of them that are in `only`: `run`."""
-    claims = lab.profile.scratch / "claims" / lab.profile.variant_store.name
+    claims = lab.claims / lab.profile.variant_store.name
     run([lab.experiment(name) for name in dict.fromkeys(names)], claims, only, show)
 
 

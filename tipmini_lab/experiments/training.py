@@ -395,8 +395,10 @@ class Run(Resumable):
 
     def story(self) -> dict:
         """What `training.json` tells."""
+        first = self.recipe.seed - list(RECIPES).index(self.task)
+        flags = f" --own-seeds {first} --out {self.out.parent}" if self.recipe.seed else ""
         return {
-            "command": f"tipmini adapters --task {self.task}",
+            "command": f"tipmini adapters --task {self.task}{flags}",
             "recipe": asdict(self.recipe),
             "seed": self.recipe.seed,
             "data": self.identity(),
