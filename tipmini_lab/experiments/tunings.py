@@ -6,6 +6,7 @@ one task, and the one of the lowest loss on held-out rows is taken.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -361,7 +362,7 @@ class Tunings:
             cell = store.cell_of(self.store, f"{way.name}-rate-{rate:g}", HELD_OUT)
             if cell is None:
                 raise TipminiError(f"way {way.name}: rate {rate:g} isn't measured; measure all")
-            losses[rate] = cell.mean
+            losses[rate] = cell.mean if math.isfinite(cell.mean) else math.inf  # it may diverge
         return min(losses, key=losses.__getitem__)
 
     def examples(self, task: str, recipe: TuningRecipe) -> list[objective.Example]:
