@@ -1,5 +1,7 @@
 """Ways to tune a tiny model: each starts as it should, trains what it says, is measured once."""
 
+import math
+
 import pytest
 import torch
 import yaml
@@ -11,11 +13,13 @@ from typer.testing import CliRunner
 from tipmini.errors import TipminiError
 from tipmini.papers import lora
 from tipmini_lab import paths
+from tipmini_lab.book import lora_tables
 from tipmini_lab.commands import main
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import target_hidden
 from tipmini_lab.evaluation.packing import collate, pack
 from tipmini_lab.experiments import tunings
+from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.experiments.tuning import Tuning, TuningRecipe, tunable
 from tipmini_lab.results import store
 
@@ -219,6 +223,20 @@ def test_a_group_is_measured_once_rates_first_and_the_best_is_taken(profile, dec
     assert random < own < weight and factor == pytest.approx(delta / (delta / factor), rel=1e-3)
 
 
+def test_a_rate_at_which_training_diverges_is_stored_and_not_taken(profile, declare, monkeypatch):
+    declare(GROUP.replace("rates: [0.001, 0.1]", "rates: [10.0, 0.001]"))
+    losses = Tuning.held_out_losses
+    diverges = lambda run: [math.nan] * 4 if run.recipe.rate == 10 else losses(run)  # noqa: E731
+    monkeypatch.setattr(Tuning, "held_out_losses", diverges)
+    measure(profile, "lora-rate-10", "lora-rate-0.001", "lora-rte-s0")
+    at = tunings.folder(profile, "try")
+    worst = store.read(at, "lora-rate-10")
+    assert worst.cells[0].mean == worst.facts["held_out"] == tunings.DIVERGED
+    assert store.read(at, "lora-rte-s0").facts["rate"] == 0.001
+    found = lora_tables.runs(profile, "try")
+    assert lora_tables.rate_table(found).iloc[0].to_dict()["10"] == "diverged"
+
+
 def test_what_is_scored_is_the_tuned_model(profile, declare):
     """As lm-eval's task scores it, by its own rows."""
     declare(GROUP.replace("rates: [0.001, 0.1]", "rates: [0.5]"))
@@ -300,3 +318,18 @@ def test_the_command_finds_the_module(profile, monkeypatch):
     told = ["measure", "--group", "lora-ranks", "--task", "rte"]
     done = CliRunner().invoke(main.app, told)
     assert done.exit_code and "omit --task" in str(done.exception or done.output)
+
+
+def test_no_best_learning_rate_lies_at_the_edge_of_those_tried():
+    """Else the way was compared before it was tuned."""
+    mini = load_profile("mini")
+    for name in ("lora-methods", "lora-scalings"):
+        stored = tunings.folder(mini, name)
+        for way in tunings.group(name).ways:
+            cells = {
+                rate: store.cell_of(stored, f"{way.name}-rate-{rate:g}", tunings.HELD_OUT)
+                for rate in way.rates
+            }
+            if len(way.rates) > 1 and all(cells.values()):
+                best = min(cells, key=lambda rate: cells[rate].mean)
+                assert min(cells) < best < max(cells), (name, way.name, best)

@@ -123,6 +123,7 @@ def rate_table(found: pd.DataFrame) -> pd.DataFrame:
     for title, own in found[found.swept].groupby("title", sort=False):
         best = own.held_out.idxmin() if own.held_out.notna().any() else None
         told = own.held_out.map("{:.3f}".format, na_action="ignore")
+        told = told.mask(own.held_out > tunings.DIVERGED / 1000, "diverged")
         told = told.astype(object).fillna(MISSING)
         lines[title] = {
             f"{one.rate:g}": f"**{told[one.Index]}**" if one.Index == best else told[one.Index]

@@ -35,6 +35,7 @@ from tipmini_lab.paths import own_groups
 from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell
 
+DIVERGED = 1e9  # stands for a loss that is no number, which JSON can't hold
 HELD_OUT = "held-out"  # a measure beside the tasks: losses of rows that nothing is trained on
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)  # at which a spectrum is told
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -167,6 +168,10 @@ class Tuned(Experiment):
             save_tensors({n: f.detach() for n, f in found.factors.items()}, self.factors_file, {})
         return found
 
+    def losses(self) -> list[float]:
+        """Of every held-out row."""
+        return finite(self.tuning.held_out_losses())
+
     @property
     def factors_file(self) -> Path:
         """What is trained, of a way that is to be kept: it can be made again."""
@@ -184,9 +189,9 @@ class Tuned(Experiment):
             return {}
         done = self.tuning
         found = {"trained": sum(p.numel() for p in done.trained.values()), "rate": self.rate}
-        found |= {"steps": len(done.steps), "loss": done.log["loss"]}
+        found |= {"steps": len(done.steps), "loss": finite(done.log["loss"])}
         found |= {"seconds": round(done.log["seconds"], 1)}
-        found["held_out"] = round(sum(own := done.held_out_losses()) / len(own), 5)
+        found["held_out"] = round(sum(own := self.losses()) / len(own), 5)
         whole = [part for part in self.way.parts if part == {"part": "weights"}]
         return found | (self.spectra() if whole and not self.swept else {})
 
@@ -208,7 +213,7 @@ class Tuned(Experiment):
         start = time.perf_counter()
         place = {"profile": self.lab.profile.name, "method": self.name, "task": measure}
         if measure == HELD_OUT:
-            values, metric = [round(x, 5) for x in self.tuning.held_out_losses()], "loss"
+            values, metric = [round(x, 5) for x in self.losses()], "loss"
         else:
             metric = tasks.METRIC[self.task]
             tuned = self.tuning.model if self.way.parts else self.lab.trainable
@@ -223,6 +228,10 @@ class Tuned(Experiment):
     def run(self, only: Sequence[str] = ()) -> Iterator[Cell]:
         yield from super().run(only)
         self.__dict__.pop("tuning", None)  # one model at a time
+
+
+def finite(losses: Sequence[float]) -> list[float]:
+    return [loss if math.isfinite(loss) else DIVERGED for loss in losses]
 
 
 @torch.no_grad()
@@ -362,7 +371,7 @@ class Tunings:
             cell = store.cell_of(self.store, f"{way.name}-rate-{rate:g}", HELD_OUT)
             if cell is None:
                 raise TipminiError(f"way {way.name}: rate {rate:g} isn't measured; measure all")
-            losses[rate] = cell.mean if math.isfinite(cell.mean) else math.inf  # it may diverge
+            losses[rate] = cell.mean
         return min(losses, key=losses.__getitem__)
 
     def examples(self, task: str, recipe: TuningRecipe) -> list[objective.Example]:
