@@ -59,7 +59,7 @@ class Way(Named):
     """A way to tune: parts of `tuning.PARTS`, and learning rates to choose from."""
 
     parts: tuple[dict, ...] = ()  # none: the model as it is
-    rates: tuple[float, ...] = (1e-3,)
+    rates: tuple[float, ...] = ()  # none: the group's
     seeds: tuple[int, ...] | None = None  # None: the group's
     keep: bool = False  # its A and B, for subspaces
 
@@ -80,6 +80,7 @@ class Group(Declared):
     sizes: dict[str, Size]
     tasks: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...]  # none: learning rates are tried, and that is all
+    rates: tuple[float, ...] = Field((1e-3,), min_length=1)
     ways: tuple[Way, ...] = Field(min_length=1)
     scored: bool = True  # else of every run the held-out losses are all
     pairs: tuple[Pair, ...] = ()
@@ -95,6 +96,9 @@ class Group(Declared):
         if found is None:
             raise TipminiError(f"no way {name!r}: {', '.join(way.name for way in self.ways)}")
         return found
+
+    def rates_of(self, way: Way) -> tuple[float, ...]:
+        return way.rates or self.rates
 
     def recipe(self, profile: str, task: str, seed: int, rate: float) -> TuningRecipe:
         if profile not in self.sizes:
@@ -343,9 +347,9 @@ class Tunings:
 
     def sweeps(self) -> list[Tuned]:
         """Every learning rate of the ways that have several."""
-        task = self.group.tasks[0]
-        several = [way for way in self.group.ways if len(way.rates) > 1]
-        return [Tuned(self, way, task, 0, rate) for way in several for rate in way.rates]
+        task, rates_of = self.group.tasks[0], self.group.rates_of
+        several = [way for way in self.group.ways if len(rates_of(way)) > 1]
+        return [Tuned(self, way, task, 0, rate) for way in several for rate in rates_of(way)]
 
     def runs(self) -> list[Tuned]:
         return [
@@ -364,10 +368,10 @@ class Tunings:
 
     def best_rate(self, way: Way) -> float:
         """Of the lowest held-out loss; TipminiError where one is not measured."""
-        if len(way.rates) == 1:
-            return way.rates[0]
+        if len(rates := self.group.rates_of(way)) == 1:
+            return rates[0]
         losses = {}
-        for rate in way.rates:
+        for rate in rates:
             cell = store.cell_of(self.store, f"{way.name}-rate-{rate:g}", HELD_OUT)
             if cell is None:
                 raise TipminiError(f"way {way.name}: rate {rate:g} isn't measured; measure all")
