@@ -239,7 +239,9 @@ def test_a_rate_at_which_training_diverges_is_stored_and_not_taken(profile, decl
 
 def test_what_is_scored_is_the_tuned_model(profile, declare):
     """As lm-eval's task scores it, by its own rows."""
-    declare(GROUP.replace("    rates: [0.001, 0.1]\n", "").replace("ways:", "rates: [0.5]\nways:"))
+    declare(
+        GROUP.replace("    rates: [0.001, 0.1]\n", "").replace("\nways:", "\nrates: [0.5]\nways:")
+    )
     measure(profile, "base-openbookqa-s0", "lora-openbookqa-s0")
     at = tunings.folder(profile, "try")
     base, tuned = (store.read(at, f"{way}-openbookqa-s0") for way in ("base", "lora"))
