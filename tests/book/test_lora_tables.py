@@ -117,6 +117,30 @@ def test_nothing_stored_says_so_and_breaks_nothing(empty, monkeypatch, tmp_path)
         assert MISSING in [text.get_text() for text in figure.texts]
 
 
+def test_means_over_seeds_and_names_that_do_not_cover_each_other():
+    lines = [("LoRA", s, 4e5, 0.5 + s / 10) for s in range(3)] + [("full", 0, 1e8, 0.6)]
+    lines += [("AdapterH", 0, 5e5, 0.6), ("AdapterL", 0, 5e5, 0.601)]
+    found = pd.DataFrame(lines, columns=["title", "seed", "trained", "value"])
+    means = lora_tables.trained_means(found.assign(swept=False, stored=True))
+    assert means.loc["LoRA"].to_list()[:2] == [4e5, pytest.approx(0.6)]
+    assert means.loc["LoRA", "reach"] == pytest.approx(1.96 * 0.1 / 3**0.5, rel=1e-3)
+    assert means.loc["full", "reach"] == 0
+    (axes,) = lora_figures.by_size(means, 0.4).axes
+    near = [text.xy[1] for text in axes.texts if text.get_text() != "full"]
+    low, high = axes.get_ylim()
+    assert len(near) == 3 and min(np.diff(sorted(near))) > 0.03 * (high - low)
+
+
+def test_what_is_slower_than_the_axis_is_told_as_a_number():
+    points = [
+        {"way": way, "batch": batch, "length": 1, "seconds": [seconds] * 3}
+        for batch in (1, 8)
+        for way, seconds in {"base": 1.0, "lora": 1.1, "prompt": 2.0 * batch}.items()
+    ]
+    figure = lora_figures.latencies(lora_tables.ratios({"points": points}), lora_tables.WAYS)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["× 2.0, 16.0"]
+
+
 def test_ranks_are_a_pivot_of_the_names():
     lines = [(f"r{r}-{m}", 0, r / 100) for m in ("q", "q-k-v-o") for r in (2, 64)]
     found = pd.DataFrame(lines, columns=["way", "seed", "value"]).assign(swept=False)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from tipmini_lab.book.figures import GREY, SERIES, SIGNED, SIZES, WIDTH, colour_of, styled
 from tipmini_lab.results.statistics import MISSING
 
+SLOWEST = 1.6  # times the base's, where the axis ends
 DASHED = {"color": GREY, "linestyle": (0, (5, 4)), "linewidth": 0.9}
 
 
@@ -50,13 +51,25 @@ def by_size(means: pd.DataFrame, untuned: float | None) -> Figure:
     for title, one in means.iterrows():
         colour = colour_of(title) or GREY
         axes.errorbar(one.trained, one.value, yerr=one.reach, color=colour, marker="o", capsize=2)
-        axes.annotate(
-            title, (one.trained, one.value), xytext=(4, 4), textcoords="offset points", fontsize=9
-        )
     if untuned is not None:
         axes.axhline(untuned, **DASHED)
     axes.set(xscale="log", xlabel="numbers trained", ylabel="accuracy, mean of tasks")
+    low, high = axes.get_ylim()
+    for title, height in _apart(means, 0.045 * (high - low)).items():
+        right = means.trained[title] > 0.5 * means.trained.max()
+        told = {"xytext": (-6 if right else 6, 0), "ha": "right" if right else "left"}
+        place = means.trained[title], height
+        axes.annotate(title, place, textcoords="offset points", va="center", fontsize=9, **told)
     return figure
+
+
+def _apart(means: pd.DataFrame, gap: float) -> dict[str, float]:
+    """{title: height of its name}: that of its point, but `gap` above a name that stands there."""
+    found: dict[str, float] = {}
+    for title, one in means.sort_values("value").iterrows():
+        near = [y for other, y in found.items() if 1 / 6 < means.trained[other] / one.trained < 6]
+        found[title] = max([one.value, *(y + gap for y in near)])
+    return found
 
 
 @styled
@@ -107,25 +120,35 @@ def lines(
 
 @styled
 def latencies(ratios: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Time over the base's by way, a panel a length, one mark a batch size, bars least to most."""
+    """Time over the base's by way, a panel a length, one mark a batch size, bars least to most.
+
+    What is beyond the axis has its number at the edge.
+    """
     figure = Figure((WIDTH, 6.0), layout="constrained")
     if ratios.empty:
         return _empty(figure)
     lengths = list(ratios.index.unique("length"))
     ways = [way for way in titles if way in ratios.index.unique("way")]
-    for axes, length in zip(figure.subplots(len(lengths), 1, sharex=True), lengths, strict=True):
+    panels = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, length in zip(panels, lengths, strict=True):
         own = ratios.xs(length, level="length")
         batches = list(own.index.unique("batch"))
         for number, batch in enumerate(batches):
             colour, _, marker = SERIES[number % len(SERIES)]
             one = own.loc[batch].loc[ways]
-            places = -np.arange(len(ways)) + 0.2 * (number - (len(batches) - 1) / 2)
+            places = -np.arange(len(ways)) + 0.28 * (number - (len(batches) - 1) / 2)
             reach = np.abs(one[["min", "max"]].sub(one["median"], axis=0)).T.to_numpy()
             style = {"color": colour, "marker": marker, "linestyle": "none"}
             axes.errorbar(one["median"], places, xerr=reach, label=f"batch {batch}", **style)
+        for number, way in enumerate(ways):
+            over = own.xs(way, level="way")["median"]
+            if told := ", ".join(f"{ratio:.1f}" for ratio in over[over > SLOWEST]):
+                axes.text(SLOWEST, -number, f"× {told}", ha="right", va="center", fontsize=9)
         axes.axvline(1, **DASHED)
         axes.set_yticks(-np.arange(len(ways)), [titles[way] for way in ways], fontsize=9)
         axes.set_title(f"{length} token{'s' * (length > 1)}")
+        axes.set_xlim(0.9, SLOWEST)
     axes.set_xlabel("time over the base model's")
-    axes.legend(fontsize=9)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(handles[0]), fontsize=9)
     return figure

@@ -274,7 +274,8 @@ def ratios(found: Mapping) -> pd.DataFrame:
         lines.append(dict(zip(PLACE, (*place, point["way"]), strict=True)) | told
                      | {"seconds": np.median(taken)})  # fmt: skip
     columns = ["median", "min", "max", "seconds"]
-    return pd.DataFrame(lines, columns=[*PLACE, *columns]).set_index([*PLACE])
+    frame = pd.DataFrame(lines, columns=[*PLACE, *columns]).set_index([*PLACE])
+    return frame.sort_index(level=["batch", "length"], sort_remaining=False, kind="stable")
 
 
 PLACE = ("batch", "length", "way")
@@ -353,4 +354,4 @@ def trained_means(found: pd.DataFrame) -> pd.DataFrame:
     means = by.groupby(level="title", sort=False).agg(
         trained=("trained", "first"), value=("value", "mean"), sem=("value", "sem")
     )
-    return means.assign(reach=COVERED * means.sem.fillna(0)) if len(means) else means
+    return means.assign(reach=COVERED * means["sem"].fillna(0)) if len(means) else means
