@@ -189,3 +189,8 @@ def test_a_numbered_table_is_a_directive_with_a_label_and_a_note(monkeypatch):
     assert shown[0].startswith(head) and shown[0].endswith("|\n\n:::\n\n† a note\n")
     lines = [line for line in shown[0].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(SMOKE.tasks) and len({line.count("|") for line in lines}) == 1
+
+
+def test_lines_end_outside_of_code():
+    told = tables.narrow("an exact sum, `-o summation=cat`, or so", 16)
+    assert told == "an exact sum,<br>`-o summation=cat`,<br>or so"

@@ -34,6 +34,9 @@ CLIP = re.compile(r'(id="|url\(#)(p[0-9a-f]{10})\b')
 POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
 ALT = "text/x-alt"  # the kind of output that describes the figure beside it
+CODE = re.compile(r"`[^`]+`")
+HOLD = str.maketrans({" ": "\u00a0", "-": "\u2011"})  # where no line ends
+LET_GO = str.maketrans({"\u00a0": " ", "\u2011": "-"})
 VALUE = re.compile(r"{{\s*(\w+)\s*}}")  # what a page of text has from the results
 
 
@@ -162,8 +165,9 @@ def p_text(p: float) -> str:
 
 
 def narrow(text: str, letters: int = 20) -> str:
-    """In lines of so many letters: cells of tables don't wrap."""
-    return "<br>".join(wrap(text, letters, break_long_words=False))
+    """In lines of so many letters, code in one piece: cells of tables don't wrap."""
+    held = CODE.sub(lambda code: code[0].translate(HOLD), text)
+    return "<br>".join(wrap(held, letters, break_long_words=False)).translate(LET_GO)
 
 
 def mark(task: str, profile: Profile) -> str:
