@@ -1,18 +1,19 @@
 """What every merge of the packaged adapters costs: seconds, memory, and the rank that comes out.
 
+Inputs are measured on a few examples of each task, and their time is told of all by the letters.
 What is learnt or runs the model is left out: how long that took is stored with its cells.
 """
 
-from functools import cache
-
 import torch
+from torch import Tensor
 
 from bench.timing import median_seconds, peak_memory, seconds
 from tipmini_lab.book import frontier
-from tipmini_lab.experiments.catalogue import Inputs, catalogue
+from tipmini_lab.experiments.catalogue import Inputs, Variant, catalogue
 from tipmini_lab.experiments.experiment import Bundled, Lab, Merge
 
 ROUNDS = 3
+ROWS = 16  # of a task, whose inputs are measured
 
 
 def measure(lab: Lab) -> dict:
@@ -27,26 +28,36 @@ def measure(lab: Lab) -> dict:
 
 
 def _merges(lab: Lab) -> dict[str, dict]:
-    lab.norms.of = cache(lab.norms.of)  # read once: it hashes what it reads
     _ = lab.lm  # loaded before anything is timed
-    inputs, found = {}, {}
-    for name in frontier.variants(catalogue()):
-        merge = lab.experiment(name)
-        if merge.is_learnt or merge.variant.needs == "rows":
+    inputs: dict[Inputs, float] = {}
+    read: dict[tuple[str, Inputs], dict[str, Tensor]] = {}
+    lab.norms.of = lambda task, chosen: read[task, chosen]  # what was just measured
+    found = {}
+    for name, variant in frontier.variants(catalogue()).items():
+        if variant.distill or variant.weights == "learnt" or variant.needs == "rows":
             continue
-        chosen = merge.variant.measured
-        if merge.variant.needs and chosen not in inputs:
-            inputs[chosen] = sum(_measuring(lab, task, chosen) for task in merge.tasks)
-        found[name] = _cost(merge) | {"inputs": inputs[chosen] if merge.variant.needs else 0.0}
+        if variant.needs:
+            variant = variant.changed(inputs=variant.inputs.model_copy(update={"rows": ROWS}))
+            chosen = variant.measured
+            if chosen not in inputs:
+                inputs[chosen] = sum(_time(lab, t, chosen, read) for t in lab.profile.tasks)
+        found[name] = _cost(lab, variant) | {"inputs": inputs[chosen] if variant.needs else 0.0}
     return found
 
 
-def _measuring(lab: Lab, task: str, chosen: Inputs) -> float:
-    told = task, lab.norms.texts(task, chosen), chosen.statistic, chosen.source
-    return seconds(lambda: lab.norms.measure(*told))
+def _time(lab: Lab, task: str, few: Inputs, read: dict) -> float:
+    """Seconds that the inputs of all of a task's examples take; those of the first are `read`."""
+    every = lab.norms.texts(task, few.model_copy(update={"rows": None}))
+    first = every[:ROWS]
+
+    def measured() -> None:
+        read[task, few] = lab.norms.measure(task, first, few.statistic, few.source)
+
+    return seconds(measured) * sum(map(len, every)) / sum(map(len, first))
 
 
-def _cost(merge: Merge) -> dict:
-    rank = max(merge.merge().ranks.values())  # its inputs are there before it is timed
+def _cost(lab: Lab, variant: Variant) -> dict:
+    merge = Merge(lab, variant)
+    rank = max(merge.merge().ranks.values())  # the adapters are read before anything is timed
     peak = peak_memory(merge.merge)
     return {"seconds": median_seconds(merge.merge, ROUNDS), "peak": peak, "rank": rank}

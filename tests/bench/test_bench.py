@@ -144,7 +144,6 @@ def test_what_a_merge_costs(profile, monkeypatch):
     given = [{"method": "ties"}, {"method": "wanda"}, {"method": "cat", "distill": Distilled()}]
     compared = {v["method"]: Variant(name=v["method"], title="a", **v) for v in given}
     monkeypatch.setattr(costs.frontier, "variants", lambda known: compared)
-    monkeypatch.setattr(experiment.Lab, "variant", lambda lab, name: compared[name])
     found = costs.measure(experiment.Lab(profile))["merges"]
     assert found.keys() == {"ties", "wanda"}
     assert found["ties"]["inputs"] == 0 < found["wanda"]["inputs"]

@@ -313,11 +313,6 @@ class Merge(Experiment):
             **self.options(),
         )
 
-    @property
-    def is_learnt(self) -> bool:
-        """Whether it is made by training."""
-        return bool(self.variant.distill) or self.variant.weights == "learnt"
-
     def exact(self) -> tm.LoraAdapter:
         """The plain sum of the updates that are merged."""
         return tm.merge(self._adapters(), "cat")
