@@ -335,3 +335,14 @@ def test_no_best_learning_rate_lies_at_the_edge_of_those_tried():
             if len(way.rates) > 1 and all(cells.values()):
                 best = min(cells, key=lambda rate: cells[rate].mean)
                 assert min(cells) < best < max(cells), (name, way.name, best)
+
+
+def test_groups_of_one_rate_have_the_one_that_was_best(embedded):
+    """It is typed there; what was measured says whether it is still right."""
+    methods = tunings.Tunings(load_profile("mini"), "lora-methods")
+    best = {way: methods.best_rate(methods.group.way(way)) for way in ("lora", "prefix", "prompt")}
+    for name in ("lora-ranks", "lora-matrices", "lora-prefixes"):
+        declared = tunings.group(name)
+        for way in declared.ways:
+            (part,) = way.parts
+            assert declared.rates_of(way) == (best[part["part"]],), (name, way.name)

@@ -16,7 +16,6 @@ from tipmini_lab.experiments.catalogue import UNMERGED, Catalogue, Variant, reso
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import retention, store
 from tipmini_lab.results.runs import duration
-from tipmini_lab.results.statistics import MISSING
 
 ALONE, UNLABELLED = "adapters alone", "unlabelled examples"
 LABELLED, CONTROL = "labelled examples", "control"
@@ -112,27 +111,18 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
     return names
 
 
-def table(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """`points` of several profiles by their names, to be read: by what is needed, then by what is
-    kept at the first. What no profile has measured is left out."""
-    first = next(iter(found.values()))
-    order = first.assign(of=first.kind.map(KINDS.index))
-    lines = []
-    for line in order.sort_values(["of", "value"], ascending=[True, False]).itertuples():
-        kept = {f"retention,<br>{at}": _kept(own.loc[line.Index]) for at, own in found.items()}
-        if {*kept.values()} != {MISSING}:
-            lines.append(
-                {
-                    **{"merge": narrow(line.title, 24), **kept, "needs": narrow(line.kind, 10)},
-                    "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
-                    "time": EMPTY if math.isnan(line.seconds) else duration(line.seconds),
-                }
-            )
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """`points` of what is measured, to be read: by what is needed, then by what is kept; below the
+    retention that without the highest task."""
+    order = found.dropna(subset="value").assign(of=found.kind.map(KINDS.index))
+    lines = [
+        {
+            "merge": narrow(line.title, 24),
+            "retention": "<br>".join(map(share, (line.kept, line.without))),
+            "needs": narrow(line.kind, 10),
+            "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
+            "time": EMPTY if math.isnan(line.seconds) else duration(line.seconds),
+        }
+        for line in order.sort_values(["of", "value"], ascending=[True, False]).itertuples()
+    ]
     return pd.DataFrame(lines).set_index("merge")
-
-
-def _kept(line: pd.Series) -> str:
-    """Below the retention that without the highest task."""
-    if math.isnan(line.value):
-        return MISSING
-    return "<br>".join(map(share, (line.kept, line.without)))
