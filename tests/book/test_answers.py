@@ -85,6 +85,11 @@ def test_the_pages_say_how_much_is_stored(audited, monkeypatch):
     ]
     told = f"of {len(lora)} claims, {held[0]} in print and {held[1]} here are found to hold"
     assert values["lora_claims"] == told
+    mini = answers.load_profile("mini")
+    found = answers.lora_tables.rows(mini, "lora-methods")  # every example's mean over the seeds
+    own = found["lora"].groupby(level=0).mean().mean()
+    assert f"it scores {own:.3f} on two tasks" in values["lora_found"]
+    assert answers._tuned(pd.DataFrame()).endswith(MISSING)
     monkeypatch.setattr(answers.elastic_tables, "read", lambda declared: {})
     none = answers.page_values([*audited.values()])["elastic_state"]
     assert none.startswith("none of the ")

@@ -40,7 +40,7 @@ def test_every_method_is_compared_once():
 @pytest.fixture
 def found() -> pd.DataFrame:
     lines = {
-        "cheap": ("cheap", ALONE, 0.3, 8, 1.0),
+        "cheap": ("cheap", ALONE, 0.3, 8, 0.05),
         "dear": ("dear", UNLABELLED, 0.7, 56, 90.0),
         "dearer": ("dearer", LABELLED, 0.6, 56, 900.0),
         "small": ("small", CONTROL, 0.8, 8, 9000.0),
@@ -66,6 +66,7 @@ def test_the_table_has_what_is_measured(found):
     assert list(told.index) == ["cheap", "dear", "dearer", "small"]
     assert told.loc["cheap", "retention"] == "30%<br>[20, 40]<br>25%<br>[20, 30]"
     assert told.loc["small"].to_list()[1:] == [CONTROL, "8", "2.5 h"]
+    assert told.loc["cheap", "time"] == "50 ms"
 
 
 def test_the_figure_has_a_point_a_merge(found):

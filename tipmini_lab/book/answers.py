@@ -76,6 +76,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
+        "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),
         "lora_claims": _held(counts.loc["LoRA"]),
         "elastic_claims": _held(counts.loc["Elastic adapters"]),
     }
@@ -85,6 +86,18 @@ def _state(stored: int, known: int) -> str:
     if stored in (0, known):
         return f"{'all' if stored else 'none'} of the {known} declared runs are measured"
     return f"{stored} of {known} declared runs are measured"
+
+
+def _tuned(means: pd.DataFrame) -> str:
+    """Mean accuracies: of LoRA, of full tuning, and of the best of the other ways."""
+    value = means.get("value", pd.Series(dtype=float))
+    if not {"LoRA", "full tuning"} <= set(value.index):
+        return f"Its accuracy beside full tuning: {MISSING}"
+    best = value.drop(["LoRA", "full tuning"]).idxmax()
+    return (
+        f"At one budget it scores {value['LoRA']:.3f} on two tasks, full tuning "
+        f"{value['full tuning']:.3f}, the best of the other ways, {best}, {value[best]:.3f}"
+    )
 
 
 def _held(counts: pd.DataFrame) -> str:

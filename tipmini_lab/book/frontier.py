@@ -121,8 +121,12 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             "retention": "<br>".join(map(share, (line.kept, line.without))),
             "needs": narrow(line.kind, 10),
             "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
-            "time": EMPTY if math.isnan(line.seconds) else duration(line.seconds),
+            "time": EMPTY if math.isnan(line.seconds) else _told(line.seconds),
         }
         for line in order.sort_values(["of", "value"], ascending=[True, False]).itertuples()
     ]
     return pd.DataFrame(lines).set_index("merge")
+
+
+def _told(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
