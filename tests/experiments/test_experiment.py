@@ -82,7 +82,8 @@ def test_how_a_merge_was_learnt_is_kept_with_its_cells(profile):
     for lab in (Bundled(profile), Bundled(profile)):  # the second reads what the first learnt
         merge = experiment.Merge(lab, learnt)
         facts = merge.facts()
-        assert facts["steps"] == 2 and len(facts["R"]) == 3 and facts["seconds"] > 0
+        assert facts["steps"] == 2 and len(facts["R"]) == 3
+        assert 0 <= facts["seconds"] < 60  # told in tenths: these few steps may round to none
         assert facts["R"][0] != min(facts["R"])
         own, other, another, itself = facts["interference"]
         assert own == itself == 0.0 and min(other, another) > 0.0
