@@ -44,6 +44,7 @@ networks:
     options: {sparsity: 0.5}
     models: [midpoint, midpoint+dense]
     seeds: [0]
+    rates: [0.05, 1.0e-9]
 own: {name: own, title: elastic, options: {}, models: [search], seeds: [0]}
 merges: [base, single, cat, tip-cat]
 """
@@ -80,6 +81,7 @@ def test_everything_is_measured_once(profile, grid, tmp_path):
     wide += ["midpoint.speed", "whole.cost"]
     plain = [f"{m}.{t}" for m in ("midpoint", "midpoint+dense") for t in tasks]
     expected = [("wide-s0", m) for m in wide] + [("plain-s0", m) for m in plain]
+    expected += [(f"plain-rate-{r}", "midpoint.held-out") for r in ("0.05", "1e-09")]
     expected += [(f"own-{t}", f"search.{t}") for t in tasks]
     expected += [(name, t) for name in grid.merges for t in tasks]
     assert sorted(shown) == sorted(expected)
@@ -96,6 +98,11 @@ def test_everything_is_measured_once(profile, grid, tmp_path):
 
     facts = storage.read(tmp_path / "results", "plain-s0").facts
     assert facts["midpoint.sparsity"] == 0.5 and facts["midpoint+dense.sparsity"] < 0.01
+
+    stored = [storage.read(tmp_path / "results", f"plain-rate-{r}") for r in ("0.05", "1e-09")]
+    losses = [bundle.cells[0] for bundle in stored]
+    assert {(cell.metric, cell.count) for cell in losses} == {("loss", 6)}  # three a task
+    assert losses[0].mean != losses[1].mean
 
     adapters = [tm.load_adapter(d) for d in (profile.scratch / "elastic/searched").glob("*/")]
     assert len(adapters) == 2
@@ -134,3 +141,31 @@ def test_the_committed_file_declares_what_the_chapter_shows():
     for each in every.values():
         assert each.measures() and each.recipe.rows
     assert set(declared.merges) <= catalogue.catalogue().variants.keys()
+
+
+def trained_like(network: Network) -> str:
+    """The network whose rates were tried for it: of the same form, with the same axes elastic."""
+    recipe = supernet.NetworkRecipe(**network.options)
+    if recipe.form == "grid":
+        return "qa-50"
+    return "lonas" if len(recipe.widths) > 1 else "shears-50" if len(recipe.ranks) > 1 else "lora"
+
+
+def test_every_network_has_the_rate_that_was_best_on_held_out_rows():
+    """Which is neither the least nor the highest of those that were tried."""
+    declared = elastic.grid()
+    size = declared.size("mini")
+    tried = {network.name: network.rates for network in declared.networks if network.rates}
+    for network in (*declared.networks, declared.own):
+        name = trained_like(network)
+        cells = {
+            rate: storage.cell_of(
+                elastic.store_of(size), f"{name}-rate-{rate:g}", "midpoint.held-out"
+            )
+            for rate in tried[name]
+        }
+        if all(cells.values()):
+            best = min(cells, key=lambda rate: cells[rate].mean)
+            assert min(cells) < best < max(cells), (name, best)
+            given = supernet.NetworkRecipe(**size.recipe | network.options).learning_rate
+            assert given == best, (network.name, given, best)

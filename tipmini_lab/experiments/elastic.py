@@ -1,7 +1,8 @@
 """The declared super-networks: experiments/elastic/*.yaml, each trained, searched and measured.
 
 A measure is "MODEL.TASK": a model is a choice among a network's sub-adapters and, behind a +, how
-it is merged. "speed" and "cost" in a task's place are ratios of times.
+it is merged. "speed" and "cost" in a task's place are ratios of times; "held-out" is the loss of rows
+that nothing was trained on, by which learning rates are chosen.
 """
 
 import re
@@ -19,13 +20,15 @@ from tipmini.errors import TipminiError
 from tipmini.methods.subadapter import MERGES
 from tipmini_lab import paths
 from tipmini_lab.declared_files import Declared, read
-from tipmini_lab.evaluation import evaluator, tasks
+from tipmini_lab.evaluation import evaluator, objective, tasks
+from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Named
 from tipmini_lab.experiments.experiment import Bundled, Experiment, Lab, Show, evaluation_code
 from tipmini_lab.experiments.profiles import Profile, Rows
 from tipmini_lab.experiments.searching import Found, SearchRecipe, search
 from tipmini_lab.experiments.supernet import Configuration, NetworkRecipe, SuperNet
+from tipmini_lab.experiments.tunings import finite
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Cell
 
@@ -33,7 +36,7 @@ FILE = paths.EXPERIMENTS / "elastic" / "elastic.yaml"
 SEARCHED = ("search", "search-small")  # at most the midpoint's operations; at least its score
 CHOICES = ("untuned", "whole", "midpoint", "smallest", *SEARCHED)
 AXES = ("ranks", "widths")
-SPEED, COST = "speed", "cost"  # ratios of times, in a task's place
+SPEED, COST, HELD_OUT = "speed", "cost", "held-out"  # in a task's place
 RATIO = "times as fast"
 ROUNDS, BATCH, LENGTH = 9, 4, 128  # of a comparison of times; prompts a pass, tokens of one
 
@@ -59,6 +62,7 @@ class Network(Named):
     timed: tuple[str, ...] = ()  # of the models, those whose speed is measured
     cost: bool = False  # whether a step is compared with one of full tuning
     seeds: tuple[int, ...] = (0, 1, 2)
+    rates: tuple[float, ...] = ()  # learning rates that are tried; its options have the best
 
     @field_validator("models", "timed")
     @classmethod
@@ -105,14 +109,26 @@ def grid(file: Path = FILE) -> Grid:
 class Elastic(Experiment):
     """One super-network of the grid with one seed; its cells are of all its models."""
 
-    def __init__(self, lab: Lab, declared: Grid, network: Network, seed: int, task: str = ""):
+    def __init__(
+        self,
+        lab: Lab,
+        declared: Grid,
+        network: Network,
+        seed: int,
+        task: str = "",
+        rate: float | None = None,
+    ):
+        """task: the one that it is trained for alone; rate: of a learning rate that is tried."""
         self.lab, self.profile, self.grid, self.network = lab, lab.profile, declared, network
-        self.size, self.task = declared.size(lab.profile.name), task
+        self.size, self.task, self.rate = declared.size(lab.profile.name), task, rate
         self.name = f"{network.name}-{task or f's{seed}'}"
         self.title = f"{network.title}, {tasks.KNOWN[task].title if task else f'seed {seed}'}"
+        if rate is not None:
+            self.name, self.title = f"{network.name}-rate-{rate:g}", f"{network.title}, {rate:g}"
         self.store = store_of(self.size)
         given = {"rows": {task: self.size.own_rows[task]} if task else self.size.rows}
         options = given | self.size.recipe | network.options
+        options |= {} if rate is None else {"learning_rate": rate}
         options |= {k: tuple(v) for k, v in options.items() if k in AXES}
         self.recipe = NetworkRecipe(**options, seed=seed)
         looked = self.size.own_search if task else self.size.search
@@ -127,6 +143,8 @@ class Elastic(Experiment):
         }
 
     def measures(self) -> Sequence[str]:
+        if self.rate is not None:
+            return [f"midpoint.{HELD_OUT}"]
         found = [f"{model}.{task}" for model in self.network.models for task in self.recipe.rows]
         found += [f"{model}.{SPEED}" for model in self.network.timed]
         return [*found, f"whole.{COST}"] if self.network.cost else found
@@ -136,6 +154,8 @@ class Elastic(Experiment):
         task = measure.split(".")[1]
         if task in (SPEED, COST):
             return made | {"rounds": ROUNDS, "batch": BATCH, "length": LENGTH}
+        if task == HELD_OUT:
+            return made
         return self.lab.inputs(None, self.lab.definition(task)) | made
 
     def code(self, measure: str) -> dict[str, str]:
@@ -177,7 +197,7 @@ class Elastic(Experiment):
         """Of every model its sizes, of the training and the search what they cost and saw."""
         found: dict[str, float | list[float]] = {
             "seconds": self.net.log["seconds"],
-            "loss": self.net.log["loss"],
+            "loss": finite(self.net.log["loss"]),
             "steps": len(self.net.steps),
             "trained": sum(p.numel() for p in self.net.factors.values()),
         }
@@ -211,6 +231,9 @@ class Elastic(Experiment):
             metric, values = RATIO, self._speeds(model)
         elif task == COST:
             metric, values = RATIO, self._costs()
+        elif task == HELD_OUT:
+            self.apply(model)
+            metric, values = "loss", self._losses()
         else:
             self.apply(model)
             metric = tasks.METRIC[task]
@@ -218,6 +241,17 @@ class Elastic(Experiment):
         place = {"profile": self.profile.name, "method": self.name, "task": measure}
         told = {"dtype": self.lab.dtype, "values": values, "metric": metric}
         return store.measured(start, self.inputs(measure), self.code(measure), **told, **place)
+
+    @torch.no_grad()
+    def _losses(self) -> list[float]:
+        """Of every held-out row, task by task."""
+        found: list[float] = []
+        for task, held_out in self.net.held_out.items():
+            degrees = self.net.log["temperature"][task]
+            for part in batches([len(e.row) for e in held_out], self.net.tokens):
+                group = [held_out[i] for i in part]
+                found += objective.losses(self.net.model, group, degrees).tolist()
+        return [round(loss, 5) for loss in finite(found)]
 
     @torch.no_grad()
     def _speeds(self, model: str) -> list[float]:
@@ -318,6 +352,13 @@ def experiments(profile: Profile, declared: Grid | None = None) -> dict[str, Ela
     return {each.name: each for each in every}
 
 
+def sweeps(profile: Profile, declared: Grid | None = None) -> dict[str, Elastic]:
+    """Every learning rate that is tried, each with the first seed, by name."""
+    declared, lab = declared or grid(), Lab(profile)
+    every = [Elastic(lab, declared, n, 0, rate=rate) for n in declared.networks for rate in n.rates]
+    return {each.name: each for each in every}
+
+
 def measure(
     profile: Profile,
     group: str = FILE.stem,
@@ -327,12 +368,12 @@ def measure(
 ) -> None:
     """Measure the declared networks, or those that are in `names`, and the merges of the searched.
 
-    A name is a network's, with or without its seed, or "merges". Raises TipminiError for an unknown
-    one.
+    A name is a network's, with or without its seed, NETWORK-rate for the learning rates that are
+    tried of it, or "merges". Raises TipminiError for an unknown one.
     """
     declared = declared or grid(paths.own_groups("elastic")[group])
     profile = profile.model_copy(update={"dtype": declared.dtype})
-    known = experiments(profile, declared)
+    known = sweeps(profile, declared) | experiments(profile, declared)
     families = {name: re.sub(r"-[^-]+$", "", name) for name in known}
     for name in names:
         if name not in {*known, *families.values(), "merges"}:
