@@ -45,7 +45,7 @@ def outcomes(**counts: int) -> dict[str, Bundle]:
         if each.network.cost:
             cells.append(cell(name, "whole.cost", [2.0, 2.5, 3.0], elastic.RATIO))
         if "search" in each.network.models:
-            facts |= {"search.seconds": 30.0, "search.scores": [0.5, 0.7], "search.macs": [9, 8]}
+            facts |= {"searched.seconds": 30.0, "searched.scores": [0.5, 0.7], "searched.macs": [9, 8]}
         made = {"name": name, "title": name, "settings": {}}
         found[name] = Bundle(**made, facts=facts, cells=cells)
     return found
@@ -121,6 +121,7 @@ def test_both_together_against_each_apart():
 def test_findings_are_three_lines_whatever_is_stored():
     told = elastic_tables.findings(MODELS, elastic_tables.compared(SIDE, QUESTIONS))
     assert len(told) == 3 and "75.0%" in told[0] and "better than the midpoint" in told[1]
+    assert "not significantly different from Shears'" in told[2]
     side = elastic_tables.rows({}, DECLARED)
     told = elastic_tables.findings(NONE, elastic_tables.compared(side, QUESTIONS))
     assert len(told) == 3 and all(MISSING in line and "nan" not in line for line in told)
@@ -130,6 +131,16 @@ def test_the_speed_up_is_held_against_the_sizes():
     assert elastic_tables.ratio_note(NONE, "lonas.search-small") == ""
     note = elastic_tables.ratio_note(MODELS, "lonas.search-small")
     assert "1.25 times as fast and has 1.50 times fewer" in note and "is not above" in note
+
+
+def test_the_learning_rates_that_were_best_are_told(tmp_path, monkeypatch):
+    sweeps = elastic.sweeps(load_profile("mini"))
+    losses = {n: abs(each.rate - 3e-3) for n, each in sweeps.items() if n.startswith("lora-")}
+    find = lambda _, n, m: cell(n, m, [losses[n]], "loss") if n in losses else None  # noqa: E731
+    monkeypatch.setattr(elastic_tables.storage, "cell_of", find)
+    assert elastic_tables.rates_note(sweeps).endswith("examples: LoRA 0.003 (of 0.001, 0.003, 0.01).")
+    losses.popitem()
+    assert elastic_tables.rates_note(sweeps) == ""
 
 
 def test_what_it_cost():
@@ -163,7 +174,7 @@ def test_figures_are_drawn_of_anything():
 def test_the_chapter_names_declared_models_and_printed_rows_agree():
     source = (paths.NOTEBOOKS / "12_elastic_measured.ipynb").read_text()
     named = set(re.findall(r"\\\"([a-z0-9-]+\.[a-z+-]+)\\\"", source))
-    assert len(named) > 20 and named - {"search.macs", "search.seconds"} <= set(NONE.model)
+    assert len(named) > 20 and named - {"searched.macs", "searched.seconds"} <= set(NONE.model)
     printed = yaml.safe_load(paths.PRINTED.read_text())["elastic"]
     for table in ("table1", "table2", "table3"):
         rows = printed[table]["rows"]

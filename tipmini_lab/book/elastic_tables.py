@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from tipmini_lab.book.figures import BLUE, COLOURS, GREY, ORANGE, SIGNED, WIDTH, styled
 from tipmini_lab.book.pruning_tables import formatted
 from tipmini_lab.book.tables import EMPTY, p_text
-from tipmini_lab.experiments.elastic import COST, SPEED, Elastic
+from tipmini_lab.experiments.elastic import COST, HELD_OUT, SPEED, Elastic
 from tipmini_lab.results import statistics
 from tipmini_lab.results import store as storage
-from tipmini_lab.results.statistics import MISSING, Pair
+from tipmini_lab.results.statistics import MISSING, Pair, Verdict
 from tipmini_lab.results.store import Bundle
 
 Outcomes = Mapping[str, Bundle]  # by name of the network and its seed
@@ -198,6 +198,13 @@ def ratio_note(frame: pd.DataFrame, model: str, base: str = "lora.whole") -> str
     )
 
 
+THAN = {  # what a verdict says of the first model and the second
+    Verdict.BETTER: "better than",
+    Verdict.WORSE: "worse than",
+    Verdict.OPEN: "not significantly different from",
+}
+
+
 def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
     """What was found in three lines; what is not measured is said to be so."""
     own = frame[frame.task == ""].groupby("model")
@@ -207,20 +214,21 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
         return float(means[what].get(model, np.nan))
 
     def verdict(question: str) -> str:
-        return str(answers[""].get(question) or MISSING) if "" in answers else MISSING
+        found = str(answers[""].get(question) or MISSING) if "" in answers else MISSING
+        return THAN.get(found, found)
 
     small, lora = "lonas.search", "lora.whole"
     less = 1 - of(small, "parameters") / of(lora, "parameters")
     lines = [
-        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
-        f"LoRA on the whole model {of(lora, 'score'):.1%}: {verdict('LoNAS search, LoRA')}.",
-        f"**Searched.** On examples that the search did not see, it is {verdict(SEARCH)} than "
-        f"the midpoint, which costs no search, for LoNAS, and "
-        f"{verdict('Shears, 50%: search, midpoint')} for Shears.",
+        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}; that "
+        f"is {verdict('LoNAS search, LoRA')} LoRA on the whole model, {of(lora, 'score'):.1%}.",
+        f"**Searched.** On examples that the search did not see, what it chose is "
+        f"{verdict(SEARCH)} the midpoint, which costs no search, for LoNAS; for Shears, "
+        f"{verdict('Shears, 50%: search, midpoint')} it.",
         f"**Sparse.** A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "
         f"zeros of {of('shears-50.midpoint', 'sparsity'):.1%}; SparsePEFT keeps "
-        f"{of('sparsepeft-50.midpoint', 'sparsity'):.1%}, its score against Shears': "
-        f"{verdict('SparsePEFT, Shears')}.",
+        f"{of('sparsepeft-50.midpoint', 'sparsity'):.1%}, and its score is "
+        f"{verdict('SparsePEFT, Shears')} Shears'.",
     ]
     return [line.replace("nan%", MISSING) for line in lines]
 
@@ -234,15 +242,29 @@ def costs(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
         facts = outcomes[name].facts
         line = lines.setdefault(each.network.name, {"train": [], "search": [], "looked at": []})
         line["train"].append(facts["seconds"])
-        if "search.seconds" in facts:
-            line["search"].append(facts["search.seconds"])
-            line["looked at"].append(len(facts["search.scores"]))
+        if "searched.seconds" in facts:
+            line["search"].append(facts["searched.seconds"])
+            line["looked at"].append(len(facts["searched.scores"]))
     means = {
         n: {k: np.mean(v) if v else np.nan for k, v in own.items()} for n, own in lines.items()
     }
     frame = pd.DataFrame(means, index=["train", "search", "looked at"]).T
     frame.columns = ["training, s", "search, s", "configurations"]
     return formatted(frame.rename_axis("network, mean of the seeds"), "{:.0f}", EMPTY)
+
+
+def rates_note(sweeps: Mapping[str, Elastic]) -> str:
+    """Of every network whose learning rates were tried: the best by the loss of held-out rows."""
+    losses: dict[str, dict[float, float]] = {}
+    for name, each in sweeps.items():
+        cell = storage.cell_of(each.store, name, f"midpoint.{HELD_OUT}")
+        losses.setdefault(each.network.title, {})[each.rate] = cell.mean if cell else np.nan
+    told = [
+        f"{title} {min(own, key=own.__getitem__):g} (of {', '.join(f'{r:g}' for r in own)})"
+        for title, own in losses.items()
+        if not np.isnan([*own.values()]).any()
+    ]
+    return f"**Learning rates**, the best on held-out examples: {'; '.join(told)}." if told else ""
 
 
 def full_tuning(outcomes: Outcomes) -> float | None:
@@ -267,7 +289,7 @@ def progress(searches: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     figure = Figure((WIDTH, 0.4 + 2.3 * len(searches)), layout="constrained")
     panels = figure.subplots(len(searches), 1, squeeze=False)[:, 0]
     for axes, (title, facts) in zip(panels, searches.items(), strict=False):
-        macs, scores = np.array(facts["search.macs"]) / 1e6, np.array(facts["search.scores"])
+        macs, scores = np.array(facts["searched.macs"]) / 1e6, np.array(facts["searched.scores"])
         place = np.linspace(0.25, 1, len(macs))
         axes.scatter(macs, scores, s=14, color=[(*_rgb(BLUE), alpha) for alpha in place])
         best = front(macs, scores)

@@ -205,8 +205,8 @@ class Elastic(Experiment):
             found |= {f"{model}.{name}": value for name, value in self._sizes[model].items()}
         if "found" in self.__dict__:
             told = self.found
-            found |= {"search.seconds": told.seconds, "search.scores": told.scores}
-            found |= {"search.macs": told.macs, "search.population": self.searching.population}
+            found |= {"searched.seconds": told.seconds, "searched.scores": told.scores}
+            found |= {"searched.macs": told.macs, "searched.population": self.searching.population}
         return found
 
     @cached_property
