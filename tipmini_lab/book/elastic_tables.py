@@ -317,23 +317,29 @@ def front(macs: np.ndarray, scores: np.ndarray) -> list[int]:
 
 @styled
 def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
-    """Score beside parameters that are not 0: {title: (NETWORK.MODEL, method)}, a point each with
-    the seeds' range."""
+    """Score and, at its right, parameters that are not 0: {title: (NETWORK.MODEL, method)}, a line
+    each with the seeds' range; dotted: the first's score."""
     groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")
-    if not len(groups):
+    shown = {title: own for title, own in lines.items() if own[0] in groups.groups}
+    if not shown:
         return _empty()
-    figure = Figure((WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for title, (model, method) in lines.items():
-        if model not in groups.groups:
-            continue
-        own = groups.get_group(model)
-        x, y = own["nonzero"].mean() / 1e6, 100 * own["score"]
+    figure = Figure((WIDTH, 0.7 + 0.33 * len(shown)), layout="constrained")
+    scores, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for line, (model, method) in enumerate(shown.values()):
+        own, colour = groups.get_group(model), COLOURS[method]
+        y, x = 100 * own["score"], own["nonzero"].mean() / 1e6
         reach = [[y.mean() - y.min()], [y.max() - y.mean()]]
-        axes.errorbar(x, y.mean(), reach, fmt="o", color=COLOURS[method], capsize=2)
-        axes.annotate(title, (x, y.mean()), (5, 3), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="parameters that are not 0, millions", ylabel="mean score, %")
-    axes.margins(x=0.2, y=0.15)
+        scores.errorbar(y.mean(), line, xerr=reach, fmt="o", color=colour, capsize=2)
+        sizes.barh(line, x, height=0.5, color=colour)
+        place = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+        sizes.annotate(f"{x:.0f}", (x, line), (3, 0), **place)
+        if not line:
+            scores.axvline(y.mean(), color=GREY, linestyle=":")
+    scores.set(xlabel="mean score, %", yticks=range(len(shown)), yticklabels=shown)
+    scores.invert_yaxis()
+    sizes.set(xlabel="not 0, millions")
+    sizes.tick_params(left=False)
+    sizes.margins(x=0.3)
     return figure
 
 
