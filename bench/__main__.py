@@ -6,7 +6,7 @@ import json
 from bench import costs, evaluation, lora_cost, merging, pruning, serving, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, pruning_costs
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
 

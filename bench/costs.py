@@ -10,7 +10,8 @@ from torch import Tensor
 from bench.timing import median_seconds, peak_memory, seconds
 from tipmini_lab.book import frontier
 from tipmini_lab.experiments.catalogue import Inputs, Variant, catalogue
-from tipmini_lab.experiments.experiment import Bundled, Lab, Merge
+from tipmini_lab.experiments.lab import Bundled, Lab
+from tipmini_lab.experiments.variants import Merge
 
 ROUNDS = 3
 ROWS = 16  # of a task, whose inputs are measured

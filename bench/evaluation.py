@@ -14,7 +14,7 @@ from bench import timing
 from tipmini_lab.evaluation import evaluator, tasks
 from tipmini_lab.evaluation.model import load_base, scored_targets
 from tipmini_lab.evaluation.packing import flatten, pack
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import load_profile
 
 

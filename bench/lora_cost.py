@@ -19,7 +19,7 @@ from bench.serving import prompts
 from tipmini_lab.book import lora_tables
 from tipmini_lab.evaluation import assets, model, objective
 from tipmini_lab.experiments import tunings
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.training import add_lora
 from tipmini_lab.experiments.tuning import Tuning, TuningRecipe, tunable
 from tipmini_lab.results import store as storage

@@ -26,7 +26,7 @@ from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import keep_memory, load_base
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import collate
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 
 TASK = "boolq"
 

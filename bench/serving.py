@@ -22,7 +22,7 @@ from bench import timing
 from tipmini_lab.book import serving
 from tipmini_lab.book.serving import Forward
 from tipmini_lab.evaluation import model
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.results import store as storage
 
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -21,7 +21,7 @@ from tipmini.models.adapter import LoraFactors
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import pruning, training
 from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.pruning import PruningRecipe
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
 

@@ -30,8 +30,8 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[int]:
 def sole(out: Path) -> Iterator[None]:
     """Be the only process that works towards a file or folder; what holds it is hidden beside it.
 
-    Folders that were made for it and stay empty are taken away. Raises TipminiError where another is, since the two would go on from one checkpoint, and where
-    nothing can be written.
+    Folders that were made for it and stay empty are taken away. Raises TipminiError where another
+    is, since the two would go on from one checkpoint, and where nothing can be written.
     """
     lock = out.with_name(f".{out.name}.lock")
     made = [folder for folder in lock.parents if not folder.exists()]

@@ -10,8 +10,8 @@ import tipmini as tm
 from bench import costs, evaluation, merging, timing
 from tipmini_lab import paths
 from tipmini_lab.book import performance, tables
-from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Distilled, Variant
+from tipmini_lab.experiments.lab import Lab
 
 ADAPTERS = {str(i): merging.random_adapter(i, blocks=1, size=96) for i in range(3)}
 NORMS = {name: merging.random_norms(adapter, int(name)) for name, adapter in ADAPTERS.items()}
@@ -144,7 +144,7 @@ def test_what_a_merge_costs(profile, monkeypatch):
     given = [{"method": "ties"}, {"method": "wanda"}, {"method": "cat", "distill": Distilled()}]
     compared = {v["method"]: Variant(name=v["method"], title="a", **v) for v in given}
     monkeypatch.setattr(costs.frontier, "variants", lambda known: compared)
-    found = costs.measure(experiment.Lab(profile))["merges"]
+    found = costs.measure(Lab(profile))["merges"]
     assert found.keys() == {"ties", "wanda"}
     assert found["ties"]["inputs"] == 0 < found["wanda"]["inputs"]
     assert all(each["seconds"] > 0 and each["rank"] == 4 for each in found.values())

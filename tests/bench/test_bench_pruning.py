@@ -15,7 +15,7 @@ from tipmini.methods.groups import CHANNELS, HEADS, Family, find_families
 from tipmini_lab import paths
 from tipmini_lab.book import performance
 from tipmini_lab.book import pruning_costs as costs
-from tipmini_lab.experiments import experiment
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 
 WAYS = (costs.DENSE, costs.ROWS, costs.TWO_OF_FOUR, costs.CSR, costs.SPARSER, costs.GROUPS)
@@ -78,12 +78,12 @@ def lab(tiny, tokenizer, tmp_path, monkeypatch):
     folder = prunable.embed(monkeypatch, tmp_path, tiny, tokenizer)
     monkeypatch.setattr(pruning, "keep_memory", lambda: None)
     monkeypatch.setattr(timing, "in_new_process", lambda work, *given: work(*given))
-    monkeypatch.setattr(experiment.Lab, "tokenizer", tokenizer)
+    monkeypatch.setattr(Lab, "tokenizer", tokenizer)
     made = {"name": "tiny", "description": "tiny", "results": str(tmp_path / "results")}
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     prunable.with_lora(model).save_pretrained(tmp_path / "rte")
     adapted = {"tasks": ("rte",), "adapters": str(tmp_path / "{task}")}
-    return experiment.Lab(Profile(**made, **adapted, dtype="float32"))
+    return Lab(Profile(**made, **adapted, dtype="float32"))
 
 
 def test_all_of_it_on_a_tiny_model(lab):

@@ -10,8 +10,9 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again, recomputing
-from tipmini_lab.experiments import experiment, formats, merging
-from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
+from tipmini_lab.experiments import formats, merging, variants
+from tipmini_lab.experiments.lab import Lab, measure
+from tipmini_lab.experiments.variants import TABLE_1, cell_file
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
 
@@ -37,7 +38,7 @@ def stored(profile, monkeypatch):
 
 def change(profile, margin: float) -> None:
     """Store another answer of TIP on the second row of RTE, with that margin."""
-    cell = experiment.stored(profile, "tip", "rte")
+    cell = variants.stored(profile, "tip", "rte")
     cell.values[1], cell.margins[1] = 1 - cell.values[1], margin
     store.save(cell_file(profile, "tip", "rte"), cell)
 
@@ -57,7 +58,7 @@ def test_the_same_comes_out(stored, whole, capsys):
 
 
 def test_a_stored_merge_comes_out_again_whatever_else_is_told_of_it(stored, monkeypatch):
-    experiment.measure(stored, "methods", ["cat"])
+    measure(stored, "methods", ["cat"])
     bundle = store.read(stored.variant_store, "cat")
     assert bundle.facts.keys() == {"norm", "sum", "distance", "rank"}
     assert recomputing.run(stored, minutes=0).merges["cat"] == 0.0

@@ -45,7 +45,8 @@ def outcomes(**counts: int) -> dict[str, Bundle]:
         if each.network.cost:
             cells.append(cell(name, "whole.cost", [2.0, 2.5, 3.0], elastic.RATIO))
         if "search" in each.network.models:
-            facts |= {"searched.seconds": 30.0, "searched.scores": [0.5, 0.7], "searched.macs": [9, 8]}
+            facts |= {"searched.seconds": 30.0, "searched.scores": [0.5, 0.7]}
+            facts["searched.macs"] = [9, 8]
         made = {"name": name, "title": name, "settings": {}}
         found[name] = Bundle(**made, facts=facts, cells=cells)
     return found
@@ -138,7 +139,8 @@ def test_the_learning_rates_that_were_best_are_told(tmp_path, monkeypatch):
     losses = {n: abs(each.rate - 3e-3) for n, each in sweeps.items() if n.startswith("lora-")}
     find = lambda _, n, m: cell(n, m, [losses[n]], "loss") if n in losses else None  # noqa: E731
     monkeypatch.setattr(elastic_tables.storage, "cell_of", find)
-    assert elastic_tables.rates_note(sweeps).endswith("examples: LoRA 0.003 (of 0.001, 0.003, 0.01).")
+    told = elastic_tables.rates_note(sweeps)
+    assert told.endswith("examples: LoRA 0.003 (of 0.001, 0.003, 0.01).")
     losses.popitem()
     assert elastic_tables.rates_note(sweeps) == ""
 

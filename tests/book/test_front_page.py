@@ -11,8 +11,8 @@ from tipmini_lab.book import again, answers, front_page, guessing, questions, ta
 from tipmini_lab.book.claims import page as claims_page
 from tipmini_lab.book.site import about, runs_page, staging
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.results import store
 
 REPORT = again.Report(

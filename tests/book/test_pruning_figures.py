@@ -8,7 +8,7 @@ import torch
 from tipmini.methods.groups import CHANNELS, HEADS
 from tipmini_lab.book import pruning_costs, pruning_figures, pruning_masks, pruning_tables, tables
 from tipmini_lab.experiments import declared
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.results.statistics import MISSING
 
 GRID = declared.grid()

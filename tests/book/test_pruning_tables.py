@@ -20,7 +20,7 @@ from tipmini_lab.book.pruning_tables import (
     shown,
 )
 from tipmini_lab.experiments import declared, few_shot
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.results.statistics import MISSING
 
 GRID = declared.grid()

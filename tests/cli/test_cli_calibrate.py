@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import tipmini as tm
 from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation.documents import own_rows
-from tipmini_lab.experiments import experiment
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -28,7 +28,7 @@ def expected(place, task, statistic):
     made = {"name": "n", "description": "d", "results": f"{place}/results"}
     adapters = f"{place}/adapters/{{task}}"
     profile = Profile(**made, adapters=adapters, calibration_rows=3)
-    return experiment.Lab(profile).norms.measure(task, statistic=statistic)
+    return Lab(profile).norms.measure(task, statistic=statistic)
 
 
 @pytest.mark.parametrize("example", main.COMMANDS[one.calibrate])
@@ -64,7 +64,7 @@ def test_regmean_works_from_end_to_end():
 
 
 def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkeypatch, small):
-    monkeypatch.setattr(experiment, "Lab", None)
+    monkeypatch.setattr("tipmini_lab.experiments.lab.Lab", None)
     given = ["calibrate", "--task", "rte", "--statistic", "grams", "--out", "x"]
     refused = CliRunner().invoke(main.app, given).exception
     assert (
@@ -87,7 +87,7 @@ def test_a_statistic_that_there_is_not_is_refused_before_anything_is_read(monkey
 def test_what_is_wrong_is_told_before_the_model_is_loaded(
     refused, monkeypatch, command, count, given, line
 ):
-    monkeypatch.setattr(experiment, "Lab", None)
+    monkeypatch.setattr("tipmini_lab.experiments.lab.Lab", None)
     words = [word.format(count=count) for word in given]
     told = refused(command, "--task", "rte", "--out", "x", *words)
     assert line.format(count=count) in told
@@ -106,7 +106,7 @@ def test_own_text_is_measured_on(small, name):
     assert f"on 2 examples of {name}" in run("calibrate", *given)
     texts = ["The sky is blue.", "Water is wet."]
     made = {"name": "n", "description": "d", "results": f"{small}/results"}
-    lab = experiment.Lab(Profile(**made, adapters=f"{small}/adapters/{{task}}"))
+    lab = Lab(Profile(**made, adapters=f"{small}/adapters/{{task}}"))
     measured, written = lab.norms.measure("rte", texts), load_file("own.safetensors")
     assert all(torch.equal(written[name], measured[name]) for name in measured)
     calibrate("piqa", "wanda", "piqa.safetensors")

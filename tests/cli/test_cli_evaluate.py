@@ -21,7 +21,7 @@ def test_every_example_runs(example):
 
 def test_a_task_of_ones_own(small):
     """Scored as by the likeliest choice, told by hand."""
-    from tipmini_lab.experiments.experiment import Lab
+    from tipmini_lab.experiments.lab import Lab
 
     given = ["--tasks", "colours", "--include-path", "tasks", "--dtype", "float32", "--json"]
     told = json.loads(run("evaluate", *given, "--out", "own.json").splitlines()[-1])

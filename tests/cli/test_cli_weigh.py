@@ -10,7 +10,7 @@ from peft import PeftModel
 
 import tipmini as tm
 from tipmini_lab.commands import main, one
-from tipmini_lab.experiments import experiment, weighing
+from tipmini_lab.experiments import lab, weighing
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -178,7 +178,7 @@ def test_what_nothing_can_be_learnt_of_is_one_line(refused, small, given, line):
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_is_loaded(refused, monkeypatch, given, line):
-    monkeypatch.setattr(experiment, "Lab", None)
+    monkeypatch.setattr(lab, "Lab", None)
     assert line in refused("weigh", *LEARN, *given)
 
 

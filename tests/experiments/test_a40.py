@@ -14,8 +14,9 @@ from tokenizers.processors import TemplateProcessing
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import assets, model, tasks
-from tipmini_lab.experiments.experiment import TABLE_1, Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.experiments.variants import TABLE_1
 
 A40 = load_profile("a40")
 ADAPTERS = {  # BoolQ's is called otherwise

@@ -4,9 +4,10 @@ import pytest
 from labs import TASKS
 
 from tipmini.errors import TipminiError
-from tipmini_lab.experiments import estimate, experiment, groups
-from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
+from tipmini_lab.experiments import estimate, groups, variants
+from tipmini_lab.experiments.lab import Lab, measure
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.experiments.variants import TABLE_1, cell_file
 from tipmini_lab.results import store
 
 
@@ -19,7 +20,7 @@ def test_what_is_stored_needs_no_time(profile, measured, twice_as_slow):
     lab = Lab(profile)
     for task in TASKS:
         lab.cell("base", task)
-        cell = experiment.stored(profile, "base", task).model_copy(update={"seconds": 10.0})
+        cell = variants.stored(profile, "base", task).model_copy(update={"seconds": 10.0})
         store.save(cell_file(profile, "base", task), cell)
     done = len(measured)
     found = estimate.estimate(profile, None)
@@ -42,7 +43,7 @@ def test_as_many_cells_as_a_group_then_measures(profile, measured, twice_as_slow
     names = ["cat"]
     found = estimate.estimate(profile, "methods", names)
     assert (found.stored, found.missing) == (0, len(TASKS)) and found.seconds > 0
-    experiment.measure(profile, "methods", names)
+    measure(profile, "methods", names)
     assert len(measured) == found.missing
     assert estimate.estimate(profile, "methods", names).stored == len(TASKS)
 
@@ -81,7 +82,7 @@ def test_the_speed_is_that_of_the_first_rows(profile, monkeypatch):
     monkeypatch.setattr(estimate, "PROBED", 2)
     for task in TASKS:
         Lab(profile).cell("base", task)
-    cell = experiment.stored(profile, "base", TASKS[0])
+    cell = variants.stored(profile, "base", TASKS[0])
     first = cell.model_copy(update={"seconds": 1000.0})
     store.save(cell_file(profile, "base", TASKS[0]), first)
     assert 0 < estimate.slowness(profile, profile) < 0.1

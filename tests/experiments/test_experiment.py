@@ -18,19 +18,12 @@ from tipmini.methods.table import equal_weight
 from tipmini_lab import intact, locks
 from tipmini_lab.commands import main
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
-from tipmini_lab.experiments import catalogue, experiment, formats, merging, profiles
+from tipmini_lab.experiments import catalogue, formats, merging, profiles, variants
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Inputs, Variant
-from tipmini_lab.experiments.experiment import (
-    PAPER,
-    TABLE_1,
-    Bundled,
-    HeldOut,
-    Lab,
-    cell_file,
-    stored,
-)
+from tipmini_lab.experiments.lab import Bundled, HeldOut, Lab, measure, run_all, stale
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
+from tipmini_lab.experiments.variants import PAPER, TABLE_1, cell_file, stored
 from tipmini_lab.locks import alone
 from tipmini_lab.results import digests, store
 
@@ -80,7 +73,7 @@ def test_how_a_merge_was_learnt_is_kept_with_its_cells(profile):
     few = {"learn": "adapter", "rows": 3, "stopping": 2, "epochs": 2, "parts": 1}
     learnt = Variant(name="few", title="few", method="cat", distill=few)
     for lab in (Bundled(profile), Bundled(profile)):  # the second reads what the first learnt
-        merge = experiment.Merge(lab, learnt)
+        merge = variants.Merge(lab, learnt)
         facts = merge.facts()
         assert facts["steps"] == 2 and len(facts["R"]) == 3
         assert 0 <= facts["seconds"] < 60  # told in tenths: these few steps may round to none
@@ -126,13 +119,19 @@ def test_measured_again_with_another_model_or_other_data(
     assert len(keys) == len(measured) == 3
 
 
+def code_is(monkeypatch, told: str) -> None:
+    for module in ("variants", "lab"):
+        place = f"tipmini_lab.experiments.{module}.evaluation_code"
+        monkeypatch.setattr(place, lambda: {"evaluation": told})
+
+
 def test_measured_again_with_other_code(profile, measured, monkeypatch):
     before = Lab(profile).cell("base", "rte")
     known = {"evaluation": [before.code["evaluation"], "proven"]}
     monkeypatch.setattr(digests, "equal", lambda: known)
-    monkeypatch.setattr(experiment, "evaluation_code", lambda: {"evaluation": "proven"})
+    code_is(monkeypatch, "proven")
     assert Lab(profile).cell("base", "rte") == before and len(measured) == 1
-    monkeypatch.setattr(experiment, "evaluation_code", lambda: {"evaluation": "other"})
+    code_is(monkeypatch, "other")
     assert Lab(profile).cell("base", "rte").code == {"evaluation": "other"} and len(measured) == 2
 
 
@@ -286,7 +285,7 @@ def known(tmp_path, monkeypatch):
 
 def test_a_group_is_measured_once_and_then_read(profile, known, measured):
     shown = []
-    experiment.measure(profile, "methods", show=shown.append)
+    measure(profile, "methods", show=shown.append)
     assert len(measured) == CELLS
     cells = store.cells(profile.variant_store)
     assert {name for name, _ in cells} == {"base", "linear", "half", "plain", "one", "other"}
@@ -295,14 +294,14 @@ def test_a_group_is_measured_once_and_then_read(profile, known, measured):
     assert all(cell.method == name for (name, _), cell in cells.items())
     assert cells["plain", "rte"].values == cells["linear", "rte"].values
     assert cells["other", "openbookqa"].metric == "acc"
-    experiment.measure(profile, "methods", show=shown.append)
+    measure(profile, "methods", show=shown.append)
     assert len(measured) == CELLS and len(shown) == 11
     assert store.cells(profile.variant_store) == cells
 
 
 def test_some_variants_on_some_tasks(profile, known, measured):
     """Settings and facts stand beside their cells."""
-    experiment.measure(profile, "methods", ["half", "base"], ["rte"])
+    measure(profile, "methods", ["half", "base"], ["rte"])
     assert measured == ["rte", "rte"]
     assert set(store.cells(profile.variant_store)) == {("base", "rte"), ("half", "rte")}
     half, base = (store.read(profile.variant_store, name) for name in ("half", "base"))
@@ -312,7 +311,7 @@ def test_some_variants_on_some_tasks(profile, known, measured):
 
 
 def test_the_important_ones_alone(profile, known):
-    experiment.measure(profile.model_copy(update={"important_only": True}), "methods")
+    measure(profile.model_copy(update={"important_only": True}), "methods")
     assert store.names(profile.variant_store) == ["half"]
 
 
@@ -327,10 +326,10 @@ def test_a_kill_loses_no_finished_cell(profile, known, measured, monkeypatch):
 
     monkeypatch.setattr(evaluator, "answers", dying)
     with pytest.raises(KeyboardInterrupt):
-        experiment.measure(profile, "methods")
+        measure(profile, "methods")
     assert len(store.cells(profile.variant_store)) == 3
     monkeypatch.setattr(evaluator, "answers", answers)
-    experiment.measure(profile, "methods")
+    measure(profile, "methods")
     assert len(measured) == CELLS and len(store.cells(profile.variant_store)) == 11
 
 
@@ -338,13 +337,13 @@ def test_what_is_stale_is_told_without_merging_and_measured_again(
     profile, known, place, measured, monkeypatch
 ):
     names = ["base", "linear", "half", "one"]
-    experiment.measure(profile, "methods", ["base", "half", "one"])
+    measure(profile, "methods", ["base", "half", "one"])
     before = store.cells(profile.variant_store)
 
     def found(**changes):
         with monkeypatch.context() as patch:
-            patch.setattr(experiment.Merge, "merge", None)
-            return experiment.stale(Bundled(profile.model_copy(update=changes)), names)
+            patch.setattr(variants.Merge, "merge", None)
+            return stale(Bundled(profile.model_copy(update=changes)), names)
 
     assert found() == []
     every = [("base", t) for t in TASKS] + [("half", t) for t in TASKS] + [("one", TASKS[0])]
@@ -352,7 +351,7 @@ def test_what_is_stale_is_told_without_merging_and_measured_again(
     assert found(evaluation_rows_of={"rte": 2}) == [("base", "rte"), ("half", "rte")]
     save_adapter(place / "adapters" / "rte", seed=7)
     assert found() == [("half", task) for task in TASKS]
-    experiment.measure(profile, "methods", ["base", "half", "one"])
+    measure(profile, "methods", ["base", "half", "one"])
     after = store.cells(profile.variant_store)
     assert len(measured) == 5 + 2
     assert {place for place in after if after[place].key != before[place].key} == set(every[2:4])
@@ -360,9 +359,9 @@ def test_what_is_stale_is_told_without_merging_and_measured_again(
 
 def test_the_model_does_not_hold_every_adapter_it_wore(profile, known):
     lab = Bundled(profile)
-    experiment.run_all(lab, ["linear", "half", "one"])
+    run_all(lab, ["linear", "half", "one"])
     assert not lab.lm.resident.known
-    experiment.run_all(lab, ["plain", "other"])
+    run_all(lab, ["plain", "other"])
     assert lab.cell("half", "rte").key == store.cell_of(profile.variant_store, "half", "rte").key
 
 
@@ -390,7 +389,7 @@ def test_what_another_process_is_at_comes_last(profile, known, monkeypatch):
 
     monkeypatch.setattr(locks, "alone", busy_once)
     show = lambda cell: order.append(cell.method)  # noqa: E731
-    experiment.run_all(Bundled(profile), ["base", "half"], ["rte"], show)
+    run_all(Bundled(profile), ["base", "half"], ["rte"], show)
     assert order == ["half", "base"]
 
 
@@ -504,7 +503,7 @@ def few(monkeypatch):
 def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, known, measured):
     with pytest.raises(TipminiError, match="choice best: linear and 1 more are not measured"):
         Bundled(profile).variant("best")
-    experiment.measure(profile, "tuned")
+    measure(profile, "tuned")
     held, cells = (store.cells(p) for p in (profile.selection_store, profile.variant_store))
     assert {name for name, _ in held} == {"linear", "half"}
     assert len(measured) == 2 * 2 + 2  # two candidates and the chosen one, two tasks each
@@ -515,13 +514,13 @@ def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, know
     # Where only some are measured the choice is read.
     again = {"important_only": True, "results": f"{profile.results}-full"}
     again |= {"selection": str(profile.selection_store)}
-    experiment.measure(profile.model_copy(update=again), "tuned")
+    measure(profile.model_copy(update=again), "tuned")
     assert len(measured) == 6 + 2
 
 
 def test_finalists_are_scored_on_more_rows(profile, few, known, measured):
     known.groups["tuned"].choices[0].__dict__["finalists"] = 1
-    experiment.measure(profile, "tuned")
+    measure(profile, "tuned")
     assert len(measured) == 2 * 2 + 2 + 2 and len(store.names(profile.finals_store)) == 1
 
 
@@ -606,7 +605,7 @@ def test_a_merge_that_runs_the_base_is_the_librarys(profile, tiny, tokenizer, me
     """On the prompts alone where they are asked for, and known by what they are."""
     told = {"name": "one", "title": "One", "method": method, "inputs": {"answers": False}}
     lab, variant = Lab(profile), Variant(**told)
-    found = experiment.Merge(lab, variant)
+    found = variants.Merge(lab, variant)
     texts = {task: lab.norms.texts(task, Inputs(answers=False)) for task in profile.tasks}
     rows = {t: [dict(tokenizer(x, return_tensors="pt")) for x in own] for t, own in texts.items()}
     expected = merge_blockwise(
@@ -614,7 +613,7 @@ def test_a_merge_that_runs_the_base_is_the_librarys(profile, tiny, tokenizer, me
     )
     for module, delta in ((m, found.merge().delta(m)) for m in expected.modules[:2]):
         torch.testing.assert_close(delta, expected.delta(module), rtol=1e-3, atol=1e-4)
-    answered = experiment.Merge(lab, variant.changed(inputs={}))
+    answered = variants.Merge(lab, variant.changed(inputs={}))
     assert found.settings()["measured"].keys() == set(profile.tasks)
     assert found.settings()["measured"] != answered.settings()["measured"]
 
@@ -650,7 +649,7 @@ def test_stored_variants_are_of_the_settings_they_have_now(name):
     """A choice's are those of its winner, so that one that other rows won would be told."""
     profile = load_profile(name)
     kept = store.names(profile.variant_store)
-    assert kept and experiment.stale(Bundled(profile), kept) == []
+    assert kept and stale(Bundled(profile), kept) == []
 
 
 def test_stored_cells_of_methods_are_of_todays_code_and_rows():
@@ -659,7 +658,7 @@ def test_stored_cells_of_methods_are_of_todays_code_and_rows():
     cells = {f.stem: store.load(f) for f in (lab.profile.store / "cells").glob("*.json")}
     others = [n for n, c in cells.items() if c.inputs | {"adapter": None} != now[c.task]]
     assert cells and others == []
-    assert all(map(experiment.is_current, cells.values()))
+    assert all(map(variants.is_current, cells.values()))
 
 
 def test_a_committed_cell_is_measured_again(tmp_path):

@@ -13,7 +13,8 @@ from tipmini.errors import TipminiError
 from tipmini_lab.book.tables import TITLES
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import formats, proof
-from tipmini_lab.experiments.experiment import TABLE_1, Lab, cell_file
+from tipmini_lab.experiments.lab import Lab
+from tipmini_lab.experiments.variants import TABLE_1, cell_file
 from tipmini_lab.results import store
 
 TASKS = ("piqa", "rte")

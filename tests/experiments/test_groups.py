@@ -17,7 +17,7 @@ MINI = load_profile("mini")
 @pytest.mark.parametrize(
     ("group", "module"),
     [
-        ("sweeps", "experiment"),
+        ("sweeps", "lab"),
         ("pruning", "prunings"),
         ("mmlu", "few_shot"),
         ("elastic", "elastic"),

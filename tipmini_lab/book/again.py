@@ -10,7 +10,7 @@ from tipmini_lab import paths
 from tipmini_lab.book.tables import TITLES, markdown_table
 from tipmini_lab.experiments import formats
 from tipmini_lab.experiments.catalogue import catalogue
-from tipmini_lab.experiments.experiment import TABLE_1
+from tipmini_lab.experiments.variants import TABLE_1
 
 
 class Report(BaseModel):

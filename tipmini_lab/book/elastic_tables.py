@@ -220,8 +220,8 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
     small, lora = "lonas.search", "lora.whole"
     less = 1 - of(small, "parameters") / of(lora, "parameters")
     lines = [
-        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}; that "
-        f"is {verdict('LoNAS search, LoRA')} LoRA on the whole model, {of(lora, 'score'):.1%}.",
+        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
+        f"{verdict('LoNAS search, LoRA')} LoRA on the whole model, {of(lora, 'score'):.1%}.",
         f"**Searched.** On examples that the search did not see, what it chose is "
         f"{verdict(SEARCH)} the midpoint, which costs no search, for LoNAS; for Shears, "
         f"{verdict('Shears, 50%: search, midpoint')} it.",

@@ -25,8 +25,8 @@ from tipmini_lab.book.method_tables import unbounded_sparsity
 from tipmini_lab.book.tables import TITLES, variant_cells
 from tipmini_lab.evaluation.tasks import METRIC
 from tipmini_lab.experiments.catalogue import UNMERGED, WEIGHTS_TOLD, Inputs, catalogue
-from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.results import checked, store
 from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import accuracy, difference

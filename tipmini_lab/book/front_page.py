@@ -29,8 +29,8 @@ from tipmini_lab.book.tables import (
 from tipmini_lab.evaluation import assets, documents, mmlu
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments import declared, few_shot, formats
-from tipmini_lab.experiments.experiment import TABLE_1
 from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.statistics import MISSING, mean_of
 from tipmini_lab.results.store import Cell

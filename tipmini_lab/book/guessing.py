@@ -13,7 +13,7 @@ from tipmini_lab.book import method_tables
 from tipmini_lab.book.method_tables import by_chance, same_answer
 from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow
 from tipmini_lab.evaluation import assets, documents, evaluator, tasks
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.statistics import measured

@@ -17,7 +17,7 @@ from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.model import load_base
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.declared import Grid, Planned
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.results import checked
 from tipmini_lab.results import store as storage
 

@@ -24,12 +24,14 @@ from tipmini_lab.book import again
 from tipmini_lab.book.again import Report
 from tipmini_lab.book.tables import every_method
 from tipmini_lab.evaluation import tasks
-from tipmini_lab.experiments import experiment, formats, merging
+from tipmini_lab.experiments import formats, merging, variants
 from tipmini_lab.experiments.catalogue import UNMERGED, Inputs
 from tipmini_lab.experiments.estimate import PROBED, seconds_of_all
-from tipmini_lab.experiments.experiment import PAPER, TABLE_1, Bundled, Lab, one_bar
+from tipmini_lab.experiments.experiment import one_bar
+from tipmini_lab.experiments.lab import Bundled, Lab
 from tipmini_lab.experiments.merging import DEFAULT, FIRST, ROUNDING, adapter_hash
 from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.experiments.variants import PAPER, TABLE_1
 from tipmini_lab.locks import alone
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
@@ -48,7 +50,7 @@ class Again(Lab):
     def __init__(self, profile: Profile, folder: Path, whole: bool):
         self.kept = None if whole else profile.store
         places = [(method, task) for method in TABLE_1 for task in profile.tasks]
-        stored = {place: experiment.stored(profile, *place) for place in places}
+        stored = {place: variants.stored(profile, *place) for place in places}
         if None in stored.values():
             raise TipminiError(
                 f"profile {profile.name}: no stored cells to compare with; "
@@ -184,7 +186,7 @@ def compared(profile: Profile, cells: list[Cell]) -> dict:
     same, ties = (dict.fromkeys(profile.tasks, 0) for _ in range(2))
     others, tie = [], formats.tie()
     for cell in cells:
-        then = experiment.stored(profile, cell.method, cell.task)
+        then = variants.stored(profile, cell.method, cell.task)
         margins = then.margins or [math.inf] * then.count
         rows = zip(cell.values, then.values, margins, strict=False)  # here the first ones alone
         for row, (now, before, margin) in enumerate(rows):
@@ -214,7 +216,7 @@ def merges(lab: Again, own_norms: dict[str, float]) -> dict[str, float]:
             bits = _hash_of(merged) == bundle.cells[0].inputs["adapter"]
             found[name] = 0.0 if bits else max(apart)
     for name in PAPER:
-        then = experiment.stored(lab.before, name, lab.profile.tasks[0]).inputs["adapter"]
+        then = variants.stored(lab.before, name, lab.profile.tasks[0]).inputs["adapter"]
         folder, stored = lab.merged(name), tm.load_adapter(lab.before.store / "merged" / name)
         sizes = merging.sizes(tm.load_adapter(folder), stored)
         bits = adapter_hash(folder) == then

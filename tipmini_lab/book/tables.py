@@ -21,8 +21,8 @@ from tipmini_lab.book import tracing
 from tipmini_lab.book.plotted import plotted
 from tipmini_lab.evaluation.documents import ADAPTED, KNOWN
 from tipmini_lab.evaluation.tasks import METRIC
-from tipmini_lab.experiments.experiment import TABLE_1, stored
 from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.experiments.variants import TABLE_1, stored
 from tipmini_lab.results import digests, retention, statistics, store
 from tipmini_lab.results.frame import wide
 from tipmini_lab.results.statistics import MISSING, Interval, mean_of, measured

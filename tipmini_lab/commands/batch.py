@@ -33,7 +33,8 @@ def measure(
     The group `pruning` holds the pruned models of experiments/loraprune/pruning.yaml; a file that
     names a `module` is measured by that one of tipmini_lab/experiments.
     """
-    from tipmini_lab.experiments import estimate, experiment, groups, readiness
+    from tipmini_lab.experiments import estimate, groups, readiness
+    from tipmini_lab.experiments.lab import TABLE_1, Lab
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
     _refuse_unknown(task, chosen)
@@ -42,7 +43,7 @@ def measure(
     if task and module and module != groups.MERGES:
         raise TipminiError(f"group {group}: a run is scored on all it declares; omit --task")
     if part:
-        every = method or (groups.names(chosen, group) if group else experiment.TABLE_1)
+        every = method or (groups.names(chosen, group) if group else TABLE_1)
         method = groups.part(every, part)
         if not method:  # there are more parts than variants
             return
@@ -54,9 +55,9 @@ def measure(
         measured_by = import_module(f"tipmini_lab.experiments.{module}")
         measured_by.measure(chosen, group, method or (), show=show, **only)
     else:
-        lab = experiment.Lab(chosen)
+        lab = Lab(chosen)
         for name in task or chosen.tasks:
-            for way in method or experiment.TABLE_1:
+            for way in method or TABLE_1:
                 show(lab.cell(way, name))
 
 
@@ -67,7 +68,7 @@ def norms(task: Tasks = None, profile: Profile = "mini", dtype: Dtype = "auto") 
     Those of the first examples alone are stored too, for `again` to compare with.
     """
     from tipmini_lab.experiments import readiness
-    from tipmini_lab.experiments.experiment import Lab
+    from tipmini_lab.experiments.lab import Lab
 
     lab = Lab(_profile(profile, dtype))
     _refuse_unknown(task, lab.profile)

@@ -317,7 +317,7 @@ def _are_results(file: Path) -> bool:
 
 def laboratory(base: str, **settings: object):
     """A Lab of its own for one command, which stores nothing."""
-    from tipmini_lab.experiments.experiment import Lab
+    from tipmini_lab.experiments.lab import Lab
     from tipmini_lab.experiments.profiles import Profile
 
     made = {"name": "command-line", "description": "one command", "results": "_build/results/cli"}

@@ -1,8 +1,8 @@
 """The declared super-networks: experiments/elastic/*.yaml, each trained, searched and measured.
 
 A measure is "MODEL.TASK": a model is a choice among a network's sub-adapters and, behind a +, how
-it is merged. "speed" and "cost" in a task's place are ratios of times; "held-out" is the loss of rows
-that nothing was trained on, by which learning rates are chosen.
+it is merged. In a task's place "speed" and "cost" are ratios of times; "held-out" is the loss of
+rows that nothing was trained on, by which learning rates are chosen.
 """
 
 import re
@@ -24,11 +24,13 @@ from tipmini_lab.evaluation import evaluator, objective, tasks
 from tipmini_lab.evaluation.packing import batches
 from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Named
-from tipmini_lab.experiments.experiment import Bundled, Experiment, Lab, Show, evaluation_code
+from tipmini_lab.experiments.experiment import Experiment, Show
+from tipmini_lab.experiments.lab import Bundled, Lab, run_all
 from tipmini_lab.experiments.profiles import Profile, Rows
 from tipmini_lab.experiments.searching import Found, SearchRecipe, search
 from tipmini_lab.experiments.supernet import Configuration, NetworkRecipe, SuperNet
 from tipmini_lab.experiments.tunings import finite
+from tipmini_lab.experiments.variants import evaluation_code
 from tipmini_lab.results import digests, store
 from tipmini_lab.results.store import Cell
 
@@ -384,4 +386,4 @@ def measure(
     if not names or "merges" in names:
         own = {each.task: each for each in known.values() if each.task}
         lab = searched_lab(profile, declared, own)
-        experiment.run_all(lab, declared.merges, show=show)
+        run_all(lab, declared.merges, show=show)

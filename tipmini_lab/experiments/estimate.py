@@ -13,10 +13,12 @@ from statistics import median
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import perplexity, tasks
-from tipmini_lab.experiments import experiment, groups, prunings
+from tipmini_lab.experiments import groups, prunings, variants
 from tipmini_lab.experiments.declared import grid
-from tipmini_lab.experiments.experiment import TABLE_1, Experiment, Lab, one_bar
+from tipmini_lab.experiments.experiment import Experiment, one_bar
+from tipmini_lab.experiments.lab import Lab, stages
 from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.paths import experiment_files
 from tipmini_lab.results import store
 from tipmini_lab.results.runs import duration
@@ -66,7 +68,7 @@ def estimate(
         lacking = lacks(each, only)
         found.stored += len(asked) - len(lacking)
         missing += [(each, lacking)] if lacking else []
-        if lacking and isinstance(each, experiment.Merge) and each.variant.distill:
+        if lacking and isinstance(each, variants.Merge) and each.variant.distill:
             found.learnt.add(each.name)
     found.missing = sum(len(lacking) for _, lacking in missing)
     if missing:
@@ -92,7 +94,7 @@ def planned(
         yield from (runs[name] for name in known if not names or name in names)
         return
     try:
-        for lab, stage in experiment.stages(profile, group, names):
+        for lab, stage in stages(profile, group, names):
             for name in dict.fromkeys(stage):
                 try:
                     yield lab.experiment(name)
@@ -105,7 +107,7 @@ def planned(
 def lacks(each: Experiment, only: Sequence[str] = ()) -> list[str]:
     """The measures that have to be taken. What a cell of Table 1 was measured of is compared here,
     but for the merge, which is made only when it is measured."""
-    if not (isinstance(each, experiment.Merge) and each.apart):
+    if not (isinstance(each, variants.Merge) and each.apart):
         return each.missing(only)
     asked = [measure for measure in each.measures() if not only or measure in only]
 
@@ -147,7 +149,7 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
 
 def _table(profile: Profile) -> list[Cell]:
     """The stored cells of the model without an adapter."""
-    found = [experiment.stored(profile, "base", task) for task in profile.tasks]
+    found = [variants.stored(profile, "base", task) for task in profile.tasks]
     return [cell for cell in found if cell]
 
 

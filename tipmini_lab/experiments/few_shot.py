@@ -18,7 +18,8 @@ from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import evaluator, mmlu
 from tipmini_lab.experiments import declared as prunings_declared
 from tipmini_lab.experiments import pruning
-from tipmini_lab.experiments.experiment import Lab, Show, run_named
+from tipmini_lab.experiments.experiment import Show, run_named
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.prunings import Pruned
 from tipmini_lab.paths import EXPERIMENTS

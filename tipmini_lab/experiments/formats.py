@@ -20,8 +20,9 @@ import pandas as pd
 from tipmini.errors import TipminiError, require
 from tipmini_lab import paths
 from tipmini_lab.evaluation.documents import TASKS
-from tipmini_lab.experiments.experiment import TABLE_1, Lab, run_all, stored
+from tipmini_lab.experiments.lab import Lab, run_all
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.experiments.variants import TABLE_1, stored
 from tipmini_lab.results import store
 from tipmini_lab.results.store import Cell
 

@@ -8,7 +8,7 @@ from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.paths import experiment_files, own_groups
 
-MERGES, PRUNINGS = "experiment", "prunings"
+MERGES, PRUNINGS = "lab", "prunings"
 OWN = ("elastic", "few_shot", "tunings")  # what a file may name
 
 

@@ -26,7 +26,7 @@ from tipmini_lab.locks import alone
 from tipmini_lab.results import checked, digests
 
 if TYPE_CHECKING:
-    from tipmini_lab.experiments.experiment import Lab
+    from tipmini_lab.experiments.lab import Lab
 
 SCALES = ("model", "block")
 ROUNDING = 1e-6  # of float32, relative

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from tipmini.errors import TipminiError, require
 from tipmini.methods.pruner import load_masks
 from tipmini_lab import paths
-from tipmini_lab.experiments import experiment, formats, merging, prunings
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments import formats, merging, prunings, variants
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import digests, store
 
@@ -43,7 +43,7 @@ def evaluation(profile: Profile) -> Differences:
     """Cells of Table 1: every answer that is no tie."""
     tie = formats.tie()
     for method, task in tqdm(PLACES, "evaluation", unit="cell"):
-        then = experiment.stored(profile, method, task)
+        then = variants.stored(profile, method, task)
         if then is None:
             yield f"{method} on {task}: nothing is stored"
             continue
@@ -57,7 +57,7 @@ def evaluation(profile: Profile) -> Differences:
 
 def calibration(profile: Profile) -> Differences:
     """Norms of the first train rows."""
-    dtype = experiment.stored(profile, *PLACES[0]).dtype
+    dtype = variants.stored(profile, *PLACES[0]).dtype
     norms = Lab(profile.model_copy(update={"dtype": dtype})).norms
     for task in tqdm(NORMS, "calibration", unit="task"):
         then = norms.stored(task, norms.first, dtype)
@@ -109,7 +109,7 @@ def _spread(profile: Profile, name: str) -> float:
 KINDS: dict[str, tuple[Callable[[Profile], Differences], Callable[[], str]]] = {
     # First: a merge that is evaluated needs norms of today's code.
     "calibration": (calibration, merging.calibration_code),
-    "evaluation": (evaluation, lambda: experiment.evaluation_code()["evaluation"]),
+    "evaluation": (evaluation, lambda: variants.evaluation_code()["evaluation"]),
     "perplexity": (perplexity, lambda: prunings.code(CORPUS)["perplexity"]),
     "pruning": (pruning, prunings.pruning_code),
 }

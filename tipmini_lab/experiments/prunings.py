@@ -16,8 +16,10 @@ from tipmini.models.base_folder import open_base
 from tipmini_lab.evaluation import evaluator, model, objective, perplexity, tasks
 from tipmini_lab.experiments import pruning
 from tipmini_lab.experiments.declared import FILE, Grid, Planned, grid
-from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run_named
+from tipmini_lab.experiments.experiment import Experiment, Show, run_named
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.experiments.variants import evaluation_code
 from tipmini_lab.paths import experiment_files
 from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell

@@ -22,10 +22,12 @@ from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.experiments import standins
 from tipmini_lab.experiments.counting import Counted, Peaks, all_flops, least_seconds
 from tipmini_lab.experiments.distilling import DistillRecipe
-from tipmini_lab.experiments.experiment import TABLE_1, Lab, one_bar
+from tipmini_lab.experiments.experiment import one_bar
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import PruningRecipe
 from tipmini_lab.experiments.training import RECIPES
+from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.experiments.walking import ANSWER, STEPS, STORY, TASK, Place, Work
 from tipmini_lab.experiments.weighing import WeighingRecipe
 from tipmini_lab.results import store

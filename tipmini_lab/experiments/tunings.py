@@ -26,11 +26,13 @@ from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import evaluator, model, objective, tasks
 from tipmini_lab.experiments import tuning
 from tipmini_lab.experiments.catalogue import Named
-from tipmini_lab.experiments.experiment import Experiment, Lab, Show, evaluation_code, run
+from tipmini_lab.experiments.experiment import Experiment, Show, run
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.merging import save_tensors
 from tipmini_lab.experiments.profiles import Profile, Rows, known_tasks
 from tipmini_lab.experiments.training import by_module
 from tipmini_lab.experiments.tuning import Tuning, TuningRecipe, tunable
+from tipmini_lab.experiments.variants import evaluation_code
 from tipmini_lab.paths import own_groups
 from tipmini_lab.results import checked, digests, store
 from tipmini_lab.results.store import Cell

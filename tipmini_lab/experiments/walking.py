@@ -16,7 +16,7 @@ from tipmini.methods.pruner import masked
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.experiments import pruning, training
 from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
-from tipmini_lab.experiments.experiment import Lab
+from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import PruningRecipe
 from tipmini_lab.experiments.training import TrainingRecipe
