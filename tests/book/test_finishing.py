@@ -60,6 +60,34 @@ def test_what_a_bibliography_lists_are_items_of_a_list_without_icons(tmp_path):
     assert '<a class="reference external" href="https://github.com/a/b">a/b</a>' in found
 
 
+def folded(code: str, output: str = "", tag: str = "") -> str:
+    summary = "<summary><p>Show code</p><p>Hide code</p></summary>"
+    inside = f'{summary}<div class="cell_input"><pre>{code} </pre></div>'
+    told = f'<div class="cell_output">{output}</div>' if output else ""
+    return f'<div class="cell {tag}"><details class="hide">{inside}</details>{told}</div>'
+
+
+SETUP = folded("a=1", tag="tag_parameters") + folded("b=2")
+FOUND = folded("found()", '<div class="found admonition"><p>Yes.</p></div>')
+BLOCK = "Show the code of the setupHide the code of the setup"
+
+
+@pytest.mark.parametrize(
+    ("cells", "read"),
+    [
+        (SETUP + FOUND + folded("c=3"), f"Yes.{BLOCK}a=1 b=2 found() Show codeHide codec=3 "),
+        (SETUP + folded("c=3", "three"), f"{BLOCK}a=1 b=2 Show codeHide codec=3 three"),
+        (SETUP + f"<p>text</p>{FOUND}", f"{BLOCK}a=1 b=2 textShow codeHide codefound() Yes."),
+        (FOUND + SETUP, f"Show codeHide codefound() Yes.{BLOCK}a=1 b=2 "),
+        ("<p>text</p>", "text"),
+    ],
+)
+def test_setup_is_one_folded_block_below_what_was_found(cells, read):
+    soup = BeautifulSoup(f"<article><h1></h1>{cells}</article>", "html.parser")
+    finishing.answer_first(soup.article)
+    assert soup.article.text == read
+
+
 @pytest.fixture
 def book(tmp_path):
     """Two built pages, finished."""

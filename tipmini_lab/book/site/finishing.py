@@ -62,6 +62,7 @@ def finish(html: Path, facts: Facts) -> dict[str, int]:
         provenance_lines.add(soup, name, html, facts)
         if article.h1:
             say_how_long(soup, article, read)
+        answer_first(article)
         if name != previews.GLOSSARY:
             previews.link_terms(soup, article, name, targets)
         previews.add(soup, name, targets)
@@ -118,6 +119,31 @@ def _plain(part: Tag) -> str:
     """The text of a heading or a paragraph, without its number and its link to itself."""
     apart = {id(t) for own in part.select(".headerlink, .section-number") for t in own.strings}
     return "".join(text for text in part.strings if id(text) not in apart).strip()
+
+
+def answer_first(article: Tag) -> None:
+    """The code of a notebook's setup is one folded block, below what the chapter found."""
+    if not (first := article.select_one(".cell.tag_parameters")):
+        return
+    cells = [first]
+    while _is_cell(after := cells[-1].find_next_sibling()) and not after.select(".cell_output"):
+        cells.append(after)
+    if found := _is_cell(after) and after.select_one(".admonition.found"):
+        cells.append(after)
+    setup, *others = [block for cell in cells for block in cell.select("details.hide")]
+    for label, word in zip(setup.select("summary p"), ("Show", "Hide"), strict=True):
+        label.string = f"{word} the code of the setup"
+    for block in others:
+        setup.append(block.select_one(".cell_input").extract())
+        block.decompose()
+    for cell in cells[1:-1] if found else cells[1:]:
+        cell.decompose()
+    if found:
+        after.insert_after(first.extract())
+
+
+def _is_cell(part: Tag | None) -> bool:
+    return part is not None and "cell" in part.get("class", ())
 
 
 def describe(soup: BeautifulSoup, article: Tag) -> None:
