@@ -39,6 +39,9 @@ COPIED = "start => navigator.clipboard.readText().then(text => text.startsWith(s
 HEAVIEST = 1_500_000
 LEGIBLE = 9  # pixels
 PAINTED = """() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime"""
+SCROLLING = """() => [...document.querySelectorAll(".pst-scrollable-table-container")]
+    .filter(box => box.scrollWidth > box.clientWidth + 1)
+    .map(box => (box.querySelector("caption") || box).textContent.trim().slice(0, 60))"""
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
 RULES["preload"] = False  # it would ask for the style sheets once more
 TYPESET = "n => document.querySelectorAll('.math mjx-container').length >= n"
@@ -123,6 +126,11 @@ class Visitor:
         width = self.page.evaluate("document.documentElement.scrollWidth")
         self.note(width > self.page.viewport_size["width"], f"is {width} pixels wide")
 
+    def must_show_tables_whole(self):
+        """On a laptop; on a telephone they scroll in their boxes."""
+        for caption in self.page.evaluate(SCROLLING):
+            self.note(caption, f"a table that scrolls: {caption!r}")
+
     def must_be_legible(self):
         smallest = self.page.evaluate(SMALLEST)
         self.note(smallest < LEGIBLE, f"a figure with text of {smallest:.1f} pixels")
@@ -161,6 +169,8 @@ def test_every_page(html, address, visit, width, scheme):
         visitor.open(address + page)
         visitor.must_fit()
         visitor.must_be_legible()
+        if width > 600:
+            visitor.must_show_tables_whole()
         if scheme == "dark":
             visitor.must_be_dark()
         if (width < 600) == (scheme == "dark"):

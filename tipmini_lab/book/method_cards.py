@@ -41,7 +41,7 @@ def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:
     cheapest = min(method.cost for method in METHODS.values())
     return pd.DataFrame(
         {
-            f"{narrow(titles.get(name, name), 14)} {{cite}}`{method.reference}`": _card(
+            f"{narrow(titles.get(name, name), 14)}<br>{{cite}}`{method.reference}`": _card(
                 name, method, cheapest
             )
             | {
