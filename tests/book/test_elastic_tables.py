@@ -140,7 +140,7 @@ def test_the_learning_rates_that_were_best_are_told(tmp_path, monkeypatch):
     find = lambda _, n, m: cell(n, m, [losses[n]], "loss") if n in losses else None  # noqa: E731
     monkeypatch.setattr(elastic_tables.storage, "cell_of", find)
     told = elastic_tables.rates_note(sweeps)
-    assert told.endswith("examples: LoRA 0.003 (of 0.0003, 0.001, 0.003, 0.01).")
+    assert told.endswith("examples: LoRA 0.003 (of 0.0001, 0.0003, 0.001, 0.003, 0.01).")
     losses.popitem()
     assert elastic_tables.rates_note(sweeps) == ""
 
