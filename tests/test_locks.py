@@ -59,15 +59,6 @@ def test_what_goes_wrong_meanwhile_is_told_as_it_is_and_leaves_no_trace(tmp_path
     assert not [*tmp_path.iterdir()]
 
 
-def test_folders_made_for_it_stay_only_with_what_was_written(tmp_path):
-    with pytest.raises(TipminiError, match="refused"), sole(tmp_path / "new" / "deep" / "out"):
-        raise TipminiError("refused")
-    assert not [*tmp_path.iterdir()]
-    with sole(tmp_path / "new" / "deep" / "out"):
-        (tmp_path / "new" / "a").write_text("")
-    assert [each.name for each in (tmp_path / "new").iterdir()] == ["a"]
-
-
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TipminiError, match=r"b: cannot be written"), sole(tmp_path / "file/b"):

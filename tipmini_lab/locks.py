@@ -30,11 +30,10 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[int]:
 def sole(out: Path) -> Iterator[None]:
     """Be the only process that works towards a file or folder; what holds it is hidden beside it.
 
-    Folders that were made for it and stay empty are taken away. Raises TipminiError where another
-    is, since the two would go on from one checkpoint, and where nothing can be written.
+    Raises TipminiError where another is, since the two would go on from one checkpoint, and where
+    nothing can be written.
     """
     lock = out.with_name(f".{out.name}.lock")
-    made = [folder for folder in lock.parents if not folder.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = _held(lock)
@@ -47,9 +46,6 @@ def sole(out: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(held)
-        for folder in made:
-            with suppress(OSError):  # it holds what was written
-                folder.rmdir()
 
 
 def _held(lock: Path) -> int:

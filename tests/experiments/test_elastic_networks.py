@@ -14,7 +14,7 @@ from tipmini_lab import paths
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import catalogue, elastic, supernet
 from tipmini_lab.experiments.elastic import Grid, Network
-from tipmini_lab.experiments.profiles import Profile
+from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import store as storage
 
 TINY = """
@@ -31,6 +31,7 @@ sizes:
     own_rows: {openbookqa: 3, rte: 3}
     own_search: {population: 3, generations: 1}
     calibration: 2
+    rates: {wide: [0.05, 1.0e-9]}
 networks:
   - name: wide
     title: LoNAS
@@ -44,7 +45,6 @@ networks:
     options: {sparsity: 0.5}
     models: [midpoint, midpoint+dense]
     seeds: [0]
-    rates: [0.05, 1.0e-9]
 own: {name: own, title: elastic, options: {}, models: [search], seeds: [0]}
 merges: [base, single, cat, tip-cat]
 """
@@ -81,11 +81,14 @@ def test_everything_is_measured_once(profile, grid, tmp_path):
     wide += ["midpoint.speed", "whole.cost"]
     plain = [f"{m}.{t}" for m in ("midpoint", "midpoint+dense") for t in tasks]
     expected = [("wide-s0", m) for m in wide] + [("plain-s0", m) for m in plain]
-    expected += [(f"plain-rate-{r}", "midpoint.held-out") for r in ("0.05", "1e-09")]
+    expected += [(f"wide-rate-{r}", "midpoint.held-out") for r in ("0.05", "1e-09")]
     expected += [(f"own-{t}", f"search.{t}") for t in tasks]
     expected += [(name, t) for name in grid.merges for t in tasks]
     assert sorted(shown) == sorted(expected)
-    assert measure(profile, grid) == []
+    assert measure(profile, grid) == [] == measure(profile, grid, "wide-rate")
+    assert (
+        len([*(profile.scratch / "elastic").glob("wide-*/training.json")]) == 2
+    )  # one is seed 0's
 
     found = storage.read(tmp_path / "results", "wide-s0")
     facts = found.facts
@@ -100,7 +103,8 @@ def test_everything_is_measured_once(profile, grid, tmp_path):
     facts = storage.read(tmp_path / "results", "plain-s0").facts
     assert facts["midpoint.sparsity"] == 0.5 and facts["midpoint+dense.sparsity"] < 0.01
 
-    stored = [storage.read(tmp_path / "results", f"plain-rate-{r}") for r in ("0.05", "1e-09")]
+    stored = [storage.read(tmp_path / "results", f"wide-rate-{r}") for r in ("0.05", "1e-09")]
+    assert not any("searched.macs" in bundle.facts for bundle in stored)  # nothing is searched
     losses = [bundle.cells[0] for bundle in stored]
     assert {(cell.metric, cell.count) for cell in losses} == {("loss", 6)}  # three a task
     assert losses[0].mean != losses[1].mean
@@ -152,21 +156,22 @@ def trained_like(network: Network) -> str:
     return "lonas" if len(recipe.widths) > 1 else "shears-50" if len(recipe.ranks) > 1 else "lora"
 
 
-def test_every_network_has_the_rate_that_was_best_on_held_out_rows():
+def test_every_network_has_the_rate_that_was_best_on_held_out_rows(embedded):
     """Which is neither the least nor the highest of those that were tried."""
-    declared = elastic.grid()
-    size = declared.size("mini")
-    tried = {network.name: network.rates for network in declared.networks if network.rates}
+    profile, declared = load_profile("mini"), elastic.grid()
+    size, tried = declared.size("mini"), elastic.sweeps(profile, declared)
+    if not any(storage.read(each.store, name) for name, each in tried.items()):
+        pytest.skip("no learning rate is measured yet")
+    best = elastic.best_rates(tried)
+    assert best.keys() == size.rates.keys()
+    for name, (rate, rates) in best.items():
+        assert min(rates) < rate < max(rates), name
     for network in (*declared.networks, declared.own):
-        name = trained_like(network)
-        cells = {
-            rate: storage.cell_of(
-                elastic.store_of(size), f"{name}-rate-{rate:g}", "midpoint.held-out"
-            )
-            for rate in tried[name]
-        }
-        if all(cells.values()):
-            best = min(cells, key=lambda rate: cells[rate].mean)
-            assert min(cells) < best < max(cells), (name, best)
-            given = supernet.NetworkRecipe(**size.recipe | network.options).learning_rate
-            assert given == best, (network.name, given, best)
+        recipe = supernet.NetworkRecipe(**size.recipe | network.options)
+        assert recipe.learning_rate == best[trained_like(network)][0], network.name
+
+
+def test_rates_of_what_is_no_network_are_refused():
+    text = TINY.replace("rates: {wide:", "rates: {thin:")
+    with pytest.raises(ValidationError, match="rates of 'thin', which is none of its networks"):
+        Grid.model_validate(yaml.safe_load(text))

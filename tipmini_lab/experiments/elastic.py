@@ -5,7 +5,7 @@ it is merged. In a task's place "speed" and "cost" are ratios of times; "held-ou
 rows that nothing was trained on, by which learning rates are chosen.
 """
 
-import re
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,9 +22,8 @@ from tipmini_lab import paths
 from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import evaluator, objective, tasks
 from tipmini_lab.evaluation.packing import batches
-from tipmini_lab.experiments import experiment
 from tipmini_lab.experiments.catalogue import Named
-from tipmini_lab.experiments.experiment import Experiment, Show
+from tipmini_lab.experiments.experiment import Experiment, Show, run
 from tipmini_lab.experiments.lab import Bundled, Lab, run_all
 from tipmini_lab.experiments.profiles import Profile, Rows
 from tipmini_lab.experiments.searching import Found, SearchRecipe, search
@@ -54,6 +53,7 @@ class Size(Declared):
     own_search: dict[str, int] = Field({})  # of the networks that are trained for one task
     own_rows: Rows = Field({})  # their train rows, by task
     calibration: int = Field(32, ge=1)  # train rows a task for merges that need norms
+    rates: dict[str, tuple[float, ...]] = Field({})  # by network, learning rates that are tried
 
 
 class Network(Named):
@@ -64,7 +64,6 @@ class Network(Named):
     timed: tuple[str, ...] = ()  # of the models, those whose speed is measured
     cost: bool = False  # whether a step is compared with one of full tuning
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = ()  # learning rates that are tried; its options have the best
 
     @field_validator("models", "timed")
     @classmethod
@@ -95,6 +94,13 @@ class Grid(Declared):
     own: Network  # trained for one task at a time, as many as `own_rows` has
     merges: tuple[str, ...]  # variants that merge what was searched of those
 
+    @model_validator(mode="after")
+    def _tries_its_own(self) -> "Grid":
+        known = {network.name for network in self.networks}
+        if unknown := {name for size in self.sizes.values() for name in size.rates} - known:
+            raise ValueError(f"rates of {min(unknown)!r}, which is none of its networks")
+        return self
+
     def size(self, profile: str) -> Size:
         if profile not in self.sizes:
             known = ", ".join(self.sizes)
@@ -123,10 +129,11 @@ class Elastic(Experiment):
         """task: the one that it is trained for alone; rate: of a learning rate that is tried."""
         self.lab, self.profile, self.grid, self.network = lab, lab.profile, declared, network
         self.size, self.task, self.rate = declared.size(lab.profile.name), task, rate
-        self.name = f"{network.name}-{task or f's{seed}'}"
-        self.title = f"{network.title}, {tasks.KNOWN[task].title if task else f'seed {seed}'}"
-        if rate is not None:
-            self.name, self.title = f"{network.name}-rate-{rate:g}", f"{network.title}, {rate:g}"
+        self.family = network.name if rate is None else f"{network.name}-rate"
+        which = task or f"s{seed}" if rate is None else f"{rate:g}"
+        told = tasks.KNOWN[task].title if task else f"seed {seed}"
+        self.name = f"{self.family}-{which}"
+        self.title = f"{network.title}, {told if rate is None else f'learning rate {rate:g}'}"
         self.store = store_of(self.size)
         given = {"rows": {task: self.size.own_rows[task]} if task else self.size.rows}
         options = given | self.size.recipe | network.options
@@ -161,7 +168,8 @@ class Elastic(Experiment):
         return self.lab.inputs(None, self.lab.definition(task)) | made
 
     def code(self, measure: str) -> dict[str, str]:
-        return evaluation_code() | {"elastic": elastic_code()}
+        own = {"elastic": elastic_code()}
+        return own if measure.endswith(HELD_OUT) else evaluation_code() | own
 
     def build(self, measure: str = "") -> Path:
         """The folder of the trained network; the network itself is kept for the next measures."""
@@ -170,7 +178,7 @@ class Elastic(Experiment):
     @cached_property
     def net(self) -> SuperNet:
         made = digests.digest([self.settings(), self.lab.dtype, elastic_code()])
-        out = self.profile.scratch / "elastic" / f"{self.name}-{made[:12]}"
+        out = self.profile.scratch / "elastic" / f"{self.network.name}-{made[:12]}"
         return SuperNet(Path(self.lab.model_path), self.recipe, out, self.lab.dtype).run()
 
     @cached_property
@@ -355,10 +363,27 @@ def experiments(profile: Profile, declared: Grid | None = None) -> dict[str, Ela
 
 
 def sweeps(profile: Profile, declared: Grid | None = None) -> dict[str, Elastic]:
-    """Every learning rate that is tried, each with the first seed, by name."""
+    """Every learning rate that is tried, each with the first seed and of its midpoint, by name."""
     declared, lab = declared or grid(), Lab(profile)
-    every = [Elastic(lab, declared, n, 0, rate=rate) for n in declared.networks for rate in n.rates]
+    known = {network.name: network for network in declared.networks}
+    every = [
+        Elastic(
+            lab, declared, known[name].model_copy(update={"models": ("midpoint",)}), 0, rate=rate
+        )
+        for name, rates in declared.size(profile.name).rates.items()
+        for rate in rates
+    ]
     return {each.name: each for each in every}
+
+
+def best_rates(tried: Mapping[str, Elastic]) -> dict[str, tuple[float, list[float]]]:
+    """{network: the learning rate of the lowest held-out loss, and all}, where all are stored."""
+    losses: dict[str, dict[float, float]] = {}
+    for name, each in tried.items():
+        cell = store.cell_of(each.store, name, f"midpoint.{HELD_OUT}")
+        losses.setdefault(each.network.name, {})[each.rate] = cell.mean if cell else math.nan
+    whole = {name: own for name, own in losses.items() if not math.isnan(sum(own.values()))}
+    return {name: (min(own, key=own.__getitem__), [*own]) for name, own in whole.items()}
 
 
 def measure(
@@ -376,13 +401,13 @@ def measure(
     declared = declared or grid(paths.own_groups("elastic")[group])
     profile = profile.model_copy(update={"dtype": declared.dtype})
     known = sweeps(profile, declared) | experiments(profile, declared)
-    families = {name: re.sub(r"-[^-]+$", "", name) for name in known}
+    families = {name: each.family for name, each in known.items()}
     for name in names:
         if name not in {*known, *families.values(), "merges"}:
             raise TipminiError(f"group {group}: no network {name!r} at profile {profile.name}")
     wanted = [e for n, e in known.items() if not names or n in names or families[n] in names]
     claims = profile.scratch / "claims" / "elastic"
-    experiment.run(wanted, claims, show=show)
+    run(wanted, claims, show=show)
     if not names or "merges" in names:
         own = {each.task: each for each in known.values() if each.task}
         lab = searched_lab(profile, declared, own)
