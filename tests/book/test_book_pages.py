@@ -39,7 +39,8 @@ COPIED = "start => navigator.clipboard.readText().then(text => text.startsWith(s
 HEAVIEST = 1_500_000
 LEGIBLE = 9  # pixels
 PAINTED = """() => performance.getEntriesByName("first-contentful-paint")[0]?.startTime"""
-SCROLLING = """() => [...document.querySelectorAll(".pst-scrollable-table-container")]
+SCROLLING = """() => [...document.querySelectorAll(
+        ".pst-scrollable-table-container, .output:has(> table)")]
     .filter(box => box.scrollWidth > box.clientWidth + 1)
     .map(box => (box.querySelector("caption") || box).textContent.trim().slice(0, 60))"""
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}

@@ -123,9 +123,12 @@ def test_findings_are_three_lines_whatever_is_stored():
     told = elastic_tables.findings(MODELS, elastic_tables.compared(SIDE, QUESTIONS))
     assert len(told) == 3 and "75.0%" in told[0] and "better than the midpoint" in told[1]
     assert "not significantly different from Shears'" in told[2]
+    few = SIDE.drop(columns="shears-50.search")
+    told = elastic_tables.findings(MODELS, elastic_tables.compared(few, QUESTIONS))
+    assert told[1] == f"**Searched**: {MISSING}." and "75.0%" in told[0]
     side = elastic_tables.rows({}, DECLARED)
     told = elastic_tables.findings(NONE, elastic_tables.compared(side, QUESTIONS))
-    assert len(told) == 3 and all(MISSING in line and "nan" not in line for line in told)
+    assert told == [f"**{name}**: {MISSING}." for name in ("Smaller", "Searched", "Sparse")]
 
 
 def test_the_speed_up_is_held_against_the_sizes():
@@ -134,15 +137,15 @@ def test_the_speed_up_is_held_against_the_sizes():
     assert "1.25 times as fast and has 1.50 times fewer" in note and "is not above" in note
 
 
-def test_the_learning_rates_that_were_best_are_told(tmp_path, monkeypatch):
-    sweeps = elastic.sweeps(load_profile("mini"))
-    losses = {n: abs(each.rate - 3e-3) for n, each in sweeps.items() if n.startswith("lora-")}
+def test_the_learning_rates_that_were_best_are_told(monkeypatch):
+    tried = elastic.sweeps(load_profile("mini"))
+    losses = {n: abs(each.rate - 3e-4) for n, each in tried.items() if n.startswith("lora-")}
     find = lambda _, n, m: cell(n, m, [losses[n]], "loss") if n in losses else None  # noqa: E731
-    monkeypatch.setattr(elastic_tables.storage, "cell_of", find)
-    told = elastic_tables.rates_note(sweeps)
-    assert told.endswith("examples: LoRA 0.003 (of 0.0001, 0.0003, 0.001, 0.003, 0.01).")
+    monkeypatch.setattr(elastic.store, "cell_of", find)
+    told = elastic_tables.rates_note(tried)
+    assert told.count("(of") == 1 and "LoRA 0.0003 (of 0.0001, 0.0003, 0.001, 0.003, 0.01);" in told
     losses.popitem()
-    assert elastic_tables.rates_note(sweeps) == ""
+    assert elastic.best_rates(tried) == {}
 
 
 def test_what_it_cost():

@@ -69,6 +69,7 @@ def folded(code: str, output: str = "", tag: str = "") -> str:
 
 SETUP = folded("a=1", tag="tag_parameters") + folded("b=2")
 FOUND = folded("found()", '<div class="found admonition"><p>Yes.</p></div>')
+ALL = "Show codeHide codefound() Yes."
 BLOCK = "Show the code of the setupHide the code of the setup"
 
 
@@ -78,6 +79,12 @@ BLOCK = "Show the code of the setupHide the code of the setup"
         (SETUP + FOUND + folded("c=3"), f"Yes.{BLOCK}a=1 b=2 found() Show codeHide codec=3 "),
         (SETUP + folded("c=3", "three"), f"{BLOCK}a=1 b=2 Show codeHide codec=3 three"),
         (SETUP + f"<p>text</p>{FOUND}", f"{BLOCK}a=1 b=2 textShow codeHide codefound() Yes."),
+        (
+            SETUP + folded("c").replace("details", "div") + FOUND,
+            f"{BLOCK}a=1 b=2 Show codeHide codec Show codeHide codefound() Yes.",
+        ),
+        (SETUP + FOUND.replace("</details>", "") + "</details>", f"{BLOCK}a=1 b=2 {ALL}"),
+        (SETUP.replace("details", "div"), "Show codeHide codea=1 Show codeHide codeb=2 "),
         (FOUND + SETUP, f"Show codeHide codefound() Yes.{BLOCK}a=1 b=2 "),
         ("<p>text</p>", "text"),
     ],

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from tipmini_lab.book.figures import BLUE, COLOURS, GREY, ORANGE, SIGNED, WIDTH, styled
 from tipmini_lab.book.pruning_tables import formatted
 from tipmini_lab.book.tables import EMPTY, p_text
-from tipmini_lab.experiments.elastic import COST, HELD_OUT, SPEED, Elastic
+from tipmini_lab.experiments import elastic
+from tipmini_lab.experiments.elastic import COST, SPEED, Elastic
 from tipmini_lab.results import statistics
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.statistics import MISSING, Pair, Verdict
@@ -103,16 +104,17 @@ COLUMNS = {
     "precision": ("precision", lambda values: values.iloc[0]),
 }
 SEARCH, SMALL = "LoNAS: search, midpoint", "LoNAS: small search, midpoint"
+SEARCH_SPARSE, SMALLER = "Shears, 50%: search, midpoint", "LoNAS search, LoRA"
 QUESTIONS = {  # the first model's score minus the second's
     SEARCH: ("lonas.search", "lonas.midpoint"),
     SMALL: ("lonas.search-small", "lonas.midpoint"),
-    "Shears, 50%: search, midpoint": ("shears-50.search", "shears-50.midpoint"),
+    SEARCH_SPARSE: ("shears-50.search", "shears-50.midpoint"),
     "LoNAS midpoint, trained alone": ("lonas.midpoint", "narrow.whole"),
     "Shears midpoint, fixed rank 12": ("shears-50.midpoint", "fixed-12.whole"),
     "Shears smallest, fixed rank 8": ("shears-50.smallest", "fixed-8.whole"),
     "Shears whole, fixed rank 16": ("shears-50.whole", "lora-50.whole"),
     "LoNAS midpoint, LoRA": ("lonas.midpoint", "lora.whole"),
-    "LoNAS search, LoRA": ("lonas.search", "lora.whole"),
+    SMALLER: ("lonas.search", "lora.whole"),
     "Shears 50%, LoRA on the dense base": ("shears-50.midpoint", "lora.whole"),
     "Shears, merged under the mask, beside": ("shears-50.midpoint+sparse", "shears-50.midpoint"),
     "SparsePEFT, Shears": ("sparsepeft-50.midpoint", "shears-50.midpoint"),
@@ -214,23 +216,27 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
         return float(means[what].get(model, np.nan))
 
     def verdict(question: str) -> str:
-        found = str(answers[""].get(question) or MISSING) if "" in answers else MISSING
-        return THAN.get(found, found)
+        return THAN.get(answers.get("", {}).get(question), "")
 
     small, lora = "lonas.search", "lora.whole"
+    sparse = "SparsePEFT, Shears"
     less = 1 - of(small, "parameters") / of(lora, "parameters")
-    lines = [
-        f"**Smaller.** With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
-        f"{verdict('LoNAS search, LoRA')} LoRA on the whole model, {of(lora, 'score'):.1%}.",
-        f"**Searched.** On examples that the search did not see, what it chose is "
-        f"{verdict(SEARCH)} the midpoint, which costs no search, for LoNAS; for Shears, "
-        f"{verdict('Shears, 50%: search, midpoint')} it.",
-        f"**Sparse.** A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "
+    lonas, shears = verdict(SEARCH), verdict(SEARCH_SPARSE)
+    lines = {
+        "Smaller": f"With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
+        f"{verdict(SMALLER)} LoRA on the whole model, {of(lora, 'score'):.1%}.",
+        "Searched": "On examples that the search did not see, what it chose is, for LoNAS, "
+        f"{lonas} the midpoint, which costs no search; for Shears, {shears} its midpoint.",
+        "Sparse": f"A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "
         f"zeros of {of('shears-50.midpoint', 'sparsity'):.1%}; SparsePEFT keeps "
         f"{of('sparsepeft-50.midpoint', 'sparsity'):.1%}, and its score is "
-        f"{verdict('SparsePEFT, Shears')} Shears'.",
+        f"{verdict(sparse)} Shears'.",
+    }
+    asked = {"Smaller": [SMALLER], "Searched": [SEARCH, SEARCH_SPARSE], "Sparse": [sparse]}
+    known = {name for name, questions in asked.items() if all(map(verdict, questions))}
+    return [
+        f"**{n}.** {line}" if n in known else f"**{n}**: {MISSING}." for n, line in lines.items()
     ]
-    return [line.replace("nan%", MISSING) for line in lines]
 
 
 def costs(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
@@ -253,18 +259,17 @@ def costs(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
     return formatted(frame.rename_axis("network, mean of the seeds"), "{:.0f}", EMPTY)
 
 
-def rates_note(sweeps: Mapping[str, Elastic]) -> str:
-    """Of every network whose learning rates were tried: the best by the loss of held-out rows."""
-    losses: dict[str, dict[float, float]] = {}
-    for name, each in sweeps.items():
-        cell = storage.cell_of(each.store, name, f"midpoint.{HELD_OUT}")
-        losses.setdefault(each.network.title, {})[each.rate] = cell.mean if cell else np.nan
+def rates_note(tried: Mapping[str, Elastic]) -> str:
+    """The learning rates that were best, by network, and what else was tried."""
+    titles = {each.network.name: each.network.title for each in tried.values()}
     told = [
-        f"{title} {min(own, key=own.__getitem__):g} (of {', '.join(f'{r:g}' for r in own)})"
-        for title, own in losses.items()
-        if not np.isnan([*own.values()]).any()
+        f"{titles[name]} {rate:g} (of {', '.join(f'{r:g}' for r in rates)})"
+        for name, (rate, rates) in elastic.best_rates(tried).items()
     ]
-    return f"**Learning rates**, the best on held-out examples: {'; '.join(told)}." if told else ""
+    words = (
+        "**Learning rates** are those of the lowest loss on the validation set, with one seed, at"
+    )
+    return f"{words} the midpoint: {'; '.join(told)}; what is trained alike has the same."
 
 
 def full_tuning(outcomes: Outcomes) -> float | None:
@@ -333,7 +338,7 @@ def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
         sizes.barh(line, x, height=0.5, color=colour)
         place = {"textcoords": "offset points", "va": "center", "fontsize": 9}
         sizes.annotate(f"{x:.0f}", (x, line), (3, 0), **place)
-        if not line:
+        if (model, method) == next(iter(lines.values())):
             scores.axvline(y.mean(), color=GREY, linestyle=":")
     scores.set(xlabel="mean score, %", yticks=range(len(shown)), yticklabels=shown)
     scores.invert_yaxis()

@@ -34,7 +34,8 @@ def measure(
     names a `module` is measured by that one of tipmini_lab/experiments.
     """
     from tipmini_lab.experiments import estimate, groups, readiness
-    from tipmini_lab.experiments.lab import TABLE_1, Lab
+    from tipmini_lab.experiments.lab import Lab
+    from tipmini_lab.experiments.variants import TABLE_1
 
     chosen, show = _profile(profile, dtype), partial(show_cell, as_json=as_json)
     _refuse_unknown(task, chosen)

@@ -123,27 +123,32 @@ def _plain(part: Tag) -> str:
 
 def answer_first(article: Tag) -> None:
     """The code of a notebook's setup is one folded block, below what the chapter found."""
-    if not (first := article.select_one(".cell.tag_parameters")):
+    cells: list[Tag] = []
+    after = article.select_one(".cell.tag_parameters")
+    while _is_folded(after) and not after.select(".cell_output"):
+        cells.append(after)
+        after = after.find_next_sibling()
+    if not cells:
         return
-    cells = [first]
-    while _is_cell(after := cells[-1].find_next_sibling()) and not after.select(".cell_output"):
-        cells.append(after)
-    if found := _is_cell(after) and after.select_one(".admonition.found"):
-        cells.append(after)
-    setup, *others = [block for cell in cells for block in cell.select("details.hide")]
-    for label, word in zip(setup.select("summary p"), ("Show", "Hide"), strict=True):
+    found = _is_folded(after) and after.select_one(".cell > .cell_output .admonition.found")
+    blocks = [cell.select_one("details.hide") for cell in [*cells, *([after] if found else ())]]
+    summary = blocks[0].summary
+    summary.attrs.pop("aria-label", None)  # it would be read in place of these words
+    for label, word in zip(summary.select("p"), ("Show", "Hide"), strict=True):
         label.string = f"{word} the code of the setup"
-    for block in others:
-        setup.append(block.select_one(".cell_input").extract())
+    for block in blocks[1:]:
+        blocks[0].append(block.select_one(".cell_input").extract())
         block.decompose()
-    for cell in cells[1:-1] if found else cells[1:]:
+    for cell in cells[1:]:
         cell.decompose()
     if found:
-        after.insert_after(first.extract())
+        after.insert_after(cells[0].extract())
 
 
-def _is_cell(part: Tag | None) -> bool:
-    return part is not None and "cell" in part.get("class", ())
+def _is_folded(part: Tag | None) -> bool:
+    """Whether it is a cell whose code is folded, and its output, if any, not."""
+    is_cell = part is not None and "cell" in part.get("class", ())
+    return is_cell and len(part.select("details.hide > .cell_input")) == 1
 
 
 def describe(soup: BeautifulSoup, article: Tag) -> None:
