@@ -96,14 +96,19 @@ def test_each_of_three_ways_is_left_out_in_turn():
     assert not [*readings(check, {"against": ["a", "b"]}, EVIDENCE, {})]
 
 
-@pytest.mark.parametrize(("best", "falls"), [(4, True), (64, False)])
-def test_the_best_length_of_a_prefix(monkeypatch, best, falls):
-    lengths = (1, 4, 64)
-    made = pd.DataFrame(
-        {"way": [f"prefix-{n}" for n in lengths], "value": [float(n == best) for n in lengths]}
-    )
-    monkeypatch.setattr(lora_tables, "runs", lambda *_: made)
-    assert checks_lora.lora_prefix_best(EVIDENCE, kind="prefix") == {"value": falls, "best": best}
+@pytest.mark.parametrize(
+    ("verdict", "worse", "no_better"),
+    [(Compared.WORSE, True, True), (Compared.OPEN, False, True), (Compared.BETTER, False, False)],
+)
+def test_a_longer_prefix(monkeypatch, verdict, worse, no_better):
+    line = {"against": "prefix-1", "value": -0.1, "low": -0.2, "high": 0.1, "verdict": verdict}
+    monkeypatch.setattr(lora_tables, "against", lambda *_, of: pd.DataFrame([line | {"of": of}]))
+    found = checks_lora.lora_longer_prefix(EVIDENCE, more=256, less=1)
+    assert (found["worse"], found["no_better"]) == (worse, no_better)
+    assert found["shown"] == "-10.0 points [-20.0, +10.0]"
+    line["verdict"] = Compared.MISSING
+    with pytest.raises(NotMeasured, match="lora-prefixes"):
+        checks_lora.lora_longer_prefix(EVIDENCE, more=256, less=1)
 
 
 @pytest.mark.parametrize(("other", "one"), [(0.001, True), (0.003, False)])

@@ -157,14 +157,22 @@ def lora_update_rank(evidence: Evidence) -> dict:
 
 
 @here
-def lora_prefix_best(evidence: Evidence, *, kind: str) -> dict:
-    """The number of virtual tokens of the highest accuracy, and the most that was tried."""
-    found = lora_tables.runs(load_profile(PROFILE), "lora-prefixes")
-    own = found[found.way.str.startswith(f"{kind}-")]
-    if own.value.isna().any():
-        raise NotMeasured("Not measured yet: `tipmini measure --group lora-prefixes`.")
-    means = own.groupby(own.way.str.partition("-")[2].astype(int)).value.mean()
-    return {"value": bool(means.idxmax() < means.index.max()), "best": means.idxmax()}
+def lora_longer_prefix(evidence: Evidence, *, more: int, less: int) -> dict:
+    """Whether more virtual tokens in every layer are significantly `worse` than fewer, or
+    `no_better`; corrected for all lengths and prompts."""
+    profile, group = load_profile(PROFILE), "lora-prefixes"
+    known = lora_tables.runs(profile, group), lora_tables.rows(profile, group)
+    one = (
+        lora_tables.against(*known, of=f"prefix-{more}").set_index("against").loc[f"prefix-{less}"]
+    )
+    if one.verdict == Compared.MISSING:
+        raise NotMeasured(f"Not measured yet: `tipmini measure --group {group}`.")
+    return {
+        "worse": one.verdict == Compared.WORSE,
+        "no_better": one.verdict != Compared.BETTER,
+        "shown": f"{100 * one.value:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
+        "words": f"{more} prefix tokens against {less}, {one.verdict}.",
+    }
 
 
 @here
