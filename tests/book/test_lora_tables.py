@@ -216,3 +216,14 @@ def test_ratios_are_of_the_same_round():
     assert lora_tables.step_gain(BENCH) == (1.75, 1.5, 2)
     assert lora_tables.switching_table(BENCH).loc["BA swapped", "milliseconds"] == "2.0"
     assert lora_tables.training_table(BENCH).loc["LoRA", "rise in a step, MB"] == "-"
+
+
+def test_lines_differ_in_colour_or_dash_and_several_values_have_a_bar():
+    found = {f"line {n}": pd.Series([0.1, 0.3, 0.5], [1, 1, 4]) for n in range(8)}
+    (axes,) = lora_figures.lines(found, "tokens", "accuracy").axes
+    drawn = [box.lines[0] for box in axes.containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(found)
+    assert drawn[0].get_ydata().tolist() == [0.2, 0.5]
+    (bars,) = axes.containers[0].lines[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.1, 0.3], [0.5, 0.5]]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]

@@ -1,6 +1,6 @@
 """The figures of the chapters on LoRA; style and colours are those of `figures`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -96,24 +96,37 @@ def _extent(shape: tuple[int, int]) -> tuple[float, float, float, float]:
 
 @styled
 def lines(
-    found: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    found: Mapping[str, pd.Series],
     xlabel: str,
     ylabel: str,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One line a name over a logarithmic axis: {name: (x, y)}; dashed levels have names too."""
+    """A line a name over a logarithmic axis: {name: values by x}, of several at one x their mean,
+    with a bar from the least to the most; dashed levels have names too."""
     figure = Figure((WIDTH, 3.4), layout="constrained")
-    drawn = {name: line for name, line in found.items() if len(line[0])}
+    drawn = {name: values for name, values in found.items() if len(values)}
     if not drawn:
         return _empty(figure)
     axes = figure.subplots()
-    styles = [(*SERIES[n % len(SERIES)][:2], "os^DvPX"[n % 7]) for n in range(len(drawn))]
-    for (name, (x, y)), (colour, dash, marker) in zip(drawn.items(), styles, strict=True):
-        axes.plot(x, y, color=colour, linestyle=dash, marker=marker, label=name)
+    for number, (name, values) in enumerate(drawn.items()):
+        each = values.groupby(level=0).agg(["mean", "min", "max"])
+        reach = [each["mean"] - each["min"], each["max"] - each["mean"]]
+        told = {"color": SERIES[number % 4][0], "marker": "os^DvPX"[number % 7], "label": name}
+        told["linestyle"] = SERIES[(number + number // 4) % 4][1]  # a colour's second line differs
+        axes.errorbar(
+            each.index,
+            each["mean"],
+            reach if (each["max"] > each["min"]).any() else None,
+            capsize=2,
+            **told,
+        )
     for name, level in (levels or {}).items():
         axes.axhline(level, **DASHED)
         axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=9)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    marked = sorted({x for values in drawn.values() for x in values.index})
+    axes.set_xticks(marked, [f"{x:g}" for x in marked])
+    axes.minorticks_off()
     axes.legend(fontsize=9)
     return figure
 
