@@ -14,7 +14,7 @@ from tipmini_lab.evaluation import assets
 from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results import store
-from tipmini_lab.results.statistics import MISSING
+from tipmini_lab.results.statistics import MISSING, Verdict
 
 MINI = load_profile("mini")
 GROUP = "lora-methods"
@@ -227,3 +227,11 @@ def test_lines_differ_in_colour_or_dash_and_several_values_have_a_bar():
     (bars,) = axes.containers[0].lines[2]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.1, 0.3], [0.5, 0.5]]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]
+
+
+def test_how_many_differ_is_told():
+    compared = pd.DataFrame({"title": ["q", "o"], "verdict": [Verdict.OPEN, Verdict.BETTER]})
+    assert "Of the 2 others 1 differ significantly" in lora_tables.differ_note(compared)
+    assert lora_tables.differ_note(compared).endswith("corrected together: o.")
+    compared.loc[0, "verdict"] = Verdict.MISSING
+    assert lora_tables.differ_note(compared) == ""

@@ -16,7 +16,7 @@ from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.tunings import NORMS, RANKS
 from tipmini_lab.results import frame, statistics
 from tipmini_lab.results import store as storage
-from tipmini_lab.results.statistics import COVERED, MISSING, Pair
+from tipmini_lab.results.statistics import COVERED, MISSING, Pair, Verdict
 
 STORED = paths.REPOSITORY / "results" / "lora-bench.json"
 BASE, OURS = "base", "lora"
@@ -102,6 +102,18 @@ def against(found: pd.DataFrame, side: pd.DataFrame, of: str = OURS) -> pd.DataF
     compared = statistics.compare(side, [Pair(of, other, tasks) for other in others])
     titles = own.drop_duplicates("way").set_index("way").title
     return compared.assign(title=compared.against.map(titles))
+
+
+def differ_note(compared: pd.DataFrame) -> str:
+    """How many of a group's ways differ significantly from one of them, in a sentence."""
+    if (compared.verdict == Verdict.MISSING).any():
+        return ""
+    differ = compared[compared.verdict != Verdict.OPEN]
+    named = f": {', '.join(differ.title)}" if len(differ) else ""
+    return (
+        f"Of the {len(compared)} others {len(differ)} differ significantly from q and v at rank 8, "
+        f"the paper's choice, corrected together{named}."
+    )
 
 
 def against_table(compared: pd.DataFrame) -> pd.DataFrame:
