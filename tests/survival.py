@@ -122,7 +122,7 @@ class World:
     def run(self, words: list[str], work: Path, **environment: str) -> tuple[int, str]:
         """A command to its end: its exit code, and all that it printed."""
         code = ended(self.start(words, work, **environment))
-        return code, (work / "log").read_text()
+        return code, (work / "log").read_text(errors="replace")
 
     def finish(self, words: list[str], work: Path) -> str:
         code, told = self.run(words, work)
@@ -348,7 +348,9 @@ class Trial:
             work = self.world.fresh()
             pair = [self.world.start(self.world.commands(work)[name], work) for _ in range(2)]
             codes = [ended(child) for child in pair]
-            require(codes == [0, 0], f"{name}: {codes}: {(work / 'log').read_text()}")
+            require(
+                codes == [0, 0], f"{name}: {codes}: {(work / 'log').read_text(errors='replace')}"
+            )
             require_equal(work, self.expected[name])
             _, anew, _ = self.again(name, work)
             require(not anew, f"{name}: computed again: {anew}")
