@@ -8,6 +8,8 @@ import yaml
 
 from tipmini_lab import paths
 from tipmini_lab.book import elastic_tables, tables
+from tipmini_lab.book.claims import checks_elastic
+from tipmini_lab.book.claims.checks import NotMeasured
 from tipmini_lab.book.elastic_tables import QUESTIONS, SQUARE
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
@@ -187,3 +189,16 @@ def test_the_chapter_names_declared_models_and_printed_rows_agree():
         for row in rows.values():
             if "relative" in row:
                 assert row["relative"] == pytest.approx(100 * row["score"] / base, abs=0.05)
+
+
+@pytest.mark.parametrize("missing", [(), ("lonas-s2",)])
+def test_sizes_are_claimed_of_every_seed(monkeypatch, missing):
+    found = {name: bundle for name, bundle in FOUND.items() if name not in missing}
+    models = elastic_tables.models(found, DECLARED)
+    monkeypatch.setattr(checks_elastic, "_stored", lambda: (SIDE, models, None))
+    asked = {"of": "lonas.midpoint", "against": "lora.whole"}
+    if missing:
+        with pytest.raises(NotMeasured):
+            checks_elastic.sizes(None, **asked)
+    else:
+        assert checks_elastic.sizes(None, **asked)["both"]
