@@ -196,7 +196,7 @@ def test_sizes_are_claimed_of_every_seed(monkeypatch, missing):
     found = {name: bundle for name, bundle in FOUND.items() if name not in missing}
     models = elastic_tables.models(found, DECLARED)
     monkeypatch.setattr(checks_elastic, "_stored", lambda: (SIDE, models, None))
-    asked = {"of": "lonas.midpoint", "against": "lora.whole"}
+    asked = {"of": "lonas.search", "against": "lora.whole"}
     if missing:
         with pytest.raises(NotMeasured):
             checks_elastic.sizes(None, **asked)
