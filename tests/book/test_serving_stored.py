@@ -79,7 +79,7 @@ def test_the_table_has_every_way_and_says_where_a_batch_is_too_small():
     ]
     row = table.loc["2 unmerged adapters"]
     assert row["prompt, batch 1"] == "-"
-    assert row["prompt, batch 2"] == "6000 ms<br>3.75<br>(3.00 to 4.50)"
+    assert row["prompt, batch 2"] == "6000 ms<br>3.75<br>(3.00–4.50)"
     assert row["matrix products"] == "31" and row["operations, token"] == "+3.00%"
     assert row["adapter weights, MB"] == f"{2 * 448 * 4 / 1e6:.2f}"
 

@@ -236,7 +236,7 @@ def table(found: Stored, shown: Sequence[int]) -> pd.DataFrame:
     for batch, (step, name) in itertools.product(shown, STEPS.items()):
         own = found.frame.loc[step, batch]
         times = (1e3 * own["taken"]).map("{:.0f} ms<br>".format)
-        ratios = own.apply("{0[median]:.2f}<br>({0[min]:.2f} to {0[max]:.2f})".format, axis=1)
+        ratios = own.apply("{0[median]:.2f}<br>({0[min]:.2f}–{0[max]:.2f})".format, axis=1)
         columns[f"{name}, batch {batch}"] = times + ratios
     return (
         pd.DataFrame(columns, index=found.seconds.columns)
