@@ -18,14 +18,14 @@ from tipmini.methods.table import equal_weight
 from tipmini_lab import intact, locks
 from tipmini_lab.commands import main
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
-from tipmini_lab.experiments import catalogue, formats, merging, profiles, variants
+from tipmini_lab.experiments import catalogue, distilling, formats, merging, profiles, variants
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Inputs, Variant
 from tipmini_lab.experiments.lab import Bundled, HeldOut, Lab, measure, run_all, stale
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.experiments.variants import PAPER, TABLE_1, cell_file, stored
 from tipmini_lab.locks import alone
-from tipmini_lab.results import digests, store
+from tipmini_lab.results import checked, digests, store
 
 
 def other(profile, **changes) -> Lab:
@@ -76,7 +76,9 @@ def test_how_a_merge_was_learnt_is_kept_with_its_cells(profile):
         merge = variants.Merge(lab, learnt)
         facts = merge.facts()
         assert facts["steps"] == 2 and len(facts["R"]) == 3
-        assert 0 <= facts["seconds"] < 60  # told in tenths: these few steps may round to none
+        folder = profile.scratch / "distilled" / "few"
+        seconds = json.loads(checked.text(folder / distilling.STORY))["seconds"]
+        assert seconds > 0 and facts["seconds"] == round(seconds, 1)
         assert facts["R"][0] != min(facts["R"])
         own, other, another, itself = facts["interference"]
         assert own == itself == 0.0 and min(other, another) > 0.0
