@@ -191,14 +191,18 @@ def test_the_chapter_names_declared_models_and_printed_rows_agree():
                 assert row["relative"] == pytest.approx(100 * row["score"] / base, abs=0.05)
 
 
-@pytest.mark.parametrize("missing", [(), ("lonas-s2",)])
-def test_sizes_are_claimed_of_every_seed(monkeypatch, missing):
-    found = {name: bundle for name, bundle in FOUND.items() if name not in missing}
+def test_nothing_is_told_of_some_seeds_alone(monkeypatch):
+    asked = {"of": "lonas.search", "against": "lora.whole"}
+    monkeypatch.setattr(checks_elastic, "_stored", lambda: (SIDE, MODELS, None))
+    assert checks_elastic.sizes(None, **asked)["both"]
+    found = {name: bundle for name, bundle in FOUND.items() if name != "lonas-s2"}
     models = elastic_tables.models(found, DECLARED)
     monkeypatch.setattr(checks_elastic, "_stored", lambda: (SIDE, models, None))
-    asked = {"of": "lonas.search", "against": "lora.whole"}
-    if missing:
-        with pytest.raises(NotMeasured):
-            checks_elastic.sizes(None, **asked)
-    else:
-        assert checks_elastic.sizes(None, **asked)["both"]
+    with pytest.raises(NotMeasured):
+        checks_elastic.sizes(None, **asked)
+    lines = {"LoNAS": "lonas.search", "LoRA": "lora.whole"}
+    scores = elastic_tables.shown(models, lines, ["parameters"])["score, %"]
+    assert scores["LoNAS"] == MISSING != scores["LoRA"]
+    points = {"LoNAS": ("lonas.search", "LoNAS"), "LoRA": ("lora.whole", "LoRA")}
+    (axes, _) = elastic_tables.trade(models, points).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["LoRA"]

@@ -32,7 +32,7 @@ def read(declared: Mapping[str, Elastic]) -> dict[str, Bundle]:
 
 def models(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
     """A line a declared model of a network with a seed, named NETWORK.MODEL: its score, which is
-    the mean over its tasks, `SIZES`, times as fast as the base; NaN where it isn't stored."""
+    the mean over its tasks, `SIZES`, times as fast as the base; NaN where a seed isn't stored."""
     lines = []
     for name, each in declared.items():
         bundle = outcomes.get(name)
@@ -48,7 +48,12 @@ def models(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
             speeds = [c.values for c in cells if c.task == f"{model}.{SPEED}"]
             line["speed"] = float(np.median(speeds)) if speeds else np.nan
             lines.append(line | {"precision": _precision(each, model)})
-    return pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)
+    # One seed beside the others' three would be read as a mean of as many.
+    part = frame.score.isna().groupby([frame.model, frame.task]).transform("any")
+    told = frame.columns.difference(["model", "seed", "task", "precision"])
+    frame.loc[part, told] = np.nan
+    return frame
 
 
 def _precision(network: Elastic, model: str) -> str:

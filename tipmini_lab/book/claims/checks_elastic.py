@@ -67,10 +67,8 @@ def scores(evidence: Evidence, *, of: str, against: str) -> dict:
 @here
 def sizes(evidence: Evidence, *, of: str, against: str) -> dict:
     """Whether a model is `smaller` than another, `faster`, both, or keeps as many zeros."""
-    models = _stored()[1].groupby("model")
-    means = models[["parameters", "speed", "sparsity"]].mean()
-    whole = models.parameters.agg(lambda own: own.notna().all())  # with every seed
-    if not {of, against} <= {*means.index[whole]}:
+    means = _stored()[1].groupby("model")[["parameters", "speed", "sparsity"]].mean()
+    if not {of, against} <= {*means.dropna(subset="parameters").index}:
         raise NotMeasured(MEASURE)
     one, two = means.loc[of], means.loc[against]
     told = [f"{m.parameters / 1e6:.1f} M, {m.sparsity:.1%} zeros" for m in (one, two)]
