@@ -179,6 +179,19 @@ def test_all_signs_turned_turn_the_result(method):
 # What is asked and refused ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("factor", ["a", "b"])
+def test_factors_that_are_not_finite_are_refused(method, number, factor):
+    """No folder has such; they come from training that failed, still in memory."""
+    spoilt = getattr(ADAPTERS["coqa"].factors[MODULES[-1]], factor).clone()
+    spoilt[0, -1] = number
+    pair = replace(ADAPTERS["coqa"].factors[MODULES[-1]], **{factor: spoilt})
+    factors = ADAPTERS["coqa"].factors | {MODULES[-1]: pair}
+    with pytest.raises(TipminiError, match=f"{MODULES[-1]} of adapter coqa has NaN or Inf"):
+        merged_by(method, ADAPTERS | {"coqa": replace(ADAPTERS["coqa"], factors=factors)})
+
+
 def test_the_task_is_kept_where_the_adapters_agree():
     one, two = ADAPTERS["boolq"], replace(ADAPTERS["coqa"], task_type=None)
     assert tm.merge([one, one], "linear").task_type == one.task_type

@@ -33,6 +33,7 @@ from tipmini.methods.table import (
     total_over_norms,
 )
 from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.files import largest
 from tipmini.models.identity import (
     common_base,
     common_revision,
@@ -263,7 +264,10 @@ def _beside(adapters: Mapping[str, LoraAdapter], what: str, values: object) -> d
 def _weighed(
     name: str, adapter: LoraAdapter, weight: Weight, dtype: torch.dtype
 ) -> tuple[LoraAdapter, float]:
-    """The adapter in one dtype and its one weight; weights of modules go into their scalings."""
+    """The adapter in one dtype and its one weight; weights of modules go into their scalings.
+
+    Refuses factors with NaN or Inf, such as a folder can't have: they were made in memory.
+    """
     by_module = isinstance(weight, Mapping)
     for module in adapter.factors.keys() ^ weight.keys() if by_module else ():
         raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
@@ -274,6 +278,8 @@ def _weighed(
 
     def changed(module: str, pair: LoraFactors) -> LoraFactors:
         a, b = pair.a.detach().to(dtype), pair.b.detach().to(dtype)
+        if not math.isfinite(largest(a) + largest(b)):
+            raise TipminiError(f"{module} of adapter {name} has NaN or Inf; each must be finite")
         return LoraFactors(a, b, pair.scaling * weight[module] if by_module else pair.scaling)
 
     return adapter.map(changed), 1.0 if by_module else float(weight)

@@ -151,7 +151,7 @@ def _plan(lab: Again, minutes: float | None, started: float) -> dict:
         part = min(1.0, max(0.0, 60 * minutes - spent) / seconds)
         rows = {t: min(n, max(_probed(t), math.floor(part * n))) for t, n in rows.items()}
         seconds *= part
-    return {"rows": rows, "estimate": round(spent + seconds), "minutes": minutes}
+    return {"rows": rows, "estimate": spent + seconds, "minutes": minutes}
 
 
 def _probed(task: str) -> int:
