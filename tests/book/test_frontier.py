@@ -22,6 +22,8 @@ from tipmini_lab.results.statistics import Interval
         (UNLABELLED, {"method": "regmean", "inputs": Inputs(statistic="gram", answers=False)}),
         (UNLABELLED, {"method": "drift", "inputs": Inputs(answers=False)}),
         (UNLABELLED, {"method": "cat", "distill": Distilled()}),
+        (UNLABELLED, {"method": "tip", "inputs": Inputs(answers=False), "distill": Distilled()}),
+        (LABELLED, {"method": "tip", "distill": Distilled()}),
         (CONTROL, {"method": "cat", "distill": Distilled(fresh=True)}),
         (CONTROL, {"method": "cat", "distill": Distilled(gold=True)}),
     ],

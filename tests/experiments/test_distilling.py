@@ -63,6 +63,23 @@ def test_the_best_epoch_is_kept_the_start_among_them(adapters, tokenizer, tmp_pa
         torch.testing.assert_close(found.delta(module), start.delta(module), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_was_pruned_stays_so_where_it_is_masked(adapters, tokenizer, tmp_path, masked):
+    start = tm.merge(adapters, "magnitude", sparsity=0.7, summation="cat")
+    found = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, masked=masked)).run()
+    zeros = [(start.factors[m].a == 0, found.factors[m].a == 0) for m in start.modules]
+    zeros += [(start.factors[m].b == 0, found.factors[m].b == 0) for m in start.modules]
+    assert all(then.any() for then, _ in zeros)
+    assert all(torch.equal(*pair) == masked for pair in zeros)
+    assert any(not torch.equal(start.delta(m), found.delta(m)) for m in start.modules)
+
+
+def test_a_masked_start_is_not_cut(adapters, tokenizer, tmp_path):
+    start, recipe = tm.merge(adapters, "cat"), replace(RECIPE, rank=7, masked=True)
+    with pytest.raises(tm.TipminiError, match="a masked start has rank 8, not 7"):
+        distilled(adapters, tokenizer, tmp_path, start, recipe)
+
+
 @pytest.mark.parametrize("gold", [False, True])
 def test_a_killed_run_ends_as_if_it_never_was(adapters, tokenizer, tmp_path, monkeypatch, gold):
     start, recipe = tm.merge(adapters, "cat", weights="mean"), replace(RECIPE, gold=gold)

@@ -41,13 +41,12 @@ def variants(known: Catalogue) -> dict[str, Variant]:
 
 def kind(variant: Variant) -> str:
     """What a merge needs, of KINDS; what is learnt from nothing, or of labels, is a control."""
-    if taught := variant.distill:
-        return CONTROL if taught.fresh or taught.gold else UNLABELLED
-    if variant.weights == "learnt":
+    taught = variant.distill
+    if taught and (taught.fresh or taught.gold):
+        return CONTROL
+    if variant.weights == "learnt" or (variant.needs and variant.inputs.answers):
         return LABELLED
-    if not variant.needs:
-        return ALONE
-    return LABELLED if variant.inputs.answers else UNLABELLED
+    return UNLABELLED if taught or variant.needs else ALONE
 
 
 def points(

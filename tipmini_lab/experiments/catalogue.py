@@ -49,6 +49,7 @@ class Distilled(Declared):
     rank: int = Field(56, ge=1)
     fresh: bool = False  # from an adapter that knows nothing, not from the merge
     gold: bool = False  # from the right answers
+    masked: bool = False  # what the merge pruned stays 0
     unseen: bool = False  # from rows that the adapters were not trained on
     trained: bool = False  # from all rows that they were trained on, stopped as they were
     rows: int = Field(96, ge=1)

@@ -59,6 +59,7 @@ class DistillRecipe(Recipe):
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
+    masked: bool = False  # what is 0 in the start's own factors, such as a pruned element, stays 0
     warmup: ClassVar[float] = 0.5
 
 
@@ -238,7 +239,8 @@ class Distilling(Agreeing):
     """All factors of one adapter are learnt.
 
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
-    start: a merge of them, cut to the recipe's rank; None: A drawn from the seed, B = 0.
+    start: a merge of them, cut to the recipe's rank by an SVD, or `masked` of no higher rank, since
+    that would move its zeros; None: A drawn from the seed, B = 0.
     saved: the checkpoint's file; who keeps the result deletes it. sources: what a task's rows are
     read of, where it is no packaged one. temperatures: of tasks whose training told one. base: what
     tells the model from others that may take its place.
@@ -262,9 +264,16 @@ class Distilling(Agreeing):
         modules = sorted({module for each in adapters.values() for module in each.modules})
         self.peft = add_lora(model, recipe.rank, recipe.rank, modules, recipe.seed, light=True)
         self.model = self.peft.get_base_model()
+        if recipe.masked and max(start.ranks.values()) > recipe.rank:
+            raise TipminiError(
+                f"a masked start has rank {max(start.ranks.values())}, not {recipe.rank}"
+            )
         if start:
-            _fill(self.peft, MERGED, start.map(lambda _, pair: truncate(pair, recipe.rank)))
+            cut = start if recipe.masked else start.map(lambda _, pair: truncate(pair, recipe.rank))
+            _fill(self.peft, MERGED, cut)
         self.factors = named_factors(self.peft)
+        for each in self.factors.values() if recipe.masked else ():
+            each.register_hook((each != 0).mul)  # AdamW leaves a number where it is without decay
         self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
 
     def identity(self) -> str:
