@@ -37,6 +37,14 @@ def test_a_verdict_is_counted_as_what_it_means(audited):
     assert dict(here[here > 0]) == {answers.NOT: 1, answers.DEPENDS: 1, answers.UNTESTED: 1}
 
 
+def test_counts_are_told_without_those_of_none(counts):
+    told = answers._in_words(counts).split("; ")
+    assert len(told) == len(counts) and not any(" 0 " in one for one in told)
+    (paper, where), first = counts.index[0], counts.iloc[0]
+    held = first[answers.HELD]
+    assert told[0].startswith(f"{paper}, {where}: {held} holds, ")
+
+
 def test_bars_have_the_lengths_of_their_counts(counts):
     figure = answers.verdicts(counts)
     widths = [bar.get_width() for bars in figure.axes[0].containers for bar in bars]
@@ -88,7 +96,7 @@ def test_the_pages_say_how_much_is_stored(audited, monkeypatch):
     mini = answers.load_profile("mini")
     found = answers.lora_tables.rows(mini, "lora-methods")  # every example's mean over the seeds
     own = found["lora"].groupby(level=0).mean().mean()
-    assert f"it scores {own:.3f} on two tasks" in values["lora_found"]
+    assert f"on two tasks, it scores {own:.3f}" in values["lora_found"]
     assert answers._tuned(pd.DataFrame()).endswith(MISSING)
     monkeypatch.setattr(answers.elastic_tables, "read", lambda declared: {})
     none = answers.page_values([*audited.values()])["elastic_state"]

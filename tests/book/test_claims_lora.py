@@ -26,7 +26,10 @@ BENCH = {
     ],
     "switching": {"seconds": {"a": [0.002], "b": [0.001], "c": [0.5]}},
     "training": {
-        "ways": {"full": {"risen": 9, "seconds": [2.0]}, "lora": {"risen": 3, "seconds": [1.6]}}
+        "ways": {
+            "full": {"weights": 6, "risen": 9, "seconds": [2.0]},
+            "lora": {"weights": 2, "risen": 3, "seconds": [1.6]},
+        }
     },
 }
 
@@ -68,23 +71,31 @@ def test_what_the_bench_measured(monkeypatch):
         checks_lora.lora_step(EVIDENCE)
 
 
+NOT_BELOW, ABOVE = checks_lora.lora_not_below, checks_lora.lora_above
+
+
 @pytest.mark.parametrize(
-    ("verdicts", "expected"),
+    ("check", "verdicts", "expected"),
     [
-        ([Compared.OPEN, Compared.BETTER], Verdict.HOLDS),
-        ([Compared.OPEN, Compared.WORSE], Verdict.IN_PART),
-        ([Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
-        ([Compared.MISSING, Compared.BETTER], None),
+        (NOT_BELOW, [Compared.OPEN, Compared.BETTER], Verdict.HOLDS),
+        (NOT_BELOW, [Compared.OPEN, Compared.WORSE], Verdict.IN_PART),
+        (NOT_BELOW, [Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
+        (NOT_BELOW, [Compared.MISSING, Compared.BETTER], None),
+        (ABOVE, [Compared.BETTER, Compared.BETTER], Verdict.HOLDS),
+        (ABOVE, [Compared.OPEN, Compared.BETTER], Verdict.IN_PART),
+        (ABOVE, [Compared.OPEN, Compared.OPEN], Verdict.NOT_SUPPORTED),
+        (ABOVE, [Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
+        (ABOVE, [Compared.MISSING, Compared.BETTER], None),
     ],
 )
-def test_lora_beside_other_ways(monkeypatch, verdicts, expected):
+def test_lora_beside_other_ways(monkeypatch, check, verdicts, expected):
     lines = {"against": ["a", "b"], "title": ["A", "B"], "value": [0.1, -0.1], "verdict": verdicts}
     monkeypatch.setattr(lora_tables, "against", lambda *_: pd.DataFrame(lines))
     if expected is None:
         with pytest.raises(NotMeasured):
-            checks_lora.lora_not_below(EVIDENCE, against=["a", "b"])
+            check(EVIDENCE, against=["a", "b"])
         return
-    found = checks_lora.lora_not_below(EVIDENCE, against=["a", "b"])
+    found = check(EVIDENCE, against=["a", "b"])
     assert found.verdict == expected and found.recomputed == "A +10.0; B -10.0"
 
 
@@ -93,18 +104,20 @@ def test_each_of_three_ways_is_left_out_in_turn():
     check = checks_lora.lora_not_below
     found = dict(readings(check, {"against": ["a", "b", "c"]}, EVIDENCE, {}))
     assert found["without b"] == {"against": ["a", "c"]} and len(found) == 3
+    (words, _), *_ = readings(check, {"against": ["top2", "full", "norms"]}, EVIDENCE, {})
+    assert words == "without last two layers"
     assert not [*readings(check, {"against": ["a", "b"]}, EVIDENCE, {})]
 
 
 @pytest.mark.parametrize(
-    ("verdict", "worse", "no_better"),
-    [(Compared.WORSE, True, True), (Compared.OPEN, False, True), (Compared.BETTER, False, False)],
+    ("verdict", "worse"),
+    [(Compared.WORSE, True), (Compared.OPEN, False), (Compared.BETTER, False)],
 )
-def test_a_longer_prefix(monkeypatch, verdict, worse, no_better):
+def test_a_longer_prefix(monkeypatch, verdict, worse):
     line = {"against": "prefix-1", "value": -0.1, "low": -0.2, "high": 0.1, "verdict": verdict}
     monkeypatch.setattr(lora_tables, "against", lambda *_, of: pd.DataFrame([line | {"of": of}]))
     found = checks_lora.lora_longer_prefix(EVIDENCE, more=256, less=1)
-    assert (found["worse"], found["no_better"]) == (worse, no_better)
+    assert found["worse"] == worse
     assert found["shown"] == "-10.0 points [-20.0, +10.0]"
     line["verdict"] = Compared.MISSING
     with pytest.raises(NotMeasured, match="lora-prefixes"):

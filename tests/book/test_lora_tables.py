@@ -235,3 +235,22 @@ def test_how_many_differ_is_told():
     assert lora_tables.differ_note(compared).endswith("corrected together: o.")
     compared.loc[0, "verdict"] = Verdict.MISSING
     assert lora_tables.differ_note(compared) == ""
+
+
+def test_a_difference_stands_in_a_line_and_the_longest_prefix_beside_the_others():
+    lines = {"title": ["prefix-layer, 4", "prefix-embedding, 1"], "verdict": [Verdict.OPEN] * 2}
+    compared = pd.DataFrame(lines | {"value": 0.02, "low": -0.01, "high": 0.05})
+    told = "+2.0 points [-1.0, +5.0], not significant"
+    assert lora_tables.points_in_line(compared.iloc[0]) == told
+    note = lora_tables.longest_note(compared)
+    assert note.endswith(f"its accuracy minus that of prefix-layer, 4: {told}.")
+    compared.loc[1, "verdict"] = Verdict.MISSING
+    assert lora_tables.longest_note(compared) == ""
+
+
+def test_whether_one_rate_is_best_at_every_rank():
+    best = {"r8-both": 0.003, "r2-divided": 0.003, "r64-divided": 0.003}
+    assert lora_tables.scalings_note(best) == ""
+    note = lora_tables.scalings_note(best | {"r2-constant": 0.01, "r64-constant": 0.003})
+    assert "0.003 at rank 2, 0.003 at rank 8, 0.003 at rank 64: one rate." in note
+    assert note.endswith("0.01 at rank 2, 0.003 at rank 8, 0.003 at rank 64: no one rate.")

@@ -15,4 +15,4 @@ def test_every_method_has_a_card():
     assert frame.loc["TIP", "needs"].replace("<br>", " ") == "adapters, input norms"
     assert frame.loc["TIP", "mean accuracy"].startswith("0.500<br>±")
     assert frame.loc["linear", "mean accuracy"] == MISSING
-    assert (frame.loc["cat", "cost"], frame.loc["cat", "rank"]) == ("× 1", r"$\sum_t r_t$")
+    assert frame.loc["cat", "rank"] == r"$\sum_t r_t$"

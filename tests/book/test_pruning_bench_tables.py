@@ -94,17 +94,17 @@ def test_times_are_set_against_the_unpruned_merged_model():
         (
             "criteria",
             {},
-            "96 examples of boolq, truncated to 256 tokens, one per pass; 2 steps of each; an",
+            "96 examples of BoolQ, truncated to 256 tokens, one per pass; 2 steps of each; an",
         ),
         (
             "criteria",
             {"repeats": 5},
-            "96 examples of boolq, truncated to 256 tokens, one per pass; 5 steps of",
+            "96 examples of BoolQ, truncated to 256 tokens, one per pass; 5 steps of",
         ),
         (
             "masks",
             {},
-            "96 examples of boolq, truncated to 256 tokens, one per pass; an adapter of rank 8 on",
+            "96 examples of BoolQ, truncated to 256 tokens, one per pass; an adapter of rank 8 on",
         ),
     ],
 )

@@ -40,6 +40,18 @@ def test_only_an_edit_of_code_executes_a_notebook_again(notebooks, kind, again):
     assert workflow.notebook_digest(name, "smoke") != workflow.notebook_digest(name, "mini")
 
 
+def test_a_cell_in_two_is_executed_again(notebooks):
+    """The book takes no run whose cells are others, though all of them together be the same."""
+    file = notebooks / f"{(name := workflow.notebooks()[-1])}.ipynb"
+    before, content = workflow.notebook_digest(name, "mini"), json.loads(file.read_text())
+    cells = content["cells"]
+    at = next(n for n, c in enumerate(cells) if c["cell_type"] == "code" and len(c["source"]) > 1)
+    first, *rest = cells[at]["source"]
+    halves = [cells[at] | {"source": [first.rstrip("\n")]}, cells[at] | {"source": rest}]
+    file.write_text(json.dumps(content | {"cells": cells[:at] + halves + cells[at + 1 :]}))
+    assert workflow.notebook_digest(name, "mini") != before
+
+
 def test_what_a_notebook_imports_is_an_input_and_nothing_else_is():
     found = {
         name: {str(f.relative_to(paths.REPOSITORY)) for f in workflow.reached(workflow.code(name))}

@@ -77,6 +77,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
         "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),
+        "verdicts_told": _in_words(counts),
         "lora_claims": _held(counts.loc["LoRA"]),
         "elastic_claims": _held(counts.loc["Elastic adapters"]),
     }
@@ -95,9 +96,18 @@ def _tuned(means: pd.DataFrame) -> str:
         return f"Its accuracy beside full tuning: {MISSING}"
     best = value.drop(["LoRA", "full tuning"]).idxmax()
     return (
-        f"At one budget it scores {value['LoRA']:.3f} on two tasks, full tuning "
-        f"{value['full tuning']:.3f}, the best of the other ways, {best}, {value[best]:.3f}"
+        f"Here, on two tasks, it scores {value['LoRA']:.3f}, full tuning "
+        f"{value['full tuning']:.3f}, and the best of the other ways (*{best}*) {value[best]:.3f}"
     )
+
+
+def _in_words(counts: pd.DataFrame) -> str:
+    """`verdict_counts` as the words for who doesn't see the picture."""
+    told = (
+        f"{paper}, {where}: " + ", ".join(f"{n} {kind}" for kind, n in own.items() if n)
+        for (paper, where), own in counts.iterrows()
+    )
+    return "; ".join(told)
 
 
 def _held(counts: pd.DataFrame) -> str:

@@ -208,6 +208,11 @@ def without(rows: pd.DataFrame, pair: Pair) -> str:
     return f"{TITLES[left]}:<br>{points(rest)}"
 
 
+def without_in_line(rows: pd.DataFrame, pair: Pair) -> str:
+    """`without` in a sentence: "BoolQ, +0.2 [-0.8, +1.3]"."""
+    return without(rows, pair).replace(":<br>", ", ").replace("<br>", " ")
+
+
 def minus(pair: Pair, titles: Titles) -> str:
     """The head of a line that compares two."""
     return narrow(" minus ".join(titles.get(name, name) for name in pair[:2]), WIDE)

@@ -17,7 +17,7 @@ from tipmini_lab.book import (
     questions,
     rehearsed,
 )
-from tipmini_lab.book.pruning_tables import HALF, LONG
+from tipmini_lab.book.pruning_tables import HALF, LONG, OURS
 from tipmini_lab.book.tables import (
     TITLES,
     estimate,
@@ -53,9 +53,10 @@ def front_page_values() -> dict[str, str]:
     outcomes = pruning_tables.read(mini.pruning_store)
     runs = grid.runs(mini.name)
     values |= {"pruned": markdown_table(pruning_tables.halved(outcomes, runs, grid))}
-    judged = pruning_tables.takeaways(outcomes, runs, grid).loc[grid.titles()["vanilla"]]
-    few, many = (judged[beside].partition(",")[0] for beside in (HALF, LONG))
-    values |= {"pruned_vanilla": f"*{few}* after few steps and *{many}* after many"}
+    judged = pruning_tables.takeaways(outcomes, runs, grid)
+    rivals = [m.title for m in grid.methods if not m.title.startswith(grid.titles()[OURS])]
+    for words, beside in {"few": HALF, "many": LONG}.items():
+        values[f"pruned_{words}"] = pruning_tables.in_words(judged.loc[rivals, beside])
     cost = pruning_costs.cost_table(pruning_costs.read()).loc["LoRA-guided"]
     values |= {"pruned_memory": cost["of all saved"], "pruned_gain": cost["faster by"]}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}

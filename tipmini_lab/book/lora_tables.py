@@ -116,6 +116,21 @@ def differ_note(compared: pd.DataFrame) -> str:
     )
 
 
+def points_in_line(one: pd.Series) -> str:
+    """A line of `against`: "+2.0 points [-0.8, +4.8], not significant"."""
+    found = points(statistics.Interval(one.value, one.low, one.high))
+    return f"{found.replace('<br>', ' points ')}, {one.verdict}"
+
+
+def longest_note(compared: pd.DataFrame) -> str:
+    """Whether the longest prefix differs from the shorter ones, in a sentence."""
+    if (compared.verdict == Verdict.MISSING).any():
+        return ""
+    own = compared[compared.title.str.startswith("prefix-layer")].set_index("title")
+    told = "; ".join(f"{title}: {points_in_line(one)}" for title, one in own.iterrows())
+    return f"The longest prefix in the layers, its accuracy minus that of {told}."
+
+
 def against_table(compared: pd.DataFrame) -> pd.DataFrame:
     """LoRA's accuracy minus every other way's, in points."""
     lines = {
@@ -150,6 +165,22 @@ def best_rates(found: pd.DataFrame) -> dict[str, float]:
     swept = found[found.swept]
     whole = {w: own for w, own in swept.groupby("way", sort=False) if own.held_out.notna().all()}
     return {way: float(own.rate[own.held_out.idxmin()]) for way, own in whole.items()}
+
+
+def scalings_note(best: Mapping[str, float]) -> str:
+    """Whether one learning rate is best at every rank, by how the scaling goes, in sentences."""
+    ways = {"α at 16": "divided", "α at twice the rank": "constant"}
+    lines = []
+    for words, how in ways.items():
+        names = {2: f"r2-{how}", 8: "r8-both", 64: f"r64-{how}"}
+        if not {*names.values()} <= best.keys():
+            return ""
+        told = ", ".join(f"{best[name]:g} at rank {rank}" for rank, name in names.items())
+        one = len({best[name] for name in names.values()}) == 1
+        lines.append(
+            f"With {words} the lowest loss is at {told}: {'one rate' if one else 'no one rate'}."
+        )
+    return " ".join(lines)
 
 
 def rank_table(found: pd.DataFrame) -> pd.DataFrame:

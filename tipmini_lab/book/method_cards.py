@@ -38,11 +38,10 @@ RANKS = {
 
 def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:
     """A row a method of the library."""
-    cheapest = min(method.cost for method in METHODS.values())
     return pd.DataFrame(
         {
             f"{narrow(titles.get(name, name), 14)}<br>{{cite}}`{method.reference}`": _card(
-                name, method, cheapest
+                name, method
             )
             | {
                 "mean accuracy": estimate(mean_of(rows, name, profile.tasks)).replace(
@@ -54,10 +53,9 @@ def table(rows: pd.DataFrame, profile: Profile, titles: Titles) -> pd.DataFrame:
     ).T.rename_axis("method")
 
 
-def _card(name: str, method: Method, cheapest: float) -> Mapping[str, str]:
+def _card(name: str, method: Method) -> Mapping[str, str]:
     return {
         "formula": FORMULAS[name],
         "needs": narrow(NEEDS[method.needs], 14),
-        "cost": f"× {method.cost / cheapest:.0f}",
         "rank": RANKS[method.summed],
     }

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import figures, pruning_costs
-from tipmini_lab.book.tables import TITLES, markdown_table
+from tipmini_lab.book.tables import TITLES, markdown_table, threads
 
 NEEDED = ("limits", "evaluation", "calibration", "merging")  # by the page; pruning's can wait
 AXES = (("adapters", "blocks"), ("blocks", "adapters"))  # what grows, and what is held
@@ -66,7 +66,7 @@ def made(found: dict) -> str:
     """Which parts were measured where, with what and when."""
     places: dict[str, dict[str, list[str]]] = {}
     for part, own in ((part, own["made"]) for part, own in found.items()):
-        where = [own["machine"]["processor"], f"{own['threads']} threads", own["machine"]["system"]]
+        where = [own["machine"]["processor"], threads(own["threads"]), own["machine"]["system"]]
         where += [f"{name} {version}" for name, version in own["versions"].items()]
         places.setdefault(", ".join(where), {}).setdefault(own["date"], []).append(part)
     told = [

@@ -14,6 +14,7 @@ import yaml
 
 from tipmini_lab import paths
 from tipmini_lab.book.pruning_tables import formatted
+from tipmini_lab.book.tables import TITLES, threads
 from tipmini_lab.results.statistics import MISSING
 
 PREFIX = "pruning-"
@@ -54,12 +55,12 @@ def made_with(found: Found, name: str) -> str:
         prompt, rounds = own["inference"][0]["prompt"], len(own["inference"][0]["seconds"])
         read = f"Prompts of {prompt} tokens, each model {rounds} times in turn"
     else:
-        read = f"{own['rows']} examples of {own['task']}, "
+        read = f"{own['rows']} examples of {TITLES[own['task']]}, "
         read += f"truncated to {own['length']} tokens, one per pass"
         read += f"; {own['repeats']} steps of each" if "repeats" in own else ""
     return (
         f"{read}; an adapter of rank {own['rank']} on all seven matrices; {own['dtype']}. "
-        f"{measured}, {made['threads']} threads."
+        f"{measured}, {threads(made['threads'])}."
     )
 
 

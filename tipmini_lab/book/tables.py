@@ -80,6 +80,10 @@ def figure(figure: Figure, alt: str = "") -> None:
     display(shown | ({ALT: alt} if alt else {}), raw=True)
 
 
+def threads(count: int) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
 def table(frame: pd.DataFrame) -> None:
     """Show a frame as an HTML table; in the book it scrolls in its own box."""
     from IPython.display import HTML, display

@@ -34,9 +34,9 @@ def notebooks() -> list[str]:
 
 
 def code(name: str) -> str:
-    """A notebook's code cells: an edit of its prose changes nothing."""
+    """A notebook's code cells, each told from the next: an edit of its prose changes nothing."""
     cells = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
-    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    return "\n# %%\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
 def reached(text: str) -> set[Path]:

@@ -34,8 +34,13 @@ def ratio_of_operations(evidence: Evidence, *, of: str, against: str = "LoRA") -
     value = old["tflops"] / new["tflops"]
     most = (old["tflops"] + 0.05) / (new["tflops"] - 0.05)
     shown = f"{old['tflops']} / {new['tflops']} = {value:.2f}, by rounding at most {most:.2f}"
-    words = f"The printed number is {new['speedup']:.2f} ×; operations alone do not give it."
-    return {"value": new["speedup"] <= most, "shown": shown, "words": words}
+    within = new["speedup"] <= most
+    told = "which operations alone can give" if within else "more than operations alone give"
+    return {
+        "value": within,
+        "shown": shown,
+        "words": f"The printed number is {new['speedup']:.2f} ×, {told}.",
+    }
 
 
 @cache

@@ -102,6 +102,24 @@ def lora_adapter_share(evidence: Evidence, *, rank: int) -> dict:
 @here
 def lora_not_below(evidence: Evidence, *, against: Names) -> Finding:
     """Whether LoRA is significantly below none of the ways `against`, at one budget."""
+    count, _, worse, told = _beside_others(against)
+    found = Verdict.CONTRARY if 2 * worse > count else Verdict.IN_PART
+    words = f"Points by which LoRA is above; it is significantly below {worse} of {count}."
+    return Finding(found if worse else Verdict.HOLDS, told, words)
+
+
+@here
+def lora_above(evidence: Evidence, *, against: Names) -> Finding:
+    """Whether LoRA is significantly above all of the ways `against`, at one budget."""
+    count, better, worse, told = _beside_others(against)
+    some = Verdict.IN_PART if better else Verdict.NOT_SUPPORTED
+    found = Verdict.CONTRARY if 2 * worse > count else some
+    words = f"Points by which LoRA is above; significantly {better}, below {worse} of {count}."
+    return Finding(Verdict.HOLDS if better == count else found, told, words)
+
+
+def _beside_others(against: Names) -> tuple[int, int, int, str]:
+    """How many other ways, how many LoRA is significantly above and below, and the differences."""
     profile, group = load_profile(PROFILE), "lora-methods"
     compared = lora_tables.against(
         lora_tables.runs(profile, group), lora_tables.rows(profile, group)
@@ -109,11 +127,9 @@ def lora_not_below(evidence: Evidence, *, against: Names) -> Finding:
     own = compared.loc[list(against)]
     if (own.verdict == Compared.MISSING).any():
         raise NotMeasured("Not measured yet: `tipmini measure --group lora-methods`.")
-    worse = int((own.verdict == Compared.WORSE).sum())
     told = "; ".join(f"{one.title} {100 * one.value:+.1f}" for one in own.itertuples())
-    found = Verdict.CONTRARY if 2 * worse > len(own) else Verdict.IN_PART
-    words = f"Points by which LoRA is above; it is significantly below {worse} of {len(own)}."
-    return Finding(found if worse else Verdict.HOLDS, told, words)
+    better, worse = (int((own.verdict == v).sum()) for v in (Compared.BETTER, Compared.WORSE))
+    return len(own), better, worse, told
 
 
 def _bench() -> dict:
@@ -132,9 +148,10 @@ def lora_pass_added(evidence: Evidence, *, ways: Names, batch: int, length: int)
 
 @here
 def lora_step(evidence: Evidence) -> dict:
-    """A step of full tuning over one of LoRA: `memory` above the weights, and `seconds`."""
+    """A step of full tuning over one of LoRA: `memory`, weights included, and `seconds`."""
     ways, gain = _bench()["training"]["ways"], lora_tables.step_gain(_bench())
-    return {"memory": ways["full"]["risen"] / ways["lora"]["risen"], "seconds": gain.value}
+    full, ours = (ways[way]["weights"] + ways[way]["risen"] for way in ("full", "lora"))
+    return {"memory": full / ours, "seconds": gain.value}
 
 
 @here
@@ -158,8 +175,8 @@ def lora_update_rank(evidence: Evidence) -> dict:
 
 @here
 def lora_longer_prefix(evidence: Evidence, *, more: int, less: int) -> dict:
-    """Whether more virtual tokens in every layer are significantly `worse` than fewer, or
-    `no_better`; corrected for all lengths and prompts."""
+    """Whether more virtual tokens in every layer are significantly `worse` than fewer, corrected
+    for all lengths and prompts."""
     profile, group = load_profile(PROFILE), "lora-prefixes"
     known = lora_tables.runs(profile, group), lora_tables.rows(profile, group)
     one = (
@@ -169,7 +186,6 @@ def lora_longer_prefix(evidence: Evidence, *, more: int, less: int) -> dict:
         raise NotMeasured(f"Not measured yet: `tipmini measure --group {group}`.")
     return {
         "worse": one.verdict == Compared.WORSE,
-        "no_better": one.verdict != Compared.BETTER,
         "shown": f"{100 * one.value:+.1f} points [{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
         "words": f"{more} prefix tokens against {less}, {one.verdict}.",
     }

@@ -13,6 +13,7 @@ from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured
 from tipmini_lab.book.claims.choices import choice, left_out
 from tipmini_lab.book.pruning_tables import ACCURACY, UNPRUNED, Gap, Model, ModelPair, clear
 from tipmini_lab.evaluation.perplexity import CORPORA
+from tipmini_lab.experiments import tunings
 from tipmini_lab.experiments.declared import Planned, grid
 from tipmini_lab.results.statistics import COVERED
 
@@ -35,9 +36,9 @@ def runs() -> Mapping[str, Planned]:
 
 @choice("of", "against")
 def _contenders(own: object, evidence: Evidence) -> dict:
-    """Each left out of a list of criteria."""
+    """Each left out of a list of criteria, or of ways to tune."""
     named = isinstance(own, list) and all(isinstance(one, str) for one in own)
-    titles = grid().titles()
+    titles = {way.name: way.title for way in tunings.group("lora-methods").ways} | grid().titles()
     return left_out(own, lambda n: titles.get(n, n).partition(",")[0]) if named else {}
 
 
