@@ -52,7 +52,7 @@ def test_what_was_computed_again_is_told(monkeypatch):
     assert "30 of 30 answers the same (" in values["again_line"]
     assert "| RTE | 6 | 30 | 30 | 0 |" in values["again_answers"]
     assert "| TIP | nothing, bit for bit |" in values["again_merges"]
-    assert "(svd) | 1.0e-08 |" in values["again_merges"]
+    assert '(svd) | <span class="unbroken">1.0e-08</span> |' in values["again_merges"]
     monkeypatch.setattr(again, "read", lambda *_, **__: None)
     with pytest.raises(TipminiError, match="run `tipmini again` first"):
         again.page_values()

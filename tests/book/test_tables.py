@@ -194,3 +194,10 @@ def test_a_numbered_table_is_a_directive_with_a_label_and_a_note(monkeypatch):
 def test_lines_end_outside_of_code():
     told = tables.narrow("an exact sum, `-o summation=cat`, or so", 16)
     assert told == "an exact sum,<br>`-o summation=cat`,<br>or so"
+
+
+def test_a_small_number_is_not_broken_at_its_sign():
+    frame = pd.DataFrame({"error": ["rounding, 2e-07", "`1e-3`", "a|b"]}, ["x", "y", "z"])
+    first, second, third = tables.markdown_table(frame).splitlines()[2:]
+    assert first == '| x | rounding, <span class="unbroken">2e-07</span> |'
+    assert (second, third) == ("| y | `1e-3` |", r"| z | a\|b |")

@@ -35,6 +35,7 @@ POSITION = re.compile(r"(?<!scale\()-?\d+\.\d{6}\b")
 
 ALT = "text/x-alt"  # the kind of output that describes the figure beside it
 CODE = re.compile(r"`[^`]+`")
+POWER = re.compile(r"\d(\.\d+)?e[+-]\d+")
 HOLD = str.maketrans({" ": "\u00a0", "-": "\u2011"})  # where no line ends
 LET_GO = str.maketrans({"\u00a0": " ", "\u2011": "-"})
 VALUE = re.compile(r"{{\s*(\w+)\s*}}")  # what a page of text has from the results
@@ -112,7 +113,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", r"\|")
+    """Its text; a line would else break at the sign of an exponent."""
+    told = str(value).replace("|", r"\|")
+    return told if "`" in told else POWER.sub(r'<span class="unbroken">\g<0></span>', told)
 
 
 def text(markdown: str) -> None:
