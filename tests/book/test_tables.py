@@ -2,6 +2,7 @@
 
 import made_up
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_up import SMOKE, TITLES
