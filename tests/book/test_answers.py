@@ -76,14 +76,6 @@ def test_what_is_not_measured_has_no_mark():
     assert [x for x in marks if not math.isnan(x)] == [300, 100, 9e4]
 
 
-def test_what_the_front_page_says_of_pruning_is_what_is_stored():
-    """By hand in book/index.md: the vanilla criterion leads, few steps or many."""
-    found = answers.pruned().drop("unpruned")
-    assert found.idxmin().str.startswith("vanilla").all()
-    short, long = (found[words].drop(found.idxmin()["short"]) for words in found)
-    assert short.idxmin() == "LoRAPrune" and long.idxmin().startswith("LLM-Pruner")
-
-
 def test_the_pages_say_how_much_is_stored(audited, monkeypatch):
     values = answers.page_values([*audited.values()])
     assert values["lora_state"].endswith("declared runs are measured")

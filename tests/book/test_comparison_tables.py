@@ -63,7 +63,7 @@ def test_what_is_left_without_a_task_is_told_in_a_line():
     (whole,) = [Pair("good", "tip", SMOKE.tasks)]
     task, told = comparisons.without_in_line(ROWS, whole).split(", ", 1)
     left, rest = comparisons.without_largest(ROWS, whole)
-    assert (task, told.split(" [")[0]) == (comparisons.TITLES[left], f"{100 * rest.value:+.1f}")
+    assert (task, told.split(" [")[0]) == (comparisons.TITLES[left], f"{100 * rest.value:+z.1f}")
 
 
 # Choices --------------------------------------------------------------------------------------

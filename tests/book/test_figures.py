@@ -190,6 +190,11 @@ def test_means_stand_in_their_order_beside_named_levels():
     assert {"Guessing", "Base", "Single", MISSING} == set(texts(axes))
 
 
+def test_means_are_told_from_the_highest_on():
+    told = merge_figures.in_words(MEANS, {"Base": 0.35})
+    assert told == "TIP 0.400, TIP (sign inverted, modules as layers) 0.300; lines: Base 0.350."
+
+
 def test_accuracy_by_size_has_a_tick_at_one_adapter():
     (axes,) = DRAWN["by_size"]().axes
     assert "1" in [tick.get_text() for tick in axes.get_xticklabels()]

@@ -1,14 +1,17 @@
 """What the pages name as {{ value }}: from what is printed, declared and stored."""
 
 import json
+from types import SimpleNamespace
 
 import made_up
+import pandas as pd
 import pytest
 
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book import again, answers, front_page, guessing, questions, tables
 from tipmini_lab.book.claims import page as claims_page
+from tipmini_lab.book.pruning_tables import HALF, LONG, OURS
 from tipmini_lab.book.site import about, runs_page, staging
 from tipmini_lab.evaluation.documents import TASKS
 from tipmini_lab.experiments.profiles import load_profile
@@ -81,6 +84,18 @@ def test_stored_cells_make_the_values_of_the_front_page(monkeypatch):
     rows = made_up.rows({"base": {task: [1, 0, 0, 0] for task in TASKS}})
     monkeypatch.setattr(front_page, "variant_rows", lambda profile: rows)
     assert front_page.front_page_values()["full_base"].startswith("0.250 ± ")
+
+
+def test_other_criteria_are_told_beside_loraprune_and_not_its_own_forms(monkeypatch):
+    lines = {"LoRAPrune": "-", "LoRAPrune, released reduction": "lower, 3:3", "Wanda": "lower, 3:3"}
+    judged = pd.DataFrame({HALF: lines, LONG: lines | {"Wanda": "neither, 1:3"}})
+    methods = [SimpleNamespace(title=title) for title in lines]
+    grid = SimpleNamespace(methods=methods, titles=lambda: {OURS: "LoRAPrune"})
+    told = front_page.beside_loraprune(judged, grid)
+    assert told == {
+        "pruned_few": "significantly lower for Wanda",
+        "pruned_many": "neither for Wanda",
+    }
 
 
 def train(folder, task: str, accuracies: tuple) -> None:

@@ -66,7 +66,9 @@ def test_the_best_epoch_is_kept_the_start_among_them(adapters, tokenizer, tmp_pa
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_was_pruned_stays_so_where_it_is_masked(adapters, tokenizer, tmp_path, masked):
     start = tm.merge(adapters, "magnitude", sparsity=0.7, summation="cat")
-    found = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, masked=masked)).run()
+    found = distilled(
+        adapters, tokenizer, tmp_path, start, replace(RECIPE, masked=masked or None)
+    ).run()
     zeros = [(start.factors[m].a == 0, found.factors[m].a == 0) for m in start.modules]
     zeros += [(start.factors[m].b == 0, found.factors[m].b == 0) for m in start.modules]
     assert all(then.any() for then, _ in zeros)
@@ -75,9 +77,24 @@ def test_what_was_pruned_stays_so_where_it_is_masked(adapters, tokenizer, tmp_pa
 
 
 def test_a_masked_start_is_not_cut(adapters, tokenizer, tmp_path):
-    start, recipe = tm.merge(adapters, "cat"), replace(RECIPE, rank=7, masked=True)
-    with pytest.raises(tm.TipminiError, match="a masked start has rank 8, not 7"):
-        distilled(adapters, tokenizer, tmp_path, start, recipe)
+    recipe = replace(RECIPE, rank=7, masked=True)
+    for start, rank in ((tm.merge(adapters, "cat"), 8), (None, 0)):
+        with pytest.raises(tm.TipminiError, match=f"has a rank up to 7, not {rank}"):
+            distilled(adapters, tokenizer, tmp_path, start, recipe)
+
+
+def test_a_recipe_without_a_mask_is_the_one_it_was(adapters, tokenizer, tmp_path):
+    """What was added later has no part in the identity of a run that doesn't use it."""
+    plain, masked = (
+        distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, masked=m), start=start)
+        for m, start in ((None, None), (True, tm.merge(adapters, "cat")))
+    )
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distilling.digests, "digest", lambda content: told.append(content) or "")
+        plain.identity(), masked.identity()
+    recipes = [content[1] for content in told if isinstance(content[1], dict)]
+    assert ["masked" in recipe for recipe in recipes] == [False, True]
 
 
 @pytest.mark.parametrize("gold", [False, True])

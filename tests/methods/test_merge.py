@@ -181,15 +181,16 @@ def test_all_signs_turned_turn_the_result(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-@pytest.mark.parametrize("factor", ["a", "b"])
-def test_factors_that_are_not_finite_are_refused(method, number, factor):
+@pytest.mark.parametrize(("factor", "weights"), [("a", "sum"), ("b", "sum"), ("a", "1/norm")])
+def test_factors_that_are_not_finite_are_refused(method, number, factor, weights):
     """No folder has such; they come from training that failed, still in memory."""
     spoilt = getattr(ADAPTERS["coqa"].factors[MODULES[-1]], factor).clone()
     spoilt[0, -1] = number
     pair = replace(ADAPTERS["coqa"].factors[MODULES[-1]], **{factor: spoilt})
     factors = ADAPTERS["coqa"].factors | {MODULES[-1]: pair}
     with pytest.raises(TipminiError, match=f"{MODULES[-1]} of adapter coqa has NaN or Inf"):
-        merged_by(method, ADAPTERS | {"coqa": replace(ADAPTERS["coqa"], factors=factors)})
+        spoilt = ADAPTERS | {"coqa": replace(ADAPTERS["coqa"], factors=factors)}
+        merged_by(method, spoilt, weights=weights)
 
 
 def test_the_task_is_kept_where_the_adapters_agree():

@@ -111,8 +111,8 @@ def merge(
 
     A dense result (on="delta") is cut to the option `rank`, by default the adapters' largest; take
     `merge_update` for the whole. A module that some adapters lack is merged from those that have
-    it. Raises TipminiError for an unknown method or option, and for adapters, weights or norms
-    that don't fit together.
+    it. Raises TipminiError for an unknown method or option, for factors that aren't finite, and
+    for adapters, weights or norms that don't fit together.
     """
     given = {"weights": weights, "norms": norms, "grams": grams, "seed": seed}
     parts, update = merge_update(adapters, method, base_model=base_model, **given, **options)
@@ -209,6 +209,11 @@ def merge_update(
             adapters[name] = replace(adapters[name], factors=factors)
             for given in (norms, grams, weights):
                 given[name] = _renamed(given[name], names)
+    for name, adapter in adapters.items():  # a folder can't have such; these were made in memory
+        for module, pair in adapter.factors.items():
+            if not math.isfinite(largest(pair.a) + largest(pair.b)):
+                told = f"{module} of adapter {name} has NaN or Inf"
+                raise TipminiError(f"{told}; every number must be finite")
     if total:
         weights = balanced(total, adapters)
     pairs = [pair for adapter in adapters.values() for pair in adapter.factors.values()]
@@ -264,10 +269,7 @@ def _beside(adapters: Mapping[str, LoraAdapter], what: str, values: object) -> d
 def _weighed(
     name: str, adapter: LoraAdapter, weight: Weight, dtype: torch.dtype
 ) -> tuple[LoraAdapter, float]:
-    """The adapter in one dtype and its one weight; weights of modules go into their scalings.
-
-    Refuses factors with NaN or Inf, such as a folder can't have: they were made in memory.
-    """
+    """The adapter in one dtype and its one weight; weights of modules go into their scalings."""
     by_module = isinstance(weight, Mapping)
     for module in adapter.factors.keys() ^ weight.keys() if by_module else ():
         raise TipminiError(f"the weights of adapter {name} must be of its modules; see {module}")
@@ -278,8 +280,6 @@ def _weighed(
 
     def changed(module: str, pair: LoraFactors) -> LoraFactors:
         a, b = pair.a.detach().to(dtype), pair.b.detach().to(dtype)
-        if not math.isfinite(largest(a) + largest(b)):
-            raise TipminiError(f"{module} of adapter {name} has NaN or Inf; each must be finite")
         return LoraFactors(a, b, pair.scaling * weight[module] if by_module else pair.scaling)
 
     return adapter.map(changed), 1.0 if by_module else float(weight)

@@ -53,10 +53,7 @@ def front_page_values() -> dict[str, str]:
     outcomes = pruning_tables.read(mini.pruning_store)
     runs = grid.runs(mini.name)
     values |= {"pruned": markdown_table(pruning_tables.halved(outcomes, runs, grid))}
-    judged = pruning_tables.takeaways(outcomes, runs, grid)
-    rivals = [m.title for m in grid.methods if not m.title.startswith(grid.titles()[OURS])]
-    for words, beside in {"few": HALF, "many": LONG}.items():
-        values[f"pruned_{words}"] = pruning_tables.in_words(judged.loc[rivals, beside])
+    values |= beside_loraprune(pruning_tables.takeaways(outcomes, runs, grid), grid)
     cost = pruning_costs.cost_table(pruning_costs.read()).loc["LoRA-guided"]
     values |= {"pruned_memory": cost["of all saved"], "pruned_gain": cost["faster by"]}
     values |= {"unlearnt": unlearnt(), "mini_in_full": _mini_in_full(mini, full)}
@@ -67,6 +64,15 @@ def front_page_values() -> dict[str, str]:
     for profile in (mini, full):
         values |= _profile_values(profile, {t: rows for t, (rows, _) in available.items()})
     return values
+
+
+def beside_loraprune(judged: pd.DataFrame, grid: declared.Grid) -> dict[str, str]:
+    """Whose perplexity is lower, of other criteria, after few and after many steps: `takeaways`."""
+    others = [m.title for m in grid.methods if not m.title.startswith(grid.titles()[OURS])]
+    return {
+        f"pruned_{words}": pruning_tables.in_words(judged.loc[others, beside])
+        for words, beside in {"few": HALF, "many": LONG}.items()
+    }
 
 
 def _mmlu_values() -> dict[str, str]:

@@ -84,6 +84,8 @@ def cost(name: str, variant: Variant, facts: Mapping) -> tuple[float, float]:
         return measured.get("cat", {}).get("rank", math.nan), seconds
     if variant.distill or variant.needs == "rows":
         seconds = facts.get("seconds", math.nan) * facts.get("threads", 1)
+        if variant.needs in ("norms", "grams"):  # of the merge that is learnt from
+            seconds += measured.get(variant.method, {}).get("inputs", math.nan)
         return facts.get("rank", math.nan), seconds
     own = measured.get(name, {})
     return own.get("rank", math.nan), own.get("seconds", math.nan) + own.get("inputs", 0.0)

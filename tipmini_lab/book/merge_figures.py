@@ -37,6 +37,14 @@ def means(methods: Mapping[str, Interval | None], levels: Mapping[str, float]) -
     return figure
 
 
+def in_words(methods: Mapping[str, Interval | None], levels: Mapping[str, float]) -> str:
+    """What `means` shows, from the highest on: "Single 0.497, ...; Base 0.400"."""
+    known = {name: found.value for name, found in methods.items() if found}
+    order = sorted(known, key=known.__getitem__, reverse=True)
+    own = ", ".join(f"{name} {known[name]:.3f}" for name in order) or MISSING
+    return f"{own}; lines: {', '.join(f'{name} {x:.3f}' for name, x in levels.items())}."
+
+
 def _mark(axes: Axes, levels: Mapping[str, float]) -> None:
     """Vertical lines, their names above the axes."""
     above = axes.get_xaxis_transform()

@@ -1,4 +1,4 @@
-"""The merge methods of the library as one table: formula, needs, cost, rank, accuracy."""
+"""The merge methods of the library as one table: formula, needs, rank, accuracy."""
 
 from collections.abc import Mapping
 

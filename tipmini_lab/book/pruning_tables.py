@@ -340,7 +340,7 @@ def in_words(told: pd.Series) -> str:
     words = told.str.partition(",")[0]
     titles = words.index.str.replace(r", (.*)", r" (\1)", regex=True)
     named = {w: ", ".join(titles[words == w]) for w in ("lower", "higher", "neither")}
-    heads = {"lower": "significantly lower for", "higher": "higher for"}
+    heads = {"lower": "significantly lower for", "higher": "significantly higher for"}
     parts = [f"{heads.get(w, 'neither for')} {own}" for w, own in named.items() if own]
     return "; ".join(parts) or MISSING
 

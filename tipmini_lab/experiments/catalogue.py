@@ -49,7 +49,8 @@ class Distilled(Declared):
     rank: int = Field(56, ge=1)
     fresh: bool = False  # from an adapter that knows nothing, not from the merge
     gold: bool = False  # from the right answers
-    masked: bool = False  # what the merge pruned stays 0
+    # What the merge pruned stays 0. Not in the settings of what is not masked: it was added later.
+    masked: Literal[True] | None = Field(None, exclude_if=lambda value: value is None)
     unseen: bool = False  # from rows that the adapters were not trained on
     trained: bool = False  # from all rows that they were trained on, stopped as they were
     rows: int = Field(96, ge=1)
@@ -59,6 +60,12 @@ class Distilled(Declared):
     learning_rate: float = 5e-4
     floor: float = 0.01
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_what_is_masked(self) -> "Distilled":
+        if self.masked and (self.fresh or self.learn != "factors"):
+            raise ValueError("masked is of the factors of a merge; leave out fresh and learn")
+        return self
 
 
 class Named(Declared):

@@ -59,7 +59,9 @@ class DistillRecipe(Recipe):
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
-    masked: bool = False  # what is 0 in the start's own factors, such as a pruned element, stays 0
+    masked: bool | None = (
+        None  # what is 0 in the start's own factors, such as a pruned element, stays 0
+    )
     warmup: ClassVar[float] = 0.5
 
 
@@ -264,10 +266,9 @@ class Distilling(Agreeing):
         modules = sorted({module for each in adapters.values() for module in each.modules})
         self.peft = add_lora(model, recipe.rank, recipe.rank, modules, recipe.seed, light=True)
         self.model = self.peft.get_base_model()
-        if recipe.masked and max(start.ranks.values()) > recipe.rank:
-            raise TipminiError(
-                f"a masked start has rank {max(start.ranks.values())}, not {recipe.rank}"
-            )
+        top = max(start.ranks.values()) if start else 0
+        if recipe.masked and not 0 < top <= recipe.rank:
+            raise TipminiError(f"a masked start has a rank up to {recipe.rank}, not {top}")
         if start:
             cut = start if recipe.masked else start.map(lambda _, pair: truncate(pair, recipe.rank))
             _fill(self.peft, MERGED, cut)
