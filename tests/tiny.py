@@ -6,7 +6,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.models.adapter import LoraAdapter, load_adapter
+from tipmini.models.factors import LoraFactors
 
 HIDDEN, KEY_VALUE, LAYERS = 32, 16, 3
 MODULES = [

@@ -17,7 +17,7 @@ from ways import each_way, merged_by
 import tipmini as tm
 from tipmini.methods.blockwise import merge_blockwise
 from tipmini.methods.table import BY_BLOCK
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import pruning, training
 from tipmini_lab.experiments.distilling import Distilling, DistillRecipe

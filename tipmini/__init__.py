@@ -10,9 +10,10 @@ A name's module is imported once the name is asked for: importing torch takes se
 from importlib import import_module
 
 _NAMES = {
-    "models.adapter": ["LoraAdapter", "LoraFactors", "load_adapter"],
+    "models.adapter": ["LoraAdapter", "load_adapter"],
     "models.base_folder": ["open_base", "save_merged"],
     "models.calibration": ["calibrate", "calibrate_adapter"],
+    "models.factors": ["LoraFactors"],
     "papers.dare": ["dare"],
     "errors": ["TipminiError"],
     "models.peft_folder": ["inspect_folder"],

@@ -28,7 +28,8 @@ import tipmini as tm
 from tipmini import masks
 from tipmini.errors import TipminiError
 from tipmini.methods import merge
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.dare import named_generator
 from tipmini.papers.ties import electing, trim
 

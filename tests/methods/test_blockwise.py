@@ -9,7 +9,8 @@ from tiny import HIDDEN, LAYERS, llama, random_adapter, tokens
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.blockwise import drift_corrected, merge_blockwise
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 
 READ = ("q_proj", "v_proj", "o_proj")  # o_proj reads what q_proj and v_proj have a part in
 MODULES = [f"model.layers.{i}.self_attn.{name}" for i in range(LAYERS) for name in READ]

@@ -22,7 +22,8 @@ from tipmini.methods import criteria
 from tipmini.methods.merge import Fidelity
 from tipmini.methods.table import BY_BLOCK, CHOSEN, NEEDS, equal_weight
 from tipmini.models import calibration
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 from tipmini.papers import loraprune
 from tipmini_lab import paths
 from tipmini_lab.commands import arguments, one

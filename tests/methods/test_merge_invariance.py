@@ -8,7 +8,8 @@ from tiny import ADAPTERS, GRAMS, MODULES, NORMS, bits, random_adapter, random_n
 from ways import IN_DELTAS, POSITIVE, each_way, measured, merged_by
 
 import tipmini as tm
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 
 # Order, threads, dtypes ------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, find_families
 from tipmini.methods.subadapter import merged, ordered, save_narrow, subadapter
 from tipmini.models import int4
-from tipmini.models.adapter import LoraFactors
 from tipmini.models.base_folder import open_base
+from tipmini.models.factors import LoraFactors
 
 RANKS = {module: 1 + number % 4 for number, module in enumerate(MODULES)}  # of 4
 

@@ -5,7 +5,8 @@ import torch
 from tiny import HIDDEN, MODULES, random_adapter
 
 import tipmini as tm
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 
 ADAPTERS = {n: random_adapter(i, dtype=torch.float64) for i, n in enumerate("abc")}
 WEIGHTS = {"a": 1.0, "b": -0.3, "c": 0.8}

@@ -14,7 +14,8 @@ from tiny import (
 )
 
 import tipmini as tm
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 
 PEFT_CASES = {
     "plain": {"a": {}, "b": {}, "c": {}},

@@ -13,7 +13,7 @@ import tipmini as tm
 from tipmini import masks
 from tipmini.errors import TipminiError
 from tipmini.methods.tip import layer_names, sparsities_of
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.tip import Reading
 
 READINGS = st.fixed_dictionaries(

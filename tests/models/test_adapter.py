@@ -12,7 +12,8 @@ from tiny import MODULES, llama, logits, peft_llama, random_adapter
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tipmini.errors import TipminiError
-from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.models.adapter import LoraAdapter, load_adapter
+from tipmini.models.factors import LoraFactors
 from tipmini.models.peft_settings import Settings
 
 

@@ -14,7 +14,8 @@ from tiny import MODULES, llama, random_adapter
 
 from tipmini.errors import TipminiError
 from tipmini.methods.model_card import model_card
-from tipmini.models.adapter import LoraFactors, load_adapter
+from tipmini.models.adapter import load_adapter
+from tipmini.models.factors import LoraFactors
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tipmini.errors import TipminiError
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.lowrank import factorise, product_norm, relative_error, stack, truncate
 
 SHAPES = [(9, 12, 3), (12, 9, 1), (2, 12, 8), (12, 2, 8), (1, 1, 4)]  # d, k, r: also d < r, k < r

@@ -17,7 +17,8 @@ from folders import CONFIG, WEIGHTS, join, parts
 from safetensors.torch import load_file
 
 from tipmini.errors import TipminiError
-from tipmini.models.adapter import LoraAdapter, LoraFactors, load_adapter
+from tipmini.models.adapter import LoraAdapter, load_adapter
+from tipmini.models.factors import LoraFactors
 from tipmini.models.files import largest
 
 MUTATIONS = 10_000

@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.dare import named_generator
 
 QUERY, VALUE = MODULES = tuple(f"model.layers.0.self_attn.{n}" for n in ("q_proj", "v_proj"))

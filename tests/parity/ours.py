@@ -11,7 +11,7 @@ from torch import Tensor
 import tipmini as tm
 from tests.parity.inputs import MODULES, Inputs
 from tipmini.methods.merge import merge_update
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 
 # By which option a method takes the share that stays, or the share that goes.
 SHARE = {

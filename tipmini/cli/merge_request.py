@@ -22,13 +22,12 @@ from tipmini.methods.table import (
     total_over_norms,
 )
 from tipmini.models import base_folder, hub, peft_folder
-from tipmini.models.base_folder import BaseFolder, open_base
+from tipmini.models.base_folder import BaseFolder, modules_of_base, open_base
 from tipmini.models.files import TensorFile, largest, one_line, shown
 from tipmini.models.identity import (
     common_base,
     common_revision,
     core,
-    modules_of_base,
     spellings,
 )
 

@@ -10,7 +10,7 @@ from tipmini.masks import prune_rows
 from tipmini.methods.merge import Combine, Part, Parts, Transform, Update, lazy, merge_tensors
 from tipmini.methods.table import TARGETS
 from tipmini.methods.tip import tip_tensor
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.lowrank import stack
 from tipmini.papers.dare import dare, named_generator
 from tipmini.papers.ties import elect, electing, majority, trim, trim_threshold

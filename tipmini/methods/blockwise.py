@@ -21,8 +21,9 @@ from tipmini.errors import TipminiError, check_options, refuse_negative, require
 from tipmini.methods.baselines import balanced_weight, merge_regmean, root_of, shrunk
 from tipmini.methods.merge import Adapters, Part, Weights, assembled, block_of, merge_update
 from tipmini.methods.table import BY_BLOCK
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
 from tipmini.models.calibration import Batch, decoder_inputs, evaluating
+from tipmini.models.factors import LoraFactors
 
 Factors = dict[str, LoraFactors]
 BOTH = ("drift",)  # methods that read the adapters' own streams as well

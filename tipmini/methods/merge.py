@@ -32,12 +32,13 @@ from tipmini.methods.table import (
     preset,
     total_over_norms,
 )
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.base_folder import modules_of_base
+from tipmini.models.factors import LoraFactors
 from tipmini.models.files import largest
 from tipmini.models.identity import (
     common_base,
     common_revision,
-    modules_of_base,
     natural_order,
     spellings,
 )

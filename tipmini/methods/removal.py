@@ -19,8 +19,8 @@ from tipmini.errors import TipminiError
 from tipmini.methods.groups import CHANNELS, HEADS, Family
 from tipmini.methods.merge import Lazy
 from tipmini.methods.pruner import Masks
-from tipmini.models.adapter import LoraFactors
 from tipmini.models.base_folder import BaseFolder, save_merged
+from tipmini.models.factors import LoraFactors
 
 
 class TensorEdit(NamedTuple):

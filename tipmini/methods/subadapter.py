@@ -15,8 +15,9 @@ from torch import Tensor
 from tipmini.errors import TipminiError, require
 from tipmini.methods.groups import CHANNELS, Family, Member
 from tipmini.methods.removal import TensorEdit, changed, save_pruned
-from tipmini.models.adapter import LoraAdapter, LoraFactors
+from tipmini.models.adapter import LoraAdapter
 from tipmini.models.base_folder import BaseFolder
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.elastic import on_grid, rank_slice, sparse_delta
 
 MERGES = ("dense", "sparse", "grid")

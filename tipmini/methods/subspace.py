@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tipmini.methods.merge import Parts, Update, lazy, stack_factors
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.lowrank import product_svd
 
 NULL = 1e-6  # of the largest singular value; what lies below is rounding

@@ -25,7 +25,8 @@ from tipmini.methods.merge import (
     merge_tensors,
 )
 from tipmini.methods.table import TARGETS
-from tipmini.models.adapter import LoraAdapter, LoraFactors, at_least_float32
+from tipmini.models.adapter import LoraAdapter
+from tipmini.models.factors import LoraFactors, at_least_float32
 from tipmini.papers.dare import named_generator
 from tipmini.papers.tip import (
     Reading,

@@ -20,7 +20,7 @@ from tipmini.models.identity import CACHED, core
 if TYPE_CHECKING:  # a dry run reads the headers alone
     from torch import Tensor
 
-    from tipmini.models.adapter import LoraFactors
+    from tipmini.models.factors import LoraFactors
 
     Update = Mapping[str, LoraFactors | Tensor]
 
@@ -133,6 +133,13 @@ def open_base(path: str | PathLike) -> BaseFolder:
     if config.get("quantization_config"):
         raise TipminiError(f"{folder}: quantised weights cannot be added to; dequantise the base")
     return BaseFolder(folder, config, _files(folder))
+
+
+def modules_of_base(base: str | None) -> list[str]:
+    """What a base model calls its modules, where it is a folder at hand; else nothing."""
+    if not base or not os.path.isfile(os.path.join(base, "config.json")):
+        return []
+    return [name.removesuffix(".weight") for name in open_base(base).files]
 
 
 def refuse_taken(out: Path, needed: int) -> None:
@@ -321,7 +328,7 @@ def _added(
     transposed: bool = False,
 ) -> "Tensor":
     """A tensor of the base with its module's update added, in its own dtype."""
-    from tipmini.models.adapter import LoraFactors, at_least_float32
+    from tipmini.models.factors import LoraFactors, at_least_float32
 
     delta = change.delta() if isinstance(change, LoraFactors) else change
     base.check({name.removesuffix(".weight"): tuple(delta.shape)})  # else it could broadcast

@@ -1,6 +1,5 @@
 """Whether adapters belong together: which base model they are of, what its modules are called."""
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 
@@ -89,15 +88,6 @@ def common_revision(revisions: Mapping[str, str | None]) -> str | None:
         told = ", ".join(f"{name} of {revision}" for revision, name in distinct.items())
         raise TipminiError(f"adapters of different revisions of one base: {told}; take one's")
     return next((revision for revision in revisions.values() if revision), None)
-
-
-def modules_of_base(base: str | None) -> list[str]:
-    """What a base model calls its modules, where it is a folder at hand; else nothing."""
-    from tipmini.models.base_folder import open_base
-
-    if not base or not os.path.isfile(os.path.join(base, "config.json")):
-        return []
-    return [name.removesuffix(".weight") for name in open_base(base).files]
 
 
 # What a module is called --------------------------------------------------------------------------

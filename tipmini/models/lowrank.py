@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tipmini.errors import TipminiError, check_rank
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.files import largest
 
 

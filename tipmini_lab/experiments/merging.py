@@ -18,7 +18,7 @@ import tipmini as tm
 from tipmini.errors import require
 from tipmini.methods.merge import Fidelity, block_of
 from tipmini.models import calibration
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.lowrank import product_norm
 from tipmini_lab.evaluation import packing, tasks
 from tipmini_lab.experiments.catalogue import Inputs

@@ -23,7 +23,7 @@ from tipmini.methods import pruner
 from tipmini.methods.groups import CHANNELS, find_families
 from tipmini.methods.subadapter import Grid, merged, subadapter
 from tipmini.models import int4
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.elastic import (
     channel_slice,
     frozen_output,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tipmini.errors import TipminiError
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.papers import lora
 from tipmini_lab.declared_files import Declared, read
 from tipmini_lab.evaluation import evaluator, model, objective, tasks

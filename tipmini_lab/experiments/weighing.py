@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import tipmini as tm
 from tipmini.methods import weighting
 from tipmini.methods.weighting import ByModule as Weights
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.models.sealed import sealed
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.objective import Example

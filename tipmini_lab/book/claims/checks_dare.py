@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import tipmini as tm
-from tipmini.models.adapter import LoraFactors
+from tipmini.models.factors import LoraFactors
 from tipmini.papers.dare import dare, named_generator
 from tipmini_lab import paths
 from tipmini_lab.book.claims.checks import Evidence, here
