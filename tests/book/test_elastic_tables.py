@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from tipmini_lab.book.elastic_tables import QUESTIONS, SQUARE
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import MISSING
+from tipmini_lab.results.statistics import Verdict as Compared
 from tipmini_lab.results.store import Bundle, Cell
 
 DECLARED = elastic.experiments(load_profile("mini"))
@@ -57,6 +59,12 @@ def outcomes(**counts: int) -> dict[str, Bundle]:
 FOUND = outcomes(lonas__search=30, lonas__midpoint=22, lora__whole=25)
 MODELS = elastic_tables.models(FOUND, DECLARED)
 SIDE = elastic_tables.rows(FOUND, DECLARED)
+
+
+def answered(side: pd.DataFrame) -> pd.DataFrame:
+    return elastic_tables.compared(elastic_tables.tested(side))
+
+
 NONE = elastic_tables.models({}, DECLARED)
 
 
@@ -91,7 +99,7 @@ def test_questions_are_of_declared_models_and_answered_by_one_test_each():
     known = set(NONE.model)
     assert {model for pair in QUESTIONS.values() for model in pair} <= known
     assert {model for own in SQUARE.values() for model in own} <= known
-    found = elastic_tables.compared(SIDE, QUESTIONS)
+    found = answered(SIDE)
     line = found.loc[elastic_tables.SEARCH]
     assert line["difference, points"].startswith("+20.0 [") and line[""] == "better"
     assert found.loc["QA-SparsePEFT, SQFT"].tolist() == [
@@ -99,7 +107,7 @@ def test_questions_are_of_declared_models_and_answered_by_one_test_each():
         "1.000",
         "not significant",
     ]
-    missing = elastic_tables.compared(elastic_tables.rows({}, DECLARED), QUESTIONS)
+    missing = answered(elastic_tables.rows({}, DECLARED))
     assert set(missing.iloc[:, 0]) == {MISSING}
 
 
@@ -107,7 +115,7 @@ def test_a_model_that_lacks_a_seed_is_not_compared():
     fewer = {name: bundle for name, bundle in FOUND.items() if name != "lonas-s2"}
     side = elastic_tables.rows(fewer, DECLARED)
     assert "lonas.search" not in side and "lora.whole" in side
-    found = elastic_tables.compared(side, QUESTIONS)
+    found = answered(side)
     assert found.loc[elastic_tables.SEARCH, "difference, points"] == MISSING
 
 
@@ -122,14 +130,14 @@ def test_both_together_against_each_apart():
 
 
 def test_findings_are_three_lines_whatever_is_stored():
-    told = elastic_tables.findings(MODELS, elastic_tables.compared(SIDE, QUESTIONS))
+    told = elastic_tables.findings(MODELS, answered(SIDE))
     assert len(told) == 3 and "75.0%" in told[0] and "better than the midpoint" in told[1]
     assert "not significantly different from Shears'" in told[2]
     few = SIDE.drop(columns="shears-50.search")
-    told = elastic_tables.findings(MODELS, elastic_tables.compared(few, QUESTIONS))
+    told = elastic_tables.findings(MODELS, answered(few))
     assert told[1] == f"**Searched**: {MISSING}." and "75.0%" in told[0]
     side = elastic_tables.rows({}, DECLARED)
-    told = elastic_tables.findings(NONE, elastic_tables.compared(side, QUESTIONS))
+    told = elastic_tables.findings(NONE, answered(side))
     assert told == [f"**{name}**: {MISSING}." for name in ("Smaller", "Searched", "Sparse")]
 
 
@@ -189,6 +197,29 @@ def test_the_chapter_names_declared_models_and_printed_rows_agree():
         for row in rows.values():
             if "relative" in row:
                 assert row["relative"] == pytest.approx(100 * row["score"] / base, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict", "no_worse"),
+    [(-0.019, Compared.OPEN, True), (-0.021, Compared.OPEN, False), (0, Compared.WORSE, False)],
+)
+def test_as_good_is_near_and_not_only_untold(monkeypatch, low, verdict, no_worse):
+    """A wide interval around nothing is no evidence that two are alike."""
+    line = {"name": "a", "against": "b", "value": 0.0, "low": low, "high": 0.05}
+    told = pd.DataFrame([line | {"corrected": 0.5, "verdict": verdict}])
+    monkeypatch.setattr(checks_elastic, "_stored", lambda: (told, MODELS, None))
+    found = checks_elastic.scores(None, of="a", against="b")
+    assert (found["no_worse"], found["better"]) == (no_worse, False)
+    told["verdict"] = Compared.MISSING
+    with pytest.raises(NotMeasured):
+        checks_elastic.scores(None, of="a", against="b")
+
+
+def test_claims_ask_the_questions_of_the_chapter():
+    every = yaml.safe_load((paths.CLAIMS / "elastic.yaml").read_text())["claims"]
+    asked = [c["here"] for c in every if c["here"].get("check") == "scores"]
+    pairs = {(one["arguments"]["of"], one["arguments"]["against"]) for one in asked}
+    assert len(pairs) > 5 and pairs <= {*QUESTIONS.values()}
 
 
 def test_nothing_is_told_of_some_seeds_alone(monkeypatch):

@@ -120,7 +120,13 @@ QUESTIONS = {  # the first model's score minus the second's
     "Shears whole, fixed rank 16": ("shears-50.whole", "lora-50.whole"),
     "LoNAS midpoint, LoRA": ("lonas.midpoint", "lora.whole"),
     SMALLER: ("lonas.search", "lora.whole"),
+    "LoNAS small search, LoRA": ("lonas.search-small", "lora.whole"),
+    "Shears 40%, LoRA on the dense base": ("shears-40.midpoint", "lora.whole"),
     "Shears 50%, LoRA on the dense base": ("shears-50.midpoint", "lora.whole"),
+    "Shears, LoRA at 50%": ("shears-50.midpoint", "lora-50.whole"),
+    "SparsePEFT, LoRA at 50%": ("sparsepeft-50.midpoint", "lora-50.whole"),
+    "SQFT, LoRA at 50%": ("sqft-50.midpoint", "lora-50.whole"),
+    "QA-SparsePEFT, LoRA at 50%": ("qa-50.midpoint", "lora-50.whole"),
     "Shears, merged under the mask, beside": ("shears-50.midpoint+sparse", "shears-50.midpoint"),
     "SparsePEFT, Shears": ("sparsepeft-50.midpoint", "shears-50.midpoint"),
     "SQFT, merged on the grid, beside": ("sqft-50.midpoint+grid", "sqft-50.midpoint"),
@@ -156,12 +162,14 @@ def shown(
     return pd.DataFrame(found).T.rename_axis("measured, SmolLM2-135M")
 
 
-def compared(found: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """Differences of scores in points, by row, with one test a line, corrected together."""
-    if found.empty:
-        return pd.DataFrame({"difference": dict.fromkeys(pairs, MISSING)}).rename_axis("model")
-    tasks = tuple(statistics.tasks_of(found))
-    lines = statistics.compare(found, [Pair(*pair, tasks) for pair in pairs.values()])
+def tested(found: pd.DataFrame) -> pd.DataFrame:
+    """`statistics.compare` of all `QUESTIONS`, corrected together: the one test of each."""
+    tasks = tuple(statistics.tasks_of(found)) or ("",)  # nothing is stored: none is measured
+    return statistics.compare(found, [Pair(*pair, tasks) for pair in QUESTIONS.values()])
+
+
+def compared(lines: pd.DataFrame) -> pd.DataFrame:
+    """`tested` to be read: differences of scores in points, by question."""
     told = []
     for one in lines.itertuples():
         if np.isnan(one.value):
@@ -175,7 +183,7 @@ def compared(found: pd.DataFrame, pairs: Mapping[str, tuple[str, str]]) -> pd.Da
                 "": str(one.verdict),
             }
         )
-    return pd.DataFrame(told, index=pd.Index([*pairs], name="difference")).fillna("")
+    return pd.DataFrame(told, index=pd.Index([*QUESTIONS], name="difference")).fillna("")
 
 
 def square(frame: pd.DataFrame) -> pd.DataFrame:

@@ -7,12 +7,13 @@ import pandas as pd
 
 from tipmini_lab.book import elastic_tables
 from tipmini_lab.book.claims.checks import Evidence, NotMeasured, here, in_print
+from tipmini_lab.book.tables import p_text
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
-from tipmini_lab.results import statistics
-from tipmini_lab.results.statistics import Pair, Verdict
+from tipmini_lab.results.statistics import Verdict
 
 PROFILE = "mini"
+NEAR = 0.02  # of a score; nearer is as good
 MEASURE = f"Not measured: `tipmini measure --group {elastic.FILE.stem}`."
 
 
@@ -48,24 +49,23 @@ def _stored() -> tuple[pd.DataFrame, pd.DataFrame, float | None]:
     declared = elastic.experiments(load_profile(PROFILE))
     found = elastic_tables.read(declared)
     models = elastic_tables.models(found, declared)
-    return elastic_tables.rows(found, declared), models, elastic_tables.full_tuning(found)
+    tested = elastic_tables.tested(elastic_tables.rows(found, declared))
+    return tested, models, elastic_tables.full_tuning(found)
 
 
 @here
 def scores(evidence: Evidence, *, of: str, against: str) -> dict:
-    """A model's score beside another's on the same rows: `better`, and `no_worse` significantly."""
-    rows = _stored()[0]
-    if not {of, against} <= {*rows.columns}:
+    """A model's score beside another's by the chapter's test: `better`; `no_worse`, which asks that
+    the interval keeps within `NEAR` below."""
+    own = _stored()[0].set_index(["name", "against"]).loc[(of, against)]
+    if own.verdict == Verdict.MISSING:
         raise NotMeasured(MEASURE)
-    (line,) = statistics.compare(
-        rows, [Pair(of, against, tuple(statistics.tasks_of(rows)))]
-    ).itertuples()
-    points = f"{100 * line.value:+.1f} points [{100 * line.low:+.1f}, {100 * line.high:+.1f}]"
+    points = f"{100 * own.value:+.1f} points [{100 * own.low:+.1f}, {100 * own.high:+.1f}]"
     return {
-        "better": line.verdict == Verdict.BETTER,
-        "no_worse": line.verdict != Verdict.WORSE,
-        "shown": f"{points}, p = {line.p:.3f}",
-        "words": f"{of} against {against}, mean of the tasks, averaged over the seeds.",
+        "better": own.verdict == Verdict.BETTER,
+        "no_worse": own.verdict != Verdict.WORSE and own.low > -NEAR,
+        "shown": f"{points}, p {p_text(own.corrected)}",
+        "words": f"{of} against {against}, by {{numref}}`tab-elastic-questions`.",
     }
 
 
