@@ -75,21 +75,23 @@ NOT_BELOW, ABOVE = checks_lora.lora_not_below, checks_lora.lora_above
 
 
 @pytest.mark.parametrize(
-    ("check", "verdicts", "expected"),
+    ("check", "verdicts", "low", "expected"),
     [
-        (NOT_BELOW, [Compared.OPEN, Compared.BETTER], Verdict.HOLDS),
-        (NOT_BELOW, [Compared.OPEN, Compared.WORSE], Verdict.IN_PART),
-        (NOT_BELOW, [Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
-        (NOT_BELOW, [Compared.MISSING, Compared.BETTER], None),
-        (ABOVE, [Compared.BETTER, Compared.BETTER], Verdict.HOLDS),
-        (ABOVE, [Compared.OPEN, Compared.BETTER], Verdict.IN_PART),
-        (ABOVE, [Compared.OPEN, Compared.OPEN], Verdict.NOT_SUPPORTED),
-        (ABOVE, [Compared.WORSE, Compared.WORSE], Verdict.CONTRARY),
-        (ABOVE, [Compared.MISSING, Compared.BETTER], None),
+        (NOT_BELOW, [Compared.OPEN, Compared.BETTER], 0.01, Verdict.HOLDS),
+        (NOT_BELOW, [Compared.OPEN, Compared.OPEN], -0.05, Verdict.NOT_SUPPORTED),
+        (NOT_BELOW, [Compared.OPEN, Compared.WORSE], -0.05, Verdict.IN_PART),
+        (NOT_BELOW, [Compared.WORSE, Compared.WORSE], -0.05, Verdict.CONTRARY),
+        (NOT_BELOW, [Compared.MISSING, Compared.BETTER], 0.01, None),
+        (ABOVE, [Compared.BETTER, Compared.BETTER], 0.01, Verdict.HOLDS),
+        (ABOVE, [Compared.OPEN, Compared.BETTER], 0.01, Verdict.IN_PART),
+        (ABOVE, [Compared.OPEN, Compared.OPEN], -0.05, Verdict.NOT_SUPPORTED),
+        (ABOVE, [Compared.WORSE, Compared.WORSE], -0.05, Verdict.CONTRARY),
+        (ABOVE, [Compared.MISSING, Compared.BETTER], 0.01, None),
     ],
 )
-def test_lora_beside_other_ways(monkeypatch, check, verdicts, expected):
+def test_lora_beside_other_ways(monkeypatch, check, verdicts, low, expected):
     lines = {"against": ["a", "b"], "title": ["A", "B"], "value": [0.1, -0.1], "verdict": verdicts}
+    lines |= {"low": [-0.01, low]}
     monkeypatch.setattr(lora_tables, "against", lambda *_: pd.DataFrame(lines))
     if expected is None:
         with pytest.raises(NotMeasured):

@@ -59,9 +59,7 @@ class DistillRecipe(Recipe):
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
-    masked: bool | None = (
-        None  # what is 0 in the start's own factors, such as a pruned element, stays 0
-    )
+    masked: bool | None = None  # what is 0 in the start's factors, such as a pruned element, stays
     warmup: ClassVar[float] = 0.5
 
 

@@ -36,6 +36,7 @@ from tipmini_lab.results.statistics import (
 )
 from tipmini_lab.results.store import Cell, paired_p
 
+NEAR = 0.02  # of an accuracy: an interval that ends nearer below is as good
 WORDS = {"mean": "the mean of the tasks", **tables.TITLES}
 Names = Sequence[str]
 

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 
 from tipmini_lab.book import elastic_tables
-from tipmini_lab.book.claims.checks import Evidence, NotMeasured, here, in_print
+from tipmini_lab.book.claims.checks import NEAR, Evidence, NotMeasured, here, in_print
 from tipmini_lab.book.tables import p_text
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict
 
 PROFILE = "mini"
-NEAR = 0.02  # of a score; nearer is as good
 MEASURE = f"Not measured: `tipmini measure --group {elastic.FILE.stem}`."
 
 

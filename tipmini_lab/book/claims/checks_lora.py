@@ -1,12 +1,21 @@
 """LoRA's claims: checks of its printed cells, of counts, of the equations, of tunings and bench."""
 
 import numpy as np
+import pandas as pd
 import torch
 
 from tipmini.papers import lora
 from tipmini_lab.book import lora_tables
 from tipmini_lab.book.claims import Verdict
-from tipmini_lab.book.claims.checks import Evidence, Finding, Names, NotMeasured, here, in_print
+from tipmini_lab.book.claims.checks import (
+    NEAR,
+    Evidence,
+    Finding,
+    Names,
+    NotMeasured,
+    here,
+    in_print,
+)
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Verdict as Compared
 
@@ -101,25 +110,29 @@ def lora_adapter_share(evidence: Evidence, *, rank: int) -> dict:
 # What was measured --------------------------------------------------------------------------------
 @here
 def lora_not_below(evidence: Evidence, *, against: Names) -> Finding:
-    """Whether LoRA is significantly below none of the ways `against`, at one budget."""
-    count, _, worse, told = _beside_others(against)
-    found = Verdict.CONTRARY if 2 * worse > count else Verdict.IN_PART
-    words = f"Points by which LoRA is above; it is significantly below {worse} of {count}."
-    return Finding(found if worse else Verdict.HOLDS, told, words)
+    """Whether LoRA is below none of the ways `against`, at one budget: significantly, nor by `NEAR`
+    in any interval."""
+    own, told = _beside_others(against)
+    worse, near = (own.verdict == Compared.WORSE).sum(), (own.low > -NEAR).all()
+    some = Verdict.CONTRARY if 2 * worse > len(own) else Verdict.IN_PART
+    words = f"Points by which LoRA is above; it is significantly below {worse} of {len(own)}."
+    open_or_held = Verdict.HOLDS if near else Verdict.NOT_SUPPORTED
+    return Finding(some if worse else open_or_held, told, words)
 
 
 @here
 def lora_above(evidence: Evidence, *, against: Names) -> Finding:
     """Whether LoRA is significantly above all of the ways `against`, at one budget."""
-    count, better, worse, told = _beside_others(against)
+    own, told = _beside_others(against)
+    better, worse = ((own.verdict == v).sum() for v in (Compared.BETTER, Compared.WORSE))
     some = Verdict.IN_PART if better else Verdict.NOT_SUPPORTED
-    found = Verdict.CONTRARY if 2 * worse > count else some
-    words = f"Points by which LoRA is above; significantly {better}, below {worse} of {count}."
-    return Finding(Verdict.HOLDS if better == count else found, told, words)
+    found = Verdict.CONTRARY if 2 * worse > len(own) else some
+    words = f"Points by which LoRA is above; significantly {better}, below {worse} of {len(own)}."
+    return Finding(Verdict.HOLDS if better == len(own) else found, told, words)
 
 
-def _beside_others(against: Names) -> tuple[int, int, int, str]:
-    """How many other ways, how many LoRA is significantly above and below, and the differences."""
+def _beside_others(against: Names) -> tuple[pd.DataFrame, str]:
+    """The chapter's tests of LoRA with these ways, and the differences in words."""
     profile, group = load_profile(PROFILE), "lora-methods"
     compared = lora_tables.against(
         lora_tables.runs(profile, group), lora_tables.rows(profile, group)
@@ -128,8 +141,7 @@ def _beside_others(against: Names) -> tuple[int, int, int, str]:
     if (own.verdict == Compared.MISSING).any():
         raise NotMeasured("Not measured yet: `tipmini measure --group lora-methods`.")
     told = "; ".join(f"{one.title} {100 * one.value:+.1f}" for one in own.itertuples())
-    better, worse = (int((own.verdict == v).sum()) for v in (Compared.BETTER, Compared.WORSE))
-    return len(own), better, worse, told
+    return own, told
 
 
 def _bench() -> dict:
