@@ -8,6 +8,7 @@ import pytest
 from tipmini_lab.book import frontier, merge_figures
 from tipmini_lab.book.frontier import ALONE, CONTROL, KINDS, LABELLED, UNLABELLED
 from tipmini_lab.experiments.catalogue import Distilled, Inputs, Variant, catalogue
+from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Interval
 
 
@@ -64,25 +65,53 @@ def test_the_front_keeps_more_than_all_that_cost_no_more(found):
 
 
 def test_the_table_has_what_is_measured(found):
-    told = frontier.table(found)
+    told = frontier.table({"one": found, "other": found.drop("small")})
     assert list(told.index) == ["cheap", "dear", "dearer", "small"]
-    assert told.loc["cheap", "retention"] == "30%<br>[20, 40]<br>25%<br>[20, 30]"
-    assert told.loc["small"].to_list()[1:] == [CONTROL, "8", "2.5 h"]
+    assert told.columns[:2].tolist() == ["retention,<br>one", "retention,<br>other"]
+    assert told.loc["cheap"].to_list()[:2] == ["30%<br>[20, 40]<br>25%<br>[20, 30]"] * 2
+    assert told.loc["small"].to_list()[1:] == ["–<br>–", CONTROL, "8", "2.5 h"]
     assert told.loc["cheap", "time"] == "50 ms"
 
 
 def test_the_figure_has_a_point_a_merge(found):
-    figure = merge_figures.frontier(found.dropna(subset="value"), KINDS, {"dear": "1"})
-    top, bottom = figure.axes
-    assert sum(len(line.get_xdata()) for line in top.get_lines()) == 4 + 2  # and the line of 100%
-    assert [text.get_text() for text in top.texts] == ["1"]
+    known = found.dropna(subset="value")
+    sets = {"one": known, "other": known.drop("cheap")}
+    figure = merge_figures.frontier(sets, KINDS, {"dear": "1"})
+    top, other, bottom, _ = figure.axes
+    points = [sum(len(line.get_xdata()) for line in a.get_lines()) - 2 for a in (top, other)]
+    assert points == [4, 3]  # without the line of 100%
+    assert [axes.get_title() for axes in (top, other)] == ["one", "other"]
+    assert [text.get_text() for text in (*top.texts, *other.texts)] == ["1", "1"]
     assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["8", "56"]
 
 
 def test_the_figure_of_what_has_no_cost_yet(found):
     unknown = found.dropna(subset="value").assign(seconds=math.nan)
-    top, bottom = merge_figures.frontier(unknown, KINDS, {}).axes
+    top, bottom = merge_figures.frontier({"one": unknown}, KINDS, {}).axes
     assert [text.get_text() for text in top.texts] == ["not measured yet"] and not bottom.texts
+
+
+def test_a_set_of_adapters_that_is_not_measured_is_left_out(monkeypatch):
+    here = {"full"}
+    monkeypatch.setattr(frontier, "variants", lambda known: {"tip": None})
+    monkeypatch.setattr(frontier.questions, "rows", lambda profile: profile.name)
+    told = lambda rows, *_: pd.DataFrame({"value": [1.0 if rows in here else math.nan]})  # noqa: E731
+    monkeypatch.setattr(frontier, "points", told)
+    assert list(frontier.sets(catalogue(), {})) == ["one seed"]
+    here.add("full-seeds")
+    assert list(frontier.sets(catalogue(), {})) == ["one seed", "a seed each"]
+
+
+def test_interference_is_told_by_pairs(monkeypatch):
+    profile = load_profile("mini").model_copy(update={"tasks": ("rte", "boolq")})
+    stored = {"tip": {"rank": 8}, "coefficients": {"interference": [0.0, 0.5, 2.5, 0.0]}}
+    monkeypatch.setattr(frontier.store, "facts", lambda folder: stored)
+    found = frontier.interference(profile)
+    assert found == {"RTE": {"BoolQ": 0.5}, "BoolQ": {"RTE": 2.5}}
+    (axes,) = merge_figures.interference(found, "with the adapter of").axes
+    assert [text.get_text() for text in axes.texts] == ["0.50", "2.50"]
+    stored.pop("coefficients")
+    assert frontier.interference(profile) == {}
 
 
 def test_costs_are_as_stored(monkeypatch):

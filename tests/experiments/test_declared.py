@@ -294,7 +294,7 @@ def test_a_profile_without_a_size_is_refused():
 # Profiles -----------------------------------------------------------------------------------------
 def test_the_shipped_profiles_say_what_they_are():
     names = paths.declared("profiles")
-    assert names == ["a40", "full", "mini", "smoke"]
+    assert names == ["a40", "full", "full-seeds", "mini", "mini-seeds", "smoke"]
     profiles = {name: load_profile(name) for name in names}
     assert len({profile.store for profile in profiles.values()}) == len(names)
     for name, profile in profiles.items():
@@ -306,6 +306,20 @@ def test_the_shipped_profiles_say_what_they_are():
         if name != "smoke":  # the settings of the paper are the same everywhere
             assert (profile.calibration_rows, profile.base_sparsity, profile.seed) == (128, 0.7, 0)
             assert profile.tasks == TASKS
+
+
+@pytest.mark.parametrize("name", ["mini", "full"])
+def test_other_adapters_are_measured_alike_and_choose_nothing(name):
+    """Nor do they write where the choices and the norms of the first ones are."""
+    one, other = load_profile(name), load_profile(f"{name}-seeds")
+    told = one.model_dump(), other.model_dump()
+    apart = {key for key in told[0] if told[0][key] != told[1][key]} - {"name", "description"}
+    assert apart - {"variants", "pruning"} == {
+        *("adapters", "results", "kept"),
+        *(["chooses"] if name == "mini" else []),
+    }
+    assert not other.chooses and other.selection_store == one.selection_store
+    assert other.kept_store == load_profile("full-seeds").store != one.kept_store
 
 
 ROWS = {
@@ -330,7 +344,10 @@ def test_a_profile_does_not_change():
 def test_no_such_profile(name):
     with pytest.raises(TipminiError) as error:
         load_profile(name)
-    assert str(error.value) == f"profile {name!r}: not one of a40, full, mini, smoke"
+    assert (
+        str(error.value)
+        == f"profile {name!r}: not one of a40, full, full-seeds, mini, mini-seeds, smoke"
+    )
 
 
 def test_no_reference_answer_is_longer_than_what_may_be_generated(embedded, tokenizer):

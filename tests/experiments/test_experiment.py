@@ -514,7 +514,7 @@ def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, know
     read = [{cell.inputs["data"] for cell in each.values()} for each in (held, cells)]
     assert not read[0] & read[1]
     # Where only some are measured the choice is read.
-    again = {"important_only": True, "results": f"{profile.results}-full"}
+    again = {"important_only": True, "chooses": False, "results": f"{profile.results}-full"}
     again |= {"selection": str(profile.selection_store)}
     measure(profile.model_copy(update=again), "tuned")
     assert len(measured) == 6 + 2

@@ -376,7 +376,14 @@ def test_what_is_chosen_leaves_one_alone_and_holds_for_more_adapters(count, rule
 
 def test_names_for_the_command_line_are_those_of_the_laboratory():
     assert arguments.task_names() == documents.TASKS
-    assert paths.declared("profiles") == ["a40", "full", "mini", "smoke"]
+    assert paths.declared("profiles") == [
+        "a40",
+        "full",
+        "full-seeds",
+        "mini",
+        "mini-seeds",
+        "smoke",
+    ]
     others = ["pruning", *paths.own_groups()]
     assert arguments.group_names() == sorted([*catalogue.catalogue().groups, *others])
     assert (*criteria.CHOICES, *one.SEMI) == one.ALL

@@ -11,7 +11,7 @@ from tipmini.errors import TipminiError
 from tipmini.methods import weighting
 from tipmini_lab import paths
 from tipmini_lab.book import questions
-from tipmini_lab.book.tables import EMPTY, Titles, narrow, share
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow, share
 from tipmini_lab.experiments.catalogue import UNMERGED, Catalogue, Variant, resolved
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.results import retention, store
@@ -21,6 +21,7 @@ ALONE, UNLABELLED = "adapters alone", "unlabelled examples"
 LABELLED, CONTROL = "labelled examples", "control"
 KINDS = (ALONE, UNLABELLED, LABELLED, CONTROL)
 GROUPS = ("nine-tenths", "distilled")  # whose variants are compared, with every method
+SETS = {"one seed": "full", "a seed each": "full-seeds"}  # of adapters, by how A was drawn
 OTHERS = ("cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
 
 
@@ -112,14 +113,39 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
     return names
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """`points` of what is measured, to be read: by what is needed, then by what is kept; below the
-    retention that without the highest task."""
-    order = found.dropna(subset="value").assign(of=found.kind.map(KINDS.index))
+def sets(known: Catalogue, titles: Titles) -> dict[str, pd.DataFrame]:
+    """`points` of every method with each of SETS that it is measured with, by the set's title."""
+    compared, found = variants(known), {}
+    for title, name in SETS.items():
+        profile = load_profile(name)
+        found[title] = points(questions.rows(profile), profile, compared, titles)
+    return {title: own for title, own in found.items() if own.value.notna().any()}
+
+
+def interference(profile: Profile) -> dict[str, dict[str, float]]:
+    """{task: {other: its R with both adapters whole}} by the tasks' titles, as `distilling.facts`
+    has it of coefficients; empty where none are measured."""
+    every = store.facts(profile.variant_store).values()
+    flat = next((own["interference"] for own in every if "interference" in own), [])
+    names, values = [TITLES[task] for task in profile.tasks], iter(flat)
+    lines = {task: dict(zip(names, values, strict=False)) for task in names if flat}
+    return {t: {o: r for o, r in line.items() if o != t} for t, line in lines.items()}
+
+
+def table(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`points` of what is measured of the first set, to be read: by what is needed, then by what is
+    kept; below the retention of each set that without the highest task."""
+    first, *_ = sets.values()
+    order = first.dropna(subset="value").assign(of=first.kind.map(KINDS.index))
     lines = [
         {
             "merge": narrow(line.title, 24),
-            "retention": "<br>".join(map(share, (line.kept, line.without))),
+            **{
+                narrow(f"retention, {title}", 10): "<br>".join(
+                    share(found[which].get(line.Index)) for which in ("kept", "without")
+                )
+                for title, found in sets.items()
+            },
             "needs": narrow(line.kind, 10),
             "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
             "time": EMPTY if math.isnan(line.seconds) else _told(line.seconds),

@@ -6,9 +6,10 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from tipmini_lab.book.figures import DASHED, GREY, STYLES, WIDTH, Line, styled, styles_of
+from tipmini_lab.book.figures import DASHED, GREY, SIGNED, STYLES, WIDTH, Line, styled, styles_of
 from tipmini_lab.results.statistics import MISSING, Interval
 
 LINES = (DASHED, ":", "-.")  # of levels
@@ -84,37 +85,68 @@ def by_size(series: Mapping[str, Line], levels: Mapping[str, float]) -> Figure:
     return figure
 
 
-@styled
-def frontier(found: pd.DataFrame, kinds: Sequence[str], marked: Mapping[str, str]) -> Figure:
-    """Retention against seconds and against rank, a marker for what a merge needs.
+COSTS = {"seconds": "seconds of one core", "rank": "rank of the merge"}  # axes of `frontier`
 
-    found: a line a merge with kind, kept (an Interval), value, seconds and rank (`frontier.points`
-    of what is measured). marked: {a line's name: the sign beside its point}. At 100% is Single.
+
+@styled
+def frontier(
+    sets: Mapping[str, pd.DataFrame], kinds: Sequence[str], marked: Mapping[str, str]
+) -> Figure:
+    """Retention against each of COSTS, a marker for what a merge needs; a column a set of adapters.
+
+    sets: by title a line a merge with kind, kept (an Interval), value, seconds and rank
+    (`frontier.points` of what is measured). marked: {a line's name: the sign beside its point}. At
+    100% is Single.
     """
     figure = Figure((WIDTH, 6.4), layout="constrained")
-    for axes, by in zip(figure.subplots(2, 1, sharey=True), ("seconds", "rank"), strict=True):
-        for n, (of, (colour, _, marker)) in enumerate(zip(kinds, STYLES, strict=False)):
-            own = found[found.kind == of].dropna(subset=[by, "value"])
-            low, high = np.array([(k.low, k.high) for k in own.kept]).reshape(-1, 2).T
-            bars = (own.value - low, high - own.value)
-            places = own[by] * 2 ** (0.08 * (n - 1.5) if by == "rank" else 0)  # side by side
-            told = {"fmt": marker, "color": colour, "elinewidth": 0.6, "markersize": 5}
-            axes.errorbar(places, own.value, bars, **told, label=of)
-            for name in marked.keys() & set(own.index):
-                place = places[name], own.value[name]
-                axes.annotate(marked[name], place, (4, 4), textcoords="offset points")
-        axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
-        if found[by].notna().any():
-            axes.set_xscale("log", base=10 if by == "seconds" else 2)
-        else:
-            axes.text(0.04, 0.5, MISSING, transform=axes.transAxes, style="italic")
+    panels = figure.subplots(len(COSTS), len(sets), sharey=True, squeeze=False)
+    for column, (title, found) in zip(panels.T, sets.items(), strict=True):
+        column[0].set_title(title)
+        for axes, (by, label) in zip(column, COSTS.items(), strict=True):
+            for n, (of, (colour, _, marker)) in enumerate(zip(kinds, STYLES, strict=False)):
+                aside = 2 ** (0.08 * (n - 1.5) if by == "rank" else 0)  # kinds are side by side
+                own = found[found.kind == of].dropna(subset=[by, "value"])
+                told = {"fmt": marker, "color": colour, "label": of}
+                _kept(axes, own.assign(at=own[by] * aside), marked, **told)
+            axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
+            if found[by].notna().any():
+                axes.set_xscale("log", base=10 if by == "seconds" else 2)
+            else:
+                axes.text(0.04, 0.5, MISSING, transform=axes.transAxes, style="italic")
+            axes.set_xlabel(label)
+            axes.margins(x=0.15)
+        ranks = sorted(found["rank"].dropna().unique())
+        axes.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
+    for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("retention")
-        axes.margins(x=0.15)
-    top, bottom = figure.axes
-    top.set_xlabel("seconds of one core, inputs included")
-    bottom.set_xlabel("rank of the merged adapter")
-    ranks = sorted(found["rank"].dropna().unique())
-    bottom.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
-    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def _kept(axes: Axes, own: pd.DataFrame, marked: Mapping[str, str], **style: str) -> None:
+    """Points with intervals at `at`."""
+    low, high = np.array([(k.low, k.high) for k in own.kept]).reshape(-1, 2).T
+    bars = (own.value - low, high - own.value)
+    axes.errorbar(own["at"], own.value, bars, elinewidth=0.6, markersize=5, **style)
+    for name in marked.keys() & set(own.index):
+        place = own["at"][name], own.value[name]
+        axes.annotate(marked[name], place, (4, 4), textcoords="offset points")
+
+
+@styled
+def interference(found: Mapping[str, Mapping[str, float]], other: str) -> Figure:
+    """{task: {other: value}} as a map, numbers in its cells; other: what the columns are."""
+    names = list(found)
+    values = np.array([[found[task].get(name, np.nan) for name in names] for task in names])
+    figure = Figure((WIDTH, 4.4), layout="constrained")
+    axes = figure.subplots()
+    top = max(2.0, np.nanmax(values))  # 1 is in the middle: as far as the base
+    axes.imshow(values, cmap=SIGNED, norm=TwoSlopeNorm(1.0, 0.0, top))
+    for (y, x), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(other)
     return figure

@@ -20,7 +20,7 @@ from tipmini_lab.experiments.catalogue import UNMERGED, Inputs, Variant
 from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
 from tipmini_lab.experiments.experiment import Show, run
 from tipmini_lab.experiments.merging import DEFAULT, InputNorms, adapter_hash
-from tipmini_lab.experiments.profiles import Profile, load_profile
+from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.training import RECIPES
 from tipmini_lab.experiments.variants import TABLE_1, Merge, evaluation_code
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe
@@ -242,7 +242,7 @@ class Bundled(Lab):
     @property
     def kept(self) -> Path:
         """What is committed, so that a variant is the same merge on every machine."""
-        return load_profile("full").store
+        return self.profile.kept_store
 
 
 class HeldOut(Bundled):
@@ -300,9 +300,8 @@ def stages(
 ) -> Iterator[tuple[Lab, list[str]]]:
     """What is measured of a group, or of those of it that are in `names`, one after the other.
 
-    For its choices all candidates are first scored on held-out rows; where a profile measures but
-    the important variants, the choice is read from the store. Finalists are those of the stage
-    before, which is then measured. Raises TipminiError for an unknown group or name.
+    Where a profile chooses, all candidates are first scored on held-out rows. Finalists are those
+    of the stage before, which is then measured. Raises TipminiError for an unknown group or name.
     """
     known = catalogue.catalogue()
     members = known.names(group, profile)
@@ -311,7 +310,7 @@ def stages(
             raise TipminiError(f"group {group}: no variant {name!r} at profile {profile.name}")
     wanted = [name for name in members if not names or name in names]
     choices = [known.choices[name] for name in wanted if name in known.choices]
-    if choices and not profile.important_only:
+    if choices and profile.chooses:
         yield HeldOut(profile), [n for c in choices for n in known.candidates(c)]
         several = [choice for choice in choices if choice.finalists]
         finals = [n for c in several for n in catalogue.finalists(c, known, profile)]

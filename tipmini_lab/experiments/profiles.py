@@ -55,6 +55,10 @@ class Profile(Declared):
     selection: str | None = None
     pruning: str | None = None
     important_only: bool = False  # of the declared variants only those marked `full: true`
+    chooses: bool = True  # on held-out rows of its adapters; else choices are read of `selection`
+    # Folder whose norms, learnt weights and distilled adapters are taken over where they are of the
+    # very same things.
+    kept: str = "results/full"
 
     @field_validator("tasks", "evaluation_rows_of", "adapter_names")
     @classmethod
@@ -84,6 +88,10 @@ class Profile(Declared):
     @property
     def pruning_store(self) -> Path:
         return paths.REPOSITORY / (self.pruning or f"{self.results}/pruning")
+
+    @property
+    def kept_store(self) -> Path:
+        return paths.REPOSITORY / self.kept
 
     @property
     def finals_store(self) -> Path:
