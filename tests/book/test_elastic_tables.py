@@ -10,7 +10,7 @@ import yaml
 from tipmini_lab import paths
 from tipmini_lab.book import elastic_tables, tables
 from tipmini_lab.book.claims import checks_elastic
-from tipmini_lab.book.claims.checks import NotMeasured
+from tipmini_lab.book.claims.checks import Evidence, NotMeasured
 from tipmini_lab.book.elastic_tables import QUESTIONS, SQUARE
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
@@ -119,14 +119,42 @@ def test_a_model_that_lacks_a_seed_is_not_compared():
     assert found.loc[elastic_tables.SEARCH, "difference, points"] == MISSING
 
 
-def test_both_together_against_each_apart():
+def test_both_together_against_each_apart(monkeypatch):
     counts = {"elastic__midpoint": 32, "elastic_int4__midpoint": 28, "shears_50__midpoint": 24}
-    found = elastic_tables.models(outcomes(**counts, sqft_50__midpoint=16), DECLARED)
-    table = elastic_tables.square(found)
+    made = outcomes(**counts, sqft_50__midpoint=16)
+    found = elastic_tables.models(made, DECLARED)
+    side = elastic_tables.rows(made, DECLARED)
+    table = elastic_tables.square(found, side)
     # 80% dense, 70% in 4 bits, 60% sparse: apart they would leave 50%, and are 40%
-    assert table.loc["together less apart, points"].tolist()[:2] == [tables.EMPTY, "-10.0"]
+    empty, told = table.loc["together less apart, points"].tolist()[:2]
+    assert empty == tables.EMPTY and told.startswith("-10.0<br>[")
     assert table.loc["50%", "32 bits"] == "60.0<br>60.0–60.0"
-    assert MISSING in elastic_tables.square(NONE).to_numpy()
+    assert MISSING in elastic_tables.square(NONE, elastic_tables.rows({}, DECLARED)).to_numpy()
+    one = elastic_tables.interaction(side)
+    assert one.low < one.value < one.high and one.value == pytest.approx(-0.1)
+    assert elastic_tables.interaction(side.drop(columns="qa.midpoint"), 2) is None
+    monkeypatch.setattr(checks_elastic, "_rows", lambda: side)
+    assert checks_elastic.together(None)["better"] is False
+    monkeypatch.setattr(checks_elastic, "_rows", lambda: side[["lora.whole"]])
+    with pytest.raises(NotMeasured):
+        checks_elastic.together(None)
+
+
+def test_what_a_model_takes_to_store():
+    whole = {"parameters": 120, "nonzero": 120, "macs": 0, "sparsity": 0.0}
+    half = whole | {"nonzero": 70, "sparsity": 0.5}  # 50 of 100 are zeros, 20 are beside
+    sizes = [pd.Series(each) for each in (whole, half)]
+    told = [elastic_tables.stored_bytes(each, on_grid=False) for each in sizes]
+    assert told == [480, 4 * 70 + 100 / 8]
+    on_grid = elastic_tables.stored_bytes(sizes[1], on_grid=True)
+    assert on_grid == pytest.approx(4 * 20 + 50 + 100 / 64 * 5)
+
+
+def test_what_is_not_zero_in_print_needs_one_adapter_beside():
+    printed = yaml.safe_load(paths.PRINTED.read_text())
+    found = checks_elastic.nonzero_left(Evidence(printed, {}, load_profile("mini")))
+    assert found["both"] and found["shown"] == "7.94B, 6.67B"
+    assert 0 < found["least"] < 20 < found["most"] < 90
 
 
 def test_findings_are_three_lines_whatever_is_stored():
@@ -142,9 +170,14 @@ def test_findings_are_three_lines_whatever_is_stored():
 
 
 def test_the_speed_up_is_held_against_the_sizes():
-    assert elastic_tables.ratio_note(NONE, "lonas.search-small") == ""
-    note = elastic_tables.ratio_note(MODELS, "lonas.search-small")
-    assert "1.25 times as fast and has 1.50 times fewer" in note and "is not above" in note
+    assert elastic_tables.ratio_note(NONE, 0) == ""
+    few = MODELS.assign(macs=MODELS.macs.mask(MODELS.model == "narrow.untuned", 8e7))
+    assert "1.25 times as fast" in elastic_tables.ratio_note(few, 0)
+    assert "has 1.25 times fewer operations: here the speed-up is not above" in (
+        elastic_tables.ratio_note(few, 0)
+    )
+    with_head = elastic_tables.ratio_note(few, -20_000_000)  # counted on top
+    assert "1.20 times fewer operations: here the speed-up is above" in with_head
 
 
 def test_the_learning_rates_that_were_best_are_told(monkeypatch):
@@ -189,7 +222,9 @@ def test_figures_are_drawn_of_anything():
 def test_the_chapter_names_declared_models_and_printed_rows_agree():
     source = (paths.NOTEBOOKS / "12_elastic_measured.ipynb").read_text()
     named = set(re.findall(r"\\\"([a-z0-9-]+\.[a-z+-]+)\\\"", source))
-    assert len(named) > 20 and named - {"searched.macs", "searched.seconds"} <= set(NONE.model)
+    assert len(named) > 20 and named - {"searched.macs", "searched.seconds", "config.json"} <= set(
+        NONE.model
+    )
     printed = yaml.safe_load(paths.PRINTED.read_text())["elastic"]
     for table in ("table1", "table2", "table3"):
         rows = printed[table]["rows"]

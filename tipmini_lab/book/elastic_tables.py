@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tipmini.models.int4 import GROUP
 from tipmini_lab.book.figures import BLUE, COLOURS, GREY, ORANGE, SIGNED, WIDTH, styled
 from tipmini_lab.book.pruning_tables import formatted
-from tipmini_lab.book.tables import EMPTY, p_text
+from tipmini_lab.book.tables import EMPTY, p_text, points
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.elastic import COST, SPEED, Elastic
 from tipmini_lab.results import statistics
 from tipmini_lab.results import store as storage
-from tipmini_lab.results.statistics import MISSING, Pair, Verdict
+from tipmini_lab.results.statistics import MISSING, Interval, Pair, Verdict
 from tipmini_lab.results.store import Bundle
 
 Outcomes = Mapping[str, Bundle]  # by name of the network and its seed
@@ -44,6 +45,7 @@ def models(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
             line |= dict(zip(each.recipe.rows, scores, strict=True))
             facts = bundle.facts if bundle else {}
             line |= {size: facts.get(f"{model}.{size}", np.nan) for size in SIZES}
+            line["bytes"] = stored_bytes(pd.Series(line), on_grid=each.recipe.int4)
             cells = bundle.cells if bundle else ()
             speeds = [c.values for c in cells if c.task == f"{model}.{SPEED}"]
             line["speed"] = float(np.median(speeds)) if speeds else np.nan
@@ -60,6 +62,23 @@ def _precision(network: Elastic, model: str) -> str:
     """Bits of the weights, and of an adapter beside them."""
     beside = network.recipe.form == "beside" and "+" not in model and model != "untuned"
     return f"{4 if network.recipe.int4 else 32}{' + 32' if beside else ''}"
+
+
+STORED = (
+    "Stored: 4 bytes a number; of a matrix with zeros those that are not zero, and a bit a place "
+    f"that says where; on the grid half a byte a number, and 5 bytes a group of {GROUP}."
+)
+
+
+def stored_bytes(sizes: pd.Series, *, on_grid: bool) -> float:
+    """What a model of these `SIZES` takes, as `STORED` says; how many numbers its matrices have
+    follows from their zeros and the share of those."""
+    if not on_grid and sizes.sparsity < 0.01:
+        return 4 * sizes.parameters
+    weights = (sizes.parameters - sizes.nonzero) / sizes.sparsity
+    if on_grid:
+        return 4 * (sizes.parameters - weights) + weights * (1 / 2 + 5 / GROUP)
+    return 4 * sizes.nonzero + weights / 8
 
 
 def rows(outcomes: Outcomes, declared: Mapping[str, Elastic]) -> pd.DataFrame:
@@ -100,7 +119,12 @@ def times(values: pd.Series) -> str:
     return f"{values.mean():.2f} ×"
 
 
+def megabytes(values: pd.Series) -> str:
+    return f"{values.mean() / 1e6:.0f} MB"
+
+
 COLUMNS = {
+    "stored": ("bytes", megabytes),
     "parameters": ("parameters", million),
     "not zero": ("nonzero", million),
     "MACs a token": ("macs", million),
@@ -115,6 +139,9 @@ QUESTIONS = {  # the first model's score minus the second's
     SMALL: ("lonas.search-small", "lonas.midpoint"),
     SEARCH_SPARSE: ("shears-50.search", "shears-50.midpoint"),
     "LoNAS midpoint, trained alone": ("lonas.midpoint", "narrow.whole"),
+    "LoNAS search, LoRAPrune in its place": ("lonas.search", "narrow-loraprune.whole"),
+    "LoNAS, LoRAPrune's channels, Wanda's": ("lonas-loraprune.midpoint", "lonas.midpoint"),
+    "LoRA at 50%, not tuned": ("lora-50.whole", "lora-50.untuned"),
     "Shears midpoint, fixed rank 12": ("shears-50.midpoint", "fixed-12.whole"),
     "Shears smallest, fixed rank 8": ("shears-50.smallest", "fixed-8.whole"),
     "Shears whole, fixed rank 16": ("shears-50.whole", "lora-50.whole"),
@@ -186,30 +213,50 @@ def compared(lines: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(told, index=pd.Index([*QUESTIONS], name="difference")).fillna("")
 
 
-def square(frame: pd.DataFrame) -> pd.DataFrame:
-    """Scores of sparsity by precision, and how much more or less both cost together than apart."""
+def interaction(found: pd.DataFrame, bits: int = 1) -> Interval | None:
+    """How much more half of the weights and 4 bits cost together than apart (below 0: more): of
+    `rows` drawn again within their tasks; bits: which column of SQUARE; None with a hole."""
+    dense, sparse = SQUARE.values()
+    names, tasks = (sparse[bits], dense[bits], sparse[0], dense[0]), statistics.tasks_of(found)
+    if not statistics.measured(found, names, tasks):
+        return None
+    gains = {task: statistics.rows_of(found, names, task) @ (1, -1, -1, 1) for task in tasks}
+    drawn = [
+        statistics.resampled(gain[:, None], statistics.generator_of(task), statistics.DRAWS)
+        for task, gain in gains.items()
+    ]
+    return statistics.interval(statistics.mean_of_tasks(gains), np.mean(drawn, axis=0)[:, 0])
+
+
+def square(frame: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Scores of sparsity by precision, and how much more or less both cost together than apart.
+
+    frame: `models`; found: `rows`.
+    """
     groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")["score"]
-    means, told = groups.mean(), groups.apply(spread)
+    told = groups.apply(spread)
     heads = ["32 bits", "4 bits, adapter beside", "4 bits, merged"]
     cells = {title: [told.get(model, MISSING) for model in own] for title, own in SQUARE.items()}
-    dense, sparse = ([means.get(model, np.nan) for model in own] for own in SQUARE.values())
-    apart = [sparse[n] - dense[n] - sparse[0] + dense[0] for n in (1, 2)]
-    more = [EMPTY if np.isnan(value) else f"{100 * value:+z.1f}" for value in apart]
+    more = [points(one) if (one := interaction(found, n)) else EMPTY for n in (1, 2)]
     table = pd.DataFrame(cells | {"together less apart, points": [EMPTY, *more]}, index=heads)
     return table.T.rename_axis("sparsity")
 
 
-def ratio_note(frame: pd.DataFrame, model: str, base: str = "lora.whole") -> str:
-    """A model's speed-up beside the ratio of operations, both with the adapter merged."""
-    means = frame[frame.task == ""].groupby("model")[["parameters", "speed"]].mean()
-    if model not in means.index or means.loc[model].isna().any():
+def ratio_note(frame: pd.DataFrame, head: int) -> str:
+    """The midpoint's speed-up beside the ratio of operations of the very pass that is timed.
+
+    That is without an adapter, and without the head, whose operations are `head`; what the adapter
+    adds is counted in those of a searched model.
+    """
+    means = frame[frame.task == ""].groupby("model")[["macs", "speed"]].mean()
+    whole, less = (means.macs.get(f"{name}.untuned", np.nan) - head for name in ("lora", "narrow"))
+    speed = means.speed.get("lonas.midpoint", np.nan)
+    if np.isnan([whole, less, speed]).any():
         return ""
-    ratio = means.loc[base, "parameters"] / means.loc[model, "parameters"]
-    speed = means.loc[model, "speed"]
-    told = "above" if speed > ratio else "not above"
+    told = "above" if speed > whole / less else "not above"
     return (
-        f"The small search is {speed:.2f} times as fast and has {ratio:.2f} times fewer "
-        f"parameters: here the speed-up is {told} that ratio."
+        f"The midpoint is {speed:.2f} times as fast, in a pass merged and without the head, which "
+        f"has {whole / less:.2f} times fewer operations: here the speed-up is {told} that ratio."
     )
 
 
@@ -336,18 +383,21 @@ def front(macs: np.ndarray, scores: np.ndarray) -> list[int]:
 @styled
 def trade(frame: pd.DataFrame, lines: Mapping[str, tuple[str, str]]) -> Figure:
     """Score and, at its right, parameters that are not 0: {title: (NETWORK.MODEL, method)}, a line
-    each with the seeds' range; dotted: the first's score."""
+    each with the seeds' range; filled where none is better in both; dotted: the first's score."""
     groups = frame[(frame.task == "") & frame.score.notna()].groupby("model")
     shown = {title: own for title, own in lines.items() if own[0] in groups.groups}
     if not shown:
         return _empty()
     figure = Figure((WIDTH, 0.7 + 0.33 * len(shown)), layout="constrained")
     scores, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    means = groups[["score", "nonzero"]].mean().loc[[model for model, _ in shown.values()]]
+    best = front(means.nonzero.to_numpy(), means.score.to_numpy())
     for line, (model, method) in enumerate(shown.values()):
         own, colour = groups.get_group(model), COLOURS[method]
         y, x = 100 * own["score"], own["nonzero"].mean() / 1e6
         reach = [[y.mean() - y.min()], [y.max() - y.mean()]]
-        scores.errorbar(y.mean(), line, xerr=reach, fmt="o", color=colour, capsize=2)
+        filled = {} if line in best else {"markerfacecolor": "none"}
+        scores.errorbar(y.mean(), line, xerr=reach, fmt="o", color=colour, capsize=2, **filled)
         sizes.barh(line, x, height=0.5, color=colour)
         place = {"textcoords": "offset points", "va": "center", "fontsize": 9}
         sizes.annotate(f"{x:.0f}", (x, line), (3, 0), **place)

@@ -125,8 +125,9 @@ def lines(
         axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), fontsize=9)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     marked = sorted({x for values in drawn.values() for x in values.index})
-    axes.set_xticks(marked, [f"{x:g}" for x in marked])
-    axes.minorticks_off()
+    if len(marked) <= 9:
+        axes.set_xticks(marked, [f"{x:g}" for x in marked])
+        axes.minorticks_off()
     axes.legend(fontsize=9)
     return figure
 

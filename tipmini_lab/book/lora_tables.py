@@ -388,6 +388,15 @@ def step_gain(found: Mapping) -> statistics.Interval | None:
     return statistics.Interval(float(np.median(over)), float(over.min()), float(over.max()))
 
 
+def step_memory(found: Mapping) -> float | None:
+    """What a step of full tuning holds over one of LoRA, weights included; None of nothing."""
+    ways = found.get("training", {}).get("ways", {})
+    if not ways:
+        return None
+    full, ours = (ways[way]["weights"] + ways[way]["risen"] for way in ("full", "lora"))
+    return full / ours
+
+
 def trained_means(found: pd.DataFrame) -> pd.DataFrame:
     """By title: numbers trained, the mean accuracy of tasks, and its half-width over the seeds."""
     own = found[~found.swept & found.stored & found.trained.notna()]

@@ -43,13 +43,34 @@ def ratio_of_operations(evidence: Evidence, *, of: str, against: str = "LoRA") -
     }
 
 
+@in_print
+def nonzero_left(evidence: Evidence) -> dict:
+    """What is left of LLaMA-13B where the blocks' matrices are pruned, Table 3, and the sizes of an
+    adapter beside it, in millions, with which every row rounds to its printed number."""
+    width, hidden, blocks, table = 5120, 13824, 40, 32000 * 5120
+    pruned = blocks * (4 * width**2 + 3 * width * hidden)
+    rows = evidence.printed["elastic"]["table3"]["rows"].values()
+    sparse = [row for row in rows if "sparsity" in row]
+    left = [(2 * table + (1 - row["sparsity"] / 100) * pruned) / 1e9 for row in sparse]
+    room = [1e3 * (row["nonzero_b"] - one) for row, one in zip(sparse, left, strict=True)]
+    least, most = max(0, *(gap - 50 for gap in room)), min(gap + 50 for gap in room)
+    words = "Of the blocks' matrices of LLaMA-13B, embeddings left whole."
+    shown = ", ".join(f"{one:.2f}B" for one in left)
+    return {"both": least < most, "least": least, "most": most, "shown": shown, "words": words}
+
+
+@cache
+def _rows() -> pd.DataFrame:
+    declared = elastic.experiments(load_profile(PROFILE))
+    return elastic_tables.rows(elastic_tables.read(declared), declared)
+
+
 @cache
 def _stored() -> tuple[pd.DataFrame, pd.DataFrame, float | None]:
     declared = elastic.experiments(load_profile(PROFILE))
     found = elastic_tables.read(declared)
     models = elastic_tables.models(found, declared)
-    tested = elastic_tables.tested(elastic_tables.rows(found, declared))
-    return tested, models, elastic_tables.full_tuning(found)
+    return elastic_tables.tested(_rows()), models, elastic_tables.full_tuning(found)
 
 
 @here
@@ -66,6 +87,17 @@ def scores(evidence: Evidence, *, of: str, against: str) -> dict:
         "shown": f"{points}, p {p_text(own.corrected)}",
         "words": f"{of} against {against}, by {{numref}}`tab-elastic-questions`.",
     }
+
+
+@here
+def together(evidence: Evidence) -> dict:
+    """Whether half of the weights and 4 bits together cost less than both apart."""
+    found = elastic_tables.interaction(_rows())
+    if found is None:
+        raise NotMeasured(MEASURE)
+    points = f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    words = "The score with both less what each costs by itself would leave; adapter beside."
+    return {"better": found.low > 0, "shown": points, "words": words}
 
 
 @here
