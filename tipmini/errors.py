@@ -62,9 +62,11 @@ def _must_be(what: str, holds: Callable[[Any], bool]) -> Check:
     return check
 
 
-check_rank = partial(
-    _must_be("a whole number from 1 on", lambda rank: isinstance(rank, int) and rank > 0), "rank"
+_COUNT = _must_be(
+    "a whole number from 1 on",
+    lambda count: isinstance(count, int) and not isinstance(count, bool) and count > 0,
 )
+check_rank = partial(_COUNT, "rank")
 CHECKS: dict[str, Check] = {
     "assignment": _one_of("layer", "mean", "shuffled"),
     "balance": _must_be("a finite number from 0 on", lambda p: is_finite(p) and p >= 0),
@@ -72,12 +74,15 @@ CHECKS: dict[str, Check] = {
     "correction": require_share,
     "density": require_share,
     "drop_rate": _must_be("a number in [0, 1)", lambda p: is_number(p) and 0 <= p < 1),
+    "epochs": _COUNT,
     "group": _one_of("row", "matrix"),
     "isotropic": _one_of(True, False),
     "layer": _one_of("block", "module", "factor"),
+    "learning_rate": _must_be("a finite number above 0", lambda r: is_finite(r) and r > 0),
     "mean": _one_of("elements", "modules"),
     "normalized": _one_of("within", "across"),
     "on": _one_of("factors", "delta"),
+    "parts": _COUNT,
     "rank": lambda _, value: value is None or check_rank(value),
     "rescale": _must_be("'expected', 'l1' or None", lambda r: r in ("expected", "l1", None)),
     "ridge": _must_be("a finite number from 0 on", lambda r: is_finite(r) and r >= 0),

@@ -122,7 +122,10 @@ def test_inspect_says_that_adapters_are_of_different_bases(tiny_folder, call, ca
             ["evaluate", "--task", "rte", "--limit", "few"],
             "tipmini evaluate: Invalid value for '--limit': ",
         ),
-        (["book", "--profile", "mimi"], "not one of a40, full, mini, smoke"),
+        (
+            ["book", "--profile", "mimi"],
+            "not one of a40, full, full-seeds, mini, mini-seeds, smoke",
+        ),
         (["measure", "--task", "piqqa"], "piqqa"),
     ],
 )

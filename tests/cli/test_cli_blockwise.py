@@ -1,5 +1,7 @@
 """`tipmini blockwise`: what it writes is what the library merges."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from labs import llama
@@ -11,6 +13,8 @@ from tipmini.methods.blockwise import merge_blockwise
 from tipmini_lab.commands import main
 from tipmini_lab.commands.blockwise import blockwise
 from tipmini_lab.evaluation import tasks
+from tipmini_lab.experiments.merging import InputNorms
+from tipmini_lab.experiments.profiles import load_profile
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -20,10 +24,15 @@ GIVEN = [*ADAPTERS, "--rows", "3", "--dtype", "float32", "--out", "m"]
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("regmean++", {"shrink": 0.5}), ("drift", {"rank": 4, "balance": 1.0})]
+    ("method", "options"),
+    [
+        ("regmean++", {"shrink": 0.5}),
+        ("drift", {"rank": 4, "balance": 1.0}),
+        ("layerwise", {"rank": 4, "epochs": 1, "learning_rate": 0.002}),
+    ],
 )
 def test_it_is_the_librarys_merge(small, tokenizer, method, options):
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     told = run("blockwise", "--method", method, *flags, *GIVEN)
     found = tm.load_adapter("m")
     assert told == f"m: piqa, rte merged by {method}, rank {max(found.ranks.values())}\n"
@@ -31,8 +40,10 @@ def test_it_is_the_librarys_merge(small, tokenizer, method, options):
     rows = {}
     for task in TASKS:
         definition, docs = tasks.training(task, 3)
-        asked = [definition.doc_to_text(doc) for doc in docs]
-        rows[task] = [dict(tokenizer(prompt, return_tensors="pt")) for prompt in asked]
+        texts = tasks.unlabelled(definition, docs)
+        lab = SimpleNamespace(tokenizer=tokenizer)
+        like = SimpleNamespace(profile=load_profile("mini"), lab=lab)
+        rows[task] = InputNorms.padded(like, tokenizer(texts)["input_ids"])
     expected = merge_blockwise(llama().float(), own, rows, method, **options)
     for module in expected.modules:
         torch.testing.assert_close(
@@ -44,7 +55,7 @@ def test_it_is_the_librarys_merge(small, tokenizer, method, options):
 def test_no_answer_is_read_but_a_text_without_a_prompt_is(small):
     """a.jsonl has one of each."""
     (source,) = tasks.sources([], [small / "a.jsonl"]).values()
-    assert sorted(tasks.prompts(source, 2)) == ["The sky is ", "Water is wet."]
+    assert sorted(tasks.unlabelled(*tasks.training(source, 2))) == ["The sky is ", "Water is wet."]
 
 
 @pytest.mark.parametrize("example", main.COMMANDS[blockwise])
@@ -58,7 +69,7 @@ def test_every_example_runs(small, example):
     ("given", "line"),
     [
         ([*GIVEN, "--text", "a.jsonl"], "2 adapters and 1 tasks and texts; give each adapter one"),
-        ([*GIVEN, "--method", "regmean"], "method must be one of regmean++, drift, got 'regmean'"),
+        ([*GIVEN, "--method", "regmean"], "method must be one of regmean++, drift, layerwise, got"),
         (["--out", "a.jsonl/m", *ADAPTERS], "a.jsonl/m"),  # told before the work
         ([*GIVEN, "--rank", "4"], "merge method regmean++ has no option 'rank'"),
     ],

@@ -224,6 +224,22 @@ def test_a_training_text_is_the_prompt_and_the_right_answer(task):
         assert tasks.text(definition, doc) == f"{definition.doc_to_text(doc)} {right}"
 
 
+@pytest.mark.parametrize("task", COUNTS)
+def test_an_unlabelled_text_tells_no_answer(task):
+    """The choices in turn, whichever is right; of a conversation no answer at all."""
+    definition = tasks.load(task, evaluation=1, train=8)
+    docs = list(definition.training_docs())
+    for number, (doc, found) in enumerate(
+        zip(docs, tasks.unlabelled(definition, docs), strict=True)
+    ):
+        if task == "coqa":
+            assert found == f"{doc['story']}\n\nQ: {doc['questions']['input_text'][0]}\n\nA:"
+        else:
+            choices = definition.doc_to_choice(doc)
+            told = choices[number % len(choices)]
+            assert found == f"{definition.doc_to_text(doc)} {told}"
+
+
 def test_what_is_not_there_is_refused():
     first, *_, last = documents.KNOWN
     with pytest.raises(TipminiError, match=rf"^task 'hellswag': not one of {first}, .*{last}$"):

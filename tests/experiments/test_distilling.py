@@ -8,6 +8,7 @@ from kills import Killed, kill_at
 from labs import llama, save_adapter
 
 import tipmini as tm
+from tipmini.models.lowrank import truncate
 from tipmini_lab.experiments import distilling
 from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
 
@@ -167,6 +168,53 @@ def test_interference_of_pairs(adapters, tokenizer, tmp_path):
         apart = both._mean(task, both.stopping(task))
         expected = apart / max(both.log["base"][task], RECIPE.floor)
         assert run.log["interference"][task] == {other: pytest.approx(expected, abs=2e-4, rel=1e-3)}
+
+
+def test_labels_count_by_how_far_the_adapter_lowers_the_loss(adapters, tokenizer, tmp_path):
+    """Not by the base's own loss, of which a task may have much that nothing lowers."""
+    run = distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, gold=True))
+    run.ask()
+    for task in TASKS:
+        with run.bare():
+            base = run._mean(task, run.learnt(task))
+        with run.alone(task):
+            own = run._mean(task, run.learnt(task))
+        assert run.log["base"][task] == pytest.approx(base - own, abs=1e-6)
+        assert run.share(task) == pytest.approx(1 / (2 * max(base - own, RECIPE.floor)))
+
+
+def test_a_task_may_count_less(adapters, tokenizer, tmp_path):
+    run = distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, shares={"rte": 0.25}))
+    run.log["base"] = dict.fromkeys(TASKS, 1.0)
+    assert run.share("rte") == 0.25 * run.share("openbookqa")
+    assert sum(map(run.share, TASKS)) == pytest.approx(1)
+
+
+def test_a_long_epoch_is_looked_at_on_its_way(adapters, tokenizer, tmp_path):
+    recipe = replace(RECIPE, epochs=1, parts=8, learning_rate=0.001)
+    run = distilled(adapters, tokenizer, tmp_path, recipe=recipe)
+    run.run()
+    assert [told["step"] for told in run.log["stopping"]] == [0, 2, 4, 6, 8]
+
+
+def test_an_epoch_may_have_a_tasks_rows_again(adapters, tokenizer, tmp_path):
+    run = distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, repeats={"rte": 3}))
+    run.rows = {task: list(range(9)) for task in TASKS}
+    assert run.learnt("openbookqa") == [*range(6)] and run.learnt("rte") == [*range(6)] * 3
+    assert run.stopping("rte") == [6, 7, 8]
+    seen = sorted(row for number in range(2) for row in run._part("rte", number))
+    assert seen == sorted([*range(6)] * 3)
+
+
+def test_it_starts_from_the_recommended_merge(adapters):
+    """Of ranks that differ, which that refuses, from an exact sum."""
+    start, own = distilling.start_of(adapters), tm.merge(adapters, "recommended")
+    assert all(torch.equal(start.delta(m), own.delta(m)) for m in own.modules)
+    cut = adapters["rte"].map(lambda _, pair: truncate(pair, 2))
+    start = distilling.start_of({"openbookqa": adapters["openbookqa"], "rte": cut})
+    for module in start.modules:
+        exact = adapters["openbookqa"].delta(module) + cut.delta(module)
+        torch.testing.assert_close(start.delta(module), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_a_task_may_have_its_own_counts(adapters, tokenizer, tmp_path):

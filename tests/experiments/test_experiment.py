@@ -639,6 +639,9 @@ def test_calibration_reads_train_rows(profile):
     )
     pairs = zip(usual, prompts, strict=True)
     assert {full.removeprefix(prompt) for full, prompt in pairs} <= {" True", " False"}
+    listed = texts("rte", Inputs(answers="listed"))
+    pairs = zip(listed, prompts, strict=True)
+    assert [full.removeprefix(prompt) for full, prompt in pairs] == [" True", " False"] * 2
     definition = tasks.load("rte", 1, 10**6)
     every = {tasks.text(definition, doc) for doc in definition.training_docs()}
     first, others = set(usual), set(texts("rte", Inputs(seed=1)))

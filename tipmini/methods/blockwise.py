@@ -8,6 +8,7 @@ hidden states is pushed through the merged blocks and, where a method asks for i
 the adapter's own, (B, T, D) a batch.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,10 +24,11 @@ from tipmini.methods.merge import Adapters, Part, Weights, assembled, block_of, 
 from tipmini.methods.table import BY_BLOCK
 from tipmini.models.adapter import LoraAdapter
 from tipmini.models.calibration import Batch, decoder_inputs, evaluating
-from tipmini.models.factors import LoraFactors
+from tipmini.models.factors import LoraFactors, at_least_float32
+from tipmini.models.lowrank import truncate
 
 Factors = dict[str, LoraFactors]
-BOTH = ("drift",)  # methods that read the adapters' own streams as well
+BOTH = ("drift", "layerwise")  # methods that read the adapters' own streams as well
 
 
 @dataclass
@@ -246,6 +248,72 @@ def _by_tensor(read: Mapping[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]
         groups.setdefault(id(x), []).append(name)
     for names in groups.values():
         yield names, read[names[0]]
+
+
+def layerwise_block(
+    block: Block,
+    streams: Sequence[Stream],
+    *,
+    rank: int | None = None,
+    epochs: int = 3,
+    parts: int = 12,
+    learning_rate: float = 1e-3,
+) -> Factors:
+    r"""Each block taught to put out what it does with each adapter, where that adapter is right.
+
+    From `drift_block`'s factors of that rank on AdamW lowers the mean over all adapters i of
+    $\lVert f(X_i; \Delta) - f(Y_i; \Delta_i) \rVert^2 / \lVert f(Y_i; 0) - f(Y_i; \Delta_i)
+    \rVert^2$, f the whole block, X in the model merged so far and Y in the base with adapter i
+    alone, over tokens. 1 is a block that does to the adapter's own inputs what the base does. An
+    epoch takes every batch once, in so many parts, a step each; the learning rate falls by a
+    cosine. To distil layers one after the other on both streams is ProDistill's (Xu et al., ICML
+    2025), which learns a coefficient for every weight; all factors, by these ratios, is ours.
+    """
+    start = drift_block(block, streams, rank=rank)
+    if not start:
+        return {}
+    goals = [_pushed(block, own.own, own, own.part.adapter.factors) for own in streams]
+    sizes = [
+        sum(map(_apart, own.masks, _pushed(block, own.own, own, {}), goal)).clamp_min(1e-12)
+        for own, goal in zip(streams, goals, strict=True)
+    ]
+    learnt = {}
+    for name, pair in start.items():
+        even = truncate(pair, pair.rank)  # both factors of a size, as a step is for both
+        factors = {x: getattr(even, x).to(sizes[0].device).requires_grad_() for x in "ab"}
+        learnt[name] = replace(even, **factors)
+    leaves = [factor for pair in learnt.values() for factor in (pair.a, pair.b)]
+    optimizer = torch.optim.AdamW(leaves, weight_decay=0.0)
+    for step in range(epochs * parts):
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf)
+        for own, goal, size in zip(streams, goals, sizes, strict=True):
+            for i in _part(len(goal), step % parts, parts):
+                with torch.enable_grad(), _adding(block, learnt):
+                    out = block.layer(own.merged[i], **own.arguments[i])
+                    out = out[0] if isinstance(out, tuple) else out
+                    loss = _apart(own.masks[i], out, goal[i])
+                    loss *= min(parts, len(goal)) / (size * len(streams))
+                # Of the factors alone: the block's own weights may ask for gradients too.
+                for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+                    leaf.grad += slope
+        cosine = 0.5 * (1 + math.cos(math.pi * step / (epochs * parts)))
+        optimizer.param_groups[0]["lr"] = learning_rate * cosine
+        optimizer.step()
+    return {
+        name: replace(pair, a=pair.a.detach().cpu(), b=pair.b.detach().cpu())
+        for name, pair in learnt.items()
+    }
+
+
+def _apart(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """The square of what lies between hidden states (B, T, D), summed over tokens."""
+    return (at_least_float32(one[mask]) - at_least_float32(other[mask])).square().sum()
+
+
+def _part(count: int, number: int, parts: int) -> range:
+    """The places of a part, some of each size; of fewer than there are parts one, in turn."""
+    return range(number % min(count, parts), count, parts)
 
 
 # Running a block ----------------------------------------------------------------------------------

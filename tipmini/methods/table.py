@@ -83,6 +83,9 @@ BY_BLOCK = {
         "tipmini.methods.blockwise:regmean_block", "nguyen2025regmeanpp", needs="rows"
     ),
     "drift": Method("tipmini.methods.blockwise:drift_block", "jin2023regmean", needs="rows"),
+    "layerwise": Method(
+        "tipmini.methods.blockwise:layerwise_block", "xu2025prodistill", needs="rows"
+    ),
 }
 # Commands that train on rows of each adapter's task: what they do, what they need, whose it is.
 TRAINED = {

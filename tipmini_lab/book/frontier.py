@@ -45,7 +45,7 @@ def kind(variant: Variant) -> str:
     taught = variant.distill
     if taught and (taught.fresh or taught.gold):
         return CONTROL
-    if variant.weights == "learnt" or (variant.needs and variant.inputs.answers):
+    if variant.weights == "learnt" or (variant.needs and variant.inputs.answers is True):
         return LABELLED
     return UNLABELLED if taught or variant.needs else ALONE
 

@@ -31,21 +31,24 @@ def blockwise(
     include_path: Include = None,
     base: Base = "embedded",
     rows: option(int, "training examples per task", min=1) = 128,
-    rank: option(int | None, "of drift's result; default: all ranks together") = None,
+    rank: option(int | None, "of the result, not of regmean++; default: all together") = None,
     shrink: option(float | None, "of what is off the Gram matrices' diagonal; 0.9") = None,
     balance: option(float | None, "power of each update's own output, 0 to 1; 0") = None,
     correction: option(float | None, "of drift: of what the merge's inputs are off by; 1") = None,
+    epochs: option(int | None, "of layerwise, over these examples; 3", min=1) = None,
+    learning_rate: option(float | None, "of layerwise, then a cosine; 0.001") = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Merge block by block, on what the blocks merged so far make of each adapter's own examples.
 
-    It runs the base model, each adapter over its examples, which takes some minutes. Of examples
-    with an answer the prompts alone are read.
+    It runs the base model, each adapter over its examples, which takes some minutes. Which
+    of an example's choices is right isn't read, nor what answers a prompt.
     """
     require("method", method, BY_BLOCK)
     given = {"rank": rank, "shrink": shrink, "balance": balance, "correction": correction}
+    given |= {"epochs": epochs, "learning_rate": learning_rate}
     named = sources_named(adapters, task, text)
     own = list(map(tm.load_adapter, adapters))
     if not overwrite:
@@ -58,8 +61,8 @@ def blockwise(
 
     sources = tasks.sources(*named, include_path)
     lab = laboratory(base, dtype=dtype, device=device)
-    prompts = [tasks.prompts(of, rows) for of in sources.values()]
-    encoded = [lab.tokenizer(own)["input_ids"] for own in prompts]
+    texts = [tasks.unlabelled(*tasks.training(of, rows)) for of in sources.values()]
+    encoded = [lab.tokenizer(own)["input_ids"] for own in texts]
     merged = merge_blockwise(
         lab.base,
         dict(zip(sources, own, strict=True)),

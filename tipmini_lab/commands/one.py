@@ -222,15 +222,16 @@ def distill(
     refuse_unwritable(saved)
     sources = tasks.sources(*named, include_path)
     own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
-    start = tm.merge(own, "cat", weights="chosen")
+    start, folders = distilling.start_of(own), dict(zip(sources, adapters, strict=True))
     stopping = max(1, rows // 4)
     recipe = distilling.DistillRecipe(
-        rank=rank or min(max(start.ranks.values()), 64),
+        rank=rank or min(sum(max(each.ranks.values()) for each in own.values()), 64),
         rows=rows - stopping,
         stopping=stopping,
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
+        shares=training.shares(folders) or None,
     )
     lab = laboratory(base, dtype=dtype, device=device)
     run = distilling.Distilling(
@@ -241,7 +242,7 @@ def distill(
         recipe,
         saved,
         sources,
-        training.temperatures(dict(zip(sources, adapters, strict=True))),
+        training.temperatures(folders),
         f"{lab.model_hash}, {lab.dtype}",
     )
     with sole(place):

@@ -119,7 +119,7 @@ def unlabelled(
 @torch.no_grad()
 def _spoken(model: nn.Module, tokenizer, definition: ConfigurableTask, doc: dict) -> Example:
     """A prompt with the model's greedy answer, or a conversation with all that it answers."""
-    turns = _turns(definition, doc)
+    turns = tasks.turns(definition, doc)
     if not turns[0]:
         return objective.plain(tokenizer(tasks.text(definition, doc))["input_ids"])
     ids, reads, last = [], [], None
@@ -146,15 +146,6 @@ def _spoken(model: nn.Module, tokenizer, definition: ConfigurableTask, doc: dict
     for index in reads:  # what ends an answer is predicted too, whatever follows it
         row.read(index, [*ids, last][index + 1], 0)
     return Example(row, content=row.tokens)
-
-
-def _turns(definition: ConfigurableTask, doc: dict) -> list[str]:
-    """What is asked one after the other, each up to where its answer begins."""
-    prompt = definition.doc_to_text(doc)
-    if definition.config.task != "coqa":
-        return [prompt]
-    first, *others = (f"Q: {asked}\n\nA:" for asked in doc["questions"]["input_text"])
-    return [prompt[: prompt.index(first)] + first, *(f"\n\n{turn}" for turn in others)]
 
 
 def spread(every: Sequence[Answered]) -> float:

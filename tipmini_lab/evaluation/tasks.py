@@ -179,10 +179,27 @@ def texts(source: Source, count: int) -> list[str]:
     return [text(definition, doc) for doc in docs]
 
 
-def prompts(source: Source, count: int) -> list[str]:
-    """The first `count` train rows without their answers; a text without a prompt is one itself."""
-    definition, docs = training(source, count)
-    return [definition.doc_to_text(doc) or text(definition, doc) for doc in docs]
+def unlabelled(definition: ConfigurableTask, docs: Sequence[dict]) -> list[str]:
+    """Documents as texts that tell no answer: each with one of the choices that it lists, the next
+    document with the next; a conversation up to its first question. A text without a prompt is one
+    itself."""
+    found = []
+    for number, doc in enumerate(docs):
+        prompt = turns(definition, doc)[0]
+        if definition.config.doc_to_choice is not None:
+            choices = definition.doc_to_choice(doc)
+            prompt += f"{definition.config.target_delimiter}{choices[number % len(choices)]}"
+        found.append(prompt or text(definition, doc))
+    return found
+
+
+def turns(definition: ConfigurableTask, doc: dict) -> list[str]:
+    """What is asked one after the other, each up to where its answer begins."""
+    prompt = definition.doc_to_text(doc)
+    if definition.config.task != "coqa":
+        return [prompt]
+    first, *others = (f"Q: {asked}\n\nA:" for asked in doc["questions"]["input_text"])
+    return [prompt[: prompt.index(first)] + first, *(f"\n\n{turn}" for turn in others)]
 
 
 def is_normed(definition: ConfigurableTask) -> bool:

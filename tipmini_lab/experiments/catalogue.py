@@ -38,7 +38,8 @@ class Inputs(Declared):
     statistic: Literal["wanda", "mean_l2", "rms", "gram", "gram_sequences"] = "wanda"
     source: Literal["adapter", "base"] = "adapter"  # whose activations
     rows: int | None = Field(None, ge=1)  # train rows a task; null: the profile's
-    answers: bool = True  # whether the text ends with the right answer
+    # Whether the text ends with the right answer; "listed": `tasks.unlabelled`, which tells none.
+    answers: Literal["listed"] | bool = True
     seed: int = Field(0, ge=0)  # 0: the first rows of the fixed order; else others
 
 

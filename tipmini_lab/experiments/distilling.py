@@ -2,8 +2,8 @@ r"""Distillation: one adapter that answers as each task's own adapter does on it
 
 What is learnt on R (`agreement`), without labels, is either all factors of a merged adapter, or
 few coefficients of the adapters' exact sum. The controls are the same run from an adapter that
-knows nothing (start=None), and on the right answers (`gold`): then a task's loss is divided by the
-base's, as in `weighing`.
+knows nothing (start=None), and on the right answers (`gold`): then a task's loss is divided by how
+far its own adapter lowered the base's.
 
 Teaching a merged model its experts' outputs on few unlabelled rows is that of ProDistill (Xu et
 al., ICML 2025), which goes layer by layer; end to end by R, with its weights, is ours.
@@ -11,6 +11,8 @@ al., ICML 2025), which goes layer by layer; end to end by R, with its weights, i
 
 import json
 import math
+import resource
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +42,8 @@ from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bas
 from tipmini_lab.results import checked, digests, store
 
 Facts = dict[str, float | list[float]]
+PROBED = 96  # rows of a task, at most, on which it is told how far the base is off
+CHECKS = 4  # how often the rows to stop by are looked at where there is one epoch
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
 STORY = "distilled.json"  # beside the adapter, how it was made
 
@@ -60,6 +64,8 @@ class DistillRecipe(Recipe):
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
     masked: bool | None = None  # what is 0 in the start's factors, such as a pruned element, stays
+    shares: Mapping[str, float] | None = None  # what a task's R counts, 1 where nothing is said
+    repeats: Mapping[str, int] | None = None  # how often an epoch has a task's rows
     warmup: ClassVar[float] = 0.5
 
 
@@ -91,6 +97,8 @@ class Agreeing(OverTasks):
         self.counts = {task: self._counts(task) for task in adapters}
         self.told = {t: temperatures[t] for t in adapters if t in temperatures}
         self.log: dict = {"loss": [], "stopping": [], "seconds": 0.0}
+        told = {task: (recipe.shares or {}).get(task, 1.0) for task in self.tasks}
+        self.shares = {task: share * len(told) / sum(told.values()) for task, share in told.items()}
         self.rows: dict[str, list[Example]] = {}
         self.factors: dict[str, nn.Parameter] = {}
         self.best: tuple[float, dict[str, Tensor]] | None = None
@@ -137,26 +145,33 @@ class Agreeing(OverTasks):
         return passed, *(max(1, int(share * n)) for n in (self.recipe.rows, self.recipe.stopping))
 
     def ask(self) -> None:
-        """Note each adapter's answers on its rows, and the base's distance from them."""
+        """Note each adapter's answers on its rows, or the right ones; how far the base is off."""
         self.log |= {"temperature": {}, "base": {}}
         for task in tqdm(self.adapters, desc="answers", unit="task"):
-            passed, *counts = self.counts[task]
-            if self.recipe.gold:
-                every = objective.examples(
-                    self.sources[task], self.tokenizer, passed + sum(counts)
-                )[passed:]
-                objective.refuse_unpredicted(task, every)
-            else:
-                with self.alone(task):
-                    every = agreement.unlabelled(
-                        self.model, self.tokenizer, self.sources[task], sum(counts), passed
-                    )
-                    objective.refuse_unpredicted(task, every)
-                    every = agreement.answered(self.model, every, self.tokens)
+            every = self._right(task) if self.recipe.gold else self._answered(task)
             self.rows[task] = every
             self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
             with self.bare():
-                self.log["base"][task] = self._mean(task, self.learnt(task))
+                apart = self._mean(task, self.learnt(task)[:PROBED])
+            if self.recipe.gold:
+                with self.alone(task):
+                    apart -= self._mean(task, self.learnt(task)[:PROBED])
+            self.log["base"][task] = apart
+
+    def _right(self, task: str) -> list[Example]:
+        passed, *counts = self.counts[task]
+        every = objective.examples(self.sources[task], self.tokenizer, passed + sum(counts))
+        objective.refuse_unpredicted(task, every[passed:])
+        return every[passed:]
+
+    def _answered(self, task: str) -> list[Answered]:
+        passed, *counts = self.counts[task]
+        with self.alone(task):
+            every = agreement.unlabelled(
+                self.model, self.tokenizer, self.sources[task], sum(counts), passed
+            )
+            objective.refuse_unpredicted(task, every)
+            return agreement.answered(self.model, every, self.tokens)
 
     def _temperature(self, every: Sequence[Example]) -> float:
         """Where no training told one: by the adapter's answers, or by the base's right ones."""
@@ -169,7 +184,10 @@ class Agreeing(OverTasks):
         return objective.fit_temperature(scores, objective.gold(every))
 
     def learnt(self, task: str) -> list[Example]:
-        return self.rows[task][: self.counts[task][1]]
+        return self.rows[task][: self.counts[task][1]] * (self.recipe.repeats or {}).get(task, 1)
+
+    def share(self, task: str) -> float:
+        return super().share(task) * self.shares[task]
 
     def stopping(self, task: str) -> list[Example]:
         return self.rows[task][self.counts[task][1] :]
@@ -208,13 +226,15 @@ class Agreeing(OverTasks):
     # The run --------------------------------------------------------------------------------------
     def run(self) -> tm.LoraAdapter:
         """The adapter of the lowest R on the rows to stop by, the start among them."""
-        done = self.resume()
+        done, last = self.resume(), self.recipe.steps
         if not self.rows:
+            start = time.perf_counter()
             self.ask()
             self.score(0)
+            self.log["seconds"] += time.perf_counter() - start
             self.checkpoint(0)
-        epochs = {self.recipe.parts * (n + 1) for n in range(self.recipe.epochs)}
-        self.advance(done, self.recipe.steps, "distill", epochs)
+        looks = self.recipe.epochs if self.recipe.epochs > 1 else CHECKS
+        self.advance(done, last, "distill", {last * (n + 1) // looks for n in range(looks)})
         return self.found(self.best[1])
 
     @abstractmethod
@@ -231,6 +251,7 @@ class Agreeing(OverTasks):
             },
             "tokens": {t: sum(len(e.row) for e in self.learnt(t)) for t in self.rows},
             "adapters": {task: adapter_digest(each) for task, each in self.adapters.items()},
+            "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             **self.made(),
         }
 
@@ -299,6 +320,14 @@ class Distilling(Agreeing):
         return tm.LoraAdapter(by_module(factors, 1.0), base_model=first.base_model)
 
 
+def start_of(adapters: Mapping[str, tm.LoraAdapter]) -> tm.LoraAdapter:
+    """The recommended merge; of ranks that differ, which it refuses, an exact sum, twice the mean:
+    of all numbers of adapters that is near the best weight for it on the validation rows."""
+    ranks = {tuple(sorted(each.ranks.items())) for each in adapters.values()}
+    exact = len(ranks) > 1
+    return tm.merge(adapters, "cat", weights="2/T") if exact else tm.merge(adapters, "recommended")
+
+
 def _fill(peft: nn.Module, name: str, adapter: tm.LoraAdapter) -> None:
     """Put an adapter's factors into PEFT's of a name, whose rank is no smaller.
 
@@ -329,14 +358,19 @@ def kept(run: Agreeing, places: Sequence[Path]) -> Path:
 
 
 def facts(folder: Path) -> Facts:
-    """Of a story: its seconds, steps and threads; R on the rows to stop by, at the start and after
-    each epoch; by task, in order, the base's distance on the rows learnt of and the best one left
-    on those to stop by; and of coefficients the `interference`, row by row, 0 with itself."""
+    """Of a story: its seconds, steps and threads, and the most bytes that its process held; R on
+    the rows to stop by, at the start and wherever it was looked at; by task, in order, the base's
+    distance on the rows learnt of and the best one left on those to stop by; and of coefficients
+    the `interference`, row by row, 0 with itself."""
     story = json.loads(checked.text(folder / STORY))
     scores, names = story["stopping"], list(story["base"])
     best = min(scores, key=lambda score: score["R"])
     found: Facts = {"seconds": round(story["seconds"], 1), "steps": len(story["loss"])}
-    found |= {"threads": story["threads"], "R": [score["R"] for score in scores]}
+    found |= {
+        "threads": story["threads"],
+        "memory": story["memory"],
+        "R": [score["R"] for score in scores],
+    }
     found |= {"base": [story["base"][task] for task in names]}
     found |= {"left": [best["divergence"][task] for task in names]}
     if every := story.get("interference"):

@@ -143,12 +143,17 @@ class Lab:
         if chosen.unseen:
             settled["passed"] = {task: RECIPES[task].rows for task in own}
         if chosen.trained:
-            settled["counts"] = {t: (RECIPES[t].rows, RECIPES[t].held_out) for t in own}
+            rows = {t: RECIPES[t] for t in own}
+            few = {t: min(r.held_out, chosen.stopping) for t, r in rows.items()}
+            settled["counts"] = {t: (r.rows, few[t]) for t, r in rows.items()}
+            settled["repeats"] = {t: r.epochs for t, r in rows.items()}
+        folders = {task: self.adapter_path(task) for task in own}
+        settled["shares"] = training.shares(folders) or None
         scratch = self.profile.scratch / "distilled" / merge.name
         given = {
             "recipe": DistillRecipe(**settled),
             "saved": scratch.with_name(f"{scratch.name}.checkpoint.safetensors"),
-            "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
+            "temperatures": training.temperatures(folders),
         }
         model = self.trainable, self.tokenizer, own
         if chosen.learn == "factors":

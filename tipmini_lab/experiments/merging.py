@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,7 +178,7 @@ class InputNorms:
         return inputs | ({"inputs": other} if other else {})
 
     def texts(self, task: str, chosen: Inputs = DEFAULT) -> list[str]:
-        """Train rows as text, prompt and right answer."""
+        """Train rows as text, with the answers that are asked for."""
         rows = chosen.rows or self.profile.calibration_rows
         asked = (task, rows, chosen.seed, chosen.answers)
         if asked not in self._texts:
@@ -185,11 +186,11 @@ class InputNorms:
             definition = self.lab.task(task, EVERY_ROW if chosen.seed else rows)
             docs = definition.training_docs()
             picked = [docs[i] for i in tasks.order(len(docs), chosen.seed)[:rows]]
-            answered = chosen.answers
-            self._texts[asked] = [
-                tasks.text(definition, doc) if answered else definition.doc_to_text(doc)
-                for doc in picked
-            ]
+            if chosen.answers == "listed":
+                self._texts[asked] = tasks.unlabelled(definition, picked)
+            else:
+                read = partial(tasks.text, definition) if chosen.answers else definition.doc_to_text
+                self._texts[asked] = list(map(read, picked))
         return self._texts[asked]
 
     def measure(

@@ -421,8 +421,27 @@ def train(
     return Run(task, recipe or RECIPES[task], out, device=device).run()
 
 
+LITTLE, QUARTER = 0.01, 0.25
+
+
+def shares(folders: Mapping[str, Path]) -> dict[str, float]:
+    """By task a QUARTER where a training told beside its adapter that it lowered the loss on the
+    validation rows by less than LITTLE of it: such an adapter has next to nothing to teach."""
+    found = {}
+    for task, told in _stories(folders).items():
+        losses = [each["loss"] for each in told["held_out"]]
+        if min(losses) > (1 - LITTLE) * losses[0]:
+            found[task] = QUARTER
+    return found
+
+
+def _stories(folders: Mapping[str, Path]) -> dict[str, dict]:
+    """What trainings told beside their adapters, by task, where they did."""
+    told = {task: folder / "training.json" for task, folder in folders.items()}
+    return {task: json.loads(f.read_text()) for task, f in told.items() if f.is_file()}
+
+
 def temperatures(folders: Mapping[str, Path]) -> dict[str, float]:
     """By task the temperature of its choices that a training told beside its adapter, if any."""
-    told = {task: folder / "training.json" for task, folder in folders.items()}
-    found = {t: json.loads(f.read_text()) for t, f in told.items() if f.is_file()}
+    found = _stories(folders)
     return {task: each["temperature"] for task, each in found.items() if "temperature" in each}
