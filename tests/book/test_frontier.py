@@ -70,6 +70,7 @@ def test_the_table_has_what_is_measured(found):
     assert told.columns[:2].tolist() == ["retention,<br>one", "retention,<br>other"]
     assert told.loc["cheap"].to_list()[:2] == ["30%<br>[20, 40]<br>25%<br>[20, 30]"] * 2
     assert told.loc["small"].to_list()[1:] == ["–<br>–", CONTROL, "8", "2.5 h"]
+    assert frontier.table({"": found}).columns[0] == "retention"
     assert told.loc["cheap", "time"] == "50 ms"
 
 
@@ -97,7 +98,7 @@ def test_a_set_of_adapters_that_is_not_measured_is_left_out(monkeypatch):
     monkeypatch.setattr(frontier.questions, "rows", lambda profile: profile.name)
     told = lambda rows, *_: pd.DataFrame({"value": [1.0 if rows in here else math.nan]})  # noqa: E731
     monkeypatch.setattr(frontier, "points", told)
-    assert list(frontier.sets(catalogue(), {})) == ["one seed"]
+    assert list(frontier.sets(catalogue(), {})) == [""]
     here.add("full-seeds")
     assert list(frontier.sets(catalogue(), {})) == ["one seed", "a seed each"]
 

@@ -114,12 +114,14 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
 
 
 def sets(known: Catalogue, titles: Titles) -> dict[str, pd.DataFrame]:
-    """`points` of every method with each of SETS that it is measured with, by the set's title."""
+    """`points` of every method with each of SETS that it is measured with, by the set's title; one
+    alone needs none."""
     compared, found = variants(known), {}
     for title, name in SETS.items():
         profile = load_profile(name)
         found[title] = points(questions.rows(profile), profile, compared, titles)
-    return {title: own for title, own in found.items() if own.value.notna().any()}
+    known = {title: own for title, own in found.items() if own.value.notna().any()}
+    return known if len(known) > 1 else dict(zip([""], known.values(), strict=False))
 
 
 def interference(profile: Profile) -> dict[str, dict[str, float]]:
@@ -141,7 +143,7 @@ def table(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         {
             "merge": narrow(line.title, 24),
             **{
-                narrow(f"retention, {title}", 10): "<br>".join(
+                narrow(f"retention, {title}".strip(", "), 10): "<br>".join(
                     share(found[which].get(line.Index)) for which in ("kept", "without")
                 )
                 for title, found in sets.items()
