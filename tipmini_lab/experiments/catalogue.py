@@ -212,6 +212,15 @@ class Sweep(Declared):
     moves: Literal["sparsity", "rows", "adapters", "weights"]
     values: tuple[float | int | str, ...] = Field(min_length=2)
     lines: tuple[Variant | str, ...] = Field(min_length=1)
+    full: dict[str, tuple[float | int | str, ...]] = Field({})  # line -> values `full` measures too
+
+    @model_validator(mode="after")
+    def _has_what_is_measured_twice(self) -> "Sweep":
+        names = [line if isinstance(line, str) else line.name for line in self.lines]
+        for line, values in self.full.items():
+            if line not in names or not set(values) <= set(self.values):
+                raise ValueError(f"full has {line}, {values}, which are not among the sweep's own")
+        return self
 
     def place(self, line: str, value: object) -> str:
         """The name of the variant of a line at a value."""
@@ -414,6 +423,7 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
         important |= set(both) if reading.full else set()
     for sweep in group.sweeps:
         names += [new(sweep.at(known(line), v)) for line in sweep.lines for v in sweep.values]
+        important |= {sweep.place(line, v) for line, own in sweep.full.items() for v in own}
     if group.controls:
         pruned = [variants[name] for name in group.controls.of]
         names += [p.name for p in pruned]
