@@ -173,7 +173,7 @@ def test_the_speed_up_is_held_against_the_sizes():
     assert elastic_tables.ratio_note(NONE, 0) == ""
     few = MODELS.assign(macs=MODELS.macs.mask(MODELS.model == "narrow.untuned", 8e7))
     assert "1.25 times as fast" in elastic_tables.ratio_note(few, 0)
-    assert "has 1.25 times fewer operations: here the speed-up is not above" in (
+    assert "have 1.25 times fewer operations: here the speed-up is not above" in (
         elastic_tables.ratio_note(few, 0)
     )
     with_head = elastic_tables.ratio_note(few, -20_000_000)  # counted on top

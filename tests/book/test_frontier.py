@@ -120,11 +120,19 @@ def test_costs_are_as_stored(monkeypatch):
     stored["tip"] = {"rank": 8, "seconds": 2.0, "inputs": 30.0}
     monkeypatch.setattr(frontier, "_costs", lambda: stored)
     variant = lambda **given: Variant(name="a", title="a", **given)  # noqa: E731
-    assert frontier.cost("ties", variant(method="ties"), {}) == (8, 5.0)
+    full = load_profile("full")
+    assert frontier.cost("ties", variant(method="ties"), {}, full) == (8, 5.0)
     taught = variant(method="cat", distill=Distilled(rank=8))
-    assert frontier.cost("x", taught, {"rank": 8, "seconds": 60.0, "threads": 2}) == (8, 120.0)
+    assert frontier.cost("x", taught, {"rank": 8, "seconds": 60.0, "threads": 2}, full) == (
+        8,
+        120.0,
+    )
     scored = variant(method="tip", distill=Distilled())  # its start reads inputs
-    assert frontier.cost("x", scored, {"rank": 56, "seconds": 60.0, "threads": 2}) == (56, 150.0)
-    assert all(map(math.isnan, frontier.cost("x", taught, {})))
-    rank, seconds = frontier.cost("cat-learnt", variant(method="cat", weights="learnt"), {})
+    assert frontier.cost("x", scored, {"rank": 56, "seconds": 60.0, "threads": 2}, full) == (
+        56,
+        150.0,
+    )
+    assert all(map(math.isnan, frontier.cost("x", taught, {}, full)))
+    learnt = variant(method="cat", weights="learnt")
+    rank, seconds = frontier.cost("cat-learnt", learnt, {}, full)
     assert rank == 56 and seconds > 100

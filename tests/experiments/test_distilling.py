@@ -1,5 +1,6 @@
 """Distillation on tiny models: what it starts from, what it reaches; a kill loses nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,10 @@ from labs import llama, save_adapter
 
 import tipmini as tm
 from tipmini.models.lowrank import truncate
-from tipmini_lab.experiments import distilling
+from tipmini_lab import paths
+from tipmini_lab.experiments import distilling, training
 from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
+from tipmini_lab.experiments.training import RECIPES
 
 TASKS = ("openbookqa", "rte")
 RECIPE = DistillRecipe(rank=8, rows=6, stopping=3, epochs=2, parts=2, learning_rate=0.02)
@@ -188,6 +191,26 @@ def test_a_task_may_count_less(adapters, tokenizer, tmp_path):
     run.log["base"] = dict.fromkeys(TASKS, 1.0)
     assert run.share("rte") == 0.25 * run.share("openbookqa")
     assert sum(map(run.share, TASKS)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("told", "share"),
+    [
+        ({"held_out": [{"loss": 1.0}, {"loss": 0.991}, {"loss": 1.2}]}, {"rte": training.QUARTER}),
+        ({"held_out": [{"loss": 1.0}, {"loss": 0.98}]}, {}),
+        ({"held_out": []}, {}),
+        ({"lr": 1e-4}, {}),  # another's training
+        (None, {}),
+    ],
+)
+def test_an_adapter_that_learnt_little_counts_a_quarter(tmp_path, told, share):
+    if told is not None:
+        (tmp_path / "training.json").write_text(json.dumps(told))
+    assert training.shares({"rte": tmp_path}) == share
+
+
+def test_of_the_packaged_adapters_one_learnt_little():
+    assert training.shares({task: paths.ADAPTERS / task for task in RECIPES}) == {"rte": 0.25}
 
 
 def test_a_long_epoch_is_looked_at_on_its_way(adapters, tokenizer, tmp_path):

@@ -261,17 +261,20 @@ def layerwise_block(
 ) -> Factors:
     r"""Each block taught to put out what it does with each adapter, where that adapter is right.
 
-    From `drift_block`'s factors of that rank on AdamW lowers the mean over all adapters i of
-    $\lVert f(X_i; \Delta) - f(Y_i; \Delta_i) \rVert^2 / \lVert f(Y_i; 0) - f(Y_i; \Delta_i)
-    \rVert^2$, f the whole block, X in the model merged so far and Y in the base with adapter i
-    alone, over tokens. 1 is a block that does to the adapter's own inputs what the base does. An
-    epoch takes every batch once, in so many parts, a step each; the learning rate falls by a
-    cosine. To distil layers one after the other on both streams is ProDistill's (Xu et al., ICML
-    2025), which learns a coefficient for every weight; all factors, by these ratios, is ours.
+    From `drift_block`'s factors of that rank on AdamW lowers the mean over all adapters i, by
+    their weights, of $\lVert f(X_i; \Delta) - f(Y_i; \Delta_i) \rVert^2 / \lVert f(Y_i; 0) -
+    f(Y_i; \Delta_i) \rVert^2$, f the whole block, X in the model merged so far and Y in the base
+    with adapter i alone, over tokens. 1 is a block that does to the adapter's own inputs what the
+    base does. An epoch takes every batch once, in at most so many parts, a step each (an adapter of
+    fewer batches has them in turn); the learning rate falls by a cosine. To distil layers one after
+    the other on both streams is ProDistill's (Xu et al., ICML 2025), which learns a coefficient for
+    every weight; all factors, by these ratios, is ours.
     """
     start = drift_block(block, streams, rank=rank)
-    if not start:
-        return {}
+    streams = [own for own in streams if own.part.weight]
+    if not start or not streams:
+        return start
+    every = sum(own.part.weight for own in streams)
     goals = [_pushed(block, own.own, own, own.part.adapter.factors) for own in streams]
     sizes = [
         sum(map(_apart, own.masks, _pushed(block, own.own, own, {}), goal)).clamp_min(1e-12)
@@ -283,6 +286,7 @@ def layerwise_block(
         factors = {x: getattr(even, x).to(sizes[0].device).requires_grad_() for x in "ab"}
         learnt[name] = replace(even, **factors)
     leaves = [factor for pair in learnt.values() for factor in (pair.a, pair.b)]
+    parts = min(parts, max(map(len, goals)))
     optimizer = torch.optim.AdamW(leaves, weight_decay=0.0)
     for step in range(epochs * parts):
         for leaf in leaves:
@@ -293,7 +297,7 @@ def layerwise_block(
                     out = block.layer(own.merged[i], **own.arguments[i])
                     out = out[0] if isinstance(out, tuple) else out
                     loss = _apart(own.masks[i], out, goal[i])
-                    loss *= min(parts, len(goal)) / (size * len(streams))
+                    loss *= min(parts, len(goal)) * own.part.weight / (size * every)
                 # Of the factors alone: the block's own weights may ask for gradients too.
                 for leaf, slope in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
                     leaf.grad += slope

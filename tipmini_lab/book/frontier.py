@@ -62,7 +62,7 @@ def points(
     for name, variant in compared.items():
         found = retention.retention(rows, name, profile.tasks)
         kept = found.get(retention.MEAN)
-        rank, seconds = cost(name, variant, facts.get(name, {}))
+        rank, seconds = cost(name, variant, facts.get(name, {}), profile)
         lines.append(
             {
                 **{"title": titles.get(name, name), "kind": kind(variant)},
@@ -74,12 +74,12 @@ def points(
     return frame.astype({"value": float, "rank": float, "seconds": float})
 
 
-def cost(name: str, variant: Variant, facts: Mapping) -> tuple[float, float]:
+def cost(name: str, variant: Variant, facts: Mapping, profile: Profile) -> tuple[float, float]:
     """(rank, seconds of one core): as stored of what is learnt or runs the model, else as `python
     -m bench costs` measured it."""
     measured = _costs()
     if variant.weights == "learnt":
-        file = load_profile("full").store / "weights.json"
+        file = profile.kept_store / "weights.json"
         made = weighting.read(file).made if file.is_file() else None
         seconds = made.seconds * made.threads if made else math.nan
         return measured.get("cat", {}).get("rank", math.nan), seconds

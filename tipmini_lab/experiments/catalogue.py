@@ -53,7 +53,7 @@ class Distilled(Declared):
     # What the merge pruned stays 0. Not in the settings of what is not masked: it was added later.
     masked: Literal[True] | None = Field(None, exclude_if=lambda value: value is None)
     unseen: bool = False  # from rows that the adapters were not trained on
-    trained: bool = False  # from all rows that they were trained on, stopped as they were
+    trained: bool = False  # from all rows that they were trained on, as often as they were
     rows: int = Field(96, ge=1)
     stopping: int = Field(32, ge=1)
     epochs: int = Field(6, ge=0)

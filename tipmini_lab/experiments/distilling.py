@@ -42,6 +42,7 @@ from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bas
 from tipmini_lab.results import checked, digests, store
 
 Facts = dict[str, float | list[float]]
+VERSION = 1  # goes up when a recipe comes to mean another run
 PROBED = 96  # rows of a task, at most, on which it is told how far the base is off
 CHECKS = 4  # how often the rows to stop by are looked at where there is one epoch
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
@@ -122,7 +123,8 @@ class Agreeing(OverTasks):
         }
         recipe = {key: value for key, value in asdict(self.recipe).items() if value is not None}
         base = [self.base] if self.base else []
-        return digests.digest([type(self).__name__, recipe, adapters, rows, self.told, *base])
+        told = [type(self).__name__, recipe, adapters, rows, self.told]
+        return digests.digest([*told, *base, VERSION])
 
     def _as_read(self, task: str) -> list:
         """A user's own rows in tokens: their template may change as well."""
@@ -152,10 +154,10 @@ class Agreeing(OverTasks):
             self.rows[task] = every
             self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
             with self.bare():
-                apart = self._mean(task, self.learnt(task)[:PROBED])
+                apart = self._mean(task, probed := every[: min(self.counts[task][1], PROBED)])
             if self.recipe.gold:
                 with self.alone(task):
-                    apart -= self._mean(task, self.learnt(task)[:PROBED])
+                    apart -= self._mean(task, probed)
             self.log["base"][task] = apart
 
     def _right(self, task: str) -> list[Example]:
@@ -321,8 +323,8 @@ class Distilling(Agreeing):
 
 
 def start_of(adapters: Mapping[str, tm.LoraAdapter]) -> tm.LoraAdapter:
-    """The recommended merge; of ranks that differ, which it refuses, an exact sum, twice the mean:
-    of all numbers of adapters that is near the best weight for it on the validation rows."""
+    """The recommended merge; of ranks that differ, which it refuses, twice the mean, exactly: of
+    two to seven adapters not far from the best weight for a sum on validation rows."""
     ranks = {tuple(sorted(each.ranks.items())) for each in adapters.values()}
     exact = len(ranks) > 1
     return tm.merge(adapters, "cat", weights="2/T") if exact else tm.merge(adapters, "recommended")
@@ -359,9 +361,10 @@ def kept(run: Agreeing, places: Sequence[Path]) -> Path:
 
 def facts(folder: Path) -> Facts:
     """Of a story: its seconds, steps and threads, and the most bytes that its process held; R on
-    the rows to stop by, at the start and wherever it was looked at; by task, in order, the base's
-    distance on the rows learnt of and the best one left on those to stop by; and of coefficients
-    the `interference`, row by row, 0 with itself."""
+    the rows to stop by, at the start and wherever it was looked at; by task, in order, how far the
+    base is off on the first rows learnt of (of labels, how far the adapter lowers its loss) and
+    what the best leaves on those to stop by; and of coefficients the `interference`, row by row, 0
+    with itself."""
     story = json.loads(checked.text(folder / STORY))
     scores, names = story["stopping"], list(story["base"])
     best = min(scores, key=lambda score: score["R"])

@@ -429,8 +429,8 @@ def shares(folders: Mapping[str, Path]) -> dict[str, float]:
     validation rows by less than LITTLE of it: such an adapter has next to nothing to teach."""
     found = {}
     for task, told in _stories(folders).items():
-        losses = [each["loss"] for each in told["held_out"]]
-        if min(losses) > (1 - LITTLE) * losses[0]:
+        losses = [each["loss"] for each in told.get("held_out", ())]  # of another's there are none
+        if losses and min(losses) > (1 - LITTLE) * losses[0]:
             found[task] = QUARTER
     return found
 

@@ -56,6 +56,8 @@ class Merge(Experiment):
             own["measured"] = {t: digests.digest(norms.inputs(t, chosen)) for t in self.tasks}
         if variant.weights == "learnt" and measured:
             own["learnt"] = self.lab.weighing.identity()
+        if variant.distill:
+            own["distilling"] = distilling.VERSION
         if variant.norm_of:
             own["norm_of"] = self.lab.experiment(variant.norm_of).settings(measured)
         return own
