@@ -36,7 +36,7 @@ from tipmini_lab.evaluation.model import load_tokenizer
 
 TASKS = ("openbookqa", "rte")
 ANEW = ("merge", "blockwise")  # commands that keep nothing of an earlier run
-TIMES = ("seconds", "date", "digest")  # of a run, in JSON
+TIMES = ("seconds", "memory", "date", "digest")  # of a run, in JSON
 PROFILE = """\
 name: survival
 description: a tiny random model

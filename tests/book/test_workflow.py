@@ -86,7 +86,9 @@ def test_a_folder_counts_with_all_that_it_holds(tmp_path):
 
 
 def test_an_unknown_profile_is_refused_before_anything_runs():
-    with pytest.raises(TipminiError, match="'mimi': not one of a40, full, mini, smoke"):
+    with pytest.raises(
+        TipminiError, match="'mimi': not one of a40, full, full-seeds, mini, mini-seeds, smoke"
+    ):
         workflow.run("mimi")
 
 
