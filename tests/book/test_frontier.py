@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from tipmini_lab.book import frontier, merge_figures
-from tipmini_lab.book.frontier import ALONE, CONTROL, KINDS, LABELLED, UNLABELLED
+from tipmini_lab.book.frontier import ALONE, CONTROL, KINDS, LABELLED, ROUTED, UNLABELLED
 from tipmini_lab.experiments.catalogue import Distilled, Inputs, Variant, catalogue
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import Interval
@@ -92,11 +93,33 @@ def test_the_figure_of_what_has_no_cost_yet(found):
     assert [text.get_text() for text in top.texts] == ["not measured yet"] and not bottom.texts
 
 
+def test_what_a_router_reaches_is_a_level_not_a_merge(found, monkeypatch):
+    profile = load_profile("mini").model_copy(update={"tasks": ("rte", "boolq")})
+    index = pd.MultiIndex.from_product([profile.tasks, range(64)], names=["task", "row"])
+    right = np.arange(128) % 2  # of the merge: half
+    rows = pd.DataFrame({"base": 0.0, "single": 1.0, "tip": right}, index=index)
+    taken = {"rte": ["rte"] * 48 + ["boolq"] * 16, "boolq": ["boolq"] * 64}
+    monkeypatch.setattr(frontier.router, "routed", lambda names, counts: taken)
+    points = frontier.points(rows, profile, {"tip": catalogue().variant("tip")}, {})
+    assert points.loc["router", "value"] == pytest.approx((0.75 + 1) / 2)
+    assert points.loc["router", "kind"] == ROUTED and points.loc["tip", "value"] == 0.5
+    known = found.dropna(subset="value")
+    both = pd.concat([known, points.loc[["router"]]])
+    assert frontier.front(both, "rank") == frontier.front(known, "rank")
+    assert frontier.table({"": both}).index[-1].startswith("each example's")
+    for axes in merge_figures.frontier({"": both}, KINDS, {}).axes:
+        levels = [line.get_ydata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2]
+        assert 0.875 in levels
+
+
 def test_a_set_of_adapters_that_is_not_measured_is_left_out(monkeypatch):
     here = {"full"}
     monkeypatch.setattr(frontier, "variants", lambda known: {"tip": None})
     monkeypatch.setattr(frontier.questions, "rows", lambda profile: profile.name)
-    told = lambda rows, *_: pd.DataFrame({"value": [1.0 if rows in here else math.nan]})  # noqa: E731
+    kinds = [ALONE, ROUTED]  # what a router reaches is known before a merge is measured
+    told = lambda rows, *_: pd.DataFrame(  # noqa: E731
+        {"kind": kinds, "value": [1.0 if rows in here else math.nan, 0.9]}
+    )
     monkeypatch.setattr(frontier, "points", told)
     assert list(frontier.sets(catalogue(), {})) == [""]
     here.add("full-seeds")

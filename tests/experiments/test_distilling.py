@@ -12,7 +12,8 @@ import tipmini as tm
 from tipmini.models.lowrank import truncate
 from tipmini_lab import paths
 from tipmini_lab.experiments import distilling, training
-from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
+from tipmini_lab.experiments.coefficients import GRAINS, Coefficients
+from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
 from tipmini_lab.experiments.training import RECIPES
 
 TASKS = ("openbookqa", "rte")
@@ -136,7 +137,7 @@ def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_
     assert counts == {"openbookqa": (0, 96, 32), "rte": (106, 24, 8)}
 
 
-@pytest.mark.parametrize("grain", distilling.GRAINS)
+@pytest.mark.parametrize("grain", GRAINS)
 def test_coefficients(adapters, tokenizer, tmp_path, grain):
     """They find an adapter that stands alone, and are as many as was said."""
     own = {"openbookqa": adapters["openbookqa"]}

@@ -4,7 +4,7 @@ import pytest
 from labs import TASKS
 
 from tipmini.errors import TipminiError
-from tipmini_lab.experiments import estimate, groups, variants
+from tipmini_lab.experiments import distilling, estimate, groups, variants
 from tipmini_lab.experiments.lab import Lab, measure
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.experiments.variants import TABLE_1, cell_file
@@ -13,7 +13,7 @@ from tipmini_lab.results import store
 
 @pytest.fixture
 def twice_as_slow(monkeypatch):
-    monkeypatch.setattr(estimate, "slowness", lambda like, profile: 2.0)
+    monkeypatch.setattr(estimate, "slowness", lambda like, profile, row: 2.0)
 
 
 def test_what_is_stored_needs_no_time(profile, measured, twice_as_slow):
@@ -56,8 +56,22 @@ def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
 
 def test_what_is_learnt_first_is_told(profile, twice_as_slow):
     name = next(n for n in groups.names(profile, "distilled"))
+    lab = Lab(profile)
+    for task in TASKS:
+        lab.cell("base", task)
+        cell = variants.stored(profile, "base", task)
+        cell = cell.model_copy(update={"seconds": 10.0 * cell.count})
+        store.save(cell_file(profile, "base", task), cell)
     found = estimate.estimate(profile, "distilled", [name])
-    assert found.line.endswith("; without the training of merges that are learnt first: 1")
+    assert found.learnt == {name}
+    # of each task 96 rows 6 times, forward and back, what is answered, what the base answers, and
+    # what is to stop by, once in the beginning and after each epoch
+    expected = 3 * 96 * 6 + 2 * 96 + 32 + 32 * 7
+    assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
+    assert found.line.endswith("of it to learn 1 merges first")
+    folder = lab.distilled_places(name)[-1]
+    store.write(folder / distilling.STORY, "{}")
+    assert not estimate.estimate(profile, "distilled", [name]).learnt
 
 
 def test_prunings_count_their_making(twice_as_slow, monkeypatch):
@@ -83,9 +97,7 @@ def test_the_speed_is_that_of_the_first_rows(profile, monkeypatch):
     for task in TASKS:
         Lab(profile).cell("base", task)
     cell = variants.stored(profile, "base", TASKS[0])
-    first = cell.model_copy(update={"seconds": 1000.0})
-    store.save(cell_file(profile, "base", TASKS[0]), first)
-    assert 0 < estimate.slowness(profile, profile) < 0.1
+    assert 0 < estimate.slowness(profile, profile, {TASKS[0]: 1000.0 / cell.count}) < 0.1
 
 
 def test_a_name_that_the_group_has_not_is_refused(profile):

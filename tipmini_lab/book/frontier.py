@@ -10,7 +10,7 @@ import pandas as pd
 from tipmini.errors import TipminiError
 from tipmini.methods import weighting
 from tipmini_lab import paths
-from tipmini_lab.book import questions
+from tipmini_lab.book import questions, router
 from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow, share
 from tipmini_lab.experiments.catalogue import UNMERGED, Catalogue, Variant, resolved
 from tipmini_lab.experiments.profiles import Profile, load_profile
@@ -20,6 +20,8 @@ from tipmini_lab.results.runs import duration
 ALONE, UNLABELLED = "adapters alone", "unlabelled examples"
 LABELLED, CONTROL = "labelled examples", "control"
 KINDS = (ALONE, UNLABELLED, LABELLED, CONTROL)
+MERGES = KINDS[:-1]
+ROUTED = "all adapters kept"  # what a router reaches, no merge
 GROUPS = ("nine-tenths", "distilled")  # whose variants are compared, with every method
 SETS = {"one seed": "full", "a seed each": "full-seeds"}  # of adapters, by how A was drawn
 OTHERS = ("cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
@@ -54,23 +56,27 @@ def points(
     rows: pd.DataFrame, profile: Profile, compared: Mapping[str, Variant], titles: Titles
 ) -> pd.DataFrame:
     """A line a variant: title, kind, kept and without (an Interval each), value of kept, rank
-    and seconds of one core; nan of what is not measured.
+    and seconds of one core; nan of what is not measured. The last is what a router reaches.
 
     rows: `tables.variant_rows`. without: kept, but for the highest task.
     """
-    facts, lines = store.facts(profile.variant_store), []
-    for name, variant in compared.items():
+    facts, lines = store.facts(profile.variant_store), {}
+
+    def add(name: str, title: str, of: str, rank: float, seconds: float) -> None:
         found = retention.retention(rows, name, profile.tasks)
         kept = found.get(retention.MEAN)
-        rank, seconds = cost(name, variant, facts.get(name, {}), profile)
-        lines.append(
-            {
-                **{"title": titles.get(name, name), "kind": kind(variant)},
-                **{"kept": kept, "without": found.get(retention.WITHOUT)},
-                **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
-            }
-        )
-    frame = pd.DataFrame(lines, index=list(compared))
+        lines[name] = {
+            **{"title": title, "kind": of, "kept": kept, "without": found.get(retention.WITHOUT)},
+            **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
+        }
+
+    for name, variant in compared.items():
+        own = cost(name, variant, facts.get(name, {}), profile)
+        add(name, titles.get(name, name), kind(variant), *own)
+    if retention.measured(rows, ("single",), profile.tasks):
+        rows = rows.assign(router=router.values(rows, profile))
+        add("router", "each example's adapter by a router", ROUTED, math.nan, math.nan)
+    frame = pd.DataFrame(lines).T
     return frame.astype({"value": float, "rank": float, "seconds": float})
 
 
@@ -104,7 +110,7 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
 
     by: "seconds" or "rank".
     """
-    measured = found[found.kind != CONTROL].dropna(subset=[by, "value"])
+    measured = found[found.kind.isin(MERGES)].dropna(subset=[by, "value"])
     best, names = -math.inf, []
     for line in measured.sort_values([by, "value"], ascending=[True, False]).itertuples():
         if line.value > best:
@@ -120,7 +126,8 @@ def sets(known: Catalogue, titles: Titles) -> dict[str, pd.DataFrame]:
     for title, name in SETS.items():
         profile = load_profile(name)
         found[title] = points(questions.rows(profile), profile, compared, titles)
-    known = {title: own for title, own in found.items() if own.value.notna().any()}
+    merges = {title: own.value[own.kind.isin(MERGES)] for title, own in found.items()}
+    known = {title: found[title] for title, own in merges.items() if own.notna().any()}
     return known if len(known) > 1 else dict(zip([""], known.values(), strict=False))
 
 
@@ -138,7 +145,7 @@ def table(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """`points` of what is measured of the first set, to be read: by what is needed, then by what is
     kept; below the retention of each set that without the highest task."""
     first, *_ = sets.values()
-    order = first.dropna(subset="value").assign(of=first.kind.map(KINDS.index))
+    order = first.dropna(subset="value").assign(of=first.kind.map([*KINDS, ROUTED].index))
     lines = [
         {
             "merge": narrow(line.title, 24),

@@ -95,8 +95,8 @@ def frontier(
     """Retention against each of COSTS, a marker for what a merge needs; a column a set of adapters.
 
     sets: by title a line a merge with kind, kept (an Interval), value, seconds and rank
-    (`frontier.points` of what is measured). marked: {a line's name: the sign beside its point}. At
-    100% is Single.
+    (`frontier.points` of what is measured); what is of no kind is a level. marked: {a line's name:
+    the sign beside its point}. At 100% is Single.
     """
     figure = Figure((WIDTH, 6.4), layout="constrained")
     panels = figure.subplots(len(COSTS), len(sets), sharey=True, squeeze=False)
@@ -109,6 +109,10 @@ def frontier(
                 told = {"fmt": marker, "color": colour, "label": of}
                 _kept(axes, own.assign(at=own[by] * aside), marked, **told)
             axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
+            for level in found[~found.kind.isin(kinds)].itertuples():
+                axes.axhline(
+                    level.value, color=GREY, linewidth=0.9, linestyle=":", label=level.title
+                )
             if found[by].notna().any():
                 axes.set_xscale("log", base=10 if by == "seconds" else 2)
             else:

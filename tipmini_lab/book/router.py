@@ -61,11 +61,19 @@ def table(counts: pd.DataFrame) -> pd.DataFrame:
     return text.rename(index=TITLES, columns=TITLES).rename_axis("examples of")
 
 
-def at_least(rows: pd.DataFrame, profile: Profile) -> dict[str, float]:
-    """{task: accuracy of Single where the router is right; else wrong}. rows: `frame.wide`'s."""
+def values(rows: pd.DataFrame, profile: Profile) -> pd.Series:
+    """Single's values where the router is right, else 0; of rows of `frame.wide`."""
     names = tuple(profile.tasks)
     found = routed(names, tuple(map(profile.rows, names)))
-    own = {task: rows.loc[task, "single"].to_numpy() for task in names}
-    return {
-        task: float((own[task] * [taken == task for taken in found[task]]).mean()) for task in names
+    right = {
+        (task, row): taken == task
+        for task in names
+        for row, taken in zip(rows.loc[task].index, found[task], strict=True)
     }
+    return rows["single"].mul(pd.Series(right))
+
+
+def at_least(rows: pd.DataFrame, profile: Profile) -> dict[str, float]:
+    """{task: mean of `values`}."""
+    found = values(rows, profile)
+    return {task: float(found[task].mean()) for task in profile.tasks}

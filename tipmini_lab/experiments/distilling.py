@@ -1,9 +1,9 @@
 r"""Distillation: one adapter that answers as each task's own adapter does on its own rows.
 
 What is learnt on R (`agreement`), without labels, is either all factors of a merged adapter, or
-few coefficients of the adapters' exact sum. The controls are the same run from an adapter that
-knows nothing (start=None), and on the right answers (`gold`): then a task's loss is divided by how
-far its own adapter lowered the base's.
+few coefficients of the adapters' exact sum (`coefficients`). The controls are the same run from an
+adapter that knows nothing (start=None), and on the right answers (`gold`): then a task's loss is
+divided by how far its own adapter lowered the base's.
 
 Teaching a merged model its experts' outputs on few unlabelled rows is that of ProDistill (Xu et
 al., ICML 2025), which goes layer by layer; end to end by R, with its weights, is ours.
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import tipmini as tm
-from tipmini.errors import TipminiError, require
+from tipmini.errors import TipminiError
 from tipmini.methods.weighting import adapter_digest
 from tipmini.models.lowrank import truncate
 from tipmini.models.peft_folder import WEIGHTS
@@ -38,7 +38,7 @@ from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import add_lora, by_module, named_factors
-from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bases, weighed
+from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bases
 from tipmini_lab.results import checked, digests, store
 
 Facts = dict[str, float | list[float]]
@@ -69,6 +69,34 @@ class DistillRecipe(Recipe):
     repeats: Mapping[str, int] | None = None  # how often an epoch has a task's rows
     warmup: ClassVar[float] = 0.5
 
+    @property
+    def looks(self) -> int:
+        """How often the rows to stop by are read after a while of learning."""
+        return self.epochs if self.epochs > 1 else CHECKS
+
+    def rows_of(self, task: str, source: Source) -> tuple[int, int, int]:
+        """How many are passed over, learnt of and kept to stop by: three to one, or so.
+
+        Raises TipminiError for a task of fewer than two.
+        """
+        passed = (self.passed or {}).get(task, 0)
+        if self.counts:
+            return passed, *self.counts[task]
+        every = tasks.rows(task, "train") if source == task else source.training_docs()
+        if (left := len(every) - passed) < 2:
+            told = "it needs two, one to learn from and one to stop by"
+            raise TipminiError(f"{task}: {max(left, 0)} training examples; {told}")
+        share = self.stories if task == "coqa" else 1
+        share *= min(1, left / (share * (self.rows + self.stopping)))
+        return passed, *(max(1, int(share * n)) for n in (self.rows, self.stopping))
+
+    def read_of(self, task: str, backward: float) -> float:
+        """How many rows of a packaged task a run reads; one that is learnt of counts `backward`."""
+        _, learnt, stopping = self.rows_of(task, task)
+        often = self.epochs * (self.repeats or {}).get(task, 1)
+        asked = 2 * learnt + stopping  # what is answered, and what the base answers
+        return backward * learnt * often + asked + stopping * (self.looks + 1)
+
 
 class Agreeing(OverTasks):
     """One run over the rows of several tasks; it goes on where it was killed.
@@ -95,7 +123,7 @@ class Agreeing(OverTasks):
         self.recipe, self.floor = recipe, recipe.floor
         self.tokenizer, self.tokens = tokenizer, recipe.tokens
         self.sources = {task: sources.get(task, task) for task in adapters}
-        self.counts = {task: self._counts(task) for task in adapters}
+        self.counts = {task: recipe.rows_of(task, own) for task, own in self.sources.items()}
         self.told = {t: temperatures[t] for t in adapters if t in temperatures}
         self.log: dict = {"loss": [], "stopping": [], "seconds": 0.0}
         told = {task: (recipe.shares or {}).get(task, 1.0) for task in self.tasks}
@@ -132,20 +160,6 @@ class Agreeing(OverTasks):
         return [[list(e.content), e.row.targets, e.lengths] for e in every]
 
     # Before the first step: what the adapters answer, and how far from it the base is -------------
-    def _counts(self, task: str) -> tuple[int, int, int]:
-        """How many rows are passed over, learnt of and kept to stop by: three to one, or so."""
-        source, passed = self.sources[task], (self.recipe.passed or {}).get(task, 0)
-        if self.recipe.counts:
-            return passed, *self.recipe.counts[task]
-        every = tasks.rows(task, "train") if source == task else source.training_docs()
-        if (left := len(every) - passed) < 2:
-            told = "it needs two, one to learn from and one to stop by"
-            raise TipminiError(f"{task}: {max(left, 0)} training examples; {told}")
-        share = self.recipe.stories if task == "coqa" else 1
-        wanted = share * (self.recipe.rows + self.recipe.stopping)
-        share *= min(1, left / wanted)
-        return passed, *(max(1, int(share * n)) for n in (self.recipe.rows, self.recipe.stopping))
-
     def ask(self) -> None:
         """Note each adapter's answers on its rows, or the right ones; how far the base is off."""
         self.log |= {"temperature": {}, "base": {}}
@@ -235,7 +249,7 @@ class Agreeing(OverTasks):
             self.score(0)
             self.log["seconds"] += time.perf_counter() - start
             self.checkpoint(0)
-        looks = self.recipe.epochs if self.recipe.epochs > 1 else CHECKS
+        looks = self.recipe.looks
         self.advance(done, last, "distill", {last * (n + 1) // looks for n in range(looks)})
         return self.found(self.best[1])
 
@@ -379,94 +393,3 @@ def facts(folder: Path) -> Facts:
     if every := story.get("interference"):
         found["interference"] = [every[t].get(o, 0.0) for t, o in product(names, repeat=2)]
     return found
-
-
-# Few coefficients of the exact sum ----------------------------------------------------------------
-GRAINS = ("adapter", "kind", "module")  # q_proj of all layers is a kind
-
-
-class Coefficients(Agreeing):
-    """One number for each adapter, for each and kind of module, or for each and module, is learnt.
-
-    Arguments as `Distilling`'s. start: the number that all begin with. ridge: what the mean square
-    of the numbers' distance from their adapter's mean counts, beside R.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer,
-        adapters: Mapping[str, tm.LoraAdapter],
-        grain: str,
-        start: float,
-        recipe: DistillRecipe,
-        saved: Path,
-        sources: Mapping[str, Source] = {},
-        temperatures: Mapping[str, float] = {},
-        ridge: float = 0.1,
-    ):
-        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures)
-        require("grain", grain, GRAINS)
-        self.model, self.ridge, self.settled = model, ridge, [grain, start, ridge]
-        self.layers = weighed(model, adapters, start)
-        named = {"adapter": lambda _: "all", "kind": lambda module: module.rpartition(".")[2]}
-        self.group = {module: named.get(grain, str)(module) for module in self.layers}
-        for module, layer in self.layers.items():
-            layer.weights = self.factors.setdefault(self.group[module], layer.weights)
-        self.optimizer = torch.optim.AdamW(self.factors.values(), weight_decay=0.0)
-
-    def identity(self) -> str:
-        return digests.digest([super().identity(), self.settled])
-
-    def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
-        """As usual, and a task's part of the ridge."""
-        every = torch.stack(list(self.factors.values()))  # (groups, adapters)
-        ridge = self.ridge * (every - every.mean(0)).square().mean() / len(self.tasks)
-        if ridge.requires_grad:
-            ridge.backward()
-        return super().backward(group, share) + ridge.item()
-
-    @contextmanager
-    def _set(self, values: Tensor) -> Iterator[None]:
-        before = {name: each.detach().clone() for name, each in self.factors.items()}
-        with torch.no_grad():
-            for each in self.factors.values():
-                each.copy_(values)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, each in self.factors.items():
-                    each.copy_(before[name])
-
-    def ask(self) -> None:
-        super().ask()
-        self.log["interference"] = self.interference()
-
-    def interference(self) -> dict[str, dict[str, float]]:
-        """{task: {other: its R, on the rows to stop by, with the other's adapter added whole}}."""
-        found: dict[str, dict[str, float]] = {}
-        for task, other in tqdm([*product(self.tasks, repeat=2)], desc="pairs", unit="pair"):
-            if task != other:
-                with self._set(self._of(task, other)):
-                    apart = self._mean(task, self.stopping(task))
-                at_base = max(self.log["base"][task], self.floor)
-                found.setdefault(task, {})[other] = round(apart / at_base, 4)
-        return found
-
-    def _of(self, *tasks: str) -> Tensor:
-        """(adapters,) 1 at these, else 0."""
-        return torch.tensor([float(task in tasks) for task in self.tasks])
-
-    def alone(self, task: str) -> AbstractContextManager:
-        return self._set(self._of(task))
-
-    def bare(self) -> AbstractContextManager:
-        return self._set(self._of())
-
-    def found(self, factors: Mapping[str, Tensor]) -> tm.LoraAdapter:
-        weights = {
-            task: {module: factors[self.group[module]][i].item() for module in self.layers}
-            for i, task in enumerate(self.tasks)
-        }
-        return tm.merge(self.adapters, "cat", weights=weights)

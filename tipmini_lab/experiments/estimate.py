@@ -1,19 +1,19 @@
 """What is still to be measured, and about how long this machine takes for it.
 
 A cell's time is that of stored cells on the same task, by the row; how fast this machine is, is
-told by the first rows of one of them, evaluated here. What is made before it is measured counts
-where the store has how long it took, which is so of prunings.
+told by the first rows of one of them, evaluated here. What is made before it is measured counts:
+prunings as long as the store has of others, what is learnt by how often it reads its rows.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
 from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import perplexity, tasks
-from tipmini_lab.experiments import groups, prunings, variants
+from tipmini_lab.experiments import distilling, groups, prunings, variants
 from tipmini_lab.experiments.declared import grid
 from tipmini_lab.experiments.experiment import Experiment, one_bar
 from tipmini_lab.experiments.lab import Lab, stages
@@ -25,6 +25,7 @@ from tipmini_lab.results.runs import duration
 from tipmini_lab.results.store import Cell
 
 PROBED = 6  # rows by which the speed is measured
+BACKWARD = 3  # a row that is learnt of takes as long as three that are evaluated
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Estimate:
     missing: int = 0
     untimed: int = 0  # missing ones of a task that no stored cell is of
     seconds: float = 0.0  # that the timed ones of them take here, one after the other
-    learnt: set[str] = field(default_factory=set)  # merges to be learnt first, in no time here
+    learnt: set[str] = field(default_factory=set)  # merges that are learnt first
+    learning: float = 0.0  # seconds of these; they are part of `seconds`
     unknown: int = 0  # experiments that follow from what is not measured yet
 
     @property
@@ -43,10 +45,10 @@ class Estimate:
         told = f"{self.stored:,} cells stored, {self.missing:,} to measure"
         if self.missing > self.untimed:
             told += f", about {duration(self.seconds)} on this machine"
+        if self.learning:
+            told += f", {duration(self.learning)} of it to learn {len(self.learnt):,} merges first"
         if self.untimed:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
-        if self.learnt:
-            told += f"; without the training of merges that are learnt first: {len(self.learnt):,}"
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
         return told
@@ -68,7 +70,7 @@ def estimate(
         lacking = lacks(each, only)
         found.stored += len(asked) - len(lacking)
         missing += [(each, lacking)] if lacking else []
-        if lacking and isinstance(each, variants.Merge) and each.variant.distill:
+        if lacking and is_to_be_learnt(each):
             found.learnt.add(each.name)
     found.missing = sum(len(lacking) for _, lacking in missing)
     if missing:
@@ -122,6 +124,14 @@ def lacks(each: Experiment, only: Sequence[str] = ()) -> list[str]:
     return [measure for measure in asked if not is_current(measure)]
 
 
+def is_to_be_learnt(each: Experiment) -> bool:
+    """Whether it is distilled, and no folder has it; whether one is of today is seen later."""
+    if not (isinstance(each, variants.Merge) and each.variant.distill):
+        return False
+    places = each.lab.distilled_places(each.name)
+    return not any((place / distilling.STORY).is_file() for place in places)
+
+
 # How long it takes --------------------------------------------------------------------------------
 
 
@@ -137,14 +147,19 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
     for cell in cells:
         rows.setdefault(cell.task, []).append(cell.seconds / cell.count)
     made = [bundle.facts["seconds"] for bundle in prunings_of if "seconds" in bundle.facts]
-    seconds = 0.0
+    row = {measure: median(own) for measure, own in rows.items()}
+    seconds = learning = 0.0
     for each, measures in missing:
-        timed = [measure for measure in measures if measure in rows]
+        timed = [measure for measure in measures if measure in row]
         found.untimed += len(measures) - len(timed)
-        seconds += sum(median(rows[m]) * _count(each, m) for m in timed)
+        seconds += sum(row[m] * _count(each, m) for m in timed)
         if isinstance(each, prunings.Pruned) and each.planned.recipe and made:
             seconds += median(made)
-    found.seconds = seconds * slowness(like, profile)
+        if each.name in found.learnt:
+            read = each.lab.distill_recipe(each).read_of
+            learning += sum(row[t] * read(t, BACKWARD) for t in each.tasks if t in row)
+    slow = slowness(like, profile, row)
+    found.seconds, found.learning = slow * (seconds + learning), slow * learning
 
 
 def _table(profile: Profile) -> list[Cell]:
@@ -159,8 +174,11 @@ def _count(each: Experiment, measure: str) -> int:
     return each.size.windows if windows else len(each.lab.definition(measure).eval_docs)
 
 
-def slowness(like: Profile, profile: Profile) -> float:
-    """How many times as long as stored a cell takes here, in the profile's number format."""
+def slowness(like: Profile, profile: Profile, row: Mapping[str, float]) -> float:
+    """How many times as long as stored a cell takes here, in the profile's number format.
+
+    row: {task: seconds of a row, as stored}.
+    """
     cell = _table(like)[0]
     lab = Lab(profile)
     few = tasks.load(cell.task, PROBED, data=profile.data)
@@ -168,7 +186,7 @@ def slowness(like: Profile, profile: Profile) -> float:
     first = partial(lab.measure, "base", None, few)
     with one_bar():
         first()  # the model is loaded
-        return seconds_of_all(first, every, PROBED) / cell.seconds
+        return seconds_of_all(first, every, PROBED) / (row[cell.task] * cell.count)
 
 
 def seconds_of_all(first: Callable[[], object], every: Iterable[object], done: int) -> float:

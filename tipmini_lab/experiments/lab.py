@@ -17,7 +17,8 @@ from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.experiments import catalogue, distilling, training
 from tipmini_lab.experiments.catalogue import UNMERGED, Inputs, Variant
-from tipmini_lab.experiments.distilling import Coefficients, Distilling, DistillRecipe
+from tipmini_lab.experiments.coefficients import Coefficients
+from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
 from tipmini_lab.experiments.experiment import Show, run
 from tipmini_lab.experiments.merging import DEFAULT, InputNorms, adapter_hash
 from tipmini_lab.experiments.profiles import Profile
@@ -134,11 +135,9 @@ class Lab:
         files = [place / "weights.json" for place in (self.kept, self.profile.store) if place]
         return Weighing(self.trainable, self.tokenizer, self.adapters, WeighingRecipe(), files)
 
-    def distilled(
-        self, merge: Merge, start: tm.LoraAdapter
-    ) -> tuple[tm.LoraAdapter, distilling.Facts]:
-        """What is learnt from a merge on, as its variant says, and what there is to tell of it."""
-        chosen, own = merge.variant.distill, {task: self.adapters[task] for task in merge.tasks}
+    def distill_recipe(self, merge: Merge) -> DistillRecipe:
+        """How a variant is learnt, with these adapters."""
+        chosen, own = merge.variant.distill, merge.tasks
         settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained"})
         if chosen.unseen:
             settled["passed"] = {task: RECIPES[task].rows for task in own}
@@ -147,22 +146,32 @@ class Lab:
             few = {t: min(r.held_out, chosen.stopping) for t, r in rows.items()}
             settled["counts"] = {t: (r.rows, few[t]) for t, r in rows.items()}
             settled["repeats"] = {t: r.epochs for t, r in rows.items()}
-        folders = {task: self.adapter_path(task) for task in own}
-        settled["shares"] = training.shares(folders) or None
-        scratch = self.profile.scratch / "distilled" / merge.name
+        settled["shares"] = training.shares({t: self.adapter_path(t) for t in own}) or None
+        return DistillRecipe(**settled)
+
+    def distilled_places(self, name: str) -> list[Path]:
+        """The folders that have what was learnt for a variant; new ones are written to the last."""
+        places = self.kept, self.profile.scratch
+        return [place / "distilled" / name for place in places if place]
+
+    def distilled(
+        self, merge: Merge, start: tm.LoraAdapter
+    ) -> tuple[tm.LoraAdapter, distilling.Facts]:
+        """What is learnt from a merge on, as its variant says, and what there is to tell of it."""
+        chosen, own = merge.variant.distill, {task: self.adapters[task] for task in merge.tasks}
+        places = self.distilled_places(merge.name)
         given = {
-            "recipe": DistillRecipe(**settled),
-            "saved": scratch.with_name(f"{scratch.name}.checkpoint.safetensors"),
-            "temperatures": training.temperatures(folders),
+            "recipe": self.distill_recipe(merge),
+            "saved": places[-1].with_name(f"{merge.name}.checkpoint.safetensors"),
+            "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
         }
         model = self.trainable, self.tokenizer, own
         if chosen.learn == "factors":
             run = Distilling(*model, None if chosen.fresh else start, **given)
         else:
             run = Coefficients(*model, chosen.learn, 0.3, **given)
-        kept = [place / "distilled" / merge.name for place in (self.kept,) if place]
         with alone(self.claims / "distilled" / merge.name):  # of its checkpoint
-            folder = distilling.kept(run, [*kept, scratch])
+            folder = distilling.kept(run, places)
         return tm.load_adapter(folder), distilling.facts(folder)
 
     def variant(self, name: str) -> Variant:
