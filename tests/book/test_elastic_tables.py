@@ -11,7 +11,7 @@ from tipmini_lab import paths
 from tipmini_lab.book import elastic_tables, tables
 from tipmini_lab.book.claims import checks_elastic
 from tipmini_lab.book.claims.checks import Evidence, NotMeasured
-from tipmini_lab.book.elastic_tables import QUESTIONS, SQUARE
+from tipmini_lab.book.elastic_tables import MET, QUESTIONS, SQUARE
 from tipmini_lab.experiments import elastic
 from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import MISSING
@@ -99,6 +99,7 @@ def test_questions_are_of_declared_models_and_answered_by_one_test_each():
     known = set(NONE.model)
     assert {model for pair in QUESTIONS.values() for model in pair} <= known
     assert {model for own in SQUARE.values() for model in own} <= known
+    assert {name for pair in MET.values() for name in pair} <= set(elastic.grid().merges)
     found = answered(SIDE)
     line = found.loc[elastic_tables.SEARCH]
     assert line["difference, points"].startswith("+20.0 [") and line[""] == "better"

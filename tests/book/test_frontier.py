@@ -106,7 +106,7 @@ def test_what_a_router_reaches_is_a_level_not_a_merge(found, monkeypatch):
     known = found.dropna(subset="value")
     both = pd.concat([known, points.loc[["router"]]])
     assert frontier.front(both, "rank") == frontier.front(known, "rank")
-    assert frontier.table({"": both}).index[-1].startswith("each example's")
+    assert frontier.table({"": both}).index[-1].startswith("router")
     for axes in merge_figures.frontier({"": both}, KINDS, {}).axes:
         levels = [line.get_ydata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2]
         assert 0.875 in levels

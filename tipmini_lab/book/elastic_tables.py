@@ -20,6 +20,7 @@ from tipmini_lab.results import store as storage
 from tipmini_lab.results.statistics import MISSING, Interval, Pair, Verdict
 from tipmini_lab.results.store import Bundle
 
+Asked = tuple[str, str]  # two models
 Outcomes = Mapping[str, Bundle]  # by name of the network and its seed
 SIZES = ("parameters", "nonzero", "macs", "sparsity")
 
@@ -160,6 +161,15 @@ QUESTIONS = {  # the first model's score minus the second's
     "QA-SparsePEFT, SQFT": ("qa-50.midpoint", "sqft-50.midpoint"),
     "LoRAPrune's channels, Wanda's": ("narrow-loraprune.whole", "narrow.whole"),
 }
+MET = {  # the same of merges of what was searched for each task
+    "a mean, a plain sum": ("cat-weight-mean", "cat"),
+    "a mean, the model alone": ("cat-weight-mean", "base"),
+    "a mean, each task's own": ("cat-weight-mean", "single"),
+    "TIP, a plain sum": ("tip-cat", "cat"),
+    "TIP, magnitude pruning": ("tip-cat", "magnitude-cat"),
+    "RegMean, a mean": ("token-regmean", "cat-weight-mean"),
+    "KnOTS, a mean": ("knots", "cat-weight-mean"),
+}
 SQUARE = {  # sparsity by precision
     "dense": ("elastic.midpoint", "elastic-int4.midpoint", "qa.midpoint"),
     "50%": ("shears-50.midpoint", "sqft-50.midpoint", "qa-50.midpoint"),
@@ -189,13 +199,13 @@ def shown(
     return pd.DataFrame(found).T.rename_axis("measured, SmolLM2-135M")
 
 
-def tested(found: pd.DataFrame) -> pd.DataFrame:
-    """`statistics.compare` of all `QUESTIONS`, corrected together: the one test of each."""
+def tested(found: pd.DataFrame, asked: Mapping[str, Asked] = QUESTIONS) -> pd.DataFrame:
+    """`statistics.compare` of all that is asked, corrected together: the one test of each."""
     tasks = tuple(statistics.tasks_of(found)) or ("",)  # nothing is stored: none is measured
-    return statistics.compare(found, [Pair(*pair, tasks) for pair in QUESTIONS.values()])
+    return statistics.compare(found, [Pair(*pair, tasks) for pair in asked.values()])
 
 
-def compared(lines: pd.DataFrame) -> pd.DataFrame:
+def compared(lines: pd.DataFrame, asked: Mapping[str, Asked] = QUESTIONS) -> pd.DataFrame:
     """`tested` to be read: differences of scores in points, by question."""
     told = []
     for one in lines.itertuples():
@@ -210,7 +220,7 @@ def compared(lines: pd.DataFrame) -> pd.DataFrame:
                 "": str(one.verdict),
             }
         )
-    return pd.DataFrame(told, index=pd.Index([*QUESTIONS], name="difference")).fillna("")
+    return pd.DataFrame(told, index=pd.Index([*asked], name="difference")).fillna("")
 
 
 def interaction(found: pd.DataFrame, bits: int = 1) -> Interval | None:

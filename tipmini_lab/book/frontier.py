@@ -75,7 +75,7 @@ def points(
         add(name, titles.get(name, name), kind(variant), *own)
     if retention.measured(rows, ("single",), profile.tasks):
         rows = rows.assign(router=router.values(rows, profile))
-        add("router", "each example's adapter by a router", ROUTED, math.nan, math.nan)
+        add("router", "router to all adapters", ROUTED, math.nan, math.nan)
     frame = pd.DataFrame(lines).T
     return frame.astype({"value": float, "rank": float, "seconds": float})
 

@@ -85,7 +85,8 @@ def by_size(series: Mapping[str, Line], levels: Mapping[str, float]) -> Figure:
     return figure
 
 
-COSTS = {"seconds": "seconds of one core", "rank": "rank of the merge"}  # axes of `frontier`
+COSTS = {"seconds": "time of one core", "rank": "rank of the merge"}  # axes of `frontier`
+TIMES = {0.01: "10 ms", 1: "1 s", 60: "1 min", 3600: "1 h"}
 
 
 @styled
@@ -113,14 +114,16 @@ def frontier(
                 axes.axhline(
                     level.value, color=GREY, linewidth=0.9, linestyle=":", label=level.title
                 )
-            if found[by].notna().any():
-                axes.set_xscale("log", base=10 if by == "seconds" else 2)
+            costs = sorted(found[by].dropna().unique())
+            ticks = TIMES if by == "seconds" else {rank: f"{rank:.0f}" for rank in costs}
+            if costs:
+                axes.set_xscale("log")
+                axes.set_xticks([*ticks], [*ticks.values()])
+                axes.set_xticks([], minor=True)
             else:
                 axes.text(0.04, 0.5, MISSING, transform=axes.transAxes, style="italic")
             axes.set_xlabel(label)
             axes.margins(x=0.15)
-        ranks = sorted(found["rank"].dropna().unique())
-        axes.set_xticks(ranks, [f"{rank:.0f}" for rank in ranks])
     for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("retention")
