@@ -135,6 +135,9 @@ def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_
     recipe = replace(RECIPE, rows=96, stopping=32, passed={"rte": 106})
     counts = distilled(adapters, tokenizer, tmp_path, recipe=recipe).counts
     assert counts == {"openbookqa": (0, 96, 32), "rte": (106, 24, 8)}
+    recipe = replace(recipe, counts={"openbookqa": (100, 8)})  # of the others nothing is said
+    counts = distilled(adapters, tokenizer, tmp_path, recipe=recipe).counts
+    assert counts == {"openbookqa": (0, 100, 8), "rte": (106, 24, 8)}
 
 
 @pytest.mark.parametrize("grain", GRAINS)

@@ -21,7 +21,7 @@ import tipmini as tm
 from tipmini.errors import RULES, TipminiError, is_rule
 from tipmini.methods.table import BY_BLOCK, METHODS, preset
 from tipmini_lab.declared_files import Declared, read, what_is_wrong
-from tipmini_lab.experiments.profiles import Profile, known_tasks
+from tipmini_lab.experiments.profiles import Profile, Rows, known_tasks
 from tipmini_lab.paths import EXPERIMENTS, NAME, experiment_files
 from tipmini_lab.results import store as storage
 from tipmini_lab.results.store import Cell, in_one_format
@@ -55,6 +55,7 @@ class Distilled(Declared):
     unseen: bool = False  # from rows that the adapters were not trained on
     trained: bool = False  # from all rows that they were trained on, as often as they were
     rows: int = Field(96, ge=1)
+    rows_of: Rows = {}  # of these tasks so many
     stopping: int = Field(32, ge=1)
     epochs: int = Field(6, ge=0)
     parts: int = Field(12, ge=1)  # steps an epoch

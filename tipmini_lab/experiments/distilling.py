@@ -58,7 +58,7 @@ class DistillRecipe(Recipe):
     stopping: int = 32  # those after them, by which the best epoch is chosen
     stories: float = 0.25  # of that many rows where a row is a conversation
     passed: Mapping[str, int] | None = None  # rows of each task that are left out before
-    counts: Mapping[str, tuple[int, int]] | None = None  # of a task its own rows and stopping
+    counts: Mapping[str, tuple[int, int]] | None = None  # of some tasks their rows and stopping
     epochs: int = 6
     parts: int = 12
     learning_rate: float = 5e-4
@@ -80,7 +80,7 @@ class DistillRecipe(Recipe):
         Raises TipminiError for a task of fewer than two.
         """
         passed = (self.passed or {}).get(task, 0)
-        if self.counts:
+        if task in (self.counts or {}):
             return passed, *self.counts[task]
         every = tasks.rows(task, "train") if source == task else source.training_docs()
         if (left := len(every) - passed) < 2:
