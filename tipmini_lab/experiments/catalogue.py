@@ -55,7 +55,7 @@ class Distilled(Declared):
     unseen: bool = False  # from rows that the adapters were not trained on
     trained: bool = False  # from all rows that they were trained on, as often as they were
     rows: int = Field(96, ge=1)
-    rows_of: Rows = {}  # of these tasks so many
+    rows_of: Rows = Field({})  # of these tasks so many
     stopping: int = Field(32, ge=1)
     epochs: int = Field(6, ge=0)
     parts: int = Field(12, ge=1)  # steps an epoch
