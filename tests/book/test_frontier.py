@@ -87,6 +87,14 @@ def test_the_figure_has_a_point_a_merge(found):
     assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["8", "56"]
 
 
+def test_what_is_kept_of_each_task_stands_by_the_size_of_its_update():
+    kept = {"RTE": Interval(0.5, 0.4, 0.6), "BoolQ": Interval(0.9, 0.8, 1.1)}
+    (axes,) = merge_figures.kept_by_task({"Linear": kept}, {"RTE": 3.0, "BoolQ": 2.04}).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["BoolQ\n2.0", "RTE\n3.0"]
+    points = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_ydata()) for line in points] == [[0.9, 0.5]]
+
+
 def test_the_figure_of_what_has_no_cost_yet(found):
     unknown = found.dropna(subset="value").assign(seconds=math.nan)
     top, bottom = merge_figures.frontier({"one": unknown}, KINDS, {}).axes

@@ -142,6 +142,37 @@ def _kept(axes: Axes, own: pd.DataFrame, marked: Mapping[str, str], **style: str
 
 
 @styled
+def kept_by_task(found: Mapping[str, Mapping[str, Interval]], sizes: Mapping[str, float]) -> Figure:
+    """{merge: {task: retention}}, the tasks from the smallest update on, its norm below its name.
+
+    sizes: {task: norm of its own update}.
+    """
+    order = sorted(sizes, key=sizes.__getitem__)
+    figure = Figure((WIDTH, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for n, (merge, (colour, _, marker)) in enumerate(zip(found, styles_of(found), strict=True)):
+        own = [found[merge][task] for task in order]
+        value, low, high = np.array([(k.value, k.low, k.high) for k in own]).T
+        place = np.arange(len(order)) + 0.1 * (n - (len(found) - 1) / 2)
+        bars = (value - low, high - value)
+        axes.errorbar(
+            *(place, value, bars),
+            fmt=marker,
+            color=colour,
+            label=merge,
+            elinewidth=0.7,
+            markersize=5,
+        )
+    for level in (0, 1):
+        axes.axhline(level, color=GREY, linewidth=0.9, linestyle=DASHED)
+    axes.set_xticks(range(len(order)), [f"{task}\n{sizes[task]:.1f}" for task in order])
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set(xlabel="task, and the norm of its adapter's update", ylabel="retention")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@styled
 def interference(found: Mapping[str, Mapping[str, float]], other: str) -> Figure:
     """{task: {other: value}} as a map, numbers in its cells; other: what the columns are."""
     names = list(found)
