@@ -113,6 +113,7 @@ def test_what_a_router_reaches_is_a_level_not_a_merge(found, monkeypatch):
     assert points.loc["router", "kind"] == ROUTED and points.loc["tip", "value"] == 0.5
     known = found.dropna(subset="value")
     both = pd.concat([known, points.loc[["router"]]])
+    both.loc["router", "rank"] = 8.0  # were it a merge
     assert frontier.front(both, "rank") == frontier.front(known, "rank")
     assert frontier.table({"": both}).index[-1].startswith("router")
     for axes in merge_figures.frontier({"": both}, KINDS, {}).axes:

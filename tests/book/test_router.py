@@ -26,6 +26,10 @@ def test_questions_are_counted_once_and_a_wrong_way_is_wrong():
     index = pd.MultiIndex.from_product([PROFILE.tasks, range(8)], names=["task", "row"])
     found = router.at_least(pd.DataFrame({"single": np.ones(16)}, index=index), PROFILE)
     assert found == {task: counts.loc[task, task] / 8 for task in PROFILE.tasks}
+    other = [("rte", row) for row in range(8)] + [("piqa", 0)]
+    other += [("openbookqa", row) for row in range(8)]  # in an order of their own, and more
+    index = pd.MultiIndex.from_tuples(other, names=["task", "row"])
+    assert router.at_least(pd.DataFrame({"single": np.ones(17)}, index=index), PROFILE) == found
 
 
 def test_no_answer_is_read(monkeypatch):

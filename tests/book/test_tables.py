@@ -160,6 +160,18 @@ def test_unbiasedness_falls_with_the_number_of_copies():
     assert frame["expected"].to_list() == [1.0, 0.1]
 
 
+def test_spaces_that_two_adapters_share():
+    """Rows (1, 2), (1, 2) and (2, 3) of four; columns 1, 1 and 2."""
+    eye = torch.eye(4)
+    rows, columns = ([0, 1], [0, 1], [1, 2]), ([0, 3], [0, 3], [1, 2])
+    every = [
+        tm.LoraAdapter({"m": tm.LoraFactors(2 * eye[r], eye[:, c], 1.0)})
+        for r, c in zip(rows, columns, strict=True)
+    ]
+    found = method_tables.overlaps(every)
+    assert found == pytest.approx({"A": (1 + 0.5 + 0.5) / 3, "B": (1 + 0 + 0) / 3})
+
+
 def adapter(a: float, b: float) -> tm.LoraAdapter:
     return tm.LoraAdapter({"m": tm.LoraFactors(torch.tensor([[a]]), torch.tensor([[b]]), 1.0)})
 

@@ -390,6 +390,14 @@ GROUPS = [  # what stands in a group, and what is said of it
         {"variants": [ONE], "choices": [ONE | {"name": "best", "among": ["two*"]}]},
         "choice best: no variant is called 'two*'",
     ),
+    ({"variants": [ONE | {"distill": {"rows_of": {"rta": 5}}}]}, "'rta' is not one of arc_"),
+    *(
+        (
+            {"variants": [ONE | {"distill": {"rows_of": {"rte": n}} | more}]},
+            "rows_of has one row or",
+        )
+        for n, more in ((0, {}), (5, {"trained": True}))
+    ),
     (
         {
             "variants": [ONE | {"distill": {"unseen": True}}],

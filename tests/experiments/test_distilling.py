@@ -135,9 +135,31 @@ def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_
     recipe = replace(RECIPE, rows=96, stopping=32, passed={"rte": 106})
     counts = distilled(adapters, tokenizer, tmp_path, recipe=recipe).counts
     assert counts == {"openbookqa": (0, 96, 32), "rte": (106, 24, 8)}
-    recipe = replace(recipe, counts={"openbookqa": (100, 8)})  # of the others nothing is said
+    recipe = replace(recipe, rows_of={"openbookqa": 100, "rte": 160})
     counts = distilled(adapters, tokenizer, tmp_path, recipe=recipe).counts
-    assert counts == {"openbookqa": (0, 100, 8), "rte": (106, 24, 8)}
+    assert counts == {"openbookqa": (0, 100, 32), "rte": (106, 26, 5)}
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_as_many_rows_are_read_as_was_reckoned(adapters, tokenizer, tmp_path, monkeypatch, gold):
+    recipe = replace(RECIPE, gold=gold, rows=7, repeats={"rte": 2})
+    monkeypatch.setattr(distilling, "PROBED", 5)
+    run, read = distilled(adapters, tokenizer, tmp_path, recipe=recipe), {True: 0, False: 0}
+    losses, answered = run.losses, distilling.agreement.answered
+
+    def counted(rows):
+        read[torch.is_grad_enabled()] += len(rows)
+        return losses(rows)
+
+    def asked(model, rows, tokens):
+        read[False] += len(rows)
+        return answered(model, rows, tokens)
+
+    monkeypatch.setattr(run, "losses", counted)
+    monkeypatch.setattr(distilling.agreement, "answered", asked)
+    run.run()
+    reckoned = [recipe.reads(task) for task in TASKS]
+    assert (read[True], read[False]) == tuple(map(sum, zip(*reckoned, strict=True)))
 
 
 @pytest.mark.parametrize("grain", GRAINS)

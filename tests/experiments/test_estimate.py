@@ -1,9 +1,14 @@
 """What is told of a measurement before it is begun: what is stored, what is not, and how long."""
 
+import json
+from dataclasses import asdict
+
 import pytest
-from labs import TASKS
+from labs import TASKS, save_adapter
 
 from tipmini.errors import TipminiError
+from tipmini.models.peft_folder import WEIGHTS
+from tipmini.models.sealed import sealed
 from tipmini_lab.experiments import distilling, estimate, groups, variants
 from tipmini_lab.experiments.lab import Lab, measure
 from tipmini_lab.experiments.profiles import load_profile
@@ -66,12 +71,30 @@ def test_what_is_learnt_first_is_told(profile, twice_as_slow):
     assert found.learnt == {name}
     # of each task 96 rows 6 times, forward and back, what is answered, what the base answers, and
     # what is to stop by, once in the beginning and after each epoch
-    expected = 3 * 96 * 6 + 2 * 96 + 32 + 32 * 7
+    expected = estimate.BACKWARD * 96 * 6 + 2 * 96 + 32 + 32 * 7
     assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
-    assert found.line.endswith("of it to learn 1 merges first")
-    folder = lab.distilled_places(name)[-1]
-    store.write(folder / distilling.STORY, "{}")
-    assert not estimate.estimate(profile, "distilled", [name]).learnt
+    assert "; merges to be learnt first: 1, " in found.line and found.line.endswith("of the time")
+
+
+def test_what_was_learnt_of_the_recipe_is_not_learnt_again(profile, twice_as_slow):
+    name = next(n for n in groups.names(profile, "distilled"))
+    each = Lab(profile).experiment(name)
+    folder = each.lab.distilled_places(name)[-1]
+    recipe = asdict(each.lab.distill_recipe(each))
+    save_adapter(folder, seed=0)
+    for told, learnt in (({}, True), (recipe | {"epochs": 7}, True), (recipe, False)):
+        store.write(folder / distilling.STORY, sealed(json.dumps({"recipe": told})))
+        assert estimate.is_to_be_learnt(each) == learnt
+    (folder / WEIGHTS).unlink()
+    assert estimate.is_to_be_learnt(each)
+
+
+def test_what_has_no_time_is_told_all_the_same(profile, monkeypatch):
+    other = profile.model_copy(update={"model": "other/model"})
+    monkeypatch.setattr(estimate, "lacks", lambda each, only=(): [*each.measures()])
+    monkeypatch.setattr(estimate, "is_to_be_learnt", lambda each: True)
+    name = next(n for n in groups.names(profile, "distilled"))
+    assert estimate.estimate(other, "distilled", [name]).line.endswith("learnt first: 1")
 
 
 def test_prunings_count_their_making(twice_as_slow, monkeypatch):

@@ -161,14 +161,14 @@ QUESTIONS = {  # the first model's score minus the second's
     "QA-SparsePEFT, SQFT": ("qa-50.midpoint", "sqft-50.midpoint"),
     "LoRAPrune's channels, Wanda's": ("narrow-loraprune.whole", "narrow.whole"),
 }
-MET = {  # the same of merges of what was searched for each task
-    "a mean, a plain sum": ("cat-weight-mean", "cat"),
-    "a mean, the model alone": ("cat-weight-mean", "base"),
-    "a mean, each task's own": ("cat-weight-mean", "single"),
-    "TIP, a plain sum": ("tip-cat", "cat"),
-    "TIP, magnitude pruning": ("tip-cat", "magnitude-cat"),
-    "RegMean, a mean": ("token-regmean", "cat-weight-mean"),
-    "KnOTS, a mean": ("knots", "cat-weight-mean"),
+MET = {  # the same of merges of what was searched for each task, corrected by themselves
+    "weights of 1/T less the exact sum": ("cat-weight-mean", "cat"),
+    "weights of 1/T less the model alone": ("cat-weight-mean", "base"),
+    "weights of 1/T less each task's own": ("cat-weight-mean", "single"),
+    "TIP less the exact sum": ("tip-cat", "cat"),
+    "TIP less magnitude pruning": ("tip-cat", "magnitude-cat"),
+    "RegMean less weights of 1/T": ("token-regmean", "cat-weight-mean"),
+    "KnOTS less weights of 1/T": ("knots", "cat-weight-mean"),
 }
 SQUARE = {  # sparsity by precision
     "dense": ("elastic.midpoint", "elastic-int4.midpoint", "qa.midpoint"),

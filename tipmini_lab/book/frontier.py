@@ -60,22 +60,22 @@ def points(
 
     rows: `tables.variant_rows`. without: kept, but for the highest task.
     """
-    facts, lines = store.facts(profile.variant_store), {}
-
-    def add(name: str, title: str, of: str, rank: float, seconds: float) -> None:
+    facts = store.facts(profile.variant_store)
+    told = {
+        name: (titles.get(name, name), kind(each), *cost(name, each, facts.get(name, {}), profile))
+        for name, each in compared.items()
+    }
+    if retention.measured(rows, retention.OWN, profile.tasks):
+        rows = rows.assign(router=router.values(rows, profile))
+        told["router"] = ("router to all adapters", ROUTED, math.nan, math.nan)
+    lines = {}
+    for name, (title, of, rank, seconds) in told.items():
         found = retention.retention(rows, name, profile.tasks)
         kept = found.get(retention.MEAN)
         lines[name] = {
             **{"title": title, "kind": of, "kept": kept, "without": found.get(retention.WITHOUT)},
             **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
         }
-
-    for name, variant in compared.items():
-        own = cost(name, variant, facts.get(name, {}), profile)
-        add(name, titles.get(name, name), kind(variant), *own)
-    if retention.measured(rows, ("single",), profile.tasks):
-        rows = rows.assign(router=router.values(rows, profile))
-        add("router", "router to all adapters", ROUTED, math.nan, math.nan)
     frame = pd.DataFrame(lines).T
     return frame.astype({"value": float, "rank": float, "seconds": float})
 

@@ -1,5 +1,6 @@
 """Figures of merges: mean accuracies beside their levels, and accuracy by an update's size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
@@ -86,7 +87,7 @@ def by_size(series: Mapping[str, Line], levels: Mapping[str, float]) -> Figure:
 
 
 COSTS = {"seconds": "time of one core", "rank": "rank of the merge"}  # axes of `frontier`
-TIMES = {0.01: "10 ms", 1: "1 s", 60: "1 min", 3600: "1 h"}
+TIMES = {0.01: "10 ms", 1: "1 s", 60: "1 min", 3600: "1 h", 86400: "1 day"}
 
 
 @styled
@@ -115,20 +116,32 @@ def frontier(
                     level.value, color=GREY, linewidth=0.9, linestyle=":", label=level.title
                 )
             costs = sorted(found[by].dropna().unique())
-            ticks = TIMES if by == "seconds" else {rank: f"{rank:.0f}" for rank in costs}
+            told = {rank: f"{rank:.0f}" for rank in costs} if by == "rank" else _around(costs)
             if costs:
                 axes.set_xscale("log")
-                axes.set_xticks([*ticks], [*ticks.values()])
-                axes.set_xticks([], minor=True)
             else:
                 axes.text(0.04, 0.5, MISSING, transform=axes.transAxes, style="italic")
+            axes.set_xticks([*told], [*told.values()])
+            axes.set_xticks([], minor=True)
             axes.set_xlabel(label)
             axes.margins(x=0.15)
     for axes in panels[:, 0]:
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.set_ylabel("retention")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    signs: dict[str, object] = {}
+    for axes in panels.flat:
+        signs |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(signs.values(), signs.keys(), loc="outside upper center", ncols=2)
     return figure
+
+
+def _around(seconds: Sequence[float]) -> dict[float, str]:
+    """Those of TIMES from the last below all to the first above."""
+    if not seconds:
+        return {}
+    low = max((time for time in TIMES if time <= seconds[0]), default=0)
+    high = min((time for time in TIMES if time >= seconds[-1]), default=math.inf)
+    return {time: told for time, told in TIMES.items() if low <= time <= high}
 
 
 def _kept(axes: Axes, own: pd.DataFrame, marked: Mapping[str, str], **style: str) -> None:

@@ -2,13 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
 
 import pandas as pd
 from lm_eval.api.task import ConfigurableTask
 from torch import Tensor
 
 import tipmini as tm
+from tipmini.papers import lora
 from tipmini.papers.dare import named_generator
 from tipmini_lab.book.tables import TITLES, narrow, p_text, points, relative_size
 from tipmini_lab.experiments.profiles import Profile
@@ -95,6 +98,19 @@ def norm_ratios(merged: Mapping[str, tm.LoraAdapter], exact: tm.LoraAdapter) -> 
 
 def norm(matrices: Iterable[Tensor]) -> float:
     return math.sqrt(math.fsum(matrix.double().square().sum().item() for matrix in matrices))
+
+
+def overlaps(adapters: Sequence[tm.LoraAdapter]) -> dict[str, float]:
+    """How far the rows of two adapters' A lie in one another's space, and the columns of their B:
+    LoRA Eq. 5 at the whole rank, means over pairs and modules."""
+    found: dict[str, list[float]] = {"A": [], "B": []}
+    for module in adapters[0].modules:
+        pairs = [adapter.factors[module] for adapter in adapters]
+        for name, own in {"A": [p.a for p in pairs], "B": [p.b.T for p in pairs]}.items():
+            every = [lora.directions(matrix.double()) for matrix in own]
+            both = combinations(every, 2)
+            found[name] += [lora.subspace_similarity(*pair)[-1, -1].item() for pair in both]
+    return {name: fmean(own) for name, own in found.items()}
 
 
 def cross_terms(adapters: Mapping[str, tm.LoraAdapter]) -> pd.DataFrame:

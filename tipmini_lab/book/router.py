@@ -65,15 +65,11 @@ def values(rows: pd.DataFrame, profile: Profile) -> pd.Series:
     """Single's values where the router is right, else 0; of rows of `frame.wide`."""
     names = tuple(profile.tasks)
     found = routed(names, tuple(map(profile.rows, names)))
-    right = {
-        (task, row): taken == task
-        for task in names
-        for row, taken in zip(rows.loc[task].index, found[task], strict=True)
-    }
-    return rows["single"].mul(pd.Series(right))
+    right = {task: pd.Series(found[task], rows.loc[task].index) == task for task in names}
+    return rows["single"].mul(pd.concat(right, names=rows.index.names))
 
 
 def at_least(rows: pd.DataFrame, profile: Profile) -> dict[str, float]:
-    """{task: mean of `values`}."""
+    """{task: accuracy of Single where the router is right; else wrong}: the means of `values`."""
     found = values(rows, profile)
     return {task: float(found[task].mean()) for task in profile.tasks}

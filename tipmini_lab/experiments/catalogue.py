@@ -55,7 +55,7 @@ class Distilled(Declared):
     unseen: bool = False  # from rows that the adapters were not trained on
     trained: bool = False  # from all rows that they were trained on, as often as they were
     rows: int = Field(96, ge=1)
-    rows_of: Rows = Field({})  # of these tasks so many
+    rows_of: Rows | None = Field(None, exclude_if=lambda value: value is None)  # so many of these
     stopping: int = Field(32, ge=1)
     epochs: int = Field(6, ge=0)
     parts: int = Field(12, ge=1)  # steps an epoch
@@ -64,7 +64,9 @@ class Distilled(Declared):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _has_what_is_masked(self) -> "Distilled":
+    def _possible(self) -> "Distilled":
+        if self.rows_of is not None and (self.trained or min(self.rows_of.values(), default=1) < 1):
+            raise ValueError("rows_of has one row or more of a task, and no place beside trained")
         if self.masked and (self.fresh or self.learn != "factors"):
             raise ValueError("masked is of the factors of a merge; leave out fresh and learn")
         return self

@@ -55,10 +55,11 @@ class DistillRecipe(Recipe):
 
     rank: int = 56
     rows: int = 96  # of a task, the first of `tasks.rows`' order
+    rows_of: Mapping[str, int] | None = None  # of these tasks so many instead
     stopping: int = 32  # those after them, by which the best epoch is chosen
     stories: float = 0.25  # of that many rows where a row is a conversation
     passed: Mapping[str, int] | None = None  # rows of each task that are left out before
-    counts: Mapping[str, tuple[int, int]] | None = None  # of some tasks their rows and stopping
+    counts: Mapping[str, tuple[int, int]] | None = None  # of a task its own rows and stopping
     epochs: int = 6
     parts: int = 12
     learning_rate: float = 5e-4
@@ -71,31 +72,30 @@ class DistillRecipe(Recipe):
 
     @property
     def looks(self) -> int:
-        """How often the rows to stop by are read after a while of learning."""
+        """How often the rows to stop by are read, after the first time."""
         return self.epochs if self.epochs > 1 else CHECKS
 
-    def rows_of(self, task: str, source: Source) -> tuple[int, int, int]:
-        """How many are passed over, learnt of and kept to stop by: three to one, or so.
-
-        Raises TipminiError for a task of fewer than two.
-        """
+    def split(self, task: str, source: Source) -> tuple[int, int, int]:
+        """How many rows are passed over, learnt of and kept to stop by; of too few, all in this
+        proportion. Raises TipminiError for a task of fewer than two."""
         passed = (self.passed or {}).get(task, 0)
-        if task in (self.counts or {}):
+        if self.counts:
             return passed, *self.counts[task]
         every = tasks.rows(task, "train") if source == task else source.training_docs()
         if (left := len(every) - passed) < 2:
             told = "it needs two, one to learn from and one to stop by"
             raise TipminiError(f"{task}: {max(left, 0)} training examples; {told}")
         share = self.stories if task == "coqa" else 1
-        share *= min(1, left / (share * (self.rows + self.stopping)))
-        return passed, *(max(1, int(share * n)) for n in (self.rows, self.stopping))
+        wanted = (self.rows_of or {}).get(task, share * self.rows), share * self.stopping
+        share = min(1, left / sum(wanted))
+        return passed, *(max(1, int(share * n)) for n in wanted)
 
-    def read_of(self, task: str, backward: float) -> float:
-        """How many rows of a packaged task a run reads; one that is learnt of counts `backward`."""
-        _, learnt, stopping = self.rows_of(task, task)
-        often = self.epochs * (self.repeats or {}).get(task, 1)
-        asked = 2 * learnt + stopping  # what is answered, and what the base answers
-        return backward * learnt * often + asked + stopping * (self.looks + 1)
+    def reads(self, task: str) -> tuple[int, int]:
+        """How many rows of a packaged task are learnt of, in all epochs, and how many only read."""
+        _, learnt, stopping = self.split(task, task)
+        often, probed = self.epochs * (self.repeats or {}).get(task, 1), min(learnt, PROBED)
+        answers = probed if self.gold else learnt + stopping  # of the task's own adapter
+        return often * learnt, answers + probed + stopping * (self.looks + 1)
 
 
 class Agreeing(OverTasks):
@@ -123,7 +123,7 @@ class Agreeing(OverTasks):
         self.recipe, self.floor = recipe, recipe.floor
         self.tokenizer, self.tokens = tokenizer, recipe.tokens
         self.sources = {task: sources.get(task, task) for task in adapters}
-        self.counts = {task: recipe.rows_of(task, own) for task, own in self.sources.items()}
+        self.counts = {task: recipe.split(task, own) for task, own in self.sources.items()}
         self.told = {t: temperatures[t] for t in adapters if t in temperatures}
         self.log: dict = {"loss": [], "stopping": [], "seconds": 0.0}
         told = {task: (recipe.shares or {}).get(task, 1.0) for task in self.tasks}

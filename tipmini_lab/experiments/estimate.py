@@ -5,13 +5,15 @@ told by the first rows of one of them, evaluated here. What is made before it is
 prunings as long as the store has of others, what is learnt by how often it reads its rows.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
 
 from tipmini.errors import TipminiError
+from tipmini.models.peft_folder import WEIGHTS
 from tipmini_lab.evaluation import perplexity, tasks
 from tipmini_lab.experiments import distilling, groups, prunings, variants
 from tipmini_lab.experiments.declared import grid
@@ -20,12 +22,12 @@ from tipmini_lab.experiments.lab import Lab, stages
 from tipmini_lab.experiments.profiles import Profile, load_profile
 from tipmini_lab.experiments.variants import TABLE_1
 from tipmini_lab.paths import experiment_files
-from tipmini_lab.results import store
+from tipmini_lab.results import checked, store
 from tipmini_lab.results.runs import duration
 from tipmini_lab.results.store import Cell
 
 PROBED = 6  # rows by which the speed is measured
-BACKWARD = 3  # a row that is learnt of takes as long as three that are evaluated
+BACKWARD = 4  # a row that is learnt of takes as long as so many that are evaluated, or so
 
 
 @dataclass
@@ -43,12 +45,14 @@ class Estimate:
     @property
     def line(self) -> str:
         told = f"{self.stored:,} cells stored, {self.missing:,} to measure"
-        if self.missing > self.untimed:
+        if self.seconds:
             told += f", about {duration(self.seconds)} on this machine"
-        if self.learning:
-            told += f", {duration(self.learning)} of it to learn {len(self.learnt):,} merges first"
         if self.untimed:
             told += f"; {self.untimed:,} of them of tasks that no stored result times"
+        if self.learnt:
+            told += f"; merges to be learnt first: {len(self.learnt):,}"
+        if self.learning:
+            told += f", {duration(self.learning)} of the time"
         if self.unknown:
             told += f"; {self.unknown:,} more follow from what is measured first"
         return told
@@ -125,11 +129,16 @@ def lacks(each: Experiment, only: Sequence[str] = ()) -> list[str]:
 
 
 def is_to_be_learnt(each: Experiment) -> bool:
-    """Whether it is distilled, and no folder has it; whether one is of today is seen later."""
+    """Whether it is distilled, and no folder has one of its recipe; adapters and rows are not
+    compared here."""
     if not (isinstance(each, variants.Merge) and each.variant.distill):
         return False
-    places = each.lab.distilled_places(each.name)
-    return not any((place / distilling.STORY).is_file() for place in places)
+    recipe = json.loads(json.dumps(asdict(each.lab.distill_recipe(each))))
+    for place in each.lab.distilled_places(each.name):
+        story = json.loads(checked.text(place / distilling.STORY) or "{}")
+        if story.get("recipe") == recipe and checked.is_whole(place / WEIGHTS):
+            return False
+    return True
 
 
 # How long it takes --------------------------------------------------------------------------------
@@ -156,10 +165,20 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
         if isinstance(each, prunings.Pruned) and each.planned.recipe and made:
             seconds += median(made)
         if each.name in found.learnt:
-            read = each.lab.distill_recipe(each).read_of
-            learning += sum(row[t] * read(t, BACKWARD) for t in each.tasks if t in row)
+            learning += sum(
+                row[task] * _rows_read(each, task) for task in each.tasks if task in row
+            )
     slow = slowness(like, profile, row)
     found.seconds, found.learning = slow * (seconds + learning), slow * learning
+
+
+def _rows_read(each: variants.Merge, task: str) -> float:
+    """Of a task, to learn a merge; one that is learnt of counts BACKWARD."""
+    recipe = each.lab.distill_recipe(each)
+    learnt, read = recipe.reads(task)
+    if each.variant.distill.learn != "factors":  # with the adapter of every other task
+        read += (len(each.tasks) - 1) * recipe.split(task, task)[2]
+    return BACKWARD * learnt + read
 
 
 def _table(profile: Profile) -> list[Cell]:

@@ -138,8 +138,7 @@ class Lab:
     def distill_recipe(self, merge: Merge) -> DistillRecipe:
         """How a variant is learnt, with these adapters."""
         chosen, own = merge.variant.distill, merge.tasks
-        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained", "rows_of"})
-        settled["counts"] = {t: (n, chosen.stopping) for t, n in chosen.rows_of.items()} or None
+        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained"})
         if chosen.unseen:
             settled["passed"] = {task: RECIPES[task].rows for task in own}
         if chosen.trained:
