@@ -102,7 +102,7 @@ def test_questions_are_of_declared_models_and_answered_by_one_test_each():
     assert {name for pair in MET.values() for name in pair} <= set(elastic.grid().merges)
     found = answered(SIDE)
     line = found.loc[elastic_tables.SEARCH]
-    assert line["difference, points"].startswith("+20.0 [") and line[""] == "better"
+    assert line["difference, points"].startswith("+20.0 [") and line["verdict"] == "better"
     assert found.loc["QA-SparsePEFT, SQFT"].tolist() == [
         "+0.0 [+0.0, +0.0]",
         "1.000",

@@ -97,7 +97,7 @@ def _tuned(means: pd.DataFrame) -> str:
     best = value.drop(["LoRA", "full tuning"]).idxmax()
     return (
         f"Here, on two tasks, it scores {value['LoRA']:.3f}, full tuning "
-        f"{value['full tuning']:.3f}, and the best of the other ways (*{best}*) {value[best]:.3f}"
+        f"{value['full tuning']:.3f}, and the highest of the others (*{best}*) {value[best]:.3f}"
     )
 
 

@@ -161,7 +161,10 @@ QUESTIONS = {  # the first model's score minus the second's
     "QA-SparsePEFT, SQFT": ("qa-50.midpoint", "sqft-50.midpoint"),
     "LoRAPrune's channels, Wanda's": ("narrow-loraprune.whole", "narrow.whole"),
 }
+SUMMED = "the exact sum less the model alone"
 MET = {  # the same of merges of what was searched for each task, corrected by themselves
+    SUMMED: ("cat", "base"),
+    "the exact sum less each task's own": ("cat", "single"),
     "weights of 1/T less the exact sum": ("cat-weight-mean", "cat"),
     "weights of 1/T less the model alone": ("cat-weight-mean", "base"),
     "weights of 1/T less each task's own": ("cat-weight-mean", "single"),
@@ -217,7 +220,7 @@ def compared(lines: pd.DataFrame, asked: Mapping[str, Asked] = QUESTIONS) -> pd.
             {
                 "difference, points": f"{value} [{low}, {high}]",
                 "p, corrected": p_text(one.corrected),
-                "": str(one.verdict),
+                "verdict": str(one.verdict),
             }
         )
     return pd.DataFrame(told, index=pd.Index([*asked], name="difference")).fillna("")
@@ -287,7 +290,10 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
         return float(means[what].get(model, np.nan))
 
     def verdict(question: str) -> str:
-        return THAN.get(answers.get("", {}).get(question), "")
+        return THAN.get(answers.get("verdict", {}).get(question), "")
+
+    def apart(question: str) -> str:
+        return answers["difference, points"].get(question, MISSING)
 
     small, lora = "lonas.search", "lora.whole"
     sparse = "SparsePEFT, Shears"
@@ -295,7 +301,9 @@ def findings(frame: pd.DataFrame, answers: pd.DataFrame) -> list[str]:
     lonas, shears = verdict(SEARCH), verdict(SEARCH_SPARSE)
     lines = {
         "Smaller": f"With {less:.0%} fewer parameters LoNAS scores {of(small, 'score'):.1%}, "
-        f"{verdict(SMALLER)} LoRA on the whole model, {of(lora, 'score'):.1%}.",
+        f"{verdict(SMALLER)} LoRA on the whole model, {of(lora, 'score'):.1%} "
+        f"(difference in points {apart(SMALLER)}); the whole model untuned "
+        f"{of('lora.untuned', 'score'):.1%}.",
         "Searched": "On examples that the search did not see, what it chose is, for LoNAS, "
         f"{lonas} the midpoint, which costs no search; for Shears, {shears} its midpoint.",
         "Sparse": f"A plain merge leaves {of('shears-50.midpoint+dense', 'sparsity'):.1%} "

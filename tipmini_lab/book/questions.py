@@ -51,9 +51,11 @@ QUESTIONS: dict[str, Asked] = {
     "tuned": tuple((m, r) for m in (*AGAINST_RIVALS, "better") for r in RIVALS),
     "means": (("tip-weight-mean", "linear-tuned"),),
     "better": (
+        ("linear-tuned", "single"),
         *((("better", name)) for name in ("single", "base", "linear-tuned", "tip", "tip-tuned")),
         *((name, "linear-tuned") for name in ("cat-learnt", "tip-tuned", "ties", "knots")),
         *((name, "linear-tuned") for name in ("regmean", "dare-tuned", "cat-tuned")),
+        ("dare-delta-tuned", "linear-tuned"),
         ("better", "ties"),
     ),
 }
