@@ -184,7 +184,7 @@ def stored(profile: Profile) -> dict:
 
 
 def _rounded(*values: float) -> list[float]:
-    return [round(value, 5) for value in values]
+    return [round(value, 4) for value in values]  # three digits are shown
 
 
 def _merges(profile: Profile) -> Iterator[tuple[str, dict, dict]]:
