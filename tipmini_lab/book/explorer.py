@@ -172,7 +172,7 @@ def stored(profile: Profile) -> dict:
         if setting and there and (key := tuple(setting.values())) not in found:
             found[key] = setting | {
                 "name": name,
-                "accuracy": scores(name, own),
+                "accuracy": [*scores(name, own).values()],  # a page is light without their names
                 "beside_base": _rounded(*difference(rows, name, "base", own)),
                 "size": round(facts["norm"] / facts["sum"], 3) if facts else None,
             }
@@ -184,7 +184,7 @@ def stored(profile: Profile) -> dict:
 
 
 def _rounded(*values: float) -> list[float]:
-    return [round(value, 4) for value in values]  # three digits are shown
+    return [round(value, 5) for value in values]
 
 
 def _merges(profile: Profile) -> Iterator[tuple[str, dict, dict]]:

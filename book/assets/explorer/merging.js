@@ -83,7 +83,7 @@
   const mergeSaid = (state, answer) => {
     if (!answer) return `${methods[state.method].title} is not measured at ${state.rows}.`;
     const { merge, exact } = answer;
-    const mean = interval(...Object.values(merge.accuracy));
+    const mean = interval(...merge.accuracy);
     const [gain, low, high] = merge.beside_base;
     const where = told(state.method, stateOf(merge));
     const head = exact ? `Measured: ${where}` : `Not measured at this setting; nearest measured: ${where}`;
@@ -182,7 +182,7 @@
     const { alone, rows } = profiles[state.rows];
     const line = (name, keys) => ({ name, count: keys.length === 1 ? rows[keys[0]] : "",
       base: interval(...keys.map((t) => alone.base[t])), single: interval(...keys.map((t) => alone.single[t])),
-      merged: interval(...keys.map((t) => merge.accuracy[t])) });
+      merged: interval(...keys.map((t) => merge.accuracy[own.indexOf(t)])) });
     return [...own.map((t) => line(tasks[t].title, [t])), line(`mean of ${own.length}`, own)];
   };
 
