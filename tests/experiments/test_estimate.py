@@ -76,6 +76,15 @@ def test_what_is_learnt_first_is_told(profile, twice_as_slow):
     assert "; merges to be learnt first: 1, " in found.line and found.line.endswith("of the time")
 
 
+def test_coefficients_read_every_pair_first(profile):
+    """Of each of two tasks, the 32 to stop by once more, with the other's adapter."""
+    known = groups.names(profile, "distilled")
+    read = {n: estimate._rows_read(Lab(profile).experiment(n)) for n in known}
+    apart = 3 * (estimate.BACKWARD * 96 + 32)  # three epochs in place of six
+    for task in TASKS:
+        assert read["coefficients-adapter"][task] == read["distilled-56"][task] - apart + 32
+
+
 def test_what_was_learnt_of_the_recipe_is_not_learnt_again(profile, twice_as_slow):
     name = next(n for n in groups.names(profile, "distilled"))
     each = Lab(profile).experiment(name)

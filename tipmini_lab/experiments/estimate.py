@@ -165,20 +165,21 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
         if isinstance(each, prunings.Pruned) and each.planned.recipe and made:
             seconds += median(made)
         if each.name in found.learnt:
-            learning += sum(
-                row[task] * _rows_read(each, task) for task in each.tasks if task in row
-            )
+            read = _rows_read(each)
+            learning += sum(row[task] * read[task] for task in each.tasks if task in row)
     slow = slowness(like, profile, row)
     found.seconds, found.learning = slow * (seconds + learning), slow * learning
 
 
-def _rows_read(each: variants.Merge, task: str) -> float:
-    """Of a task, to learn a merge; one that is learnt of counts BACKWARD."""
-    recipe = each.lab.distill_recipe(each)
-    learnt, read = recipe.reads(task)
-    if each.variant.distill.learn != "factors":  # with the adapter of every other task
-        read += (len(each.tasks) - 1) * recipe.split(task, task)[2]
-    return BACKWARD * learnt + read
+def _rows_read(each: variants.Merge) -> dict[str, float]:
+    """Of each task, to learn a merge; one that is learnt of counts BACKWARD."""
+    recipe, found = each.lab.distill_recipe(each), {}
+    for task in each.tasks:
+        learnt, read = recipe.reads(task)
+        if each.variant.distill.learn != "factors":  # with the adapter of every other task
+            read += (len(each.tasks) - 1) * recipe.split(task, task)[2]
+        found[task] = BACKWARD * learnt + read
+    return found
 
 
 def _table(profile: Profile) -> list[Cell]:
