@@ -120,6 +120,34 @@ def test_a_killed_run_ends_as_if_it_never_was(adapters, tokenizer, tmp_path, mon
         assert torch.equal(found.delta(module), expected.delta(module))
 
 
+def test_runs_that_share_a_folder_ask_once(adapters, tokenizer, tmp_path, monkeypatch):
+    """What is read again is what was answered, in the seconds that it took; of other rows or
+    another adapter, or where the file is damaged, it is asked again."""
+    asked, given = [], {"answers": tmp_path / "answers"}
+    plain = Distilling._asked
+    told = lambda e: [*vars(e.row).values(), list(e.lengths), e.content, e.gold, e.own.tolist()]  # noqa: E731
+    flat = lambda run: {task: list(map(told, rows)) for task, rows in run.rows.items()}  # noqa: E731
+    monkeypatch.setattr(Distilling, "_asked", lambda s, t: asked.append(t) or plain(s, t))
+    alone = distilled(adapters, tokenizer, tmp_path)
+    first = distilled(adapters, tokenizer, tmp_path, **given)
+    faster = replace(RECIPE, learning_rate=0.1, epochs=1)
+    again = distilled(adapters, tokenizer, tmp_path, recipe=faster, **given)
+    for run in (alone, first, again):
+        run.ask()
+        assert flat(run) == flat(alone) and run.log["base"] == alone.log["base"]
+    assert asked == [*TASKS, *TASKS]
+    assert alone.log["seconds"] == 0 > first.log["seconds"] > -0.5  # what keeping took
+    assert again.log["seconds"] > 0  # a run's own time is added to what asking took another
+    distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, rows=7), **given).ask()
+    swapped = dict(zip(TASKS, reversed(adapters.values()), strict=True))
+    distilled(swapped, tokenizer, tmp_path, **given).ask()
+    assert asked == 4 * [*TASKS]
+    for file in given["answers"].rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    distilled(adapters, tokenizer, tmp_path, **given).ask()
+    assert asked == 5 * [*TASKS]
+
+
 def test_what_was_made_is_read_and_nothing_else(adapters, tokenizer, tmp_path, monkeypatch):
     run = lambda seed: distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, seed=seed))  # noqa: E731
     first = distilling.kept(run(0), [tmp_path / "elsewhere", tmp_path / "out"])

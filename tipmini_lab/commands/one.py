@@ -241,9 +241,9 @@ def distill(
         start,
         recipe,
         saved,
-        sources,
-        training.temperatures(folders),
-        f"{lab.model_hash}, {lab.dtype}",
+        sources=sources,
+        temperatures=training.temperatures(folders),
+        base=f"{lab.model_hash}, {lab.dtype}",
     )
     with sole(place):
         distilling.kept(run, [place])

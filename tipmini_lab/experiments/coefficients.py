@@ -15,7 +15,6 @@ from tqdm import tqdm
 import tipmini as tm
 from tipmini.errors import require
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.distilling import Agreeing, DistillRecipe
 from tipmini_lab.experiments.weighing import weighed
 from tipmini_lab.results import digests
@@ -39,11 +38,10 @@ class Coefficients(Agreeing):
         start: float,
         recipe: DistillRecipe,
         saved: Path,
-        sources: Mapping[str, Source] = {},
-        temperatures: Mapping[str, float] = {},
         ridge: float = 0.1,
+        **given,
     ):
-        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures)
+        super().__init__(tokenizer, adapters, recipe, saved, **given)
         require("grain", grain, GRAINS)
         self.model, self.ridge, self.settled = model, ridge, [grain, start, ridge]
         self.layers = weighed(model, adapters, start)

@@ -32,6 +32,7 @@ from tipmini.methods.weighting import adapter_digest
 from tipmini.models.lowrank import truncate
 from tipmini.models.peft_folder import WEIGHTS
 from tipmini.models.sealed import sealed
+from tipmini_lab import locks
 from tipmini_lab.evaluation import agreement, objective, tasks
 from tipmini_lab.evaluation.agreement import Answered
 from tipmini_lab.evaluation.objective import Example
@@ -39,7 +40,7 @@ from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
 from tipmini_lab.experiments.training import add_lora, by_module, named_factors
 from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bases
-from tipmini_lab.results import checked, digests, store
+from tipmini_lab.results import answered, checked, digests, store
 
 Facts = dict[str, float | list[float]]
 VERSION = 1  # goes up when a recipe comes to mean another run
@@ -101,6 +102,11 @@ class DistillRecipe(Recipe):
 class Agreeing(OverTasks):
     """One run over the rows of several tasks; it goes on where it was killed.
 
+    saved: the checkpoint's file; who keeps the result deletes it. sources: what a task's rows are
+    read of, where it is no packaged one. temperatures: of tasks whose training told one. base: what
+    tells the model from others that may take its place. answers: a folder of what adapters
+    answered; of runs that share it the first asks, and the others' seconds count it too.
+
     A subclass wraps the model, says which of its parameters are `factors`, and how each adapter,
     or none, is put in the place of what is learnt.
     """
@@ -114,12 +120,13 @@ class Agreeing(OverTasks):
         adapters: Mapping[str, tm.LoraAdapter],
         recipe: DistillRecipe,
         saved: Path,
-        sources: Mapping[str, Source],
-        temperatures: Mapping[str, float],
+        sources: Mapping[str, Source] = {},
+        temperatures: Mapping[str, float] = {},
         base: str | None = None,
+        answers: Path | None = None,
     ):
         self.adapters, self.tasks, self.saved = dict(adapters), list(adapters), saved
-        self.base = base
+        self.base, self.answers = base, answers
         self.recipe, self.floor = recipe, recipe.floor
         self.tokenizer, self.tokens = tokenizer, recipe.tokens
         self.sources = {task: sources.get(task, task) for task in adapters}
@@ -143,19 +150,16 @@ class Agreeing(OverTasks):
     def identity(self) -> str:
         """Hash of all that it depends on: another run's checkpoint is not continued."""
         adapters = {task: adapter_digest(each) for task, each in self.adapters.items()}
-        rows = {
-            task: tasks.rows(source, "train", sum(self.counts[task]))
-            if isinstance(source, str)
-            else self._as_read(task)
-            for task, source in self.sources.items()
-        }
+        rows = {task: self._read(task) for task in self.tasks}
         recipe = {key: value for key, value in asdict(self.recipe).items() if value is not None}
         base = [self.base] if self.base else []
         told = [type(self).__name__, recipe, adapters, rows, self.told]
         return digests.digest([*told, *base, VERSION])
 
-    def _as_read(self, task: str) -> list:
-        """A user's own rows in tokens: their template may change as well."""
+    def _read(self, task: str) -> list:
+        """A task's rows; a user's own in tokens: their template may change as well."""
+        if isinstance(source := self.sources[task], str):
+            return tasks.rows(source, "train", sum(self.counts[task]))
         every = objective.examples(self.sources[task], self.tokenizer, sum(self.counts[task]))
         return [[list(e.content), e.row.targets, e.lengths] for e in every]
 
@@ -181,6 +185,22 @@ class Agreeing(OverTasks):
         return every[passed:]
 
     def _answered(self, task: str) -> list[Answered]:
+        if self.answers is None:
+            return self._asked(task)
+        adapter, dtype = adapter_digest(self.adapters[task]), next(self.model.parameters()).dtype
+        told = [adapter, self._read(task), self.counts[task], self.tokens, self.base, str(dtype)]
+        folder = self.answers / f"{task}-{digests.digest([*told, VERSION])}"
+        came = time.perf_counter()
+        with locks.alone(folder):
+            start, file = time.perf_counter(), folder / "answers.safetensors"
+            found, seconds = answered.load(file)
+            if not found:
+                found = self._asked(task)
+                answered.save(found, file, seconds := time.perf_counter() - start)
+        self.log["seconds"] += seconds - (time.perf_counter() - came)  # as if it had asked itself
+        return found
+
+    def _asked(self, task: str) -> list[Answered]:
         passed, *counts = self.counts[task]
         with self.alone(task):
             every = agreement.unlabelled(
@@ -277,10 +297,7 @@ class Distilling(Agreeing):
 
     model: a frozen base with eager attention, whose layers are wrapped. adapters: one a task.
     start: a merge of them, cut to the recipe's rank by an SVD, or `masked` of no higher rank, since
-    that would move its zeros; None: A drawn from the seed, B = 0.
-    saved: the checkpoint's file; who keeps the result deletes it. sources: what a task's rows are
-    read of, where it is no packaged one. temperatures: of tasks whose training told one. base: what
-    tells the model from others that may take its place.
+    that would move its zeros; None: A drawn from the seed, B = 0. More as `Agreeing`'s.
     """
 
     def __init__(
@@ -291,11 +308,9 @@ class Distilling(Agreeing):
         start: tm.LoraAdapter | None,
         recipe: DistillRecipe,
         saved: Path,
-        sources: Mapping[str, Source] = {},
-        temperatures: Mapping[str, float] = {},
-        base: str | None = None,
+        **given,
     ):
-        super().__init__(tokenizer, adapters, recipe, saved, sources, temperatures, base)
+        super().__init__(tokenizer, adapters, recipe, saved, **given)
         self.start = start
         refuse_other_bases(model, adapters)
         modules = sorted({module for each in adapters.values() for module in each.modules})
