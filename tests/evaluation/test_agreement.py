@@ -57,6 +57,19 @@ def test_of_choices_it_is_that_of_the_scores_over_the_temperature(tokenizer):
     assert spread(rows) == pytest.approx(max(1, own.std(-1, correction=0).mean().item()))
 
 
+def test_the_words_of_choices_are_those_of_all_of_them(tokenizer):
+    """Every token of every listed choice counts alike, beside the choice."""
+    model, other = llama(), llama(seed=1)
+    rows = answered(model, agreement.unlabelled(model, tokenizer, "openbookqa", 3), 600)
+    for row, found in zip(rows, agreement.word_divergences(other, rows), strict=True):
+        states = [objective.read_at_targets(each, [row])[1] for each in (model, other)]
+        logits = [other.lm_head(each) for each in states]  # an adapter's head is the base's
+        assert len(logits[0]) == len(row.row.targets) > len(row.lengths)
+        torch.testing.assert_close(found, slow(*logits).sum(-1).mean())
+    expected = divergences(other, rows, 7.0) + 2 * agreement.word_divergences(other, rows)
+    torch.testing.assert_close(divergences(other, rows, 7.0, 2.0), expected)
+
+
 def test_answers_to_a_conversation_are_transformers_own(tokenizer):
     """Every answer goes on from those before it; what it ends by is read and predicted too."""
     model = llama()

@@ -120,6 +120,41 @@ def test_a_killed_run_ends_as_if_it_never_was(adapters, tokenizer, tmp_path, mon
         assert torch.equal(found.delta(module), expected.delta(module))
 
 
+def test_what_is_run_once_more_has_the_same_gradients(adapters, tokenizer, tmp_path):
+    """Rows that are longer than a pass, whose layers keep nothing; then none is left so."""
+    start, found = tm.merge(adapters, "cat", weights="mean"), []
+    for tokens in (4, 2048):
+        run = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, tokens=tokens))
+        run.ask()
+        run.task = "openbookqa"
+        assert min(len(e.row) for e in run.rows["openbookqa"]) > 4
+        for example in run.rows["openbookqa"]:
+            run.losses([example]).sum().backward()
+        found.append({name: each.grad for name, each in run.factors.items()})
+        assert not any(layer.training for layer in run.model.base_model.layers)
+        assert not run.model.is_gradient_checkpointing
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_words_count_as_much_of_what_the_base_lacks(adapters, tokenizer, tmp_path):
+    """With all words told, an adapter's own factors are still where it ends, and R is the same;
+    what is learnt is then twice as far away where nothing is known."""
+    own, recipe = {"openbookqa": adapters["openbookqa"]}, replace(RECIPE, words=1.0)
+    nothing = distilled(own, tokenizer, tmp_path, recipe=recipe)
+    nothing.ask()
+    every = nothing.learnt("openbookqa")
+    apart = nothing._mean("openbookqa", every)
+    with torch.no_grad():
+        assert nothing.losses(every).mean().item() == pytest.approx(2 * apart, rel=1e-3)
+    there = distilled(own, tokenizer, tmp_path, own["openbookqa"], recipe)
+    there.ask()
+    there.task = "openbookqa"
+    assert there.losses(there.learnt("openbookqa")).mean().item() < 1e-6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(there.log, "words", {})
+        assert there._mean("openbookqa", there.learnt("openbookqa")) < 1e-6
+
+
 def test_runs_that_share_a_folder_ask_once(adapters, tokenizer, tmp_path, monkeypatch):
     """What is read again is what was answered, in the seconds that it took; of other rows or
     another adapter, or where the file is damaged, it is asked again."""
@@ -173,17 +208,17 @@ def test_as_many_rows_are_read_as_was_reckoned(adapters, tokenizer, tmp_path, mo
     recipe = replace(RECIPE, gold=gold, rows=7, repeats={"rte": 2})
     monkeypatch.setattr(distilling, "PROBED", 5)
     run, read = distilled(adapters, tokenizer, tmp_path, recipe=recipe), {True: 0, False: 0}
-    losses, answered = run.losses, distilling.agreement.answered
+    apart, answered = run._apart, distilling.agreement.answered
 
-    def counted(rows):
+    def counted(model, rows, temperature):
         read[torch.is_grad_enabled()] += len(rows)
-        return losses(rows)
+        return apart(model, rows, temperature)
 
     def asked(model, rows, tokens):
         read[False] += len(rows)
         return answered(model, rows, tokens)
 
-    monkeypatch.setattr(run, "losses", counted)
+    monkeypatch.setattr(Distilling, "_apart", property(lambda _: counted))
     monkeypatch.setattr(distilling.agreement, "answered", asked)
     run.run()
     reckoned = [recipe.reads(task) for task in TASKS]

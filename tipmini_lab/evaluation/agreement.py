@@ -24,7 +24,7 @@ from tipmini.errors import TipminiError
 from tipmini_lab.evaluation import objective, tasks
 from tipmini_lab.evaluation.model import TRAINED, HeadLogprobs
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.evaluation.packing import batches, pack
+from tipmini_lab.evaluation.packing import Batch, batches, pack
 
 SAID = 32  # tokens of a generated answer at most
 LINE = "\n"  # ends it
@@ -32,21 +32,40 @@ LINE = "\n"  # ends it
 
 @dataclass(kw_only=True)
 class Answered(Example):
-    """An example and what the adapter answers: the (choices,) scores, or where it speaks its
-    (P, D) last hidden states, of which the head makes the distributions."""
+    """An example and what the adapter answers: the (P, D) last hidden states, of which the head
+    makes the distribution of every token that is predicted, and a question's (choices,) scores."""
 
-    own: Tensor
+    said: Tensor
+    own: Tensor | None = None
 
 
-def divergences(model: nn.Module, group: Sequence[Answered], temperature: float = 1.0) -> Tensor:
-    """(len(group),) KL(own || model), nats; of generated answers the mean over their tokens."""
+def divergences(
+    model: nn.Module, group: Sequence[Answered], temperature: float = 1.0, words: float = 0.0
+) -> Tensor:
+    """(len(group),) KL(own || model), nats; of generated answers the mean over their tokens.
+
+    words: what the mean over the tokens of all listed choices counts, beside that of the choices.
+    """
     batch, hidden = objective.read_at_targets(model, group)
-    if group[0].lengths:
-        logp = objective.target_logp(model, batch, hidden)
-        scores = objective.choice_scores(logp, batch, group)
-        own = pad_sequence([each.own for each in group], True, padding_value=-torch.inf)
-        return choice_divergences(own / temperature, scores / temperature)
-    own = torch.cat([each.own for each in group]).to(hidden)
+    if not group[0].lengths:
+        return _word_divergences(model, batch, hidden, group)
+    logp = objective.target_logp(model, batch, hidden)
+    scores = objective.choice_scores(logp, batch, group)
+    own = pad_sequence([each.own for each in group], True, padding_value=-torch.inf)
+    found = choice_divergences(own / temperature, scores / temperature)
+    return found + words * _word_divergences(model, batch, hidden, group) if words else found
+
+
+def word_divergences(model: nn.Module, group: Sequence[Answered], _: float = 1.0) -> Tensor:
+    """(len(group),) the mean over all tokens that are predicted of KL(own || model), nats; of no
+    temperature."""
+    return _word_divergences(model, *objective.read_at_targets(model, group), group)
+
+
+def _word_divergences(
+    model: nn.Module, batch: Batch, hidden: Tensor, group: Sequence[Answered]
+) -> Tensor:
+    own = torch.cat([each.said for each in group]).to(hidden)
     each = HeadDivergence.apply(hidden, model.lm_head.weight, own).cpu()
     total = torch.zeros(len(group)).index_add(0, batch.rows, each)
     return total / torch.bincount(batch.rows, minlength=len(group))
@@ -90,14 +109,15 @@ def answered(model: nn.Module, every: Sequence[Example], tokens: int) -> list[An
     for part in batches([len(example.row) for example in every], tokens):
         group = [every[i] for i in part]
         batch, hidden = objective.read_at_targets(model, group)
+        said = hidden.cpu().split(torch.bincount(batch.rows, minlength=len(group)).tolist())
+        own: Sequence[Tensor | None] = [None] * len(group)
         if group[0].lengths:
             logp = objective.target_logp(model, batch, hidden)
             scores = objective.choice_scores(logp, batch, group)
             own = [row[: len(e.lengths)] for row, e in zip(scores, group, strict=True)]
-        else:
-            own = hidden.float().split(torch.bincount(batch.rows).tolist())
-        for i, example, answer in zip(part, group, own, strict=True):
-            found[i] = Answered(**vars(example), own=answer.cpu().clone())
+        for i, example, told, scored in zip(part, group, said, own, strict=True):
+            told = {"said": told.clone(), "own": None if scored is None else scored.cpu().clone()}
+            found[i] = Answered(**vars(example), **told)
     return found
 
 

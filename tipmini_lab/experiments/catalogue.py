@@ -57,6 +57,10 @@ class Distilled(Declared):
     rows: int = Field(96, ge=1)
     rows_of: Rows | None = Field(None, exclude_if=lambda value: value is None)  # so many of these
     stopping: int = Field(32, ge=1)
+    # What the words of listed choices count, beside the choice
+    words: float | None = Field(None, gt=0, exclude_if=lambda value: value is None)
+    # Another variant, in place of the merge
+    start: str | None = Field(None, exclude_if=lambda value: value is None)
     epochs: int = Field(6, ge=0)
     parts: int = Field(12, ge=1)  # steps an epoch
     learning_rate: float = 5e-4
@@ -67,6 +71,8 @@ class Distilled(Declared):
     def _possible(self) -> "Distilled":
         if self.rows_of is not None and (self.trained or min(self.rows_of.values(), default=1) < 1):
             raise ValueError("rows_of has one row or more of a task, and no place beside trained")
+        if self.start and (self.fresh or self.learn != "factors"):
+            raise ValueError("start is of factors that are learnt; leave out fresh and learn")
         if self.masked and (self.fresh or self.learn != "factors"):
             raise ValueError("masked is of the factors of a merge; leave out fresh and learn")
         return self
@@ -409,8 +415,9 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
     def new(variant: Variant) -> str:
         if variant.name in variants:
             raise TipminiError(f"variant {variant.name!r} is declared twice")
-        if variant.norm_of and variant.norm_of not in variants:
-            raise KeyError(variant.norm_of)
+        for other in (variant.norm_of, variant.distill and variant.distill.start):
+            if other and other not in variants:
+                raise KeyError(other)
         variants[variant.name] = variant
         return variant.name
 

@@ -14,8 +14,8 @@ import math
 import resource
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -35,6 +35,7 @@ from tipmini.models.sealed import sealed
 from tipmini_lab import locks
 from tipmini_lab.evaluation import agreement, objective, tasks
 from tipmini_lab.evaluation.agreement import Answered
+from tipmini_lab.evaluation.model import recompute
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
@@ -43,6 +44,7 @@ from tipmini_lab.experiments.weighing import OverTasks, Recipe, refuse_other_bas
 from tipmini_lab.results import answered, checked, digests, store
 
 Facts = dict[str, float | list[float]]
+Read = Callable[[nn.Module, Sequence[Example], float], Tensor]
 VERSION = 1  # goes up when a recipe comes to mean another run
 PROBED = 96  # rows of a task, at most, on which it is told how far the base is off
 CHECKS = 4  # how often the rows to stop by are looked at where there is one epoch
@@ -55,6 +57,8 @@ class DistillRecipe(Recipe):
     """How it is learnt; settled on validation examples, with the adapters of this project."""
 
     rank: int = 56
+    tokens: int = 512  # small passes stay in the caches
+    words: float | None = None  # what the words of listed choices count, beside the choice
     rows: int = 96  # of a task, the first of `tasks.rows`' order
     rows_of: Mapping[str, int] | None = None  # of these tasks so many instead
     stopping: int = 32  # those after them, by which the best epoch is chosen
@@ -166,13 +170,16 @@ class Agreeing(OverTasks):
     # Before the first step: what the adapters answer, and how far from it the base is -------------
     def ask(self) -> None:
         """Note each adapter's answers on its rows, or the right ones; how far the base is off."""
-        self.log |= {"temperature": {}, "base": {}}
+        self.log |= {"temperature": {}, "base": {}, "words": {}}
         for task in tqdm(self.adapters, desc="answers", unit="task"):
             every = self._right(task) if self.recipe.gold else self._answered(task)
             self.rows[task] = every
             self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
             with self.bare():
                 apart = self._mean(task, probed := every[: min(self.counts[task][1], PROBED)])
+                if self.recipe.words and every[0].lengths:
+                    told = self._mean(task, probed, agreement.word_divergences)
+                    self.log["words"][task] = self.recipe.words * apart / told
             if self.recipe.gold:
                 with self.alone(task):
                     apart -= self._mean(task, probed)
@@ -230,14 +237,23 @@ class Agreeing(OverTasks):
 
     # Steps ----------------------------------------------------------------------------------------
     def losses(self, rows: Sequence[Example]) -> Tensor:
-        read = objective.losses if self.recipe.gold else agreement.divergences
-        return read(self.model, rows, self.temperature)
+        """What is learnt. Of a row that is longer than a pass no layer's inside is kept."""
+        long = torch.is_grad_enabled() and len(rows[0].row) > self.tokens
+        with recomputed(self.model) if long else nullcontext():
+            if words := self.log["words"].get(self.task):
+                return agreement.divergences(self.model, rows, self.temperature, words)
+            return self._apart(self.model, rows, self.temperature)
+
+    @property
+    def _apart(self) -> Read:
+        return objective.losses if self.recipe.gold else agreement.divergences
 
     @torch.no_grad()
-    def _mean(self, task: str, rows: Sequence[Example]) -> float:
-        self.temperature = self.log["temperature"][task]
+    def _mean(self, task: str, rows: Sequence[Example], read: Read | None = None) -> float:
+        self.task, read = task, read or self._apart
         parts = batches([len(example.row) for example in rows], self.tokens)
-        return math.fsum(self.losses([rows[i] for i in p]).sum().item() for p in parts) / len(rows)
+        every = (read(self.model, [rows[i] for i in p], self.temperature) for p in parts)
+        return math.fsum(each.sum().item() for each in every) / len(rows)
 
     def score(self, number: int) -> None:
         """Note R on the rows to stop by; remember the factors of the lowest."""
@@ -357,6 +373,18 @@ def start_of(adapters: Mapping[str, tm.LoraAdapter]) -> tm.LoraAdapter:
     ranks = {tuple(sorted(each.ranks.items())) for each in adapters.values()}
     exact = len(ranks) > 1
     return tm.merge(adapters, "cat", weights="2/T") if exact else tm.merge(adapters, "recommended")
+
+
+@contextmanager
+def recomputed(model: nn.Module) -> Iterator[None]:
+    """`recompute`, for the while."""
+    recompute(model)
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer in model.base_model.layers:
+            layer.training = False
 
 
 def _fill(peft: nn.Module, name: str, adapter: tm.LoraAdapter) -> None:

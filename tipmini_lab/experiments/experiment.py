@@ -104,8 +104,8 @@ class Experiment:
 def without_measured(settings: dict) -> dict:
     """A merge's settings but for the hashes of what its inputs and weights were measured on."""
     kept = {key: value for key, value in settings.items() if key not in ("measured", "learnt")}
-    inner = kept.get("norm_of")
-    return kept | ({"norm_of": without_measured(inner)} if isinstance(inner, dict) else {})
+    inner = {key: kept[key] for key in ("norm_of", "started") if isinstance(kept.get(key), dict)}
+    return kept | {key: without_measured(own) for key, own in inner.items()}
 
 
 def run(

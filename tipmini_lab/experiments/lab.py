@@ -138,7 +138,7 @@ class Lab:
     def distill_recipe(self, merge: Merge) -> DistillRecipe:
         """How a variant is learnt, with these adapters."""
         chosen, own = merge.variant.distill, merge.tasks
-        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained"})
+        settled = chosen.model_dump(exclude={"learn", "fresh", "unseen", "trained", "start"})
         if chosen.unseen:
             settled["passed"] = {task: RECIPES[task].rows for task in own}
         if chosen.trained:

@@ -58,6 +58,8 @@ class Merge(Experiment):
             own["learnt"] = self.lab.weighing.identity()
         if variant.distill:
             own["distilling"] = distilling.VERSION
+            if other := variant.distill.start:
+                own["started"] = self.lab.experiment(other).settings(measured)
         if variant.norm_of:
             own["norm_of"] = self.lab.experiment(variant.norm_of).settings(measured)
         return own
@@ -128,7 +130,10 @@ class Merge(Experiment):
 
     @cached_property
     def taught(self) -> tuple[tm.LoraAdapter, distilling.Facts]:
-        """What is learnt from the merge on, and what there is to tell of it."""
+        """What is learnt from the merge on, or from another variant's, and what there is to tell
+        of it."""
+        if other := self.variant.distill.start:
+            return self.lab.distilled(self, tm.load_adapter(self.lab.merged(other)))
         return self.lab.distilled(self, self._merged_at_once())
 
     def _merged_at_once(self) -> tm.LoraAdapter:

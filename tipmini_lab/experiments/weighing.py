@@ -118,6 +118,7 @@ class OverTasks(Resumable):
 
     recipe: Recipe
     tasks: Sequence[str]
+    task: str  # whose rows are read
     floor = 0.0  # what a loss is divided by at least
     clip = math.inf  # the norm of a step's gradient at most
 
@@ -129,12 +130,16 @@ class OverTasks(Resumable):
         """One part of every task's rows; the mean of the tasks' losses over the base model's."""
         total = 0.0
         for task in self.tasks:
-            self.temperature = self.log["temperature"][task]
+            self.task = task
             total += self.backward(self._part(task, number), self.share(task))
         if self.clip < math.inf:
             nn.utils.clip_grad_norm_(self.factors.values(), self.clip)
         self.update(self.recipe.rate(number))
         return total
+
+    @property
+    def temperature(self) -> float:
+        return self.log["temperature"][self.task]
 
     def share(self, task: str) -> float:
         """What a task's loss is multiplied by."""
@@ -202,11 +207,11 @@ class Weighing(OverTasks):
             weight.zero_()
         self.log |= {"temperature": {}, "base": {}}
         for task, rows in self.rows.items():
-            self.temperature = 1.0
+            self.task, self.log["temperature"][task] = task, 1.0
             if any(len(set(example.lengths)) > 1 for example in rows):  # length-normalised
                 scores = objective.all_scores(self.model, rows, self.tokens)
-                self.temperature = objective.fit_temperature(scores, objective.gold(rows))
-            self.log["temperature"][task] = self.temperature
+                found = objective.fit_temperature(scores, objective.gold(rows))
+                self.log["temperature"][task] = found
             self.log["base"][task] = self.backward(rows)
         for module, weight in self.factors.items():
             weight.copy_(started[module])
