@@ -131,10 +131,13 @@ class Merge(Experiment):
     @cached_property
     def taught(self) -> tuple[tm.LoraAdapter, distilling.Facts]:
         """What is learnt from the merge on, or from another variant's, and what there is to tell
-        of it."""
-        if other := self.variant.distill.start:
-            return self.lab.distilled(self, tm.load_adapter(self.lab.merged(other)))
-        return self.lab.distilled(self, self._merged_at_once())
+        of it, the other's seconds among it."""
+        if (other := self.variant.distill.start) is None:
+            return self.lab.distilled(self, self._merged_at_once())
+        found, told = self.lab.distilled(self, tm.load_adapter(self.lab.merged(other)))
+        begun = self.lab.experiment(other).facts()
+        more = begun.get("seconds", 0.0) * begun.get("threads", 1) / told["threads"]
+        return found, told | {"seconds": round(told["seconds"] + more, 1)}
 
     def _merged_at_once(self) -> tm.LoraAdapter:
         variant = self.variant
