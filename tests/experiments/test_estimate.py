@@ -60,8 +60,7 @@ def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
 
 
 def test_what_is_learnt_first_is_told(profile, twice_as_slow):
-    name = next(n for n in groups.names(profile, "distilled"))
-    lab = Lab(profile)
+    name, lab = "distilled-from-weight", Lab(profile)
     for task in TASKS:
         lab.cell("base", task)
         cell = variants.stored(profile, "base", task)
@@ -69,18 +68,23 @@ def test_what_is_learnt_first_is_told(profile, twice_as_slow):
         store.save(cell_file(profile, "base", task), cell)
     found = estimate.estimate(profile, "distilled", [name])
     assert found.learnt == {name}
-    # of each task 96 rows 6 times, forward and back, what is answered, what the base answers, and
+    # of each task 96 rows 4 times, forward and back, what is answered, what the base answers, and
     # what is to stop by, once in the beginning and after each epoch
-    expected = estimate.BACKWARD * 96 * 6 + 2 * 96 + 32 + 32 * 7
+    expected = estimate.BACKWARD * 96 * 4 + 2 * 96 + 32 + 32 * 5
     assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
     assert "; merges to be learnt first: 1, " in found.line and found.line.endswith("of the time")
+    # and what a merge starts from, as many coefficients, which is three epochs and every pair
+    found = estimate.estimate(profile, "distilled", ["distilled-choices"])
+    assert found.learnt == {"distilled-choices", "coefficients-module"}
+    expected += estimate.BACKWARD * 96 * 3 + 2 * 96 + 32 + 32 * 4 + 32 * (len(TASKS) - 1)
+    assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
 
 
 def test_coefficients_read_every_pair_first(profile):
     """Of each of two tasks, the 32 to stop by once more, with the other's adapter."""
     known = groups.names(profile, "distilled")
     read = {n: estimate._rows_read(Lab(profile).experiment(n)) for n in known}
-    apart = 3 * (estimate.BACKWARD * 96 + 32)  # three epochs in place of six
+    apart = estimate.BACKWARD * 96 + 32  # three epochs in place of four
     for task in TASKS:
         assert read["coefficients-adapter"][task] == read["distilled-56"][task] - apart + 32
 

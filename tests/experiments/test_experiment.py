@@ -86,6 +86,26 @@ def test_how_a_merge_was_learnt_is_kept_with_its_cells(profile):
         assert facts["norm"] < facts["sum"]
 
 
+def test_a_merge_may_start_from_another_variant(profile, monkeypatch):
+    """Then its seconds count those of the other, and what the other follows from is its own."""
+    few = {"rows": 3, "stopping": 2, "epochs": 1, "parts": 1}
+    first = Variant(name="first", title="first", method="cat", distill=few | {"learn": "adapter"})
+    second = first.changed(name="second", distill=few | {"start": "first", "learning_rate": 1e-12})
+    lab = Bundled(profile)
+    lab._experiments["first"] = begun = variants.Merge(lab, first)
+    told = variants.Merge(lab, second)
+    alone = json.loads(checked.text(told.folder.parents[1] / "distilled/second/distilled.json"))
+    assert told.facts()["seconds"] == pytest.approx(
+        alone["seconds"] + begun.facts()["seconds"], abs=0.11
+    )
+    for module in told.merge().modules:
+        found, expected = (each.merge().delta(module) for each in (told, begun))
+        torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-4)
+    assert told.settings()["started"] == begun.settings()
+    begun.variant = first.changed(weights=0.5)
+    assert told.settings()["started"]["weights"] == 0.5
+
+
 CHANGES = [{"evaluation_rows": 5}, {"evaluation_rows_of": {"rte": 3}}, {"tokens": 500}]
 
 

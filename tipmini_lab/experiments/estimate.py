@@ -74,12 +74,19 @@ def estimate(
         lacking = lacks(each, only)
         found.stored += len(asked) - len(lacking)
         missing += [(each, lacking)] if lacking else []
-        if lacking and is_to_be_learnt(each):
-            found.learnt.add(each.name)
+    taught = {n.name: n for each, _ in missing for n in _from_start(each) if is_to_be_learnt(n)}
+    found.learnt = set(taught)
     found.missing = sum(len(lacking) for _, lacking in missing)
     if missing:
-        _time(found, profile, missing)
+        _time(found, profile, missing, taught.values())
     return found
+
+
+def _from_start(each: Experiment) -> Iterator[Experiment]:
+    """What it starts from, where that is a variant too, and itself."""
+    if isinstance(each, variants.Merge) and each.variant.distill and each.variant.distill.start:
+        yield from _from_start(each.lab.experiment(each.variant.distill.start))
+    yield each
 
 
 def planned(
@@ -144,7 +151,12 @@ def is_to_be_learnt(each: Experiment) -> bool:
 # How long it takes --------------------------------------------------------------------------------
 
 
-def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, list[str]]]) -> None:
+def _time(
+    found: Estimate,
+    profile: Profile,
+    missing: list[tuple[Experiment, list[str]]],
+    taught: Iterable[variants.Merge],
+) -> None:
     like = next((p for p in (profile, load_profile("mini")) if _table(p)), None)
     if like is None or like.model != profile.model:
         found.untimed = found.missing
@@ -157,16 +169,14 @@ def _time(found: Estimate, profile: Profile, missing: list[tuple[Experiment, lis
         rows.setdefault(cell.task, []).append(cell.seconds / cell.count)
     made = [bundle.facts["seconds"] for bundle in prunings_of if "seconds" in bundle.facts]
     row = {measure: median(own) for measure, own in rows.items()}
-    seconds = learning = 0.0
+    seconds = 0.0
     for each, measures in missing:
         timed = [measure for measure in measures if measure in row]
         found.untimed += len(measures) - len(timed)
         seconds += sum(row[m] * _count(each, m) for m in timed)
         if isinstance(each, prunings.Pruned) and each.planned.recipe and made:
             seconds += median(made)
-        if each.name in found.learnt:
-            read = _rows_read(each)
-            learning += sum(row[task] * read[task] for task in each.tasks if task in row)
+    learning = sum(row[t] * n for each in taught for t, n in _rows_read(each).items() if t in row)
     slow = slowness(like, profile, row)
     found.seconds, found.learning = slow * (seconds + learning), slow * learning
 
