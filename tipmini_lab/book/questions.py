@@ -58,6 +58,23 @@ QUESTIONS: dict[str, Asked] = {
         ("dare-delta-tuned", "linear-tuned"),
         ("better", "ties"),
     ),
+    "taught": (
+        *((name, "linear-tuned") for name in ("coefficients-module", "distilled-56")),
+        *((name, "linear-tuned") for name in ("distilled-8", "distilled-more-56")),
+        *((name, "single") for name in ("distilled-56", "distilled-more-56")),
+        *(("distilled-56", name) for name in ("fresh-distilled-56", "fresh-gold-56", "gold-56")),
+        *(("distilled-8", name) for name in ("fresh-distilled-8", "fresh-gold-8")),
+        *(("distilled-more-56", name) for name in ("fresh-more-56", "fresh-gold-more-56")),
+        ("distilled-more-56", "multitask-56"),
+        *(("distilled-56", name) for name in ("distilled-from-sum", "distilled-choices")),
+    ),
+    "taught-pruned": (
+        ("distilled-tip", "distilled-56"),
+        *(
+            ("distilled-masked-tip", f"distilled-masked-{name}")
+            for name in ("magnitude", "nothing")
+        ),
+    ),
 }
 DRAWS = 20_000  # of a permutation test: so many corrections need more than one comparison does
 # Three draws of a control, averaged example by example, stand for chance.
