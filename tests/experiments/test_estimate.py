@@ -60,7 +60,7 @@ def test_what_follows_from_what_is_not_measured_is_told(profile, twice_as_slow):
 
 
 def test_what_is_learnt_first_is_told(profile, twice_as_slow):
-    name, lab = "distilled-from-weight", Lab(profile)
+    name, lab = "distilled-56", Lab(profile)
     for task in TASKS:
         lab.cell("base", task)
         cell = variants.stored(profile, "base", task)
@@ -74,8 +74,8 @@ def test_what_is_learnt_first_is_told(profile, twice_as_slow):
     assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
     assert "; merges to be learnt first: 1, " in found.line and found.line.endswith("of the time")
     # and what a merge starts from, as many coefficients, which is three epochs and every pair
-    found = estimate.estimate(profile, "distilled", ["distilled-choices"])
-    assert found.learnt == {"distilled-choices", "coefficients-module"}
+    found = estimate.estimate(profile, "distilled", ["distilled-from-coefficients"])
+    assert found.learnt == {"distilled-from-coefficients", "coefficients-module"}
     expected += estimate.BACKWARD * 96 * 3 + 2 * 96 + 32 + 32 * 4 + 32 * (len(TASKS) - 1)
     assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
 
