@@ -228,6 +228,7 @@ def distill(
         rank=rank or min(sum(max(each.ranks.values()) for each in own.values()), 64),
         rows=rows - stopping,
         stopping=stopping,
+        words=1.0,
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
