@@ -27,7 +27,7 @@ def test_a_row_is_what_is_measured_on_all_tasks(stored):
     found = taught.measured(catalogue(), stored, mini)
     assert found == {"distilled-56": FACTS}  # of the other no example is evaluated, tip isn't one
     titles = {"distilled-56": "distilled, rank 56"}
-    told = taught.table(found, titles, stored, Lab(mini), stored, full)
+    told = taught.table(catalogue(), found, titles, stored, Lab(mini), stored, full)
     (line,) = told.to_dict("records")
     assert list(told.index) == ["distilled, rank 56"]
     assert line["mean accuracy"].startswith("0.500<br>± 0.0")
@@ -36,5 +36,5 @@ def test_a_row_is_what_is_measured_on_all_tasks(stored):
     assert line["examples"] == "600"  # 96 of six tasks and 24 conversations
     assert line["time"] == "10 min"
     bare = stored.drop(columns="distilled-56")
-    told = taught.table(found, titles, stored, Lab(mini), bare, full)
+    told = taught.table(catalogue(), found, titles, stored, Lab(mini), bare, full)
     assert told.iloc[0]["retention,<br>full"] == "–"

@@ -60,7 +60,7 @@ def test_of_choices_it_is_that_of_the_scores_over_the_temperature(tokenizer):
 def test_the_words_of_choices_are_those_of_all_of_them(tokenizer):
     """Every token of every listed choice counts alike, beside the choice."""
     model, other = llama(), llama(seed=1)
-    rows = answered(model, agreement.unlabelled(model, tokenizer, "openbookqa", 3), 600)
+    rows = answered(model, agreement.unlabelled(model, tokenizer, "openbookqa", 3), 600, True)
     for row, found in zip(rows, agreement.word_divergences(other, rows), strict=True):
         states = [objective.read_at_targets(each, [row])[1] for each in (model, other)]
         logits = [other.lm_head(each) for each in states]  # an adapter's head is the base's

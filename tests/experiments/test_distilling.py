@@ -11,6 +11,7 @@ from labs import llama, save_adapter
 import tipmini as tm
 from tipmini.models.lowrank import truncate
 from tipmini_lab import paths
+from tipmini_lab.evaluation import agreement
 from tipmini_lab.experiments import distilling, training
 from tipmini_lab.experiments.coefficients import GRAINS, Coefficients
 from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
@@ -102,18 +103,21 @@ def test_a_recipe_without_a_mask_is_the_one_it_was(adapters, tokenizer, tmp_path
     assert ["masked" in recipe for recipe in recipes] == [False, True]
 
 
-@pytest.mark.parametrize("gold", [False, True])
-def test_a_killed_run_ends_as_if_it_never_was(adapters, tokenizer, tmp_path, monkeypatch, gold):
+@pytest.mark.parametrize(("gold", "shared"), [(False, False), (True, False), (False, True)])
+def test_a_killed_run_ends_as_if_it_never_was(
+    adapters, tokenizer, tmp_path, monkeypatch, gold, shared
+):
     start, recipe = tm.merge(adapters, "cat", weights="mean"), replace(RECIPE, gold=gold)
-    whole = distilled(adapters, tokenizer, tmp_path, start, recipe)
+    given = {"answers": tmp_path / "answers"} if shared else {}
+    whole = distilled(adapters, tokenizer, tmp_path, start, recipe, **given)
     expected = whole.run()
     whole.saved.unlink()
     with monkeypatch.context() as patch:
         kill_at(patch, Distilling, "step", 3)
         with pytest.raises(Killed):
-            distilled(adapters, tokenizer, tmp_path, start, recipe).run()
+            distilled(adapters, tokenizer, tmp_path, start, recipe, **given).run()
     monkeypatch.setattr(Distilling, "ask", None)  # what was answered is not asked again
-    again = distilled(adapters, tokenizer, tmp_path, start, recipe)
+    again = distilled(adapters, tokenizer, tmp_path, start, recipe, **given)
     found = again.run()
     assert again.log["loss"] == whole.log["loss"] and again.log["stopping"] == whole.log["stopping"]
     for module in expected.modules:
@@ -126,13 +130,16 @@ def test_what_is_run_once_more_has_the_same_gradients(adapters, tokenizer, tmp_p
     for tokens in (4, 2048):
         run = distilled(adapters, tokenizer, tmp_path, start, replace(RECIPE, tokens=tokens))
         run.ask()
-        run.task = "openbookqa"
+        run.task, times = "openbookqa", []
+        run.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, own=times: own.append(1))
         assert min(len(e.row) for e in run.rows["openbookqa"]) > 4
         for example in run.rows["openbookqa"]:
             run.losses([example]).sum().backward()
         found.append({name: each.grad for name, each in run.factors.items()})
+        assert len(times) == len(run.rows["openbookqa"]) * (2 if tokens == 4 else 1)
         assert not any(layer.training for layer in run.model.base_model.layers)
         assert not run.model.is_gradient_checkpointing
+        assert not run.model.get_input_embeddings()._forward_hooks
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
@@ -150,37 +157,52 @@ def test_words_count_as_much_of_what_the_base_lacks(adapters, tokenizer, tmp_pat
     there.ask()
     there.task = "openbookqa"
     assert there.losses(there.learnt("openbookqa")).mean().item() < 1e-6
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(there.log, "words", {})
-        assert there._mean("openbookqa", there.learnt("openbookqa")) < 1e-6
+
+
+def test_an_adapter_that_says_nothing_new_has_no_words(adapters, tokenizer, tmp_path):
+    """What rounding makes of it is no share of anything."""
+    silent = adapters["rte"].map(lambda _, pair: replace(pair, b=1e-9 * pair.b))
+    own = {"openbookqa": adapters["openbookqa"], "rte": silent}
+    run = distilled(own, tokenizer, tmp_path, recipe=replace(RECIPE, words=1.0))
+    run.run()
+    assert list(run.log["words"]) == ["openbookqa"] and run.log["words"]["openbookqa"] > 0
 
 
 def test_runs_that_share_a_folder_ask_once(adapters, tokenizer, tmp_path, monkeypatch):
-    """What is read again is what was answered, in the seconds that it took; of other rows or
-    another adapter, or where the file is damaged, it is asked again."""
+    """What is read again is what was answered, in the seconds that it took; of other rows, another
+    adapter or in another way, or where the file is damaged, it is asked again."""
+    adapters = {"coqa": adapters["openbookqa"], "rte": adapters["rte"]}
+    monkeypatch.setattr(agreement, "SAID", 2)
     asked, given = [], {"answers": tmp_path / "answers"}
-    plain = Distilling._asked
-    told = lambda e: [*vars(e.row).values(), list(e.lengths), e.content, e.gold, e.own.tolist()]  # noqa: E731
+    plain = distilling.Agreeing._asked
+    monkeypatch.setattr(distilling.Agreeing, "_asked", lambda s, t: asked.append(t) or plain(s, t))
+    listed = lambda t: None if t is None else t.tolist()  # noqa: E731
+    told = lambda e: [  # noqa: E731
+        *vars(e.row).values(),
+        *(list(e.lengths), e.content, e.gold, listed(e.own), listed(e.said)),
+    ]
     flat = lambda run: {task: list(map(told, rows)) for task, rows in run.rows.items()}  # noqa: E731
-    monkeypatch.setattr(Distilling, "_asked", lambda s, t: asked.append(t) or plain(s, t))
-    alone = distilled(adapters, tokenizer, tmp_path)
-    first = distilled(adapters, tokenizer, tmp_path, **given)
-    faster = replace(RECIPE, learning_rate=0.1, epochs=1)
+    recipe = replace(RECIPE, words=1.0, stories=0.2)
+    alone = distilled(adapters, tokenizer, tmp_path, recipe=recipe)
+    first = distilled(adapters, tokenizer, tmp_path, recipe=recipe, **given)
+    faster = replace(recipe, learning_rate=0.1, epochs=1)
     again = distilled(adapters, tokenizer, tmp_path, recipe=faster, **given)
     for run in (alone, first, again):
         run.ask()
         assert flat(run) == flat(alone) and run.log["base"] == alone.log["base"]
-    assert asked == [*TASKS, *TASKS]
-    assert alone.log["seconds"] == 0 > first.log["seconds"] > -0.5  # what keeping took
-    assert again.log["seconds"] > 0  # a run's own time is added to what asking took another
-    distilled(adapters, tokenizer, tmp_path, recipe=replace(RECIPE, rows=7), **given).ask()
-    swapped = dict(zip(TASKS, reversed(adapters.values()), strict=True))
-    distilled(swapped, tokenizer, tmp_path, **given).ask()
-    assert asked == 4 * [*TASKS]
+    both = [*adapters]
+    assert asked == [*both, *both]
+    assert again.log["seconds"] > 0 == alone.log["seconds"]  # what asking took another
+    distilled(adapters, tokenizer, tmp_path, recipe=replace(recipe, rows=11), **given).ask()
+    swapped = dict(zip(both, reversed(adapters.values()), strict=True))
+    distilled(swapped, tokenizer, tmp_path, recipe=recipe, **given).ask()
+    distilled(adapters, tokenizer, tmp_path, recipe=replace(recipe, words=None), **given).ask()
+    Coefficients(base(), tokenizer, adapters, "adapter", 0.3, recipe, tmp_path / "c", **given).ask()
+    assert asked == 6 * both
     for file in given["answers"].rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    distilled(adapters, tokenizer, tmp_path, **given).ask()
-    assert asked == 5 * [*TASKS]
+    distilled(adapters, tokenizer, tmp_path, recipe=recipe, **given).ask()
+    assert asked == 7 * both
 
 
 def test_what_was_made_is_read_and_nothing_else(adapters, tokenizer, tmp_path, monkeypatch):
@@ -203,23 +225,25 @@ def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_
     assert counts == {"openbookqa": (0, 100, 32), "rte": (106, 26, 5)}
 
 
-@pytest.mark.parametrize("gold", [False, True])
-def test_as_many_rows_are_read_as_was_reckoned(adapters, tokenizer, tmp_path, monkeypatch, gold):
-    recipe = replace(RECIPE, gold=gold, rows=7, repeats={"rte": 2})
+@pytest.mark.parametrize(("gold", "words"), [(False, None), (True, None), (False, 1.0)])
+def test_as_many_rows_are_read_as_was_reckoned(
+    adapters, tokenizer, tmp_path, monkeypatch, gold, words
+):
+    recipe = replace(RECIPE, gold=gold, words=words, rows=7, repeats={"rte": 2})
     monkeypatch.setattr(distilling, "PROBED", 5)
     run, read = distilled(adapters, tokenizer, tmp_path, recipe=recipe), {True: 0, False: 0}
-    apart, answered = run._apart, distilling.agreement.answered
 
-    def counted(model, rows, temperature):
-        read[torch.is_grad_enabled()] += len(rows)
-        return apart(model, rows, temperature)
+    def counted(plain):
+        def read_and_count(model, rows, *more):
+            read[torch.is_grad_enabled() and plain is not answered] += len(rows)
+            return plain(model, rows, *more)
 
-    def asked(model, rows, tokens):
-        read[False] += len(rows)
-        return answered(model, rows, tokens)
+        return read_and_count
 
-    monkeypatch.setattr(Distilling, "_apart", property(lambda _: counted))
-    monkeypatch.setattr(distilling.agreement, "answered", asked)
+    answered = agreement.answered
+    for name in ("divergences", "word_divergences", "answered"):
+        monkeypatch.setattr(agreement, name, counted(getattr(agreement, name)))
+    monkeypatch.setattr(distilling.objective, "losses", counted(distilling.objective.losses))
     run.run()
     reckoned = [recipe.reads(task) for task in TASKS]
     assert (read[True], read[False]) == tuple(map(sum, zip(*reckoned, strict=True)))

@@ -68,9 +68,9 @@ def test_what_is_learnt_first_is_told(profile, twice_as_slow):
         store.save(cell_file(profile, "base", task), cell)
     found = estimate.estimate(profile, "distilled", [name])
     assert found.learnt == {name}
-    # of each task 96 rows 4 times, forward and back, what is answered, what the base answers, and
-    # what is to stop by, once in the beginning and after each epoch
-    expected = estimate.BACKWARD * 96 * 4 + 2 * 96 + 32 + 32 * 5
+    # of each task 96 rows 4 times, forward and back, what is answered, what the base answers
+    # and says, and what is to stop by, once in the beginning and after each epoch
+    expected = estimate.BACKWARD * 96 * 4 + 3 * 96 + 32 + 32 * 5
     assert found.learning == pytest.approx(2.0 * 10.0 * len(TASKS) * expected)
     assert "; merges to be learnt first: 1, " in found.line and found.line.endswith("of the time")
     # and what a merge starts from, as many coefficients, which is three epochs and every pair
@@ -84,7 +84,7 @@ def test_coefficients_read_every_pair_first(profile):
     """Of each of two tasks, the 32 to stop by once more, with the other's adapter."""
     known = groups.names(profile, "distilled")
     read = {n: estimate._rows_read(Lab(profile).experiment(n)) for n in known}
-    apart = estimate.BACKWARD * 96 + 32  # three epochs in place of four
+    apart = estimate.BACKWARD * 96 + 32 + 96  # three epochs in place of four, and no words
     for task in TASKS:
         assert read["coefficients-adapter"][task] == read["distilled-56"][task] - apart + 32
 
@@ -144,3 +144,20 @@ def test_a_name_that_the_group_has_not_is_refused(profile):
 def test_a_module_of_its_own_is_refused(profile):
     with pytest.raises(TipminiError, match=r"group elastic: elastic\.py measures it as a whole"):
         estimate.estimate(profile, "elastic")
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [(name, group) for name in ("mini", "full") for group in ("methods", "tuned", "distilled")]
+    + [("mini", "nine-tenths")],
+)
+def test_no_stored_merge_is_stale(name, group):
+    """Weights that were learnt, and rows that were read, are those of today: else a measurement of
+    what is stored would begin with learning again."""
+    every = [e for e in estimate.planned(load_profile(name), group, ()) if not _is_unknown(e)]
+    found = [(e.name, m) for e in every for m in e.measures() if e.is_stale(m, measured=True)]
+    assert every and found == []
+
+
+def _is_unknown(each):
+    return isinstance(each, TipminiError)

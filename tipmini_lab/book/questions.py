@@ -66,7 +66,7 @@ QUESTIONS: dict[str, Asked] = {
         *(("distilled-8", name) for name in ("fresh-distilled-8", "fresh-gold-8")),
         *(("distilled-more-56", name) for name in ("fresh-more-56", "fresh-gold-more-56")),
         ("distilled-more-56", "multitask-56"),
-        *(("distilled-56", name) for name in ("distilled-from-sum", "distilled-choices")),
+        *(("distilled-56", f"distilled-{n}") for n in ("from-sum", "from-coefficients", "choices")),
     ),
     "taught-pruned": (
         ("distilled-tip", "distilled-56"),

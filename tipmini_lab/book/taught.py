@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from tipmini_lab.book import frontier
 from tipmini_lab.book.tables import EMPTY, Titles, estimate, narrow, share
 from tipmini_lab.experiments.catalogue import Catalogue
 from tipmini_lab.experiments.lab import Lab
@@ -31,6 +32,7 @@ def measured(known: Catalogue, rows: pd.DataFrame, profile: Profile) -> dict[str
 
 
 def table(
+    known: Catalogue,
     found: Mapping[str, Mapping],
     titles: Titles,
     rows: pd.DataFrame,
@@ -54,6 +56,6 @@ def table(
             "R": f"{scores[0]:.2f}<br>to {min(scores):.2f}",
             "examples": f"{examples(name, lab):,}",
             "rank": f"{facts['rank']:.0f}",
-            "time": duration(facts["seconds"] * facts["threads"]),
+            "time": duration(frontier.cost(name, known.variant(name), facts, lab.profile)[1]),
         }
     return pd.DataFrame(lines).T.rename_axis("merge")

@@ -32,11 +32,12 @@ LINE = "\n"  # ends it
 
 @dataclass(kw_only=True)
 class Answered(Example):
-    """An example and what the adapter answers: the (P, D) last hidden states, of which the head
-    makes the distribution of every token that is predicted, and a question's (choices,) scores."""
+    """An example and what the adapter answers: a question's (choices,) scores, and of what is said,
+    or of the words of choices where they are learnt, the (P, D) last hidden states, of which the
+    head makes the distribution of every token that is predicted."""
 
-    said: Tensor
-    own: Tensor | None = None
+    own: Tensor | None
+    said: Tensor | None
 
 
 def divergences(
@@ -103,21 +104,26 @@ class HeadDivergence(torch.autograd.Function):
 
 # What the adapter answers -------------------------------------------------------------------------
 @torch.no_grad()
-def answered(model: nn.Module, every: Sequence[Example], tokens: int) -> list[Answered]:
-    """The examples with what the model, its adapter active, answers."""
+def answered(
+    model: nn.Module, every: Sequence[Example], tokens: int, words: bool = False
+) -> list[Answered]:
+    """The examples with what the model, its adapter active, answers; of the words of listed choices
+    where they are asked for."""
     found: list[Answered | None] = [None] * len(every)
     for part in batches([len(example.row) for example in every], tokens):
         group = [every[i] for i in part]
         batch, hidden = objective.read_at_targets(model, group)
-        said = hidden.cpu().split(torch.bincount(batch.rows, minlength=len(group)).tolist())
-        own: Sequence[Tensor | None] = [None] * len(group)
+        own: list[Tensor | None] = [None] * len(group)
+        said = own
         if group[0].lengths:
             logp = objective.target_logp(model, batch, hidden)
             scores = objective.choice_scores(logp, batch, group)
-            own = [row[: len(e.lengths)] for row, e in zip(scores, group, strict=True)]
-        for i, example, told, scored in zip(part, group, said, own, strict=True):
-            told = {"said": told.clone(), "own": None if scored is None else scored.cpu().clone()}
-            found[i] = Answered(**vars(example), **told)
+            own = [row[: len(e.lengths)].clone() for row, e in zip(scores, group, strict=True)]
+        if words or not group[0].lengths:
+            counts = torch.bincount(batch.rows, minlength=len(group)).tolist()
+            said = [states.clone() for states in hidden.cpu().split(counts)]
+        for i, example, scored, told in zip(part, group, own, said, strict=True):
+            found[i] = Answered(**vars(example), own=scored, said=told)
     return found
 
 

@@ -71,6 +71,8 @@ class Distilled(Declared):
     def _possible(self) -> "Distilled":
         if self.rows_of is not None and (self.trained or min(self.rows_of.values(), default=1) < 1):
             raise ValueError("rows_of has one row or more of a task, and no place beside trained")
+        if self.words and self.gold:
+            raise ValueError("words are of what adapters answer; leave out gold")
         if self.start and (self.fresh or self.learn != "factors"):
             raise ValueError("start is of factors that are learnt; leave out fresh and learn")
         if self.masked and (self.fresh or self.learn != "factors"):
@@ -179,6 +181,13 @@ class Variant(Named):
         """The weights as `merge` takes them."""
         number = isinstance(self.weights, float)
         return dict.fromkeys(tasks, self.weights) if number else self.weights
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "Variant":
+        merged = self.method != "cat" or self.weights != "sum" or self.options
+        if self.distill and self.distill.start and merged:
+            raise ValueError("start takes the place of a merge: method cat, and nothing of it set")
+        return self
 
     def settings(self) -> dict:
         """All that the merge follows from, names and titles left out."""
@@ -415,9 +424,13 @@ def _add(group: Group, variants: dict[str, Variant], important: set[str]) -> lis
     def new(variant: Variant) -> str:
         if variant.name in variants:
             raise TipminiError(f"variant {variant.name!r} is declared twice")
-        for other in (variant.norm_of, variant.distill and variant.distill.start):
+        start = variant.distill and variant.distill.start
+        for other in (variant.norm_of, start):
             if other and other not in variants:
                 raise KeyError(other)
+        if start and ((own := variants[start].distill) is None or own.gold):
+            told = f"variant {variant.name!r}: start has to name one that is learnt without labels"
+            raise TipminiError(told)
         variants[variant.name] = variant
         return variant.name
 

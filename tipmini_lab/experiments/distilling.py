@@ -46,6 +46,7 @@ from tipmini_lab.results import answered, checked, digests, store
 Facts = dict[str, float | list[float]]
 Read = Callable[[nn.Module, Sequence[Example], float], Tensor]
 VERSION = 1  # goes up when a recipe comes to mean another run
+FEW = 1e-5  # nats: less than rounding tells apart
 PROBED = 96  # rows of a task, at most, on which it is told how far the base is off
 CHECKS = 4  # how often the rows to stop by are looked at where there is one epoch
 MERGED, OWN = "default", "own"  # PEFT's names of the adapter that is learnt, and of a task's
@@ -100,6 +101,7 @@ class DistillRecipe(Recipe):
         _, learnt, stopping = self.split(task, task)
         often, probed = self.epochs * (self.repeats or {}).get(task, 1), min(learnt, PROBED)
         answers = probed if self.gold else learnt + stopping  # of the task's own adapter
+        answers += probed if self.words and task != "coqa" else 0  # by the base, once more
         return often * learnt, answers + probed + stopping * (self.looks + 1)
 
 
@@ -172,18 +174,21 @@ class Agreeing(OverTasks):
         """Note each adapter's answers on its rows, or the right ones; how far the base is off."""
         self.log |= {"temperature": {}, "base": {}, "words": {}}
         for task in tqdm(self.adapters, desc="answers", unit="task"):
-            every = self._right(task) if self.recipe.gold else self._answered(task)
-            self.rows[task] = every
+            every = self.rows[task] = self._told(task)
             self.log["temperature"][task] = self.told.get(task) or self._temperature(every)
             with self.bare():
                 apart = self._mean(task, probed := every[: min(self.counts[task][1], PROBED)])
                 if self.recipe.words and every[0].lengths:
                     told = self._mean(task, probed, agreement.word_divergences)
-                    self.log["words"][task] = self.recipe.words * apart / told
+                    if min(apart, told) > FEW:  # else there is nothing to learn of them
+                        self.log["words"][task] = self.recipe.words * apart / told
             if self.recipe.gold:
                 with self.alone(task):
                     apart -= self._mean(task, probed)
             self.log["base"][task] = apart
+
+    def _told(self, task: str) -> list[Example]:
+        return self._right(task) if self.recipe.gold else self._answered(task)
 
     def _right(self, task: str) -> list[Example]:
         passed, *counts = self.counts[task]
@@ -194,9 +199,11 @@ class Agreeing(OverTasks):
     def _answered(self, task: str) -> list[Answered]:
         if self.answers is None:
             return self._asked(task)
-        adapter, dtype = adapter_digest(self.adapters[task]), next(self.model.parameters()).dtype
-        told = [adapter, self._read(task), self.counts[task], self.tokens, self.base, str(dtype)]
-        folder = self.answers / f"{task}-{digests.digest([*told, VERSION])}"
+        adapter, weight = adapter_digest(self.adapters[task]), next(self.model.parameters())
+        told = [adapter, self._read(task), self.counts[task], self.tokens, self.base]
+        how = [type(self).__name__, str(weight.dtype), weight.device.type]  # what rounding goes by
+        kept = digests.digest([*told, *how, bool(self.recipe.words), VERSION])
+        folder = self.answers / f"{task}-{kept}"
         came = time.perf_counter()
         with locks.alone(folder):
             start, file = time.perf_counter(), folder / "answers.safetensors"
@@ -214,7 +221,8 @@ class Agreeing(OverTasks):
                 self.model, self.tokenizer, self.sources[task], sum(counts), passed
             )
             objective.refuse_unpredicted(task, every)
-            return agreement.answered(self.model, every, self.tokens)
+            words = bool(self.recipe.words)
+            return agreement.answered(self.model, every, self.tokens, words)
 
     def _temperature(self, every: Sequence[Example]) -> float:
         """Where no training told one: by the adapter's answers, or by the base's right ones."""
@@ -265,7 +273,9 @@ class Agreeing(OverTasks):
             self.best = (total, {n: p.detach().clone() for n, p in self.factors.items()})
 
     def kept(self) -> dict:
-        """The best so far, and the rows with what the adapters answered."""
+        """The best so far, and the rows with what the adapters answered, where no folder has it."""
+        if self.answers:
+            return {"best": self.best}
         told = lambda example: vars(example) | {"row": vars(example.row)}  # noqa: E731
         return {"best": self.best, "rows": {t: list(map(told, e)) for t, e in self.rows.items()}}
 
@@ -273,7 +283,12 @@ class Agreeing(OverTasks):
         kind = Example if self.recipe.gold else Answered
         made = lambda told: kind(**told | {"row": Row(**told["row"])})  # noqa: E731
         self.best = kept["best"]
-        self.rows = {task: list(map(made, rows)) for task, rows in kept["rows"].items()}
+        if self.answers:
+            seconds = self.log["seconds"]
+            self.rows = {task: self._told(task) for task in self.tasks}
+            self.log["seconds"] = seconds
+        else:
+            self.rows = {task: list(map(made, rows)) for task, rows in kept["rows"].items()}
 
     # The run --------------------------------------------------------------------------------------
     def run(self) -> tm.LoraAdapter:
@@ -383,6 +398,7 @@ def recomputed(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()  # a hook that enabling it leaves
         for layer in model.base_model.layers:
             layer.training = False
 

@@ -164,7 +164,7 @@ class Lab:
             "recipe": self.distill_recipe(merge),
             "saved": places[-1].with_name(f"{merge.name}.checkpoint.safetensors"),
             "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
-            "answers": self.profile.scratch / "answers",
+            "answers": self.profile.scratch / "answers" / digests.digest(self.model_hash)[:12],
         }
         model = self.trainable, self.tokenizer, own
         if chosen.learn == "factors":

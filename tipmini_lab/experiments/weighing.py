@@ -197,7 +197,7 @@ class Weighing(OverTasks):
         told = lambda e: [list(e.content), e.row.targets, e.gold]  # noqa: E731
         rows = {task: list(map(told, each)) for task, each in self.rows.items()}
         base = [self.base] if self.base else []
-        return digests.digest([asdict(self.recipe), self.adapters, rows, *base])
+        return digests.digest([asdict(self.recipe), self.adapters, digests.digest(rows), *base])
 
     @torch.no_grad()
     def measure_base(self) -> None:
