@@ -60,13 +60,14 @@ QUESTIONS: dict[str, Asked] = {
     ),
     "taught": (
         *((name, "linear-tuned") for name in ("coefficients-module", "distilled-56")),
-        *((name, "linear-tuned") for name in ("distilled-8", "distilled-more-56")),
-        *((name, "single") for name in ("distilled-56", "distilled-more-56")),
+        *((name, "linear-tuned") for name in ("distilled-8", "distilled-many-56")),
+        *((name, "single") for name in ("distilled-56", "distilled-many-56")),
         *(("distilled-56", name) for name in ("fresh-distilled-56", "fresh-gold-56", "gold-56")),
         *(("distilled-8", name) for name in ("fresh-distilled-8", "fresh-gold-8")),
-        *(("distilled-more-56", name) for name in ("fresh-more-56", "fresh-gold-more-56")),
-        ("distilled-more-56", "multitask-56"),
+        *(("distilled-many-56", name) for name in ("fresh-many-56", "fresh-gold-many-56")),
+        *(("distilled-many-56", name) for name in ("multitask-56", "distilled-more-56")),
         *(("distilled-56", f"distilled-{n}") for n in ("from-sum", "from-coefficients", "choices")),
+        ("distilled-56", "distilled-unbalanced"),
     ),
     "taught-pruned": (
         ("distilled-tip", "distilled-56"),

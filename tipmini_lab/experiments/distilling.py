@@ -71,6 +71,7 @@ class DistillRecipe(Recipe):
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
+    balanced: bool | None = None  # a task's gradient is as long as what it is of is large
     masked: bool | None = None  # what is 0 in the start's factors, such as a pruned element, stays
     shares: Mapping[str, float] | None = None  # what a task's R counts, 1 where nothing is said
     repeats: Mapping[str, int] | None = None  # how often an epoch has a task's rows
@@ -244,6 +245,24 @@ class Agreeing(OverTasks):
         return self.rows[task][self.counts[task][1] :]
 
     # Steps ----------------------------------------------------------------------------------------
+    def backward(self, group: Sequence[Example], share: float = 1.0) -> float:
+        """As usual; where it is balanced the gradient of a task's part is scaled to the norm of its
+        loss, else a task whose answers turn at a touch outweighs all others."""
+        if not self.recipe.balanced:
+            return super().backward(group, share)
+        before = [each.grad for each in self.factors.values()]
+        self.optimizer.zero_grad()
+        loss = super().backward(group, share)
+        norm = nn.utils.get_total_norm(
+            own for p in self.factors.values() if (own := p.grad) is not None
+        )
+        for each, sum_of_others in zip(self.factors.values(), before, strict=True):
+            if each.grad is not None:
+                each.grad *= loss / max(norm.item(), 1e-12)
+            if sum_of_others is not None:
+                each.grad = sum_of_others if each.grad is None else each.grad + sum_of_others
+        return loss
+
     def losses(self, rows: Sequence[Example]) -> Tensor:
         """What is learnt. Of a row that is longer than a pass no layer's inside is kept."""
         long = torch.is_grad_enabled() and len(rows[0].row) > self.tokens
