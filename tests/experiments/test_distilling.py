@@ -159,6 +159,27 @@ def test_words_count_as_much_of_what_the_base_lacks(adapters, tokenizer, tmp_pat
     assert there.losses(there.learnt("openbookqa")).mean().item() < 1e-6
 
 
+def test_balanced_gradients_are_as_long_as_their_losses_are_large(adapters, tokenizer, tmp_path):
+    """Of every task, whose directions stay; a loss without a gradient leaves the others'."""
+    start, found = tm.merge(adapters, "cat", weights="mean"), {}
+    for balanced in (None, True):
+        recipe = replace(RECIPE, balanced=balanced)
+        run = distilled(adapters, tokenizer, tmp_path, start, recipe)
+        run.ask()
+        for tasks in (TASKS[:1], TASKS[1:], TASKS):
+            run.optimizer.zero_grad()
+            losses = []
+            for run.task in tasks:
+                losses.append(run.backward(run.learnt(run.task), run.share(run.task)))
+            whole = torch.cat([each.grad.flatten() for each in run.factors.values()])
+            found[balanced, tasks] = whole, losses
+    alone = [found[None, TASKS[i : i + 1]] for i in (0, 1)]
+    scaled = [loss * whole / whole.norm() for whole, (loss,) in alone]
+    torch.testing.assert_close(found[True, TASKS[:1]][0], scaled[0], rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(found[True, TASKS][0], scaled[0] + scaled[1], rtol=1e-4, atol=1e-8)
+    assert found[True, TASKS][1] == pytest.approx(found[None, TASKS][1], rel=1e-4)
+
+
 def test_an_adapter_that_says_nothing_new_has_no_words(adapters, tokenizer, tmp_path):
     """What rounding makes of it is no share of anything."""
     silent = adapters["rte"].map(lambda _, pair: replace(pair, b=1e-9 * pair.b))

@@ -229,6 +229,7 @@ def distill(
         rows=rows - stopping,
         stopping=stopping,
         words=1.0,
+        balanced=True,
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
