@@ -192,11 +192,13 @@ def interference(found: Mapping[str, Mapping[str, float]], other: str) -> Figure
     values = np.array([[found[task].get(name, np.nan) for name in names] for task in names])
     figure = Figure((WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
-    top = max(2.0, np.nanmax(values))  # 1 is in the middle: as far as the base
-    axes.imshow(values, cmap=SIGNED, norm=TwoSlopeNorm(1.0, 0.0, top))
+    # 1 is in the middle: as far as the base. A few pairs are far above all others.
+    axes.imshow(np.minimum(values, 2.0), cmap=SIGNED, norm=TwoSlopeNorm(1.0, 0.0, 2.0))
     for (y, x), value in np.ndenumerate(values):
         if not np.isnan(value):
-            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9)
+            told = f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
+            ink = "black" if abs(value - 1) > 0.5 else GREY  # on full colours, or on the page
+            axes.text(x, y, told, ha="center", va="center", fontsize=9, color=ink)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(other)
