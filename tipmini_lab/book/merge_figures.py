@@ -7,14 +7,26 @@ from textwrap import fill
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from tipmini_lab.book.figures import DASHED, GREY, SIGNED, STYLES, WIDTH, Line, styled, styles_of
+from tipmini_lab.book.figures import (
+    BLUE,
+    DASHED,
+    GREY,
+    ORANGE,
+    STYLES,
+    WIDTH,
+    Line,
+    styled,
+    styles_of,
+)
 from tipmini_lab.results.statistics import MISSING, Interval
 
 LINES = (DASHED, ":", "-.")  # of levels
 LETTERS = 27  # of a name in a line
+
+LIGHT = LinearSegmentedColormap.from_list("light", [ORANGE, "white", BLUE])  # under black
 
 
 @styled
@@ -109,7 +121,8 @@ def frontier(
                 aside = 2 ** (0.08 * (n - 1.5) if by == "rank" else 0)  # kinds are side by side
                 own = found[found.kind == of].dropna(subset=[by, "value"])
                 told = {"fmt": marker, "color": colour, "label": of}
-                _kept(axes, own.assign(at=own[by] * aside), marked, **told)
+                if len(own):
+                    _kept(axes, own.assign(at=own[by] * aside), marked, **told)
             axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHED)
             for level in found[~found.kind.isin(kinds)].itertuples():
                 axes.axhline(
@@ -193,12 +206,11 @@ def interference(found: Mapping[str, Mapping[str, float]], other: str) -> Figure
     figure = Figure((WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
     # 1 is in the middle: as far as the base. A few pairs are far above all others.
-    axes.imshow(np.minimum(values, 2.0), cmap=SIGNED, norm=TwoSlopeNorm(1.0, 0.0, 2.0))
+    axes.imshow(np.minimum(values, 2.0), cmap=LIGHT, norm=TwoSlopeNorm(1.0, 0.0, 2.0))
     for (y, x), value in np.ndenumerate(values):
         if not np.isnan(value):
             told = f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
-            ink = "black" if abs(value - 1) > 0.5 else GREY  # on full colours, or on the page
-            axes.text(x, y, told, ha="center", va="center", fontsize=9, color=ink)
+            axes.text(x, y, told, ha="center", va="center", fontsize=9, color="black")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(other)

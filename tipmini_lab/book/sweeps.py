@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from tipmini.methods.table import equal_weight
-from tipmini_lab.book.tables import EMPTY, TITLES, Titles, points, share
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow, points, share
 from tipmini_lab.experiments.catalogue import WEIGHTS_TOLD
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results.retention import MEAN, learnt, retention
@@ -112,7 +112,8 @@ def compared(rows: pd.DataFrame, swept: Sequence[Place], reference: float | str)
 def table(found: pd.DataFrame, moved: str) -> pd.DataFrame:
     """A row a value, a column a line: the difference in points, bold where it is significant."""
     texts = [_bold(one) for one in found.itertuples()]
-    return _pivot(found.assign(text=texts)).rename_axis(moved)
+    wide = _pivot(found.assign(text=texts)).rename_axis(moved)
+    return wide.rename(columns=lambda line: narrow(line, 12))
 
 
 def _bold(one) -> str:
