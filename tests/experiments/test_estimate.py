@@ -154,10 +154,7 @@ def test_a_module_of_its_own_is_refused(profile):
 def test_no_stored_merge_is_stale(name, group):
     """Weights that were learnt, and rows that were read, are those of today: else a measurement of
     what is stored would begin with learning again."""
-    every = [e for e in estimate.planned(load_profile(name), group, ()) if not _is_unknown(e)]
+    planned = estimate.planned(load_profile(name), group, ())
+    every = [each for each in planned if not isinstance(each, TipminiError)]
     found = [(e.name, m) for e in every for m in e.measures() if e.is_stale(m, measured=True)]
     assert every and found == []
-
-
-def _is_unknown(each):
-    return isinstance(each, TipminiError)
