@@ -9,6 +9,7 @@ that a kill falls into their work: each is a process group of its own.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -18,13 +19,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import prunable
 from peft import LoraConfig, get_peft_model
+from tqdm import tqdm
 from wheels import wheel
 
 import tipmini_lab.experiments.prunings
@@ -35,6 +40,12 @@ from tipmini_lab.evaluation import assets
 from tipmini_lab.evaluation.model import load_tokenizer
 
 TASKS = ("openbookqa", "rte")
+# tqdm's own lock is a semaphore that forked commands share: one that is killed as it draws its
+# progress would leave all others waiting. A monitor is a thread, whose locks a fork copies as held.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
+
+WITHIN = 600  # seconds that a command may take, many times what any does
 ANEW = ("merge", "blockwise")  # commands that keep nothing of an earlier run
 TIMES = ("seconds", "memory", "date", "digest")  # of a run, in JSON
 PROFILE = """\
@@ -121,7 +132,7 @@ class World:
 
     def run(self, words: list[str], work: Path, **environment: str) -> tuple[int, str]:
         """A command to its end: its exit code, and all that it printed."""
-        code = ended(self.start(words, work, **environment))
+        code = ended(self.start(words, work, **environment), work)
         return code, (work / "log").read_text(errors="replace")
 
     def finish(self, words: list[str], work: Path) -> str:
@@ -137,6 +148,7 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
         log = os.open(work / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         for number in (1, 2):
             os.dup2(log, number)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)  # says where it hangs
         os.environ |= environment
         if limit := os.environ.get("LIMIT"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -153,8 +165,30 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
         os._exit(code)
 
 
-def ended(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def ended(child: int, work: Path) -> int:
+    found = awaited(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG), child, work)
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def awaited(found: Callable[[], Any], child: int, work: Path, within: float = WITHIN) -> Any:
+    """The first that is something. Raises Failed, with where the command hangs, if none comes."""
+    end = time.monotonic() + within
+    while not (what := found()):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGUSR1)
+            time.sleep(1)  # it says it
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            told = (work / "log").read_text(errors="replace")
+            raise Failed(f"{work}: nothing within {within:.0f} s: {told}")
+        time.sleep(0.002)
+    return what
+
+
+def checkpoints(name: str, child: int, work: Path) -> list[Path]:
+    """Those of a command that still runs."""
+    require(os.waitpid(child, os.WNOHANG) == (0, 0), f"{name}: ended unseen")
+    return [*work.glob("*.checkpoint.safetensors")]
 
 
 # What came out ------------------------------------------------------------------------------------
@@ -230,7 +264,7 @@ class Trial:
         running = os.waitpid(child, os.WNOHANG) == (0, 0)
         if running:
             os.killpg(child, signal.SIGKILL)
-            ended(child)
+            ended(child, work)
         return running
 
     def again(self, name: str, work: Path) -> tuple[int, list[str], str]:
@@ -333,11 +367,9 @@ class Trial:
         for name in ("prune", "weigh", "distill"):
             work = self.world.fresh()
             child = self.world.start(self.world.commands(work)[name], work)
-            while not (found := [*work.glob("*.checkpoint.safetensors")]):
-                require(os.waitpid(child, os.WNOHANG) == (0, 0), f"{name}: ended unseen")
-                time.sleep(0.002)
+            found = awaited(partial(checkpoints, name, child, work), child, work)
             os.killpg(child, signal.SIGKILL)
-            ended(child)
+            ended(child, work)
             flip(found[0], self.chosen)
             _, _, told = self.again(name, work)
             require("damaged" in told, told)
@@ -347,7 +379,7 @@ class Trial:
         for name in ("measure", "fetch"):
             work = self.world.fresh()
             pair = [self.world.start(self.world.commands(work)[name], work) for _ in range(2)]
-            codes = [ended(child) for child in pair]
+            codes = [ended(child, work) for child in pair]
             require(
                 codes == [0, 0], f"{name}: {codes}: {(work / 'log').read_text(errors='replace')}"
             )

@@ -10,17 +10,59 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(3600)
+def python(*words: str, timeout: float | None = None) -> str:
+    """What a process of its own prints: it forks, and stands in for what is fetched."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(3600)  # a command that hangs is told, and where, within ten minutes
 @pytest.mark.parametrize(
     ("seed", "kills"), [(1, 2), pytest.param(0, 20, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_results_survive(embedded, seed, kills):
-    """In a process of its own: it forks, and stands in for what is fetched."""
-    command = [sys.executable, "-m", "survival", "--seed", str(seed), "--kills", str(kills)]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert f"kill -9: {kills} commands" in done.stdout and "all survived" in done.stdout
+    told = python("-m", "survival", "--seed", str(seed), "--kills", str(kills))
+    print(told)
+    assert f"kill -9: {kills} commands" in told and "all survived" in told
+
+
+def test_a_command_that_is_killed_as_it_draws_holds_up_no_other():
+    script = """
+import os, signal, survival
+from tqdm import tqdm
+
+list(tqdm(range(2)))
+if not (child := os.fork()):
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+list(tqdm(range(2)))
+"""
+    python("-c", script, timeout=120)
+
+
+def test_a_command_that_hangs_is_told_with_where(tmp_path):
+    script = """
+import sys, time, survival
+from pathlib import Path
+
+def waiting():
+    time.sleep(1000)
+
+survival.main, work = waiting, Path(sys.argv[1])
+child = survival.World.start(None, ["merge"], work)
+try:
+    survival.awaited(lambda: None, child, work, within=1)
+except survival.Failed as error:
+    print(error)
+"""
+    told = python("-c", script, str(tmp_path), timeout=120)
+    assert "nothing within 1 s" in told and "in waiting" in told
