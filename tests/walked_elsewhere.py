@@ -20,7 +20,8 @@ from tipmini.methods.table import BY_BLOCK
 from tipmini.models.factors import LoraFactors
 from tipmini_lab.evaluation import model
 from tipmini_lab.experiments import pruning, training
-from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
+from tipmini_lab.experiments.agreeing import DistillRecipe
+from tipmini_lab.experiments.distilling import Distilling
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.pruning import PruningRecipe
 from tipmini_lab.experiments.weighing import Weighing, WeighingRecipe

@@ -12,9 +12,10 @@ import tipmini as tm
 from tipmini.models.lowrank import truncate
 from tipmini_lab import paths
 from tipmini_lab.evaluation import agreement
-from tipmini_lab.experiments import distilling, training
+from tipmini_lab.experiments import agreeing, distilling, training
+from tipmini_lab.experiments.agreeing import DistillRecipe
 from tipmini_lab.experiments.coefficients import GRAINS, Coefficients
-from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
+from tipmini_lab.experiments.distilling import Distilling
 from tipmini_lab.experiments.training import RECIPES
 
 TASKS = ("openbookqa", "rte")
@@ -97,7 +98,7 @@ def test_a_recipe_without_a_mask_is_the_one_it_was(adapters, tokenizer, tmp_path
     )
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distilling.digests, "digest", lambda content: told.append(content) or "")
+        patch.setattr(agreeing.digests, "digest", lambda content: told.append(content) or "")
         plain.identity(), masked.identity()
     recipes = [content[1] for content in told if isinstance(content[1], dict)]
     assert ["masked" in recipe for recipe in recipes] == [False, True]
@@ -195,8 +196,8 @@ def test_runs_that_share_a_folder_ask_once(adapters, tokenizer, tmp_path, monkey
     adapters = {"coqa": adapters["openbookqa"], "rte": adapters["rte"]}
     monkeypatch.setattr(agreement, "SAID", 2)
     asked, given = [], {"answers": tmp_path / "answers"}
-    plain = distilling.Agreeing._asked
-    monkeypatch.setattr(distilling.Agreeing, "_asked", lambda s, t: asked.append(t) or plain(s, t))
+    plain = agreeing.Agreeing._asked
+    monkeypatch.setattr(agreeing.Agreeing, "_asked", lambda s, t: asked.append(t) or plain(s, t))
     listed = lambda t: None if t is None else t.tolist()  # noqa: E731
     told = lambda e: [  # noqa: E731
         *vars(e.row).values(),
@@ -251,7 +252,7 @@ def test_as_many_rows_are_read_as_was_reckoned(
     adapters, tokenizer, tmp_path, monkeypatch, gold, words
 ):
     recipe = replace(RECIPE, gold=gold, words=words, rows=7, repeats={"rte": 2})
-    monkeypatch.setattr(distilling, "PROBED", 5)
+    monkeypatch.setattr(agreeing, "PROBED", 5)
     run, read = distilled(adapters, tokenizer, tmp_path, recipe=recipe), {True: 0, False: 0}
 
     def counted(plain):
@@ -264,7 +265,7 @@ def test_as_many_rows_are_read_as_was_reckoned(
     answered = agreement.answered
     for name in ("divergences", "word_divergences", "answered"):
         monkeypatch.setattr(agreement, name, counted(getattr(agreement, name)))
-    monkeypatch.setattr(distilling.objective, "losses", counted(distilling.objective.losses))
+    monkeypatch.setattr(agreeing.objective, "losses", counted(agreeing.objective.losses))
     run.run()
     reckoned = [recipe.reads(task) for task in TASKS]
     assert (read[True], read[False]) == tuple(map(sum, zip(*reckoned, strict=True)))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from tipmini_lab.book import frontier
-from tipmini_lab.book.tables import EMPTY, Titles, estimate, narrow, share
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, estimate, narrow, share
 from tipmini_lab.experiments.catalogue import Catalogue
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
@@ -54,8 +54,21 @@ def table(
             ),
             f"retention,<br>{full.name}": share(kept) if kept else EMPTY,
             "R": f"{scores[0]:.2f}<br>to {min(scores):.2f}",
-            "examples": f"{examples(name, lab):,}",
+            "examples,<br>steps": f"{examples(name, lab):,}<br>{facts['steps']:,.0f}",
             "rank": f"{facts['rank']:.0f}",
             "time": duration(frontier.cost(name, known.variant(name), facts, lab.profile)[1]),
+        }
+    return pd.DataFrame(lines).T.rename_axis("merge")
+
+
+def by_task(found: Mapping[str, Mapping], titles: Titles, lab: Lab) -> pd.DataFrame:
+    """R of every task on its examples to stop by, where the mean is lowest: a row a variant."""
+    lines = {}
+    for name, facts in found.items():
+        merge = lab.experiment(name)
+        floor = lab.distill_recipe(merge).floor
+        parts = zip(merge.tasks, facts["left"], facts["base"], strict=True)
+        lines[narrow(titles.get(name, name), 24)] = {
+            TITLES[task]: f"{left / max(base, floor):.2f}" for task, left, base in parts
         }
     return pd.DataFrame(lines).T.rename_axis("merge")

@@ -211,7 +211,7 @@ def distill(
     if not 0 < learning_rate < math.inf:
         raise TipminiError(f"learning rate must be a finite number above 0, got {learning_rate}")
     from tipmini_lab.evaluation import tasks
-    from tipmini_lab.experiments import distilling, training
+    from tipmini_lab.experiments import agreeing, distilling, training
 
     if (out / distilling.STORY).is_file():  # of an earlier run, which this one replaces
         _refuse_beside(out, {CONFIG, WEIGHTS, distilling.STORY})
@@ -224,7 +224,7 @@ def distill(
     own = dict(zip(sources, map(tm.load_adapter, adapters), strict=True))
     start, folders = distilling.start_of(own), dict(zip(sources, adapters, strict=True))
     stopping = max(1, rows // 4)
-    recipe = distilling.DistillRecipe(
+    recipe = agreeing.DistillRecipe(
         rank=rank or min(sum(max(each.ranks.values()) for each in own.values()), 64),
         rows=rows - stopping,
         stopping=stopping,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import tipmini as tm
 from tipmini.errors import require
 from tipmini_lab.evaluation.objective import Example
-from tipmini_lab.experiments.distilling import Agreeing, DistillRecipe
+from tipmini_lab.experiments.agreeing import Agreeing, DistillRecipe
 from tipmini_lab.experiments.weighing import weighed
 from tipmini_lab.results import digests
 

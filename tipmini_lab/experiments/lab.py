@@ -16,9 +16,10 @@ from tipmini_lab import paths
 from tipmini_lab.evaluation import assets, evaluator, model, tasks
 from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.experiments import catalogue, distilling, training
+from tipmini_lab.experiments.agreeing import DistillRecipe
 from tipmini_lab.experiments.catalogue import UNMERGED, Inputs, Variant
 from tipmini_lab.experiments.coefficients import Coefficients
-from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
+from tipmini_lab.experiments.distilling import Distilling
 from tipmini_lab.experiments.experiment import Show, run
 from tipmini_lab.experiments.merging import DEFAULT, InputNorms, adapter_hash
 from tipmini_lab.experiments.profiles import Profile

@@ -20,8 +20,8 @@ from tipmini.methods.table import METHODS
 from tipmini_lab.evaluation import objective
 from tipmini_lab.evaluation.documents import ADAPTED
 from tipmini_lab.experiments import standins
+from tipmini_lab.experiments.agreeing import DistillRecipe
 from tipmini_lab.experiments.counting import Counted, Peaks, all_flops, least_seconds
-from tipmini_lab.experiments.distilling import DistillRecipe
 from tipmini_lab.experiments.experiment import one_bar
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile

@@ -16,7 +16,7 @@ from tipmini.methods.blockwise import merge_blockwise
 from tipmini.methods.table import plain_rule
 from tipmini.models.sealed import sealed
 from tipmini_lab.evaluation import evaluator, model
-from tipmini_lab.experiments import distilling
+from tipmini_lab.experiments import agreeing, distilling
 from tipmini_lab.experiments.catalogue import UNMERGED, Variant
 from tipmini_lab.experiments.experiment import Experiment
 from tipmini_lab.experiments.merging import adapter_hash, save_merge, scaled_to, sizes
@@ -57,7 +57,7 @@ class Merge(Experiment):
         if variant.weights == "learnt" and measured:
             own["learnt"] = self.lab.weighing.identity()
         if variant.distill:
-            own["distilling"] = distilling.VERSION
+            own["distilling"] = agreeing.VERSION
             if other := variant.distill.start:
                 own["started"] = self.lab.experiment(other).settings(measured)
         if variant.norm_of:

@@ -15,7 +15,8 @@ import tipmini as tm
 from tipmini.methods.pruner import masked
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.experiments import pruning, training
-from tipmini_lab.experiments.distilling import Distilling, DistillRecipe
+from tipmini_lab.experiments.agreeing import DistillRecipe
+from tipmini_lab.experiments.distilling import Distilling
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.experiments.pruning import PruningRecipe
