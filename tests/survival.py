@@ -46,6 +46,7 @@ tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
 WITHIN = 600  # seconds that a command may take, many times what any does
+RUNNING: set[int] = set()  # commands that were started and have not been waited for
 ANEW = ("merge", "blockwise")  # commands that keep nothing of an earlier run
 TIMES = ("seconds", "memory", "date", "digest")  # of a run, in JSON
 PROFILE = """\
@@ -128,6 +129,7 @@ class World:
         if not (child := os.fork()):
             _be(words, work, environment)
         os.setpgid(child, child)
+        RUNNING.add(child)
         return child
 
     def run(self, words: list[str], work: Path, **environment: str) -> tuple[int, str]:
@@ -145,7 +147,7 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
     """Be the command; never returns."""
     code = 1
     try:
-        log = os.open(work / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        log = os.open(work / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         for number in (1, 2):
             os.dup2(log, number)
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # says where it hangs
@@ -166,19 +168,23 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
 
 
 def ended(child: int, work: Path) -> int:
-    found = awaited(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG), child, work)
+    found = awaited(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG), work)
+    RUNNING.remove(child)
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
-def awaited(found: Callable[[], Any], child: int, work: Path, within: float = WITHIN) -> Any:
-    """The first that is something. Raises Failed, with where the command hangs, if none comes."""
+def awaited(found: Callable[[], Any], work: Path, within: float = WITHIN) -> Any:
+    """The first that is something. If none comes, all that runs is ended, and Failed says where it
+    hung."""
     end = time.monotonic() + within
     while not (what := found()):
         if time.monotonic() > end:
-            os.kill(child, signal.SIGUSR1)
-            time.sleep(1)  # it says it
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            for child in RUNNING:
+                os.kill(child, signal.SIGUSR1)
+            time.sleep(1)  # they say it
+            for child in RUNNING:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
             told = (work / "log").read_text(errors="replace")
             raise Failed(f"{work}: nothing within {within:.0f} s: {told}")
         time.sleep(0.002)
@@ -367,7 +373,7 @@ class Trial:
         for name in ("prune", "weigh", "distill"):
             work = self.world.fresh()
             child = self.world.start(self.world.commands(work)[name], work)
-            found = awaited(partial(checkpoints, name, child, work), child, work)
+            found = awaited(partial(checkpoints, name, child, work), work)
             os.killpg(child, signal.SIGKILL)
             ended(child, work)
             flip(found[0], self.chosen)

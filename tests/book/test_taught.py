@@ -9,7 +9,7 @@ from tipmini_lab.experiments.catalogue import catalogue
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import load_profile
 
-FACTS = {"R": [1.0, 0.4, 0.52], "rank": 56, "seconds": 300.0, "threads": 2}
+FACTS = {"R": [1.0, 0.4, 0.52], "rank": 56, "seconds": 300.0, "threads": 2, "steps": 48}
 
 
 @pytest.fixture
@@ -33,8 +33,17 @@ def test_a_row_is_what_is_measured_on_all_tasks(stored):
     assert line["mean accuracy"].startswith("0.500<br>± 0.0")
     assert line["retention,<br>full"].startswith("50%<br>[")
     assert line["R"] == "1.00<br>to 0.40" and line["rank"] == "56"
-    assert line["examples"] == "600"  # 96 of six tasks and 24 conversations
+    assert line["examples,<br>steps"] == "600<br>48"  # 96 of six tasks and 24 conversations
     assert line["time"] == "10 min"
     bare = stored.drop(columns="distilled-56")
     told = taught.table(catalogue(), found, titles, stored, Lab(mini), bare, full)
     assert told.iloc[0]["retention,<br>full"] == "–"
+
+
+def test_what_is_left_of_a_task_under_the_floor_is_a_share_of_the_floor():
+    lab = Lab(load_profile("mini"))
+    base, left = [0.02, 0.4, 0.1, 0.1, 0.1, 0.1, 0.0035], [0.01, 0.1, 0.1, 0.0, 0.2, 0.05, 0.0162]
+    found = {"distilled-56": FACTS | {"base": base, "left": left}}
+    told = taught.by_task(found, {"distilled-56": "distilled"}, lab).loc["distilled"]
+    assert list(told) == ["0.50", "0.25", "1.00", "0.00", "2.00", "0.50", "1.62"]
+    assert list(told.index[[0, -1]]) == ["ARC-Challenge", "RTE"]

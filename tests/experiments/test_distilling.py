@@ -247,11 +247,14 @@ def test_rows_of_a_small_source_are_split_three_to_one(adapters, tokenizer, tmp_
     assert counts == {"openbookqa": (0, 100, 32), "rte": (106, 26, 5)}
 
 
-@pytest.mark.parametrize(("gold", "words"), [(False, None), (True, None), (False, 1.0)])
+@pytest.mark.parametrize(
+    ("gold", "words", "parts"),
+    [(False, None, 2), (True, None, 2), (False, 1.0, 2), (False, None, 9)],
+)
 def test_as_many_rows_are_read_as_was_reckoned(
-    adapters, tokenizer, tmp_path, monkeypatch, gold, words
+    adapters, tokenizer, tmp_path, monkeypatch, gold, words, parts
 ):
-    recipe = replace(RECIPE, gold=gold, words=words, rows=7, repeats={"rte": 2})
+    recipe = replace(RECIPE, gold=gold, words=words, parts=parts, rows=7, repeats={"rte": 2})
     monkeypatch.setattr(agreeing, "PROBED", 5)
     run, read = distilled(adapters, tokenizer, tmp_path, recipe=recipe), {True: 0, False: 0}
 

@@ -62,11 +62,12 @@ def table(
 
 
 def by_task(found: Mapping[str, Mapping], titles: Titles, lab: Lab) -> pd.DataFrame:
-    """R of every task on its examples to stop by, where the mean is lowest: a row a variant."""
+    """R of every task on its examples to stop by, where their mean, in which a task may count less,
+    is lowest: a row a variant."""
     lines = {}
     for name, facts in found.items():
         merge = lab.experiment(name)
-        floor = lab.distill_recipe(merge).floor
+        floor = merge.variant.distill.floor
         parts = zip(merge.tasks, facts["left"], facts["base"], strict=True)
         lines[narrow(titles.get(name, name), 24)] = {
             TITLES[task]: f"{left / max(base, floor):.2f}" for task, left, base in parts

@@ -1,7 +1,8 @@
 """What distillation learns: to answer as each task's own adapter does on its own rows (R).
 
 `agreement` has the divergences; here is the run over several tasks' rows, and its recipe. What is
-learnt, all factors of one adapter or few coefficients, is a subclass's.
+learnt, all factors of one adapter or few coefficients, is a subclass's. A control learns the right
+answers (`gold`): then a task's loss is divided by how far its own adapter lowered the base's.
 """
 
 import math
@@ -52,7 +53,7 @@ class DistillRecipe(Recipe):
     passed: Mapping[str, int] | None = None  # rows of each task that are left out before
     counts: Mapping[str, tuple[int, int]] | None = None  # of a task its own rows and stopping
     epochs: int = 6
-    parts: int = 12
+    parts: int = 12  # steps an epoch; each reads a part of every task's rows, one at least
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
@@ -85,10 +86,11 @@ class DistillRecipe(Recipe):
     def reads(self, task: str) -> tuple[int, int]:
         """How many rows of a packaged task are learnt of, in all epochs, and how many only read."""
         _, learnt, stopping = self.split(task, task)
-        often, probed = self.epochs * (self.repeats or {}).get(task, 1), min(learnt, PROBED)
+        learning = self.epochs * max(learnt * (self.repeats or {}).get(task, 1), self.parts)
+        probed = min(learnt, PROBED)
         answers = probed if self.gold else learnt + stopping  # of the task's own adapter
         answers += probed if self.words and task != "coqa" else 0  # by the base, once more
-        return often * learnt, answers + probed + stopping * (self.looks + 1)
+        return learning, answers + probed + stopping * (self.looks + 1)
 
 
 class Agreeing(OverTasks):

@@ -1,4 +1,4 @@
-"""Few coefficients of the adapters' exact sum, learnt of the adapters' answers (`distilling`).
+"""Few coefficients of the adapters' exact sum, learnt of the adapters' answers (`agreeing`).
 
 Before it learns, it measures how far one adapter drives another's answers: R of every pair of them.
 """

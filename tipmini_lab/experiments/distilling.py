@@ -1,9 +1,8 @@
 r"""Distillation: one adapter that answers as each task's own adapter does on its own rows.
 
-What is learnt on R (`agreement`), without labels, is either all factors of a merged adapter, or
-few coefficients of the adapters' exact sum (`coefficients`). The controls are the same run from an
-adapter that knows nothing (start=None), and on the right answers (`gold`): then a task's loss is
-divided by how far its own adapter lowered the base's.
+What is learnt on R (`agreeing`), without labels, is either all factors of a merged adapter, or few
+coefficients of the adapters' exact sum (`coefficients`). A control is the same run from an adapter
+that knows nothing (start=None).
 
 Teaching a merged model its experts' outputs on few unlabelled rows is that of ProDistill (Xu et
 al., ICML 2025), which goes layer by layer; end to end by R, with its weights, is ours.
