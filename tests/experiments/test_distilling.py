@@ -181,6 +181,20 @@ def test_balanced_gradients_are_as_long_as_their_losses_are_large(adapters, toke
     assert found[True, TASKS][1] == pytest.approx(found[None, TASKS][1], rel=1e-4)
 
 
+def test_a_task_that_is_farther_off_than_the_base_counts_no_more_than_it(
+    adapters, tokenizer, tmp_path
+):
+    """Its gradient is capped at what R = 1 is: its share of the mean over two tasks."""
+    start, recipe = tm.merge(adapters, "cat", weights=3.0), replace(RECIPE, balanced="capped")
+    run = distilled(adapters, tokenizer, tmp_path, start, replace(recipe, shares={"rte": 0.25}))
+    run.ask()
+    for run.task, share in {"openbookqa": 1.6, "rte": 0.4}.items():  # of 1 and 1/4 the mean is 1
+        run.optimizer.zero_grad()
+        assert run.backward(run.learnt(run.task), run.share(run.task)) > share / 2
+        whole = torch.cat([each.grad.flatten() for each in run.factors.values()])
+        assert whole.norm().item() == pytest.approx(share / 2, rel=1e-4)
+
+
 def test_an_adapter_that_says_nothing_new_has_no_words(adapters, tokenizer, tmp_path):
     """What rounding makes of it is no share of anything."""
     silent = adapters["rte"].map(lambda _, pair: replace(pair, b=1e-9 * pair.b))

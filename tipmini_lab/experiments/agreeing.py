@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class DistillRecipe(Recipe):
     learning_rate: float = 5e-4
     floor: float = 0.01  # nats
     gold: bool = False  # learn the right answers instead
-    balanced: bool | None = None  # a task's gradient is as long as what it is of is large
+    # A task's gradient is as long as what it is of is large; "capped": no longer than at R = 1
+    balanced: bool | Literal["capped"] | None = None
     masked: bool | None = None  # what is 0 in the start's factors, such as a pruned element, stays
     shares: Mapping[str, float] | None = None  # what a task's R counts, 1 where nothing is said
     repeats: Mapping[str, int] | None = None  # how often an epoch has a task's rows
@@ -239,13 +240,15 @@ class Agreeing(OverTasks):
             return super().backward(group, share)
         before = [each.grad for each in self.factors.values()]
         self.optimizer.zero_grad()
-        loss = super().backward(group, share)
+        loss = length = super().backward(group, share)
+        if self.recipe.balanced == "capped":
+            length = min(loss, self.shares[self.task] / len(self.tasks))
         norm = nn.utils.get_total_norm(
             own for p in self.factors.values() if (own := p.grad) is not None
         )
         for each, sum_of_others in zip(self.factors.values(), before, strict=True):
             if each.grad is not None:
-                each.grad *= loss / max(norm.item(), 1e-12)
+                each.grad *= length / max(norm.item(), 1e-12)
             if sum_of_others is not None:
                 each.grad = sum_of_others if each.grad is None else each.grad + sum_of_others
         return loss

@@ -59,7 +59,7 @@ class Distilled(Declared):
     stopping: int = Field(32, ge=1)
     # What the words of listed choices count, beside the choice
     words: float | None = Field(None, gt=0, exclude_if=lambda value: value is None)
-    balanced: Literal[True] | None = Field(None, exclude_if=lambda value: value is None)
+    balanced: Literal[True, "capped"] | None = Field(None, exclude_if=lambda value: value is None)
     # Another variant, in place of the merge
     start: str | None = Field(None, exclude_if=lambda value: value is None)
     epochs: int = Field(6, ge=0)
