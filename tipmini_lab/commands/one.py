@@ -197,7 +197,7 @@ def distill(
     ) = None,
     rows: option(int, "training examples per task; a quarter of them only stop it", min=2) = 128,
     epochs: option(int, "over these examples", min=1) = 6,
-    learning_rate: option(float, "then a cosine") = 5e-4,
+    learning_rate: option(float, "then a cosine") = 1.5e-3,
     seed: option(int, "of the examples' order", min=0) = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -231,6 +231,7 @@ def distill(
         words=1.0,
         balanced=True,
         epochs=epochs,
+        parts=max(1, (rows - stopping) // 2),  # two examples of each task a step
         learning_rate=learning_rate,
         seed=seed,
         shares=training.shares(folders) or None,
