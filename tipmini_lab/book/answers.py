@@ -30,12 +30,14 @@ from tipmini_lab.experiments.profiles import load_profile
 from tipmini_lab.results.statistics import MISSING, Interval, mean_interval, mean_of
 
 TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of experiments/lora
-MERGES = ("tip", "linear", "dare", "cat", "knots", "ties", "linear-tuned")
+TAUGHT = "distilled-many-56"
+MERGES = ("tip", "linear", "dare", "cat", "knots", "ties", "linear-tuned", TAUGHT)
 MERGE_TITLES = {
     "cat": "task arithmetic",
     "knots": "KnOTS",
     "ties": "TIES",
     "linear-tuned": "Linear, tuned",
+    TAUGHT: "taught by the adapters",
 }
 CRITERIA = ("lora-guided", "vanilla", "taylor", "wanda", "magnitude", "random")
 TITLES_OF_PARTS = (
@@ -74,6 +76,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
         "glance_order": in_order(pruned()),
         **{f"steps_{words}": str(steps(longer)) for longer, words in STEPS.items()},
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
+        "full_taught": estimate(mean_of(variant_rows(full), TAUGHT, full.tasks)),
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
         "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),

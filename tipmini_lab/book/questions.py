@@ -61,7 +61,7 @@ QUESTIONS: dict[str, Asked] = {
     "taught": (
         *((name, "linear-tuned") for name in ("coefficients-module", "distilled-56")),
         *((f"distilled-{name}", "linear-tuned") for name in ("8", "more-56", "many-56", "many-8")),
-        *((name, "single") for name in ("distilled-56", "distilled-many-56", "distilled-many-8")),
+        *((f"distilled-{name}", "single") for name in ("56", "8", "more-56", "many-56", "many-8")),
         *(("distilled-56", name) for name in ("fresh-distilled-56", "fresh-gold-56", "gold-56")),
         *(("distilled-8", name) for name in ("fresh-distilled-8", "fresh-gold-8")),
         *(("distilled-many-56", name) for name in ("fresh-many-56", "fresh-gold-many-56")),

@@ -31,6 +31,17 @@ def measured(known: Catalogue, rows: pd.DataFrame, profile: Profile) -> dict[str
     return {name: facts[name] for name in names if mean_of(rows, name, profile.tasks)}
 
 
+def lowest(known: Catalogue, rows: pd.DataFrame, profile: Profile, rank: int = 64) -> str | None:
+    """The variant of the lowest R on its examples to stop by, among those that are measured, start
+    from a merge, read no labels and are of no higher rank; None where there is none."""
+    found = {
+        name: min(facts["R"])
+        for name, facts in measured(known, rows, profile).items()
+        if frontier.kind(known.variant(name)) == frontier.UNLABELLED and facts["rank"] <= rank
+    }
+    return min(found, key=found.get, default=None)
+
+
 def table(
     known: Catalogue,
     found: Mapping[str, Mapping],
