@@ -87,6 +87,23 @@ def test_the_figure_has_a_point_a_merge(found):
     assert [tick.get_text() for tick in bottom.get_xticklabels()] == ["8", "56"]
 
 
+def test_signs_of_points_that_lie_close_are_above_and_below(found):
+    known = found.dropna(subset="value").copy()
+    known.loc["dearer", ["value", "seconds", "rank"]] = known.loc[
+        "dear", ["value", "seconds", "rank"]
+    ]
+    known.loc["dearer", "value"] -= 0.03
+    known["kind"] = known.kind["dear"]
+    top, _ = merge_figures.frontier(
+        {"": known}, KINDS, {"dear": "1", "dearer": "2", "cheap": "3"}
+    ).axes
+    assert {text.get_text(): text.xyann[1] > 0 for text in top.texts} == {
+        "1": True,
+        "2": False,
+        "3": True,
+    }
+
+
 def test_what_is_kept_of_each_task_stands_by_the_size_of_its_update():
     kept = {"RTE": Interval(0.5, 0.4, 0.6), "BoolQ": Interval(0.9, 0.8, 1.1)}
     (axes,) = merge_figures.kept_by_task({"Linear": kept}, {"RTE": 3.0, "BoolQ": 2.04}).axes

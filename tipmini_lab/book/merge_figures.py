@@ -99,6 +99,7 @@ def by_size(series: Mapping[str, Line], levels: Mapping[str, float]) -> Figure:
 
 
 COSTS = {"seconds": "time of one core", "rank": "rank of the merge"}  # axes of `frontier`
+CLOSE = 0.06  # of retention, and of time: points whose signs would lie on each other
 TIMES = {0.01: "10 ms", 1: "1 s", 60: "1 min", 3600: "1 h", 86400: "1 day"}
 
 
@@ -162,9 +163,12 @@ def _kept(axes: Axes, own: pd.DataFrame, marked: Mapping[str, str], **style: str
     low, high = np.array([(k.low, k.high) for k in own.kept]).reshape(-1, 2).T
     bars = (own.value - low, high - own.value)
     axes.errorbar(own["at"], own.value, bars, elinewidth=0.6, markersize=5, **style)
-    for name in marked.keys() & set(own.index):
-        place = own["at"][name], own.value[name]
-        axes.annotate(marked[name], place, (4, 4), textcoords="offset points")
+    signed = own[own.index.isin(marked)].sort_values("value")
+    for name, above in zip(signed.index, [*signed.index[1:], None], strict=False):
+        x, y = own["at"][name], own.value[name]
+        close = above and own.value[above] - y < CLOSE and abs(own["at"][above] / x - 1) < CLOSE
+        aside = -11 if close else 4  # below the point, where another is just above it
+        axes.annotate(marked[name], (x, y), (4, aside), textcoords="offset points")
 
 
 @styled
