@@ -23,10 +23,11 @@ from tipmini_lab.book.figures import (
     styled,
     styles_of,
 )
-from tipmini_lab.book.tables import TITLES, estimate, printed, variant_rows
+from tipmini_lab.book.tables import TITLES, estimate, printed, share, variant_rows
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.experiments import declared, elastic
 from tipmini_lab.experiments.profiles import load_profile
+from tipmini_lab.results.retention import MEAN, retention
 from tipmini_lab.results.statistics import MISSING, Interval, mean_interval, mean_of
 
 TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of experiments/lora
@@ -71,12 +72,14 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     tuned = [lora_tables.runs(mini, f"lora-{name}").stored for name in TUNINGS]
     searched = elastic.experiments(mini)
     counts = verdict_counts(audited)
+    kept = retention(variant_rows(full), TAUGHT, full.tasks).get(MEAN)
     return {
         "glance_corpus": next(iter(CORPORA)),
         "glance_order": in_order(pruned()),
         **{f"steps_{words}": str(steps(longer)) for longer, words in STEPS.items()},
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
         "full_taught": estimate(mean_of(variant_rows(full), TAUGHT, full.tasks)),
+        "full_taught_kept": share(kept).replace("<br>", " "),
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
         "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),
@@ -255,10 +258,10 @@ def verdicts(counts: pd.DataFrame) -> Figure:
     for kind, colour in SHADES.items():
         axes.barh(places, shares[kind], left=left, color=colour, label=kind, height=0.8)
         ink = GREY if kind == UNTESTED else "black"
-        for y, share, start, count in zip(places, shares[kind], left, counts[kind], strict=True):
-            if share > 0.04:
+        for y, part, start, count in zip(places, shares[kind], left, counts[kind], strict=True):
+            if part > 0.04:
                 middle = {"ha": "center", "va": "center", "fontsize": 9, "color": ink}
-                axes.text(start + share / 2, y, f"{count}", **middle)
+                axes.text(start + part / 2, y, f"{count}", **middle)
         left += shares[kind]
     axes.set_yticks(places, [f"{paper}, {where}" for paper, where in counts.index])
     axes.set(xlim=(0, 1), xticks=[])

@@ -228,9 +228,9 @@ def table(
 
 
 NOTE = (
-    "The interval is that of a paired bootstrap over examples. $p$ is of a permutation test, "
-    "corrected for all comparisons of these chapters that are tested at the same profile; the "
-    f"verdict is at p < {LEVEL}."
+    "The interval is that of a paired bootstrap over examples, and is not corrected. $p$ is of a "
+    "permutation test, corrected for all comparisons of these chapters that are tested at the same "
+    f"profile; the verdict is at p < {LEVEL}."
 )
 
 
