@@ -47,3 +47,14 @@ def test_what_is_left_of_a_task_under_the_floor_is_a_share_of_the_floor():
     told = taught.by_task(found, {"distilled-56": "distilled"}, lab).loc["distilled"]
     assert list(told) == ["0.50", "0.25", "1.00", "0.00", "2.00", "0.50", "1.62"]
     assert list(told.index[[0, -1]]) == ["ARC-Challenge", "RTE"]
+
+
+def test_the_lowest_is_a_merge_of_no_higher_rank_that_reads_no_labels(stored, monkeypatch):
+    known, mini = catalogue(), load_profile("mini")
+    rows = stored.assign(**{"distilled-8": 0.5, "fresh-distilled-8": 0.5})
+    facts = {"distilled-56": FACTS, "distilled-8": FACTS | {"R": [1.0, 0.5], "rank": 8}}
+    facts |= {"fresh-distilled-8": FACTS | {"R": [1.0, 0.1], "rank": 8}}
+    monkeypatch.setattr(taught.store, "facts", lambda folder: facts)
+    assert taught.lowest(known, rows, mini) == "distilled-56"
+    assert taught.lowest(known, rows, mini, rank=8) == "distilled-8"
+    assert taught.lowest(known, rows, mini, rank=4) is None
