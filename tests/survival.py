@@ -46,6 +46,7 @@ tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
 WITHIN = 600  # seconds that a command may take, many times what any does
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT  # asks of a command, which stays to be waited for
 RUNNING: set[int] = set()  # commands that were started and have not been waited for
 ANEW = ("merge", "blockwise")  # commands that keep nothing of an earlier run
 TIMES = ("seconds", "memory", "date", "digest")  # of a run, in JSON
@@ -150,7 +151,7 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
         log = os.open(work / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         for number in (1, 2):
             os.dup2(log, number)
-        faulthandler.register(signal.SIGUSR1, all_threads=True)  # says where it hangs
+        faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)  # says where, and ends
         os.environ |= environment
         if limit := os.environ.get("LIMIT"):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -168,7 +169,8 @@ def _be(words: list[str], work: Path, environment: dict[str, str]) -> None:
 
 
 def ended(child: int, work: Path) -> int:
-    found = awaited(lambda: os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG), work)
+    found = awaited(lambda: os.waitid(os.P_PID, child, ENDED), work)
+    os.waitpid(child, 0)
     RUNNING.remove(child)
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
@@ -179,10 +181,11 @@ def awaited(found: Callable[[], Any], work: Path, within: float = WITHIN) -> Any
     end = time.monotonic() + within
     while not (what := found()):
         if time.monotonic() > end:
-            for child in RUNNING:
+            for child in RUNNING:  # one after the other: they share a log
                 os.kill(child, signal.SIGUSR1)
-            time.sleep(1)  # they say it
-            for child in RUNNING:
+                end = time.monotonic() + 10
+                while not os.waitid(os.P_PID, child, ENDED) and time.monotonic() < end:
+                    time.sleep(0.002)
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             told = (work / "log").read_text(errors="replace")

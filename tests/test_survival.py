@@ -47,25 +47,26 @@ if not (child := os.fork()):
 os.waitpid(child, 0)
 list(tqdm(range(2)))
 """
-    python("-c", script, timeout=120)
+    python("-c", script, timeout=600)
 
 
 def test_commands_that_hang_are_told_with_where(tmp_path):
     script = """
-import sys, time, survival
+import os, sys, time, survival
 from pathlib import Path
 
 def waiting():
+    (work / str(os.getpid())).touch()
     time.sleep(1000)
 
 survival.main, work = waiting, Path(sys.argv[1])
-for _ in range(2):
-    survival.World.start(None, ["merge"], work)
-time.sleep(1)
+for _ in range(20):
+    started = survival.World.start(None, ["merge"], work)
+    survival.awaited((work / str(started)).exists, work)
 try:
     survival.awaited(lambda: None, work, within=1)
 except survival.Failed as error:
     print(error)
 """
-    told = python("-c", script, str(tmp_path), timeout=120)
-    assert "nothing within 1 s" in told and told.count("in waiting") == 2
+    told = python("-c", script, str(tmp_path), timeout=600)
+    assert "nothing within 1 s" in told and told.count("in waiting\n") == 20
