@@ -228,3 +228,27 @@ def test_a_base_without_its_tokenizer_is_one_line(tmp_path, files):
     with pytest.raises(TipminiError, match=r"has no tokenizer that can be read; save") as caught:
         load_tokenizer(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: ") and "\n" not in str(caught.value)
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+HELD = """
+import torch
+from pathlib import Path
+from tipmini_lab.evaluation.model import keep_memory, return_memory
+
+held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20  # MiB
+keep_memory()
+before = held()
+blocks = [torch.ones(2**18) for _ in range(400)]  # of 1 MiB
+last = blocks[-1]
+del blocks
+assert held() > before + 300, "it is not kept"
+return_memory()
+assert held() < before + 100, held() - before
+"""
+
+
+def test_what_is_kept_can_be_returned():
+    run = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -38,6 +38,14 @@ def keep_memory() -> None:
         libc.mallopt(top_pad, 1 << 28)
 
 
+def return_memory() -> None:
+    """Hand back to the kernel what glibc keeps: passes of many lengths leave, over time, more and
+    more pieces that nothing fits into. Elsewhere than on glibc this does nothing."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def number_format(path: Path | str, dtype: str = "auto", device: str = "cpu") -> str:
     """The name of the dtype that a model is loaded in: the given one, or for "auto" a fast one.
 

@@ -25,7 +25,7 @@ from tipmini.methods.weighting import adapter_digest
 from tipmini_lab import locks
 from tipmini_lab.evaluation import agreement, objective, tasks
 from tipmini_lab.evaluation.agreement import Answered
-from tipmini_lab.evaluation.model import recompute
+from tipmini_lab.evaluation.model import recompute, return_memory
 from tipmini_lab.evaluation.objective import Example
 from tipmini_lab.evaluation.packing import Row, batches
 from tipmini_lab.evaluation.tasks import Source
@@ -280,6 +280,10 @@ class Agreeing(OverTasks):
         self.log["stopping"].append({"step": number, "R": round(total, 5), "divergence": told})
         if self.best is None or total < self.best[0]:
             self.best = (total, {n: p.detach().clone() for n, p in self.factors.items()})
+
+    def checkpoint(self, number: int) -> None:
+        super().checkpoint(number)
+        return_memory()
 
     def kept(self) -> dict:
         """The best so far, and the rows with what the adapters answered, where no folder has it."""
