@@ -5,6 +5,11 @@ import random
 from functools import cache
 
 import pytest
+from datasets import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks.hellaswag.utils import preprocess
@@ -151,6 +156,18 @@ def test_only_the_source_differs(task):
         for name, value in config.items():  # functions by name: each definition loads them anew
             config[name] = getattr(value, "__qualname__", value)
     assert ours == official
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_reading_draws_no_bars(capfd, wanted):
+    """And leaves those of others as they were."""
+    (enable_progress_bars if wanted else disable_progress_bars)()
+    try:
+        tasks.load("hellaswag", 2)
+        assert are_progress_bars_disabled() is not wanted
+    finally:
+        enable_progress_bars()
+    assert "Map" not in capfd.readouterr().err
 
 
 def test_metrics_are_the_papers():

@@ -122,7 +122,21 @@ def _over(task: str, scored: list[dict], learnt: list[dict]) -> ConfigurableTask
     tested = datasets.Dataset.from_list(scored)
     train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
     found = datasets.DatasetDict(train=train, validation=tested, test=tested)
-    return ConfigurableTask(config=_definition(task) | {"custom_dataset": lambda **_: found})
+    with _no_bars():
+        return ConfigurableTask(config=_definition(task) | {"custom_dataset": lambda **_: found})
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Of datasets, for the while: rows that are there already are read in no time."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def text(definition: ConfigurableTask, doc: dict) -> str:
