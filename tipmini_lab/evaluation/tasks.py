@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,21 +123,26 @@ def _over(task: str, scored: list[dict], learnt: list[dict]) -> ConfigurableTask
     tested = datasets.Dataset.from_list(scored)
     train = datasets.Dataset.from_list(learnt) if learnt else tested.select([])
     found = datasets.DatasetDict(train=train, validation=tested, test=tested)
-    with _no_bars():
-        return ConfigurableTask(config=_definition(task) | {"custom_dataset": lambda **_: found})
+    definition = _definition(task) | {"custom_dataset": lambda **_: found}
+    if read := definition.get("process_docs"):
+        definition["process_docs"] = _without_bars(read)
+    return ConfigurableTask(config=definition)
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Of datasets, for the while: rows that are there already are read in no time."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
+def _without_bars(read: Callable) -> Callable:
+    """The same without datasets' bars: rows that are there already are read in no time."""
+
+    @wraps(read)
+    def quietly(docs: datasets.Dataset) -> datasets.Dataset:
+        if datasets.are_progress_bars_disabled():
+            return read(docs)
+        datasets.disable_progress_bars()
+        try:
+            return read(docs)
+        finally:
+            datasets.enable_progress_bars()
+
+    return quietly
 
 
 def text(definition: ConfigurableTask, doc: dict) -> str:
