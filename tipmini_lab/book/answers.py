@@ -31,7 +31,7 @@ from tipmini_lab.results.retention import MEAN, retention
 from tipmini_lab.results.statistics import MISSING, Interval, mean_interval, mean_of
 
 TUNINGS = ("methods", "matrices", "ranks", "prefixes", "scalings")  # groups of experiments/lora
-TAUGHT = "distilled-many-56"
+TAUGHT, FRESH = "distilled-many-56", "fresh-many-56"  # from a merge on, and from nothing
 MERGES = ("tip", "linear", "dare", "cat", "knots", "ties", "linear-tuned", TAUGHT)
 MERGE_TITLES = {
     "cat": "task arithmetic",
@@ -72,14 +72,18 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     tuned = [lora_tables.runs(mini, f"lora-{name}").stored for name in TUNINGS]
     searched = elastic.experiments(mini)
     counts = verdict_counts(audited)
-    kept = retention(variant_rows(full), TAUGHT, full.tasks).get(MEAN)
+    kept = {
+        name: share(retention(variant_rows(full), name, full.tasks)[MEAN]).replace("<br>", " ")
+        for name in (TAUGHT, FRESH)
+    }
     return {
         "glance_corpus": next(iter(CORPORA)),
         "glance_order": in_order(pruned()),
         **{f"steps_{words}": str(steps(longer)) for longer, words in STEPS.items()},
         "full_linear_tuned": estimate(mean_of(variant_rows(full), "linear-tuned", full.tasks)),
         "full_taught": estimate(mean_of(variant_rows(full), TAUGHT, full.tasks)),
-        "full_taught_kept": share(kept).replace("<br>", " "),
+        "full_taught_kept": kept[TAUGHT],
+        "full_fresh_kept": kept[FRESH],
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
         "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),
