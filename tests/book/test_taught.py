@@ -10,6 +10,7 @@ from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import load_profile
 
 FACTS = {"R": [1.0, 0.4, 0.52], "rank": 56, "seconds": 300.0, "threads": 2, "steps": 48}
+FACTS |= {"memory": 4.13e9}
 
 
 @pytest.fixture
@@ -34,10 +35,12 @@ def test_a_row_is_what_is_measured_on_all_tasks(stored):
     assert line["retention,<br>full"].startswith("50%<br>[")
     assert line["R"] == "1.00<br>to 0.40" and line["rank"] == "56"
     assert line["examples,<br>steps"] == "600<br>48"  # 96 of six tasks and 24 conversations
-    assert line["time"] == "10 min"
+    assert line["time,<br>memory"] == "10 min<br>4.1 GB"
+    found = {"distilled-56": {key: FACTS[key] for key in FACTS if key != "memory"}}
     bare = stored.drop(columns="distilled-56")
     told = taught.table(catalogue(), found, titles, stored, Lab(mini), bare, full)
     assert told.iloc[0]["retention,<br>full"] == "–"
+    assert told.iloc[0]["time,<br>memory"] == "10 min<br>–"
 
 
 def test_what_is_left_of_a_task_under_the_floor_is_a_share_of_the_floor():

@@ -7,6 +7,7 @@ import pandas as pd
 from tipmini.errors import TipminiError
 from tipmini_lab import paths
 from tipmini_lab.book.tables import markdown_table
+from tipmini_lab.results.runs import gigabytes
 
 WALKED = {  # path -> for the reader
     "calibrate": "measure the adapters' input norms",
@@ -99,10 +100,6 @@ def gpu_runs() -> str:
         for name, step in run["steps"].items()
     ]
     return markdown_table(pd.DataFrame(rows).set_index("machine"))
-
-
-def gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
 from tipmini_lab.results import store
 from tipmini_lab.results.retention import MEAN, retention
-from tipmini_lab.results.runs import duration
+from tipmini_lab.results.runs import duration, gigabytes
 from tipmini_lab.results.statistics import mean_of
 
 GROUP = "distilled"
@@ -67,7 +67,12 @@ def table(
             "R": f"{scores[0]:.2f}<br>to {min(scores):.2f}",
             "examples,<br>steps": f"{examples(name, lab):,}<br>{facts['steps']:,.0f}",
             "rank": f"{facts['rank']:.0f}",
-            "time": duration(frontier.cost(name, known.variant(name), facts, lab.profile)[1]),
+            "time,<br>memory": "<br>".join(
+                [
+                    duration(frontier.cost(name, known.variant(name), facts, lab.profile)[1]),
+                    gigabytes(facts["memory"]) if "memory" in facts else EMPTY,
+                ]
+            ),
         }
     return pd.DataFrame(lines).T.rename_axis("merge")
 

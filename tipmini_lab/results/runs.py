@@ -87,6 +87,10 @@ def duration(taken: float | None) -> str:
     return f"{taken / 60:.0f} min" if taken < 6000 else f"{taken / 3600:.1f} h"
 
 
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
 def inputs(runs: Iterable[Run]) -> dict[str, list[str]]:
     """{what goes in: its distinct SHA-256s} of the model, the adapters and the data; and `all`,
     the one hash of everything that the runs were measured of."""
