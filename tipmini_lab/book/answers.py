@@ -73,7 +73,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     searched = elastic.experiments(mini)
     counts = verdict_counts(audited)
     kept = {
-        name: share(retention(variant_rows(full), name, full.tasks)[MEAN]).replace("<br>", " ")
+        name: share(retention(variant_rows(full), name, full.tasks).get(MEAN)).replace("<br>", " ")
         for name in (TAUGHT, FRESH)
     }
     return {
