@@ -35,6 +35,7 @@ def test_results_survive(embedded, seed, kills):
     assert f"kill -9: {kills} commands" in told and "all survived" in told
 
 
+@pytest.mark.timeout(900)
 def test_a_command_that_is_killed_as_it_draws_holds_up_no_other():
     script = """
 import os, signal, survival
@@ -50,6 +51,7 @@ list(tqdm(range(2)))
     python("-c", script, timeout=600)
 
 
+@pytest.mark.timeout(900)
 def test_commands_that_hang_are_told_with_where(tmp_path):
     script = """
 import os, sys, time, survival
