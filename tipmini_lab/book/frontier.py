@@ -28,15 +28,17 @@ OTHERS = ("cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
 
 
 def variants(known: Catalogue) -> dict[str, Variant]:
-    """All that are compared, by name; choices are those that were made for `full`."""
+    """All that are compared, each merge once, by name; choices are those made for `full`."""
     mini, full, found = load_profile("mini"), load_profile("full"), {}
     declared = [name for group in GROUPS for name in known.names(group, mini)]
     for name in dict.fromkeys([*questions.methods(), *declared, *OTHERS]):
         if name in known.choices:
             try:
-                found[name] = resolved(known.choices[name], known, full)
+                chosen = resolved(known.choices[name], known, full)
             except TipminiError:  # its candidates are not measured
                 continue
+            if chosen.settings() not in [each.settings() for each in found.values()]:
+                found[name] = chosen
         elif name not in UNMERGED:
             found[name] = known.variant(name)
     return found
