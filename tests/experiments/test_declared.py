@@ -152,7 +152,7 @@ def test_choices_are_among_declared_variants_of_one_kind():
         assert len({KNOWN.variant(n).weights for n in names}) == len(names)
 
 
-@pytest.mark.parametrize("group", ["combined", "tuned"])
+@pytest.mark.parametrize("group", ["combined", "tuned", "nine-tenths"])
 def test_what_is_only_chosen_from_is_not_scored_on_evaluation_rows(group):
     measured = set(KNOWN.names(group, load_profile("mini")))
     choices = KNOWN.groups[group].choices

@@ -149,7 +149,7 @@ def test_a_module_of_its_own_is_refused(profile):
 @pytest.mark.parametrize(
     ("name", "group"),
     [(name, group) for name in ("mini", "full") for group in ("methods", "tuned", "distilled")]
-    + [("mini", "nine-tenths")],
+    + [("mini", "nine-tenths"), ("full", "nine-tenths")],
 )
 def test_no_stored_merge_is_stale(name, group):
     """Weights that were learnt, and rows that were read, are those of today: else a measurement of
