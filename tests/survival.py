@@ -181,7 +181,8 @@ def awaited(found: Callable[[], Any], work: Path, within: float = WITHIN) -> Any
     end = time.monotonic() + within
     while not (what := found()):
         if time.monotonic() > end:
-            for child in RUNNING:  # one after the other: they share a log
+            while RUNNING:  # one after the other: they share a log
+                child = RUNNING.pop()
                 os.kill(child, signal.SIGUSR1)
                 end = time.monotonic() + 10
                 while not os.waitid(os.P_PID, child, ENDED) and time.monotonic() < end:
@@ -196,7 +197,7 @@ def awaited(found: Callable[[], Any], work: Path, within: float = WITHIN) -> Any
 
 def checkpoints(name: str, child: int, work: Path) -> list[Path]:
     """Those of a command that still runs."""
-    require(os.waitpid(child, os.WNOHANG) == (0, 0), f"{name}: ended unseen")
+    require(not os.waitid(os.P_PID, child, ENDED), f"{name}: ended unseen")
     return [*work.glob("*.checkpoint.safetensors")]
 
 
@@ -270,10 +271,9 @@ class Trial:
         """Kill a command at a random moment of the time that it takes; whether it still ran."""
         child = self.world.start(self.world.commands(work)[name], work)
         time.sleep(self.chosen.uniform(0, self.seconds[name]))
-        running = os.waitpid(child, os.WNOHANG) == (0, 0)
-        if running:
+        if running := not os.waitid(os.P_PID, child, ENDED):
             os.killpg(child, signal.SIGKILL)
-            ended(child, work)
+        ended(child, work)
         return running
 
     def again(self, name: str, work: Path) -> tuple[int, list[str], str]:

@@ -64,11 +64,13 @@ def waiting():
 survival.main, work = waiting, Path(sys.argv[1])
 for _ in range(20):
     started = survival.World.start(None, ["merge"], work)
-    survival.awaited((work / str(started)).exists, work)
+    survival.awaited((work / str(started)).exists, work, within=300)
 try:
     survival.awaited(lambda: None, work, within=1)
 except survival.Failed as error:
     print(error)
+print(len(survival.RUNNING) or "none left")
 """
     told = python("-c", script, str(tmp_path), timeout=600)
     assert "nothing within 1 s" in told and told.count("in waiting\n") == 20
+    assert told.endswith("none left\n")

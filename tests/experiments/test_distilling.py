@@ -125,6 +125,17 @@ def test_a_killed_run_ends_as_if_it_never_was(
         assert torch.equal(found.delta(module), expected.delta(module))
 
 
+def test_freed_memory_is_returned_at_every_checkpoint(adapters, tokenizer, tmp_path, monkeypatch):
+    start, told = tm.merge(adapters, "cat", weights="mean"), []
+    run = distilled(adapters, tokenizer, tmp_path, start, RECIPE)
+    monkeypatch.setattr(agreeing, "return_memory", lambda: told.append(run.saved.stat().st_size))
+    run.run()
+    # before the first step, and after those that are looked at or a multiple of `every`
+    steps, looks = RECIPE.steps, RECIPE.looks
+    marks = {steps * (n + 1) // looks for n in range(looks)} | {*range(run.every, steps + 1, 6)}
+    assert len(told) == 1 + len(marks) and all(told)
+
+
 def test_what_is_run_once_more_has_the_same_gradients(adapters, tokenizer, tmp_path):
     """Rows that are longer than a pass, whose layers keep nothing; then none is left so."""
     start, found = tm.merge(adapters, "cat", weights="mean"), []

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from tipmini_lab import paths
-from tipmini_lab.book import claims, elastic_tables, lora_tables, pruning_tables
+from tipmini_lab.book import claims, elastic_tables, lora_tables, pruning_tables, questions
 from tipmini_lab.book.claims import Verdict
 from tipmini_lab.book.claims.page import HEADS, Audited
 from tipmini_lab.book.figures import (
@@ -23,7 +23,7 @@ from tipmini_lab.book.figures import (
     styled,
     styles_of,
 )
-from tipmini_lab.book.tables import TITLES, estimate, printed, share, variant_rows
+from tipmini_lab.book.tables import TITLES, estimate, points, printed, share, variant_rows
 from tipmini_lab.evaluation.perplexity import CORPORA
 from tipmini_lab.experiments import declared, elastic
 from tipmini_lab.experiments.profiles import load_profile
@@ -72,6 +72,8 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
     tuned = [lora_tables.runs(mini, f"lora-{name}").stored for name in TUNINGS]
     searched = elastic.experiments(mini)
     counts = verdict_counts(audited)
+    pairs = questions.pairs(((TAUGHT, FRESH),), full)
+    apart = next(questions.tested(pairs, full).itertuples())
     kept = {
         name: share(retention(variant_rows(full), name, full.tasks).get(MEAN)).replace("<br>", " ")
         for name in (TAUGHT, FRESH)
@@ -84,6 +86,7 @@ def page_values(audited: Sequence[Audited]) -> dict[str, str]:
         "full_taught": estimate(mean_of(variant_rows(full), TAUGHT, full.tasks)),
         "full_taught_kept": kept[TAUGHT],
         "full_fresh_kept": kept[FRESH],
+        "full_fresh_apart": f"{points(apart).replace('<br>', ' ')} points, {apart.verdict}",
         "lora_state": _state(sum(own.sum() for own in tuned), sum(map(len, tuned))),
         "elastic_state": _state(len(elastic_tables.read(searched)), len(searched)),
         "lora_found": _tuned(lora_tables.trained_means(lora_tables.runs(mini, "lora-methods"))),

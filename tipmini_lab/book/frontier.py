@@ -31,7 +31,8 @@ def variants(known: Catalogue) -> dict[str, Variant]:
     """All that are compared, each merge once, by name; choices are those made for `full`."""
     mini, full, found = load_profile("mini"), load_profile("full"), {}
     declared = [name for group in GROUPS for name in known.names(group, mini)]
-    for name in dict.fromkeys([*questions.methods(), *declared, *OTHERS]):
+    every = dict.fromkeys([*questions.methods(), *declared, *OTHERS])
+    for name in sorted(every, key=known.choices.__contains__):  # a choice is one of what is known
         if name in known.choices:
             try:
                 chosen = resolved(known.choices[name], known, full)

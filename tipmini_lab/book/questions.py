@@ -65,6 +65,7 @@ QUESTIONS: dict[str, Asked] = {
         *(("distilled-56", name) for name in ("fresh-distilled-56", "fresh-gold-56", "gold-56")),
         *(("distilled-8", name) for name in ("fresh-distilled-8", "fresh-gold-8")),
         *(("distilled-many-56", name) for name in ("fresh-many-56", "fresh-gold-many-56")),
+        ("fresh-many-56", "fresh-gold-many-56"),
         *(("distilled-many-56", name) for name in ("multitask-56", "distilled-more-56")),
         *(("distilled-many-8", name) for name in ("fresh-many-8", "distilled-many-56")),
         *(("distilled-56", f"distilled-{n}") for n in ("from-sum", "from-coefficients", "choices")),
