@@ -132,7 +132,9 @@ def test_freed_memory_is_returned_at_every_checkpoint(adapters, tokenizer, tmp_p
     run.run()
     # before the first step, and after those that are looked at or a multiple of `every`
     steps, looks = RECIPE.steps, RECIPE.looks
-    marks = {steps * (n + 1) // looks for n in range(looks)} | {*range(run.every, steps + 1, 6)}
+    marks = {steps * (n + 1) // looks for n in range(looks)} | {
+        *range(run.every, steps + 1, run.every)
+    }
     assert len(told) == 1 + len(marks) and all(told)
 
 
