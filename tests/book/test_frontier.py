@@ -155,6 +155,37 @@ def test_a_set_of_adapters_that_is_not_measured_is_left_out(monkeypatch):
     assert list(frontier.sets(catalogue(), {})) == ["one seed", "a seed each"]
 
 
+def test_two_sets_stand_beside_one_another(monkeypatch):
+    names = ["base", "single", "linear-tuned", "ties", "tip", "knots", "drift"]
+    monkeypatch.setattr(frontier, "variants", lambda known: dict.fromkeys(names[2:]))
+    tasks = load_profile("mini").tasks
+    right = {"mini": [2, 9, 6, 3, 5, 4, 8], "mini-seeds": [2, 8, 6, 7, 5, 4]}  # of 10 a task
+    rows = {
+        profile: pd.DataFrame(
+            {n: [float(i < c) for i in range(10)] * 7 for n, c in zip(names, of, strict=False)},
+            pd.MultiIndex.from_product([tasks, range(10)], names=["task", "row"]),
+        )
+        for profile, of in right.items()
+    }
+    monkeypatch.setattr(frontier.questions, "rows", lambda profile: rows[profile.name])
+    found = frontier.on_both(catalogue(), "mini")
+    assert list(found.index) == ["single", "linear-tuned", "tip", "knots", "ties", "base"]
+    of_other = [mean for mean, _ in found["a seed each", "mean"]]
+    assert of_other == pytest.approx([0.8, 0.6, 0.5, 0.4, 0.7, 0.2])
+    apart = {title: found[title, "apart"]["ties"].value for title in frontier.SETS}
+    assert list(apart.values()) == pytest.approx([-0.3, 0.1])
+    titles = {"linear-tuned": "tuned", "ties": "TIES"}
+    told = frontier.both_table(found, titles)
+    assert told.shape == (6, 4) and told.loc["base", "one seed"].startswith("0.200 ± ")
+    words = frontier.both_in_words(found, titles)  # of three merges' pairs one agrees
+    assert words.startswith("The order of 3 merges is alike by -0.33 ")
+    assert words.endswith("and on the other with the other is TIES.")
+    found.at["ties", ("a seed each", "apart")] = Interval(0.1, -0.1, 0.2)
+    assert frontier.both_in_words(found, titles).endswith("is no merge.")
+    rows["mini-seeds"] = rows["mini-seeds"].drop(columns="linear-tuned")
+    assert frontier.on_both(catalogue(), "mini").empty
+
+
 def test_interference_is_told_by_pairs(monkeypatch):
     profile = load_profile("mini").model_copy(update={"tasks": ("rte", "boolq")})
     stored = {"tip": {"rank": 8}, "coefficients": {"interference": [0.0, 0.5, 2.5, 0.0]}}

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from functools import cache
 
 import pandas as pd
+from scipy.stats import kendalltau
 
 from tipmini.errors import TipminiError
 from tipmini.methods import weighting
 from tipmini_lab import paths
-from tipmini_lab.book import questions, router
-from tipmini_lab.book.tables import EMPTY, TITLES, Titles, narrow, share
+from tipmini_lab.book import questions, router, tables
+from tipmini_lab.book.tables import EMPTY, TITLES, Titles, estimate, narrow, share
 from tipmini_lab.experiments.catalogue import UNMERGED, Catalogue, Variant, resolved
 from tipmini_lab.experiments.profiles import Profile, load_profile
-from tipmini_lab.results import retention, store
+from tipmini_lab.results import retention, statistics, store
 from tipmini_lab.results.runs import duration
+from tipmini_lab.results.statistics import Interval
 
 ALONE, UNLABELLED = "adapters alone", "unlabelled examples"
 LABELLED, CONTROL = "labelled examples", "control"
@@ -23,7 +25,7 @@ KINDS = (ALONE, UNLABELLED, LABELLED, CONTROL)
 MERGES = KINDS[:-1]
 ROUTED = "all adapters kept"  # what a router reaches, no merge
 GROUPS = ("nine-tenths", "distilled")  # whose variants are compared, with every method
-SETS = {"one seed": "full", "a seed each": "full-seeds"}  # of adapters, by how A was drawn
+SETS = {"one seed": "", "a seed each": "-seeds"}  # of adapters, by how A was drawn; of a profile
 OTHERS = ("cat-tuned", "tip-tuned", "dare-tuned", "better", "cat-learnt")
 
 
@@ -126,12 +128,63 @@ def sets(known: Catalogue, titles: Titles) -> dict[str, pd.DataFrame]:
     """`points` of every method with each of SETS that it is measured with, by the set's title; one
     alone needs none."""
     compared, found = variants(known), {}
-    for title, name in SETS.items():
-        profile = load_profile(name)
+    for title, suffix in SETS.items():
+        profile = load_profile(f"full{suffix}")
         found[title] = points(questions.rows(profile), profile, compared, titles)
     merges = {title: own.value[own.kind.isin(MERGES)] for title, own in found.items()}
     known = {title: found[title] for title, own in merges.items() if own.notna().any()}
     return known if len(known) > 1 else dict(zip([""], known.values(), strict=False))
+
+
+def on_both(known: Catalogue, name: str) -> pd.DataFrame:
+    """A line a variant that a profile has with each of SETS, the highest of the first before.
+
+    Of each set `mean`, with its error, and `apart`, the distance from `linear-tuned` (an Interval).
+    """
+    names, found = [*retention.OWN, *variants(known)], {}
+    for title, suffix in SETS.items():
+        profile = load_profile(f"{name}{suffix}")
+        rows, tasks = questions.rows(profile), profile.tasks
+        there = [n for n in names if statistics.measured(rows, [n, "linear-tuned"], tasks)]
+        lines = {
+            n: {
+                "mean": statistics.mean_of(rows, n, tasks),
+                "apart": statistics.difference(rows, n, "linear-tuned", tasks),
+            }
+            for n in there
+        }
+        order = sorted(lines, key=lambda n: lines[n]["mean"], reverse=True)
+        found[title] = pd.DataFrame([lines[n] for n in order], order, ["mean", "apart"])
+    return pd.concat(found, axis=1, join="inner")
+
+
+def both_table(found: pd.DataFrame, titles: Titles) -> pd.DataFrame:
+    """`on_both`, to be read."""
+    shown = {title: found[title, "mean"].map(estimate) for title in SETS}
+    for title in SETS:
+        column = narrow(f"from {titles['linear-tuned']}, {title}", 16)
+        shown[column] = found[title, "apart"].map(tables.points)
+    names = {name: narrow(titles.get(name, name), 24) for name in found.index}
+    return pd.DataFrame(shown).rename(index=names).rename_axis("mean accuracy")
+
+
+def both_in_words(found: pd.DataFrame, titles: Titles) -> str:
+    """How alike the order of merges is with both sets, and which ones turn sides."""
+    merges = found.drop(index=[*retention.OWN, "linear-tuned"], errors="ignore")
+    first, second = (merges[title, "mean"].map(lambda mean: mean[0]) for title in SETS)
+    sides = merges.loc[:, (list(SETS), "apart")].map(_side)
+    turned = sides.index[sides.product(axis=1) < 0]
+    named = ", ".join(titles.get(name, name) for name in turned) or "no merge"
+    return (
+        f"The order of {len(merges)} merges is alike by {kendalltau(first, second).statistic:.2f} "
+        "(Kendall's τ: 1 the same, 0 as by chance, -1 reversed). Beyond the intervals, on one side "
+        f"of *{titles['linear-tuned']}* with one set and on the other with the other is {named}."
+    )
+
+
+def _side(apart: Interval) -> int:
+    """-1 below 0 with the whole interval, 1 above it, else 0."""
+    return (apart.low > 0) - (apart.high < 0)
 
 
 def interference(profile: Profile) -> dict[str, dict[str, float]]:
