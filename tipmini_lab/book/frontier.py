@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import pandas as pd
@@ -124,16 +124,38 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
     return names
 
 
-def sets(known: Catalogue, titles: Titles) -> dict[str, pd.DataFrame]:
-    """`points` of every method with each of SETS that it is measured with, by the set's title; one
-    alone needs none."""
+def fronts(sets: Mapping[str, pd.DataFrame], costs: Iterable[str]) -> dict[str, str]:
+    """{name: title} of what is on the `front` of any cost in any set."""
+    return {n: own.title[n] for own in sets.values() for by in costs for n in front(own, by)}
+
+
+def most(sets: Mapping[str, pd.DataFrame]) -> str:
+    """The merge that keeps the most, of every set, in words."""
+    told = []
+    for which, own in sets.items():
+        best = own[own.kind.isin(MERGES)].value.idxmax()
+        told.append(f"{own.title[best]}{which and f', adapters of {which}'}: {own.value[best]:.0%}")
+    return "; ".join(told)
+
+
+def sets(known: Catalogue, titles: Titles, name: str = "full") -> dict[str, pd.DataFrame]:
+    """`points` of every method with each of a profile's SETS that it is measured with, by the set's
+    title; one alone needs none."""
     compared, found = variants(known), {}
     for title, suffix in SETS.items():
-        profile = load_profile(f"full{suffix}")
+        profile = load_profile(f"{name}{suffix}")
         found[title] = points(questions.rows(profile), profile, compared, titles)
     merges = {title: own.value[own.kind.isin(MERGES)] for title, own in found.items()}
     known = {title: found[title] for title, own in merges.items() if own.notna().any()}
     return known if len(known) > 1 else dict(zip([""], known.values(), strict=False))
+
+
+def compared(known: Catalogue, profile: Profile) -> list[str]:
+    """Every method, and all of `variants` that a profile's tasks are evaluated with."""
+    names = [*questions.methods(), *variants(known)]
+    rows = questions.rows(profile)
+    others = (n for n in names if statistics.measured(rows, [n], profile.tasks))
+    return list(dict.fromkeys([*questions.methods(), *others]))
 
 
 def on_both(known: Catalogue, name: str) -> pd.DataFrame:
