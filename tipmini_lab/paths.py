@@ -15,6 +15,7 @@ from tipmini.errors import TipminiError
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 ADAPTERS = REPOSITORY / "adapters"
+OWN_SEEDS = ADAPTERS / "own-seeds"  # the same tasks' again, trained each from a seed of its own
 NOTEBOOKS = REPOSITORY / "notebooks"
 BOOK = REPOSITORY / "book"
 BUILD = REPOSITORY / "_build"

@@ -116,7 +116,7 @@ def test_training_shows_the_checkpoint_that_was_kept_and_who_learnt_nothing(tmp_
     assert front_page.unlearnt() == "none"
     train(tmp_path, "rte", (0.5, 0.5, 0.75))
     assert front_page.unlearnt() == "RTE"
-    frame = front_page.training()
+    frame = front_page.training(paths.ADAPTERS)
     told = ["1,200 × 2", "0.0005", "10", "40", "1.500 → 1.250", "0.500 → 0.500"]
     assert list(frame.loc["RTE"]) == told and frame.loc["CoQA", "validation accuracy"] == "-"
 

@@ -46,7 +46,8 @@ def front_page_values() -> dict[str, str]:
     values |= parity.page_values() | performance.page_values()
     values |= explorer.page_values() | rehearsed.page_values()
     values |= {f"printed_{m}": v for m, v in _printed_means().items()}
-    values |= {"training": markdown_table(training()), "answers": _answers(full)}
+    values |= {"training": markdown_table(training(paths.ADAPTERS)), "answers": _answers(full)}
+    values |= {"training_own_seeds": markdown_table(training(paths.OWN_SEEDS))}
     values |= {"formats": markdown_table(formats.table(TITLES))}
     values |= {"formats_points": f"{formats.most_points():.2f}"}
     grid = declared.grid()
@@ -137,10 +138,10 @@ def row_counts() -> dict[str, tuple[int, int]]:
     return {task: tuple(pair) for task, pair in json.loads(file.read_text()).items()}
 
 
-def training() -> pd.DataFrame:
-    """What every committed adapter was trained on, and its held-out rows before and after."""
+def training(adapters: Path) -> pd.DataFrame:
+    """What every adapter of a folder was trained on, and its held-out rows before and after."""
     lines = {}
-    for task, story in _stories().items():
+    for task, story in _stories(adapters).items():
         recipe, (first, kept) = story["recipe"], _ends(story)
         accuracies = (first["accuracy"], kept["accuracy"])  # CoQA has none
         lines[TITLES[task]] = {
@@ -158,12 +159,13 @@ def training() -> pd.DataFrame:
 
 def unlearnt() -> str:
     """The adapters after whose training no more held-out rows are right than before."""
-    ends = {TITLES[task]: [e["accuracy"] for e in _ends(s)] for task, s in _stories().items()}
+    stories = _stories(paths.ADAPTERS)
+    ends = {TITLES[t]: [e["accuracy"] for e in _ends(s)] for t, s in stories.items()}
     return ", ".join(t for t, (a, b) in ends.items() if a is not None and b <= a) or "none"
 
 
-def _stories() -> dict[str, dict]:
-    files = {task: paths.ADAPTERS / task / "training.json" for task in TASKS}
+def _stories(adapters: Path) -> dict[str, dict]:
+    files = {task: adapters / task / "training.json" for task in TASKS}
     return {task: json.loads(f.read_text()) for task, f in files.items() if f.is_file()}
 
 

@@ -36,6 +36,7 @@ TITLES = {
     "serving.json": "time and memory of serving",
     "parity.json": "agreement with other libraries",
     "adapters": "training of the adapters",
+    "adapters/own-seeds": "training of the adapters of a seed each",
 }
 Files = Mapping[Path, list[Run]]
 
@@ -47,7 +48,7 @@ def groups() -> dict[str, Files]:
         folder = file.parent.relative_to(RESULTS).as_posix()
         _add(found, file.name if folder == "." else folder, file)
     for file in sorted(paths.ADAPTERS.rglob("training.json")):
-        _add(found, "adapters", file)
+        _add(found, file.parents[1].relative_to(paths.REPOSITORY).as_posix(), file)
     known = [name for name in TITLES if name in found]
     return {name: found[name] for name in [*known, *sorted(found.keys() - set(known))]}
 
