@@ -106,8 +106,10 @@ def test_a_merge_has_one_name_whichever_choice_came_to_it(tmp_path):
 def test_rounds_are_ordered_by_the_first_and_tell_the_second(profile):
     keep_scored(profile, scored(linear=([1, 0, 1, 0], [1, 0])))
     assert comparisons.rounds("best", KNOWN, profile).iloc[0, 0] == MISSING
+    assert comparisons.chosen("best", KNOWN, profile) == MISSING
     keep_scored(profile, scored(cat=([1, 1, 1, 1], [1, 1]), svd=([0, 0, 0, 0], [0, 0])))
     keep_scored(profile, scored(linear=([1, 1], [1, 1]), cat=([0, 0], [1, 1])), final=True)
+    assert comparisons.chosen("best", KNOWN, profile) == "LINEAR"
     frame = comparisons.rounds("best", KNOWN, profile)
     assert list(frame.index) == ["CAT", "LINEAR", "SVD"]
     assert list(frame["finalists"]) == ["0.500 ± 0.000", "1.000 ± 0.000", EMPTY]

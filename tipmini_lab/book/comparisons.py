@@ -65,6 +65,13 @@ def rounds(name: str, known: Catalogue, profile: Profile, count: int = 12) -> pd
     return pd.DataFrame(lines).T.rename_axis(f"the first {count} of {len(names)} candidates")
 
 
+def chosen(name: str, known: Catalogue, profile: Profile) -> str:
+    """The title of what a choice came to; MISSING where not all candidates are scored."""
+    with suppress(TipminiError):
+        return known.variant(catalogue.winner(known.choices[name], known, profile)).title
+    return MISSING
+
+
 def weights(names: Sequence[str], known: Catalogue, profile: Profile) -> pd.DataFrame:
     """Choices of one weight each: scores of the first round, and below them of the finalists.
 
