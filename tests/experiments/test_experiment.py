@@ -1,6 +1,7 @@
 """Merges of a tiny random model: what is measured, once, by whom, and what is measured again."""
 
 import functools
+import inspect
 import json
 import shutil
 
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.blockwise import merge_blockwise
-from tipmini.methods.table import equal_weight
+from tipmini.methods.table import TRAINED, equal_weight
 from tipmini_lab import intact, locks
-from tipmini_lab.commands import main
+from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
 from tipmini_lab.experiments import catalogue, distilling, formats, merging, profiles, variants
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Inputs, Variant
@@ -530,7 +531,12 @@ def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, know
     assert {name for name, _ in held} == {"linear", "half"}
     assert len(measured) == 2 * 2 + 2  # two candidates and the chosen one, two tasks each
     assert set(cells) == {("best", task) for task in TASKS}
-    assert Bundled(profile).variant("best").title in ("The best: Linear", "The best: Half")
+    lab = Bundled(profile)
+    assert lab.variant("best").title in ("The best: Linear", "The best: Half")
+    won = lab.made_as("best")
+    assert won in ("linear", "half") and lab.made_as(won) == won
+    assert lab.merged("best").name == won  # nothing is merged, or learnt, twice
+    assert lab.distilled_places("best") == lab.distilled_places(won)
     read = [{cell.inputs["data"] for cell in each.values()} for each in (held, cells)]
     assert not read[0] & read[1]
     # Where only some are measured the choice is read.
@@ -553,6 +559,21 @@ def test_what_is_recommended_was_chosen_on_held_out_rows():
     assert (chosen.base_method, chosen.options) == (preset.method, preset.options)
     weight = equal_weight(preset.weights, len(profile.tasks))
     assert chosen.shares(profile.tasks) == pytest.approx(dict.fromkeys(profile.tasks, weight))
+
+
+def test_what_is_recommended_with_unlabelled_rows_was_chosen_on_held_out_rows():
+    """As `tipmini distill` has it by default, but for how many rows it reads and how often."""
+    profile, known = load_profile("mini"), catalogue.catalogue()
+    chosen = catalogue.resolved(known.choices["unlabelled"], known, profile)
+    preset, given = tm.PRESETS["recommended"], inspect.signature(one.distill).parameters
+    count = len(profile.tasks)
+    assert chosen.base_method == preset.method  # it starts from there
+    assert equal_weight(chosen.weights, count) == equal_weight(preset.weights, count)
+    recipe = Lab(profile).distill_recipe(Lab(profile).experiment("unlabelled"))
+    assert (recipe.words, recipe.balanced, recipe.gold) == (1, True, False)
+    assert recipe.learning_rate == given["learning_rate"].default
+    assert recipe.rank == 8 * count  # all ranks together
+    assert "recommended" in TRAINED["distill"][0]
 
 
 @pytest.mark.parametrize("count", range(2, 8))

@@ -95,7 +95,7 @@ TRAINED = {
         "yang2024adamerging",
     ),
     "distill": (
-        "All factors taught to answer as each adapter does on its own rows.",
+        "All factors taught to answer as each adapter does on its own rows; recommended with them.",
         "base model, unlabelled rows, gradients",
         "xu2025prodistill",
     ),

@@ -150,10 +150,17 @@ class Lab:
         settled["shares"] = training.shares({t: self.adapter_path(t) for t in own}) or None
         return DistillRecipe(**settled)
 
+    def made_as(self, name: str) -> str:
+        """Whose merge a variant's is: of a choice the one that it came to, so that nothing that
+        takes long is made twice."""
+        known = catalogue.catalogue()
+        chosen = known.choices.get(name)
+        return catalogue.winner(chosen, known, self.profile) if chosen else name
+
     def distilled_places(self, name: str) -> list[Path]:
         """The folders that have what was learnt for a variant; new ones are written to the last."""
-        places = self.kept, self.profile.scratch
-        return [place / "distilled" / name for place in places if place]
+        places, made = (self.kept, self.profile.scratch), self.made_as(name)
+        return [place / "distilled" / made for place in places if place]
 
     def distilled(
         self, merge: Merge, start: tm.LoraAdapter
@@ -163,7 +170,7 @@ class Lab:
         places = self.distilled_places(merge.name)
         given = {
             "recipe": self.distill_recipe(merge),
-            "saved": places[-1].with_name(f"{merge.name}.checkpoint.safetensors"),
+            "saved": places[-1].with_name(f"{places[-1].name}.checkpoint.safetensors"),
             "temperatures": training.temperatures({t: self.adapter_path(t) for t in own}),
             "answers": self.profile.scratch / "answers" / digests.digest(self.model_hash)[:12],
         }
@@ -172,7 +179,7 @@ class Lab:
             run = Distilling(*model, None if chosen.fresh else start, **given)
         else:
             run = Coefficients(*model, chosen.learn, 0.3, **given)
-        with alone(self.claims / "distilled" / merge.name):  # of its checkpoint
+        with alone(self.claims / "distilled" / places[-1].name):  # of its checkpoint
             folder = distilling.kept(run, places)
         return tm.load_adapter(folder), distilling.facts(folder)
 

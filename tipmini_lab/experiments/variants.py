@@ -119,7 +119,7 @@ class Merge(Experiment):
 
     @property
     def _note(self) -> Path:
-        return self.profile.scratch / "merged" / f"{self.name}.json"
+        return self.profile.scratch / "merged" / f"{self.lab.made_as(self.name)}.json"
 
     def merge(self) -> tm.LoraAdapter:
         """The merged adapter itself."""
