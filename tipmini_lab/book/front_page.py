@@ -147,6 +147,7 @@ def training(adapters: Path) -> pd.DataFrame:
         lines[TITLES[task]] = {
             "examples × epochs": f"{recipe['rows']:,} × {recipe['epochs']}",
             "learning rate": f"{recipe['learning_rate']:g}",
+            "seed": str(recipe["seed"]),
             "minutes": f"{story['seconds'] / 60:.0f}",
             "validation examples": str(story["held_out_rows"]),
             "validation loss": "{:.3f} → {:.3f}".format(first["loss"], kept["loss"]),
