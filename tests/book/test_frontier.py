@@ -141,6 +141,37 @@ def test_what_a_router_reaches_is_a_level_not_a_merge(found, monkeypatch):
         assert 0.875 in levels
 
 
+def test_what_one_set_lacks_is_a_dash_in_its_column(monkeypatch):
+    """A merge whose cost is not known either is there all the same."""
+    profile = load_profile("mini").model_copy(update={"tasks": ("rte",)})
+    index = pd.MultiIndex.from_product([profile.tasks, range(64)], names=["task", "row"])
+    rows = pd.DataFrame({"base": 0.0, "single": 1.0, "taught": 0.5}, index=index)
+    monkeypatch.setattr(frontier.router, "values", lambda rows, profile: 0.5)
+    monkeypatch.setattr(frontier, "_costs", dict)
+    variants = {"taught": Variant(name="taught", title="T", method="cat", distill=Distilled())}
+    one, other = (
+        frontier.points(own, profile, variants, {}) for own in (rows, rows.drop(columns="taught"))
+    )
+    assert other.loc["taught", "kept"] is None
+    told = frontier.table({"one": one, "other": other}).loc["taught"]
+    assert told.to_list()[:2] == ["50%<br>[50, 50]<br>–", "–<br>–"]
+    assert frontier.most({"one": one, "other": other.dropna(subset="value")}) == (
+        "taught, adapters of one: 50%"
+    )
+
+
+def test_each_set_names_the_tasks_that_it_is_told_of(monkeypatch):
+    learnt = {"mini": ["boolq"], "mini-seeds": ["boolq", "rte"]}
+    monkeypatch.setattr(frontier.questions, "rows", lambda profile: profile.name)
+    monkeypatch.setattr(frontier.retention, "learnt", lambda rows, tasks: learnt[rows])
+    both = dict.fromkeys(frontier.SETS)
+    told = frontier.counted(both, "mini")
+    assert told == "with one seed BoolQ; with a seed each BoolQ, RTE"
+    assert frontier.counted({"": None}, "mini") == "BoolQ"
+    learnt["mini-seeds"] = learnt["mini"]
+    assert frontier.counted(both, "mini") == "BoolQ"
+
+
 def test_a_set_of_adapters_that_is_not_measured_is_left_out(monkeypatch):
     here = {"full"}
     monkeypatch.setattr(frontier, "variants", lambda known: {"tip": None})
@@ -182,6 +213,9 @@ def test_two_sets_stand_beside_one_another(monkeypatch):
     assert words.endswith("and on the other with the other is TIES.")
     found.at["ties", ("a seed each", "apart")] = Interval(0.1, -0.1, 0.2)
     assert frontier.both_in_words(found, titles).endswith("is no merge.")
+    assert frontier.both_in_words(found.drop(["tip"]), titles) == (
+        "Of so few merges no order is told."
+    )
     rows["mini-seeds"] = rows["mini-seeds"].drop(columns="linear-tuned")
     assert frontier.on_both(catalogue(), "mini").empty
 

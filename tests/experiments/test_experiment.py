@@ -1,9 +1,9 @@
 """Merges of a tiny random model: what is measured, once, by whom, and what is measured again."""
 
 import functools
-import inspect
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,10 +16,11 @@ import tipmini as tm
 from tipmini.errors import TipminiError
 from tipmini.methods.blockwise import merge_blockwise
 from tipmini.methods.table import TRAINED, equal_weight
-from tipmini_lab import intact, locks
+from tipmini_lab import intact, locks, paths
 from tipmini_lab.commands import main, one
 from tipmini_lab.evaluation import assets, documents, evaluator, model, tasks
 from tipmini_lab.experiments import catalogue, distilling, formats, merging, profiles, variants
+from tipmini_lab.experiments import lab as lab_module
 from tipmini_lab.experiments.catalogue import Catalogue, Choice, Inputs, Variant
 from tipmini_lab.experiments.lab import Bundled, HeldOut, Lab, measure, run_all, stale
 from tipmini_lab.experiments.profiles import Profile, load_profile
@@ -546,6 +547,32 @@ def test_a_choice_is_made_on_held_out_rows_and_then_evaluated(profile, few, know
     assert len(measured) == 6 + 2
 
 
+def test_what_a_choice_came_to_is_learnt_once_and_by_one_process(
+    profile, few, tmp_path, monkeypatch
+):
+    folder, runs, claims = tmp_path / "declared" / "tip", [], []
+    folder.mkdir(parents=True)
+    taught = "{learn: adapter, rows: 3, stopping: 2, epochs: 1, parts: 1}"
+    (folder / "methods.yaml").write_text(
+        "description: a try\n"
+        f"variants: [{{name: taught, title: T, method: cat, distill: {taught}}}]"
+    )
+    (folder / "tuned.yaml").write_text(CHOICE.replace("linear, half", "taught"))
+    found = catalogue.catalogue(folder.parent)
+    monkeypatch.setattr(catalogue, "catalogue", lambda: found)
+    learn, claim = lab_module.Coefficients.run, lab_module.alone
+    counting = lambda run: (runs.append(run), learn(run))[1]  # noqa: E731
+    monkeypatch.setattr(lab_module.Coefficients, "run", counting)
+    monkeypatch.setattr(lab_module, "alone", lambda p: (claims.append(p.name), claim(p))[1])
+    measure(profile, "tuned")  # the candidate, and then the choice
+    assert len(runs) == 1
+    shutil.rmtree(profile.scratch / "distilled")
+    for name in ("best", "taught"):
+        merge = Bundled(profile).experiment(name)
+        merge.lab.distilled(merge, merge.exact())
+    assert len(runs) == 2 and set(claims) == {"taught"}
+
+
 def test_finalists_are_scored_on_more_rows(profile, few, known, measured):
     known.groups["tuned"].choices[0].__dict__["finalists"] = 1
     measure(profile, "tuned")
@@ -561,19 +588,35 @@ def test_what_is_recommended_was_chosen_on_held_out_rows():
     assert chosen.shares(profile.tasks) == pytest.approx(dict.fromkeys(profile.tasks, weight))
 
 
-def test_what_is_recommended_with_unlabelled_rows_was_chosen_on_held_out_rows():
+def test_what_is_recommended_with_unlabelled_rows_was_chosen_on_held_out_rows(
+    embedded, tmp_path, monkeypatch
+):
     """As `tipmini distill` has it by default, but for how many rows it reads and how often."""
     profile, known = load_profile("mini"), catalogue.catalogue()
     chosen = catalogue.resolved(known.choices["unlabelled"], known, profile)
-    preset, given = tm.PRESETS["recommended"], inspect.signature(one.distill).parameters
-    count = len(profile.tasks)
+    preset, count = tm.PRESETS["recommended"], len(profile.tasks)
     assert chosen.base_method == preset.method  # it starts from there
     assert equal_weight(chosen.weights, count) == equal_weight(preset.weights, count)
+
+    class Asked(Exception):
+        """What a command would learn by."""
+
+    def stopped(model, tokenizer, own, start, recipe, saved, **_):
+        raise Asked(recipe)
+
+    monkeypatch.setattr(distilling, "Distilling", stopped)
+    folders = [paths.ADAPTERS / task for task in profile.tasks]
+    with pytest.raises(Asked) as told:
+        one.distill(folders, tmp_path / "taught", task=list(profile.tasks))
+    (default,) = told.value.args
     recipe = Lab(profile).distill_recipe(Lab(profile).experiment("unlabelled"))
-    assert (recipe.words, recipe.balanced, recipe.gold) == (1, True, False)
-    assert recipe.learning_rate == given["learning_rate"].default
-    assert recipe.rank == 8 * count  # all ranks together
-    assert "recommended" in TRAINED["distill"][0]
+    lengths = {"rows", "rows_of", "stopping", "epochs", "parts"}
+    assert {
+        field.name: (getattr(recipe, field.name), getattr(default, field.name))
+        for field in fields(recipe)
+        if getattr(recipe, field.name) != getattr(default, field.name)
+    }.keys() <= lengths
+    assert TRAINED["distill"][0].endswith("; recommended with its rows at hand.")
 
 
 @pytest.mark.parametrize("count", range(2, 8))

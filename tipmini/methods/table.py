@@ -95,7 +95,7 @@ TRAINED = {
         "yang2024adamerging",
     ),
     "distill": (
-        "All factors taught to answer as each adapter does on its own rows; recommended with them.",
+        "All factors taught to answer as each adapter does; recommended with its rows at hand.",
         "base model, unlabelled rows, gradients",
         "xu2025prodistill",
     ),

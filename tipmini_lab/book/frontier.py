@@ -81,7 +81,7 @@ def points(
             **{"title": title, "kind": of, "kept": kept, "without": found.get(retention.WITHOUT)},
             **{"value": kept.value if kept else math.nan, "rank": rank, "seconds": seconds},
         }
-    frame = pd.DataFrame(lines).T
+    frame = pd.DataFrame.from_dict(lines, orient="index", dtype=object)  # None stays None
     return frame.astype({"value": float, "rank": float, "seconds": float})
 
 
@@ -124,38 +124,51 @@ def front(found: pd.DataFrame, by: str) -> list[str]:
     return names
 
 
-def fronts(sets: Mapping[str, pd.DataFrame], costs: Iterable[str]) -> dict[str, str]:
-    """{name: title} of what is on the `front` of any cost in any set."""
-    return {n: own.title[n] for own in sets.values() for by in costs for n in front(own, by)}
+def fronts(found: Mapping[str, pd.DataFrame], costs: Iterable[str]) -> dict[str, str]:
+    """{name: title} of what is on the `front` of any cost in any of `sets`."""
+    return {n: own.title[n] for own in found.values() for by in costs for n in front(own, by)}
 
 
-def most(sets: Mapping[str, pd.DataFrame]) -> str:
-    """The merge that keeps the most, of every set, in words."""
-    told = []
-    for which, own in sets.items():
-        best = own[own.kind.isin(MERGES)].value.idxmax()
-        told.append(f"{own.title[best]}{which and f', adapters of {which}'}: {own.value[best]:.0%}")
-    return "; ".join(told)
+def most(found: Mapping[str, pd.DataFrame]) -> str:
+    """The merge that keeps the most, of every one of `sets` that has one, in words."""
+    merges = {which: own[own.kind.isin(MERGES)] for which, own in found.items()}
+    best = {which: own.loc[own.value.idxmax()] for which, own in merges.items() if len(own)}
+    return "; ".join(
+        f"{own.title}{which and f', adapters of {which}'}: {own.value:.0%}"
+        for which, own in best.items()
+    )
 
 
 def sets(known: Catalogue, titles: Titles, name: str = "full") -> dict[str, pd.DataFrame]:
     """`points` of every method with each of a profile's SETS that it is measured with, by the set's
     title; one alone needs none."""
-    compared, found = variants(known), {}
+    every, found = variants(known), {}
     for title, suffix in SETS.items():
         profile = load_profile(f"{name}{suffix}")
-        found[title] = points(questions.rows(profile), profile, compared, titles)
+        found[title] = points(questions.rows(profile), profile, every, titles)
     merges = {title: own.value[own.kind.isin(MERGES)] for title, own in found.items()}
-    known = {title: found[title] for title, own in merges.items() if own.notna().any()}
-    return known if len(known) > 1 else dict(zip([""], known.values(), strict=False))
+    there = {title: found[title] for title, own in merges.items() if own.notna().any()}
+    return there if len(there) > 1 else dict(zip([""], there.values(), strict=False))
+
+
+def counted(found: Mapping[str, pd.DataFrame], name: str) -> str:
+    """The tasks that retention of `sets` is told of, in words: of each set its own."""
+    told = {}
+    for title, suffix in SETS.items():
+        profile = load_profile(f"{name}{suffix}")
+        own = retention.learnt(questions.rows(profile), profile.tasks)
+        told[title] = ", ".join(TITLES[task] for task in own)
+    shown = {title: told[title or next(iter(SETS))] for title in found}
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return "; ".join(f"with {title} {tasks}" for title, tasks in shown.items())
 
 
 def compared(known: Catalogue, profile: Profile) -> list[str]:
     """Every method, and all of `variants` that a profile's tasks are evaluated with."""
-    names = [*questions.methods(), *variants(known)]
-    rows = questions.rows(profile)
-    others = (n for n in names if statistics.measured(rows, [n], profile.tasks))
-    return list(dict.fromkeys([*questions.methods(), *others]))
+    methods, rows = questions.methods(), questions.rows(profile)
+    others = (n for n in variants(known) if statistics.measured(rows, [n], profile.tasks))
+    return list(dict.fromkeys([*methods, *others]))
 
 
 def on_both(known: Catalogue, name: str) -> pd.DataFrame:
@@ -193,6 +206,8 @@ def both_table(found: pd.DataFrame, titles: Titles) -> pd.DataFrame:
 def both_in_words(found: pd.DataFrame, titles: Titles) -> str:
     """How alike the order of merges is with both sets, and which ones turn sides."""
     merges = found.drop(index=[*retention.OWN, "linear-tuned"], errors="ignore")
+    if len(merges) < 3:
+        return "Of so few merges no order is told."
     first, second = (merges[title, "mean"].map(lambda mean: mean[0]) for title in SETS)
     sides = merges.loc[:, (list(SETS), "apart")].map(_side)
     turned = sides.index[sides.product(axis=1) < 0]
@@ -219,19 +234,19 @@ def interference(profile: Profile) -> dict[str, dict[str, float]]:
     return {t: {o: r for o, r in line.items() if o != t} for t, line in lines.items()}
 
 
-def table(sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """`points` of what is measured of the first set, to be read: by what is needed, then by what is
+def table(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`sets`, of what is measured of the first, to be read: by what is needed, then by what is
     kept; below the retention of each set that without the highest task."""
-    first, *_ = sets.values()
+    first, *_ = found.values()
     order = first.dropna(subset="value").assign(of=first.kind.map([*KINDS, ROUTED].index))
     lines = [
         {
             "merge": narrow(line.title, 24),
             **{
                 narrow(f"retention, {title}".strip(", "), 10): "<br>".join(
-                    share(found[which].get(line.Index)) for which in ("kept", "without")
+                    share(own[which].get(line.Index)) for which in ("kept", "without")
                 )
-                for title, found in sets.items()
+                for title, own in found.items()
             },
             "needs": narrow(line.kind, 10),
             "rank": EMPTY if math.isnan(line.rank) else f"{line.rank:.0f}",
