@@ -454,7 +454,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_best(case):
     a, b, expected = CASES[case]
-    assert catalogue.best(scored(a=a, b=b), ["a", "b"], CHOOSING) == [expected]
+    cells = scored(a=a, b=b)
+    assert catalogue.best({n: catalogue.score(cells, n, CHOOSING) for n in "ab"}) == [expected]
 
 
 @pytest.fixture
@@ -489,6 +490,23 @@ def test_finalists_are_chosen_from_by_their_own_rows(choosing):
         catalogue.resolved(choice, known, profile)
     keep_scored(profile, scored(linear=([1, 1], [1]), svd=([1, 1], [0])), final=True)
     assert catalogue.resolved(choice, known, profile).method == "linear"
+
+
+def test_a_choice_with_both_sets_of_adapters(choosing):
+    """What is best with each of them alone is not what is best with both."""
+    profile, known, _ = choosing
+    choice = Choice(name="best", title="the best", among=("linear", "cat", "svd"), both=True)
+    high, low = ([1, 1, 1, 1], [1, 1]), ([0, 0, 0, 0], [0, 0])
+    keep_scored(profile, scored(linear=high, cat=MORE, svd=low))
+    with pytest.raises(TipminiError, match="choice best: linear and 2 more are not measured"):
+        catalogue.winner(choice, known, profile)
+    keep_scored(profile.second(), scored(linear=low, cat=MORE, svd=high))
+    assert catalogue.winner(choice, known, profile) == "cat"
+    assert catalogue.winner(choice.model_copy(update={"both": False}), known, profile) == "linear"
+    several = choice.model_copy(update={"finalists": 1})
+    assert catalogue.finalists(several, known, profile) == ["cat"]
+    lowest = choice.model_copy(update={"lowest": True})
+    assert catalogue.winner(lowest, known, profile) == "linear"  # the first of equals
 
 
 def content(rows: list[dict]) -> set[str]:

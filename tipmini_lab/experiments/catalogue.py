@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -336,6 +337,7 @@ class Choice(Named):
     among: tuple[str, ...] = Field(min_length=1)  # names, * for any text; the first wins a tie
     finalists: int = Field(0, ge=0)  # so many are scored again on more rows, and chosen from
     lowest: bool = False  # the worst of them instead
+    both: bool = False  # scored with the second set of adapters too, which counts alike
     full: bool = True
 
 
@@ -481,19 +483,21 @@ def score(cells: Cells, name: str, tasks: Sequence[str]) -> float:
     return math.fsum(cells[name, task].mean for task in tasks) / len(tasks)
 
 
-def best(cells: Cells, names: Sequence[str], tasks: Sequence[str], count: int = 1) -> list[str]:
-    """The names with the highest scores, of equal ones the first; in the order of `names`."""
-    order = sorted(names, key=lambda name: -score(cells, name, tasks))  # stable
-    return [name for name in names if name in order[:count]]
+def best(scores: Mapping[str, float], count: int = 1) -> list[str]:
+    """The names with the highest scores, of equal ones the first; in the order that is given."""
+    order = sorted(scores, key=lambda name: -scores[name])  # stable
+    return [name for name in scores if name in order[:count]]
+
+
+def sets(choice: Choice, profile: Profile) -> list[Profile]:
+    """A profile for each set of adapters that a choice is made with."""
+    return [profile, profile.second()] if choice.both else [profile]
 
 
 def finalists(choice: Choice, known: Catalogue, profile: Profile) -> list[str]:
     """The candidates that are scored again on more rows; raises as `winner`."""
     names = known.candidates(choice)
-    tasks = scored_on(choice, known, profile)
-    return best(
-        _measured(choice, profile.selection_store, names, tasks), names, tasks, choice.finalists
-    )
+    return best(_scores(choice, known, profile, names), choice.finalists)
 
 
 def scored_on(choice: Choice, known: Catalogue, profile: Profile) -> tuple[str, ...]:
@@ -507,20 +511,27 @@ def winner(choice: Choice, known: Catalogue, profile: Profile) -> str:
 
     Raises TipminiError when a candidate has not been measured on held-out rows.
     """
-    names, store = known.candidates(choice), profile.selection_store
-    if choice.finalists:
-        names, store = finalists(choice, known, profile), profile.finals_store
-    tasks = scored_on(choice, known, profile)
-    cells = _measured(choice, store, names, tasks)
-    if choice.lowest:
-        return min(names, key=lambda name: score(cells, name, tasks))
-    return best(cells, names, tasks)[0]
+    names, final = known.candidates(choice), bool(choice.finalists)
+    if final:
+        names = finalists(choice, known, profile)
+    scores = _scores(choice, known, profile, names, final)
+    return min(scores, key=scores.get) if choice.lowest else best(scores)[0]
 
 
 def resolved(choice: Choice, known: Catalogue, profile: Profile) -> Variant:
     """The chosen variant, under the choice's name and title; raises as `winner`."""
     found = known.variant(winner(choice, known, profile))
     return found.changed(name=choice.name, title=f"{choice.title}: {found.title}")
+
+
+def _scores(
+    choice: Choice, known: Catalogue, profile: Profile, names: Sequence[str], final: bool = False
+) -> dict[str, float]:
+    """The mean of each name's `score` over the sets of adapters; raises as `winner`."""
+    tasks = scored_on(choice, known, profile)
+    stores = [p.finals_store if final else p.selection_store for p in sets(choice, profile)]
+    cells = [_measured(choice, store, names, tasks) for store in stores]
+    return {name: fmean(score(own, name, tasks) for own in cells) for name in names}
 
 
 def _measured(choice: Choice, store: Path, names: Sequence[str], tasks: Sequence[str]) -> Cells:

@@ -323,8 +323,9 @@ def stages(
 ) -> Iterator[tuple[Lab, list[str]]]:
     """What is measured of a group, or of those of it that are in `names`, one after the other.
 
-    Where a profile chooses, all candidates are first scored on held-out rows. Finalists are those
-    of the stage before, which is then measured. Raises TipminiError for an unknown group or name.
+    Where a profile chooses, all candidates are first scored on held-out rows, with each set of
+    adapters that counts. Finalists are those of the stages before, which are then measured. Raises
+    TipminiError for an unknown group or name.
     """
     known = catalogue.catalogue()
     members = known.names(group, profile)
@@ -334,8 +335,11 @@ def stages(
     wanted = [name for name in members if not names or name in names]
     choices = [known.choices[name] for name in wanted if name in known.choices]
     if choices and profile.chooses:
-        yield HeldOut(profile), [n for c in choices for n in known.candidates(c)]
-        several = [choice for choice in choices if choice.finalists]
-        finals = [n for c in several for n in catalogue.finalists(c, known, profile)]
-        yield HeldOut(profile, final=True), finals
+        for own in (profile, profile.second()):
+            if scored := [c for c in choices if own in catalogue.sets(c, profile)]:
+                yield HeldOut(own), [n for c in scored for n in known.candidates(c)]
+        for own in (profile, profile.second()):
+            several = [c for c in choices if c.finalists and own in catalogue.sets(c, profile)]
+            if finals := [n for c in several for n in catalogue.finalists(c, known, profile)]:
+                yield HeldOut(own, final=True), finals
     yield Bundled(profile), wanted

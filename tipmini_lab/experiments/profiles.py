@@ -97,6 +97,13 @@ class Profile(Declared):
     def finals_store(self) -> Path:
         return self.selection_store / "finals"
 
+    def second(self) -> "Profile":
+        """The same of the second set of adapters, whose scores of what may be chosen lie apart."""
+        beside = {"name": f"{self.name}-seeds", "adapters": f"{paths.OWN_SEEDS}/{{task}}"}
+        return self.model_copy(
+            update=beside | {"selection": str(self.selection_store / paths.OWN_SEEDS.name)}
+        )
+
     @property
     def scratch(self) -> Path:
         """The folder of what can be made again: merged variants and their inputs' norms."""
