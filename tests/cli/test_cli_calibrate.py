@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import tipmini as tm
 from tipmini_lab.commands import main, one
+from tipmini_lab.evaluation import tasks
 from tipmini_lab.evaluation.documents import own_rows
 from tipmini_lab.experiments.lab import Lab
 from tipmini_lab.experiments.profiles import Profile
@@ -47,6 +48,21 @@ def test_the_statistic_asked_for_is_written(small, statistic, what):
     assert all(torch.equal(written[name], measured[name]) for name in measured)
     with safe_open("new/rte.safetensors", "pt") as opened:
         assert opened.metadata()["statistic"] == statistic
+
+
+def test_without_answers(small):
+    """Each row with one of its choices, the next with the next, whichever is right."""
+    given = ["--task", "rte", "--statistic", "gram", "--rows", "6", "--unlabelled"]
+    told = run("calibrate", *given, "--out", "x.safetensors")
+    assert told.endswith("on 6 examples of rte\n")
+    made = {"name": "n", "description": "d", "results": f"{small}/results"}
+    norms = Lab(Profile(**made, adapters=f"{small}/adapters/{{task}}", calibration_rows=6)).norms
+    of_any = norms.measure("rte", tasks.unlabelled(*tasks.training("rte", 6)), "gram")
+    right, written = norms.measure("rte", statistic="gram"), load_file("x.safetensors")
+    assert all(torch.equal(written[name], of_any[name]) for name in of_any)
+    assert not all(torch.equal(written[name], right[name]) for name in right)
+    with safe_open("x.safetensors", "pt") as opened:
+        assert opened.metadata()["answers"] == "none"
 
 
 def test_regmean_works_from_end_to_end():

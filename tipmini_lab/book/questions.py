@@ -54,6 +54,7 @@ QUESTIONS: dict[str, Asked] = {
         ("linear-tuned", "single"),
         *((("better", name)) for name in ("single", "base", "linear-tuned", "tip", "tip-tuned")),
         *((name, "linear-tuned") for name in ("cat-learnt", "tip-tuned", "ties", "knots")),
+        ("unlabelled-regmean", "linear-tuned"),
         *((name, "linear-tuned") for name in ("regmean", "dare-tuned", "cat-tuned")),
         ("dare-delta-tuned", "linear-tuned"),
         ("better", "ties"),

@@ -8,7 +8,7 @@ from tipmini_lab.commands.blockwise import blockwise
 COMMANDS = {
     one.calibrate: [
         "tipmini calibrate --task piqa --out piqa.safetensors",
-        "tipmini calibrate --task piqa --statistic gram --out piqa-grams.safetensors",
+        "tipmini calibrate --task piqa --statistic gram --unlabelled --out piqa-grams.safetensors",
         "tipmini calibrate --text own.jsonl --adapter adapters/piqa --out piqa.safetensors",
         "tipmini calibrate --task colours --include-path tasks --adapter adapters/piqa"
         " --out piqa.safetensors",

@@ -59,13 +59,15 @@ def calibrate(
     base: Base = "embedded",
     adapter: option(Path | None, "default `adapters/TASK`") = None,
     rows: option(int, "training examples", min=1) = 128,
+    unlabelled: option(bool, "without answers: of listed choices any", "--unlabelled") = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what a merge needs of an adapter's inputs, on training examples or your own text.
 
-    tip and wanda need norms, regmean Gram matrices, k x k numbers for each module.
+    tip and wanda need norms, regmean Gram matrices, k x k numbers for each module, which it can do
+    with as well of examples whose answers aren't known.
     """
     from tipmini_lab.evaluation import tasks
     from tipmini_lab.experiments.merging import save_tensors
@@ -84,6 +86,8 @@ def calibrate(
     found = tasks.sources([task] if task else [], [text] if text else [], include_path)
     ((task, of),) = found.items()
     texts = None if isinstance(of, str) else tasks.texts(of, rows)
+    if unlabelled:
+        texts = tasks.unlabelled(*tasks.training(of, rows))
     with tempfile.TemporaryDirectory() as work:
         folder = _as_peft_reads_it(own, read, laboratory(base).model_path, work)
         place = folder.replace("{", "{{").replace("}", "}}")  # a profile's is filled in by format
@@ -93,6 +97,7 @@ def calibrate(
     own = hub.source(own) or own
     facts = {"task": task, "adapter": own, "base": base, "statistic": statistic}
     facts["factors"] = factors  # by which a merge finds the adapter
+    facts["answers"] = "none" if unlabelled else "right"
     save_tensors(measured, out, facts | {"dtype": lab.dtype})
     what = "Gram matrices" if statistic.startswith("gram") else "input norms"
     print(f"{out}: {what} of {own} on {len(texts) if texts else rows} examples of {task}")
