@@ -143,6 +143,9 @@ def test_building_twice_gives_the_same_files_and_what_is_amiss_changes_none(
     (stage / "book/a40.md").write_text("# A page\n\nwith an unknown {ref}`label`.\n")
     with pytest.raises(TipminiError, match=r"not published.*a40\.md"):
         staging.build(stage, out)
+    (stage / "book/a40.md").write_text("# A page\n\n\\:::{table} that is no table\n")
+    with pytest.raises(TipminiError, match=r"not published, a40\.html shows a directive as text"):
+        staging.build(stage, out)
     assert contents(out) == first
 
 
@@ -168,8 +171,8 @@ def test_what_an_appendix_has_is_counted_by_its_letter(tmp_path_factory):
     assert front.select_one(".bd-links a[href*=b_readings]").text.startswith("B. ")
 
 
-def test_what_a_cell_prints_with_a_role_is_read_as_myst():
-    role = re.compile(r"\{(eq|numref|cite|ref|doc)\}`")
+def test_what_a_cell_shows_with_a_role_or_as_a_table_is_read_as_myst():
+    role = re.compile(r"\{(eq|numref|cite|ref|doc)\}`|tables\.(numbered|found)\(")
     for path in paths.NOTEBOOKS.glob("*.ipynb"):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "code" and role.search(cell.source):

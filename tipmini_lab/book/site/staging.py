@@ -179,8 +179,8 @@ def build(stage_dir: Path, out: Path) -> dict[str, int]:
 
     Returns how many bytes every page is and loads, without MathJax: see `finishing.weight`.
 
-    Raises TipminiError where Sphinx warned (an unresolved reference, an unknown citation, ...);
-    `out` then stays as it was.
+    Raises TipminiError where Sphinx warned (an unresolved reference, an unknown citation, ...) or a
+    page shows a directive as text; `out` then stays as it was.
     """
     work = out.with_name(f".{out.name}.new")
     shutil.rmtree(work, ignore_errors=True)
@@ -201,6 +201,9 @@ def build(stage_dir: Path, out: Path) -> dict[str, int]:
         warnings = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[:1]
         told = f"{len(warnings)} warnings; the first: {warnings[0].strip()}"
         raise TipminiError(f"book: not published, {told}")
+    for page in sorted((work / "_build/html").rglob("*.html")):
+        if "<p>:::{" in page.read_text():  # of a cell whose Markdown is not read as MyST
+            raise TipminiError(f"book: not published, {page.name} shows a directive as text")
     facts = Facts.model_validate_json((stage_dir / FACTS).read_text())
     weights = finish(work / "_build/html", facts)
     # Two renames: never a half-written book.
